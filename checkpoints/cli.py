@@ -1,0 +1,44 @@
+"""Command lines of this project: argparse whose mistakes are one line with exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from moe.errors import did_you_mean, exit_on_user_error
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with one-line errors, suggestions for misspelt flags, defaults in ``--help`` and a ``--debug`` flag."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        if not any(action.dest == "debug" for action in self._actions):
+            self.add_argument(
+                "--debug", action="store_true", default=argparse.SUPPRESS, help="show the trace of an error"
+            )
+
+    def error(self, message: str):
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        hint = "".join(
+            did_you_mean(word.split("=")[0], flags) for word in re.findall(r"(?<!\S)--?[\w-]+(?:=\S*)?", message)[:1]
+        )
+        print(f"error: {' '.join(message.split())}{hint}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def run(
+    parser: ArgumentParser,
+    main: Callable[[argparse.Namespace], int | None],
+    argv: Sequence[str] | None = None,
+    also: tuple[type[Exception], ...] = (),
+) -> int:
+    """Parses ``argv`` and runs ``main``; a user's mistake becomes one line and exit code 2 (a trace with ``--debug``)."""
+    arguments = parser.parse_args(argv)
+    arguments.debug = getattr(arguments, "debug", False)
+    with exit_on_user_error(arguments.debug, also=also):
+        return main(arguments) or 0
