@@ -1,0 +1,166 @@
+"""The CPU path: expert-sorted segments, contiguous slices, no copy of any weight.
+
+Every operation is a pair of plain functions, ``*_fwd`` and ``*_bwd``; `kernels.ops` wraps them in autograd functions.
+Nothing is saved that can be had again for less than a matrix product over the hidden width: of R*F-sized tensors only
+the two pre-activations stay.
+
+Shape legend: T tokens, K experts per token, R = T*K rows sorted by expert, E experts, D model width, F hidden width,
+r rank.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.dispatch import ExpertDispatch, sort_by_expert
+from kernels.reference import accumulation_dtype
+
+
+def segments(offsets: Tensor, rows: int) -> list[tuple[int, int, int]]:
+    """Non-empty ``(expert, start, end)`` runs; ValueError where the offsets do not span the rows in order."""
+    bounds = offsets.tolist()
+    if bounds[0] != 0 or bounds[-1] != rows or any(b < a for a, b in itertools.pairwise(bounds)):
+        raise ValueError(f"offsets: expected a rising list from 0 to the {rows} rows of x, got {bounds}")
+    return [(e, a, b) for e, (a, b) in enumerate(itertools.pairwise(bounds)) if b > a]
+
+
+# ---------------------------------------------------------------------------------------------- grouped linear
+
+
+def grouped_linear_fwd(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """x [R, D], weight [E, N, D] -> [R, N]."""
+    y = x.new_empty(x.shape[0], weight.shape[1])  # [R, N]
+    for e, a, b in segments(offsets, x.shape[0]):
+        torch.mm(x[a:b], weight[e].t(), out=y[a:b])
+    return y
+
+
+def grouped_linear_dx(dy: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """dy [R, N], weight [E, N, D] -> [R, D]."""
+    dx = dy.new_empty(dy.shape[0], weight.shape[2])  # [R, D]
+    for e, a, b in segments(offsets, dy.shape[0]):
+        torch.mm(dy[a:b], weight[e], out=dx[a:b])
+    return dx
+
+
+def grouped_linear_dw(x: Tensor, dy: Tensor, offsets: Tensor) -> Tensor:
+    """x [R, D], dy [R, N] -> [E, N, D]; an expert without rows gets zeros."""
+    dw = x.new_empty(offsets.numel() - 1, dy.shape[1], x.shape[1])  # [E, N, D]
+    used = set()
+    for e, a, b in segments(offsets, x.shape[0]):
+        torch.mm(dy[a:b].t(), x[a:b], out=dw[e])
+        used.add(e)
+    for e in range(dw.shape[0]):
+        if e not in used:
+            dw[e].zero_()
+    return dw
+
+
+# ------------------------------------------------------------------------------------------- rows <-> tokens
+
+
+def token_of_row(dispatch: ExpertDispatch, top_k: int) -> Tensor:
+    return dispatch.order if top_k == 1 else torch.div(dispatch.order, top_k, rounding_mode="floor")  # [R]
+
+
+def sum_rows(rows: Tensor, dispatch: ExpertDispatch, top_k: int, weights: Tensor | None = None) -> Tensor:
+    """Sum over a token's rows, ``sum_j weights[t, j] * rows[inverse[t, j]]``, in float32 (float64 for float64)."""
+    acc = accumulation_dtype(rows.dtype)
+    slots = dispatch.inverse.view(-1, top_k)  # [T, K]
+    total = None
+    for j in range(top_k):
+        part = rows.index_select(0, slots[:, j]).to(acc)  # [T, ...]
+        if weights is not None:
+            part.mul_(weights[:, j : j + 1])
+        total = part if total is None else total.add_(part)
+    return total.to(rows.dtype)
+
+
+def swiglu_backward(da: Tensor, h1: Tensor, h3: Tensor, silu: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of ``silu(h1) * h3``; ``da`` and ``silu`` (= silu(h1)) are overwritten."""
+    dh3 = silu.mul_(da)
+    dh1 = torch.ops.aten.silu_backward(da.mul_(h3), h1)
+    return dh1, dh3
+
+
+# ------------------------------------------------------------------------------------------------ full experts
+
+
+def experts_fwd(
+    x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor, ExpertDispatch]:
+    """Output [T, D], the pre-activations h1, h3 [R, F] and the dispatch."""
+    top_k = expert_ids.shape[1]
+    dispatch = sort_by_expert(expert_ids, w1.shape[0])
+    xs = x.index_select(0, token_of_row(dispatch, top_k))  # [R, D]
+    h1 = x.new_empty(xs.shape[0], w1.shape[1])  # [R, F]
+    h3 = torch.empty_like(h1)
+    y = torch.empty_like(xs)  # [R, D]
+    for e, a, b in segments(dispatch.offsets, xs.shape[0]):
+        torch.mm(xs[a:b], w1[e].t(), out=h1[a:b])
+        torch.mm(xs[a:b], w3[e].t(), out=h3[a:b])
+        torch.mm(F.silu(h1[a:b]).mul_(h3[a:b]), w2[e].t(), out=y[a:b])
+    return sum_rows(y, dispatch, top_k, gates), h1, h3, dispatch
+
+
+def experts_decode(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor) -> Tensor:
+    """One token, no gradient: x [1, D] -> [1, D] without any sort."""
+    total = torch.zeros_like(x, dtype=accumulation_dtype(x.dtype))
+    for e, gate in zip(expert_ids[0].tolist(), gates[0]):
+        if not 0 <= e < w1.shape[0]:
+            raise ValueError(f"expert_ids: expected values in [0, {w1.shape[0]}), found {e}")
+        a = F.silu(F.linear(x, w1[e])).mul_(F.linear(x, w3[e]))  # [1, F]
+        total.add_(F.linear(a, w2[e]).to(total.dtype).mul_(gate))
+    return total.to(x.dtype)
+
+
+def experts_bwd(
+    dout: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    w3: Tensor,
+    gates: Tensor,
+    h1: Tensor,
+    h3: Tensor,
+    dispatch: ExpertDispatch,
+    needs: tuple[bool, bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients for (x, w1, w2, w3, gates), each only where ``needs`` says so.
+
+    The gate's gradient is ``<a, dout @ w2>``, so neither the experts' outputs nor their weighted copy are kept.
+    """
+    top_k = gates.shape[1]
+    token = token_of_row(dispatch, top_k)
+    gate = gates.reshape(-1).index_select(0, dispatch.order).to(x.dtype).unsqueeze(1)  # [R, 1]
+    dy = dout.index_select(0, token)  # [R, D], not yet gated
+    need_x, need_w1, need_w2, need_w3, need_gates = needs
+    xs = x.index_select(0, token) if need_w1 or need_w3 else None
+    dxs = torch.empty_like(dy) if need_x else None
+    dw1, dw2, dw3 = (torch.zeros_like(w) if n else None for w, n in ((w1, need_w1), (w2, need_w2), (w3, need_w3)))
+    dgate = gates.new_empty(dy.shape[0]) if need_gates else None
+    for e, a, b in segments(dispatch.offsets, dy.shape[0]):
+        g = gate[a:b]
+        da = dy[a:b] @ w2[e]  # [rows, F], not yet gated
+        silu = F.silu(h1[a:b])
+        if need_gates or need_w2:
+            act = silu * h3[a:b]
+            if need_gates:
+                dgate[a:b] = torch.einsum("rf,rf->r", da.to(gates.dtype), act.to(gates.dtype))
+            if need_w2:
+                torch.mm((dy[a:b] * g).t(), act, out=dw2[e])
+        dh1, dh3 = swiglu_backward(da.mul_(g), h1[a:b], h3[a:b], silu)
+        if need_x:
+            torch.mm(dh1, w1[e], out=dxs[a:b])
+            dxs[a:b].addmm_(dh3, w3[e])
+        if need_w1:
+            torch.mm(dh1.t(), xs[a:b], out=dw1[e])
+        if need_w3:
+            torch.mm(dh3.t(), xs[a:b], out=dw3[e])
+    dx = sum_rows(dxs, dispatch, top_k) if need_x else None
+    dgates = dgate.index_select(0, dispatch.inverse).view_as(gates) if need_gates else None
+    return dx, dw1, dw2, dw3, dgates

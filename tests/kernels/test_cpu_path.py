@@ -1,0 +1,196 @@
+"""The CPU path against the plain reference: values, every gradient, frozen weights, bit-equality, bad input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels import ops, reference
+from kernels.dispatch import LowRank, sort_by_expert
+
+
+def routing(tokens: int, top_k: int, num_experts: int, kind: str = "uniform") -> torch.Tensor:
+    if kind == "one":
+        return torch.full((tokens, top_k), num_experts - 1)
+    weight = torch.ones(num_experts) if kind == "uniform" else torch.tensor([8.0, 1, 1, 0.2, 0.1, 0.1, 0.1, 0.1])
+    score = torch.rand(tokens, num_experts) * weight[:num_experts]
+    return score.topk(top_k, -1).indices
+
+
+def full_weights(num_experts: int, width: int, hidden: int, dtype=torch.float64) -> list[torch.Tensor]:
+    shapes = (num_experts, hidden, width), (num_experts, width, hidden), (num_experts, hidden, width)
+    return [(torch.randn(s, dtype=torch.float64) / s[-1] ** 0.5).to(dtype).requires_grad_() for s in shapes]
+
+
+def low_rank(rank: int, width: int, hidden: int, lead: tuple[int, ...] = (), dtype=torch.float64) -> LowRank:
+    shapes = (rank, width), (hidden, rank), (rank, hidden), (width, rank), (rank, width), (hidden, rank)
+    return LowRank(*((torch.randn(*lead, *s, dtype=dtype) * 0.3).requires_grad_() for s in shapes))
+
+
+def assert_same(got, want, inputs, tol=1e-12):
+    assert got.shape == want.shape
+    torch.testing.assert_close(got, want, atol=tol, rtol=tol)
+    grad = torch.randn_like(want)
+    ours = torch.autograd.grad(got, inputs, grad, allow_unused=True)
+    theirs = torch.autograd.grad(want, inputs, grad, allow_unused=True)
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(
+            a if a is not None else torch.tensor(0.0), b if b is not None else torch.tensor(0.0), atol=tol, rtol=tol
+        )
+
+
+@pytest.mark.parametrize("num_experts", [1, 4, 8])
+@pytest.mark.parametrize("tokens", [1, 5, 33])
+def test_sort_by_expert_is_a_stable_sort(num_experts, tokens):
+    torch.manual_seed(0)
+    ids = routing(tokens, min(2, num_experts), num_experts)
+    flat = ids.reshape(-1)
+    order, inverse, offsets = sort_by_expert(ids, num_experts)
+    assert order.dtype == inverse.dtype == torch.int64 and offsets.dtype == torch.int32
+    assert order.tolist() == sorted(range(flat.numel()), key=lambda i: flat[i].item())
+    assert order[inverse].tolist() == list(range(flat.numel()))
+    counts = [(flat == e).sum().item() for e in range(num_experts)]
+    assert (offsets[1:] - offsets[:-1]).tolist() == counts and offsets[0] == 0
+
+
+@pytest.mark.parametrize("kind", ["uniform", "skew", "one"])
+@pytest.mark.parametrize(("tokens", "top_k", "num_experts"), [(1, 1, 1), (5, 2, 4), (33, 1, 4), (33, 3, 8)])
+def test_experts_forward_and_gradients(kind, tokens, top_k, num_experts):
+    torch.manual_seed(1)
+    x = torch.randn(tokens, 12, dtype=torch.float64, requires_grad=True)
+    weights = full_weights(num_experts, 12, 20)
+    gates = torch.rand(tokens, top_k, dtype=torch.float64, requires_grad=True)
+    ids = routing(tokens, top_k, num_experts, kind)
+    assert_same(
+        ops.experts_forward(x, *weights, gates, ids),
+        reference.experts_forward(x, *weights, gates, ids),
+        (x, *weights, gates),
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ops.experts_forward(x, *weights, gates, ids), reference.experts_forward(x, *weights, gates, ids)
+        )
+
+
+@pytest.mark.parametrize(("has_shared", "has_experts"), [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize(("tokens", "top_k", "num_experts"), [(1, 1, 1), (5, 2, 4), (33, 1, 4), (33, 3, 8)])
+def test_delta_experts_forward_and_gradients(has_shared, has_experts, tokens, top_k, num_experts):
+    torch.manual_seed(2)
+    x = torch.randn(tokens, 12, dtype=torch.float64, requires_grad=True)
+    w1, w2, w3 = (w[0].detach().requires_grad_() for w in full_weights(1, 12, 20))
+    shared = low_rank(3, 12, 20) if has_shared else None
+    experts = low_rank(2, 12, 20, (num_experts,)) if has_experts else None
+    gates = torch.rand(tokens, top_k, dtype=torch.float64, requires_grad=True)
+    ids = routing(tokens, top_k, num_experts, "skew")
+    args = (x, w1, w2, w3, shared, experts, gates, ids, 0.7, 1.3)
+    inputs = (x, w1, w2, w3, gates, *(shared or ()), *(experts or ()))
+    assert_same(ops.delta_experts_forward(*args), reference.delta_experts_forward(*args), inputs)
+
+
+@pytest.mark.parametrize("sizes", [(4,), (0, 3, 0, 5), (1, 1, 1)])
+def test_grouped_linear_and_gradients(sizes):
+    torch.manual_seed(3)
+    offsets = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
+    x = torch.randn(6, sum(sizes), dtype=torch.float64).t().requires_grad_()  # not contiguous
+    weight = torch.randn(len(sizes), 7, 6, dtype=torch.float64, requires_grad=True)
+    assert_same(ops.grouped_linear(x, weight, offsets), reference.grouped_linear(x, weight, offsets), (x, weight))
+
+
+def test_gradcheck():
+    torch.manual_seed(4)
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    gates = torch.rand(5, 2, dtype=torch.float64, requires_grad=True)
+    ids = routing(5, 2, 3)
+    assert torch.autograd.gradcheck(lambda *a: ops.experts_forward(*a, ids), (x, *full_weights(3, 4, 6), gates))
+    base = [w[0].detach().requires_grad_() for w in full_weights(1, 4, 6)]
+    shared, experts = low_rank(2, 4, 6), low_rank(2, 4, 6, (3,))
+
+    def delta(x, w1, w2, w3, gates, *f):
+        return ops.delta_experts_forward(x, w1, w2, w3, LowRank(*f[:6]), LowRank(*f[6:]), gates, ids, 0.5, 2.0)
+
+    assert torch.autograd.gradcheck(delta, (x, *base, gates, *shared, *experts))
+
+
+def test_frozen_weights_get_no_gradient_product(monkeypatch):
+    torch.manual_seed(5)
+    x = torch.randn(6, 8, requires_grad=True)
+    w1, w2, w3 = (w[0].detach() for w in full_weights(1, 8, 10, torch.float32))
+    experts = low_rank(2, 8, 10, (2,), torch.float32)
+    gates, ids = torch.ones(6, 1), torch.tensor([[0], [1], [0], [1], [1], [1]])
+    out = ops.delta_experts_forward(x, w1, w2, w3, None, experts, gates, ids)
+    seen = []
+
+    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                seen.append(tuple(result.shape))
+            return result
+
+    with Spy():
+        out.sum().backward()
+    assert (10, 8) not in seen and (8, 10) not in seen  # the shapes only a base gradient could have
+    assert experts.a1.grad is not None and x.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_identical_experts_equal_the_dense_network(dtype):
+    torch.manual_seed(6)
+    x = torch.randn(17, 64).to(dtype)
+    w1, w2, w3 = (w[0].detach() for w in full_weights(1, 64, 96, dtype))
+    dense = reference.swiglu_ffn(x, w1, w2, w3)
+    gates = torch.softmax(torch.randn(17, 2), -1)
+    ids = routing(17, 2, 4)
+    stacked = [w.expand(4, *w.shape).contiguous() for w in (w1, w2, w3)]
+    mixture = reference.experts_forward(x, *stacked, gates, ids)
+    if dtype == torch.bfloat16:
+        assert torch.equal(mixture, dense)
+    torch.testing.assert_close(ops.experts_forward(x, *stacked, gates, ids), dense)
+    zero = LowRank(*(torch.zeros_like(t, dtype=dtype) for t in low_rank(2, 64, 96, (4,))))
+    torch.testing.assert_close(ops.delta_experts_forward(x, w1, w2, w3, None, zero, gates, ids), dense)
+
+
+def test_bf16_stays_close_to_float64():
+    torch.manual_seed(7)
+    x = torch.randn(33, 64)
+    weights = [w.detach() for w in full_weights(4, 64, 96, torch.float32)]
+    gates, ids = torch.softmax(torch.randn(33, 2), -1), routing(33, 2, 4)
+    want = reference.experts_forward(x.double(), *(w.double() for w in weights), gates.double(), ids)
+    got = ops.experts_forward(x.bfloat16(), *(w.bfloat16() for w in weights), gates, ids)
+    assert got.dtype == torch.bfloat16
+    assert (got.double() - want).abs().max() < 0.02 * want.abs().max()
+
+
+def test_autocast_matches_explicit_bf16():
+    torch.manual_seed(8)
+    x = torch.randn(9, 16)
+    weights = full_weights(2, 16, 24, torch.float32)
+    gates, ids = torch.rand(9, 1), routing(9, 1, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ops.experts_forward(x, *weights, gates, ids)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, ops.experts_forward(x.bfloat16(), *(w.bfloat16() for w in weights), gates, ids))
+    out.float().sum().backward()
+    assert weights[0].grad.dtype == torch.float32
+
+
+def test_bad_input_is_told_in_one_line():
+    x, gates, ids = torch.randn(3, 4), torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.long)
+    w1, w2, w3 = (w.detach() for w in full_weights(2, 4, 6, torch.float32))
+    with pytest.raises(ValueError, match=r"w2: expected shape \[2, 4, 6\]"):
+        ops.experts_forward(x, w1, w1, w3, gates, ids)
+    with pytest.raises(ValueError, match=r"w1: expected torch.float32 as x has"):
+        ops.experts_forward(x, w1.double(), w2, w3, gates, ids)
+    with pytest.raises(ValueError, match=r"expected values in \[0, 2\), found 2"):
+        ops.experts_forward(x, w1, w2, w3, gates, ids + 2)
+    with pytest.raises(ValueError, match=r"expected values in \[0, 2\), found -1"):
+        ops.experts_forward(x[:1], w1, w2, w3, gates[:1], ids[:1] - 1)
+    with pytest.raises(ValueError, match="expected an integer tensor"):
+        ops.experts_forward(x, w1, w2, w3, gates, ids.float())
+    with pytest.raises(ValueError, match=r"offsets: expected a rising list from 0 to the 3 rows"):
+        ops.grouped_linear(x, w1, torch.tensor([0, 1, 2], dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"gates: expected shape \[3, 1\]"):
+        ops.experts_forward(x, w1, w2, w3, gates[:2], ids)
+    bad = low_rank(2, 4, 6)._replace(b2=torch.zeros(4, 3))
+    with pytest.raises(ValueError, match=r"shared.b2: expected shape \[4, 2\]"):
+        ops.delta_experts_forward(x, w1[0], w2[0], w3[0], bad, None, gates, ids)
