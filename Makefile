@@ -1,0 +1,31 @@
+# `make demo` and `make test` do all their set-up on a fresh machine (Python 3.11 or 3.12, no GPU needed).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint gpu clean
+
+demo: $(VENV)/installed
+	$(BIN)/python train.py
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Everything that a machine with an NVIDIA GPU should run, with the torch and triton that it already has.
+gpu:
+	$(PYTHON) -m kernels.gpu_suite --output gpu-results
+
+$(VENV)/installed: setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

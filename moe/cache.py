@@ -1,0 +1,114 @@
+"""A key/value cache that rolls when the model has a sliding window.
+
+Time runs alike for all rows: shorter prompts are padded on the left, and ``padding`` says by how much. Slot ``t % C`` of
+a buffer of capacity ``C`` holds time ``t``. With a window of 4 and 6 tokens fed one by one the buffer holds
+
+    time      0  1  2  3          4  1  2  3          4  5  2  3
+    slot      0  1  2  3    ->    0  1  2  3    ->    0  1  2  3
+
+which is just what the last query may see; rotary embeddings are already in the keys, so their order is free. A chunk
+that would overwrite keys which its own earlier queries still need is attended over [old keys, new keys] and written after.
+"""
+
+# B batch, G key/value heads, C head dim, L keys
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from moe.config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of all layers for a batch of rows.
+
+    Args:
+        config: the model's sizes; ``sliding_window`` bounds the capacity.
+        batch: number of rows B.
+        max_len: longest sequence, prompt and answer together, in tokens (padding included).
+        padding: [B] int64, tokens of left padding per row; None when there is none.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        max_len: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        padding: Tensor | None = None,
+    ):
+        self.window = config.sliding_window
+        self.max_len = max_len
+        self.capacity = min(max_len, self.window) if self.window else max_len
+        shape = (config.n_layers, batch, config.n_kv_heads, self.capacity, config.head_dim)
+        self.keys = torch.empty(shape, dtype=dtype, device=device)
+        self.values = torch.empty(shape, dtype=dtype, device=device)
+        self.length = 0  # tokens seen, the same for all rows
+        has_padding = padding is not None and bool((padding > 0).any())
+        self.padding = padding.to(device) if has_padding else None
+
+    def positions(self, count: int) -> Tensor:
+        """Rotary positions of the next ``count`` tokens: [B or 1, count] int64, 0 within the padding."""
+        times = torch.arange(self.length, self.length + count, device=self.keys.device)[None]
+        return times if self.padding is None else (times - self.padding[:, None]).clamp_min(0)
+
+    def _wraps(self, count: int) -> bool:
+        return count > 1 and self.length + count > self.capacity
+
+    def _key_times(self, count: int) -> Tensor:
+        """[L] times of the keys that :meth:`update` returns for the next ``count`` tokens, in their order."""
+        device, end = self.keys.device, self.length + count
+        if end <= self.capacity:
+            return torch.arange(end, device=device)
+        if self._wraps(count):
+            return torch.arange(max(0, self.length - self.capacity), end, device=device)
+        slots = torch.arange(self.capacity, device=device)
+        return end - 1 - (end - 1 - slots) % self.capacity
+
+    def mask(self, count: int) -> Tensor | None:
+        """[B or 1, 1, count, L] bool of what the next tokens may see; None when that is everything they are given."""
+        if count == 1 and self.padding is None:
+            return None  # one token a step: the buffer holds exactly its window
+        key_times = self._key_times(count)  # [L]
+        times = torch.arange(self.length, self.length + count, device=key_times.device)[:, None]  # [count, 1]
+        allowed = key_times <= times  # [count, L]
+        if self.window is not None:
+            allowed &= times - key_times < self.window
+        allowed = allowed[None, None]  # [1, 1, count, L]
+        if self.padding is not None:
+            real = key_times[None] >= self.padding[:, None]  # [B, L]
+            # A query inside the padding sees itself, so that its softmax stays finite; nobody reads its result.
+            allowed = (allowed & real[:, None, None]) | (key_times == times)[None, None]
+        return allowed
+
+    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores keys and values [B, G, S, C] of the next S tokens and returns those to attend to, [B, G, L, C]."""
+        count, end = keys.shape[2], self.length + keys.shape[2]
+        if end > self.max_len:
+            raise ValueError(f"the cache was made for {self.max_len} tokens and is asked to hold {end}")
+        buffers = (self.keys[layer], self.values[layer])
+        if not self._wraps(count):
+            slot = self.length % self.capacity
+            for buffer, new in zip(buffers, (keys, values)):
+                buffer[:, :, slot : slot + count] = new
+            filled = min(end, self.capacity)
+            return buffers[0][:, :, :filled], buffers[1][:, :, :filled]
+        old_times = torch.arange(max(0, self.length - self.capacity), self.length, device=keys.device)
+        new_slots = torch.arange(end - min(count, self.capacity), end, device=keys.device) % self.capacity
+        joined = []
+        for buffer, new in zip(buffers, (keys, values)):
+            joined.append(torch.cat((buffer[:, :, old_times % self.capacity], new), dim=2))
+            buffer[:, :, new_slots] = new[:, :, -self.capacity :]
+        return joined[0], joined[1]
+
+    def advance(self, count: int) -> None:
+        """Moves time on after all layers have stored ``count`` tokens."""
+        self.length += count
+
+    def keep_rows(self, rows: Tensor) -> None:
+        """Drops all rows but ``rows`` [B'] int64 (finished answers need no more work)."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        if self.padding is not None:
+            self.padding = self.padding[rows]

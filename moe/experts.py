@@ -1,0 +1,113 @@
+"""Feed-forwards made of experts, in two forms behind one router.
+
+``full``: independent copies (the Mixtral form). ``delta``: one shared frozen feed-forward, one low-rank delta shared by
+all languages and one per expert; since ``sum_e g_e W2 a_e = W2 sum_e g_e a_e``, the base matrices are multiplied once per
+token however many experts a token visits.
+"""
+
+# T tokens, D model dim, F hidden dim, E experts, K top-k, r rank
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from kernels import ops
+from moe.config import ModelConfig
+from moe.layers import FeedForward
+from moe.router import Routing, force_experts, select_top_k
+
+
+class Experts(nn.Module):
+    """Stacked weights of E independent SwiGLU feed-forwards: w1 and w3 [E, F, D], w2 [E, D, F]."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        experts, dim, hidden = config.num_experts, config.dim, config.hidden_dim
+        self.w1 = nn.Parameter(torch.empty(experts, hidden, dim))
+        self.w2 = nn.Parameter(torch.empty(experts, dim, hidden))
+        self.w3 = nn.Parameter(torch.empty(experts, hidden, dim))
+
+
+class LowRankDelta(nn.Module):
+    """Low-rank changes ``B A`` of w1, w2 and w3 (Hu et al., 2021); with ``experts`` one of each per expert.
+
+    B starts at zero, so that the model starts as its base; A as a Kaiming-uniform linear layer.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, rank: int, experts: int | None = None):
+        super().__init__()
+        lead = () if experts is None else (experts,)
+        self.a1 = nn.Parameter(torch.empty(*lead, rank, dim))
+        self.b1 = nn.Parameter(torch.empty(*lead, hidden_dim, rank))
+        self.a2 = nn.Parameter(torch.empty(*lead, rank, hidden_dim))
+        self.b2 = nn.Parameter(torch.empty(*lead, dim, rank))
+        self.a3 = nn.Parameter(torch.empty(*lead, rank, dim))
+        self.b3 = nn.Parameter(torch.empty(*lead, hidden_dim, rank))
+
+    @torch.no_grad()
+    def reset(self, generator: torch.Generator | None = None) -> None:
+        """Draws A from U(-1/sqrt(in), 1/sqrt(in)) and sets B to zero."""
+        for a, b in ((self.a1, self.b1), (self.a2, self.b2), (self.a3, self.b3)):
+            bound = 1.0 / math.sqrt(a.shape[-1])
+            a.uniform_(-bound, bound, generator=generator)
+            b.zero_()
+
+    def weights(self) -> ops.LowRank:
+        """The six matrices as the kernels take them."""
+        return ops.LowRank(self.a1, self.b1, self.a2, self.b2, self.a3, self.b3)
+
+
+class MoEFeedForward(nn.Module):
+    """A router and its experts in the place of a dense feed-forward; without experts, a dense one with an adapter."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.top_k, self.delta_scale = config.num_experts_per_tok, config.delta_scale
+        self.base = self.experts = self.shared_delta = self.expert_deltas = self.gate = None
+        if config.is_moe:
+            self.gate = nn.Linear(config.dim, config.num_experts, bias=False)
+        if not config.is_delta:
+            self.experts = Experts(config)
+            return
+        self.base = FeedForward(config)
+        if config.shared_rank:
+            self.shared_delta = LowRankDelta(config.dim, config.hidden_dim, config.shared_rank)
+        if config.is_moe:
+            self.expert_deltas = LowRankDelta(config.dim, config.hidden_dim, config.expert_rank, config.num_experts)
+
+    def route(self, x: Tensor, forced_experts: Tensor | None = None) -> Routing | None:
+        """Decides which experts the tokens x [T, D] visit; None when there is no choice (a dense adapter)."""
+        if self.gate is None:
+            return None
+        if forced_experts is not None:
+            return force_experts(forced_experts)
+        router_logits = self.gate(x)  # [T, E]
+        return Routing(router_logits, *select_top_k(router_logits, self.top_k))
+
+    def forward(self, x: Tensor, forced_experts: Tensor | None = None) -> tuple[Tensor, Routing | None]:
+        """x [T, D] -> [T, D] and what the router decided; ``forced_experts`` [T] int64 overrides the router."""
+        routing = self.route(x, forced_experts)
+        if self.experts is not None:
+            weights = (self.experts.w1, self.experts.w2, self.experts.w3)
+            return ops.experts_forward(x, *weights, routing.gates, routing.expert_ids), routing
+        if routing is None:  # every token on one expert that has no delta of its own
+            gates = torch.ones(x.shape[0], 1, dtype=torch.float32, device=x.device)
+            expert_ids = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
+        else:
+            gates, expert_ids = routing.gates, routing.expert_ids
+        out = ops.delta_experts_forward(
+            x,
+            self.base.w1.weight,
+            self.base.w2.weight,
+            self.base.w3.weight,
+            self.shared_delta.weights() if self.shared_delta is not None else None,
+            self.expert_deltas.weights() if self.expert_deltas is not None else None,
+            gates,
+            expert_ids,
+            scale=self.delta_scale,
+            shared_scale=self.delta_scale,
+        )
+        return out, routing

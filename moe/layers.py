@@ -1,0 +1,153 @@
+"""The dense parts of a Mistral-family decoder: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
+
+Rounding follows the released models' reference code (norms and rotary angles in float32), so logits agree with other
+implementations to the last bits.
+"""
+
+# B batch, S sequence, L keys, D model dim, F hidden dim, H query heads, G key/value heads, C head dim
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe.cache import KVCache
+from moe.config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich, 2019), computed in float32 and cast back before the weight."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+def rope_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary angles (Su et al., 2021) for ``positions``.
+
+    Args:
+        positions: [B, S] int64.
+
+    Returns:
+        cos and sin, each [B, 1, S, C], computed in float32 and cast to ``dtype``.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    angles = positions[..., None].float() * (1.0 / theta**exponents)  # [B, S, C/2]
+    angles = torch.cat((angles, angles), dim=-1)[:, None]  # [B, 1, S, C]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates ``x`` [B, H, S, C]; halves are paired (the Hugging Face layout of q and k weights)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+@dataclass(frozen=True)
+class AttentionPattern:
+    """Which keys each query may see.
+
+    Attributes:
+        window: a query sees itself and the ``window - 1`` tokens before it; None: all tokens before it.
+        documents: lengths of the documents packed one after another in a batch of one row; none sees another.
+        mask: [B or 1, 1, S, L] bool, True where a query may look; replaces the causal rule. Made once a forward pass.
+    """
+
+    window: int | None = None
+    documents: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+
+
+def make_pattern(
+    length: int, window: int | None, documents: tuple[int, ...] | None, device: torch.device
+) -> AttentionPattern:
+    """Decides how a whole sequence of ``length`` tokens attends to itself.
+
+    On a CPU packed documents are attended one by one, which does no work for pairs of tokens that cannot see each
+    other; elsewhere one masked call is faster than many small ones.
+    """
+    if documents is not None:
+        if sum(documents) != length:
+            raise ValueError(f"documents hold {sum(documents)} tokens, the sequence has {length}")
+        if device.type == "cpu":
+            return AttentionPattern(window, documents)
+        lengths = torch.tensor(documents, device=device)
+        owner = torch.repeat_interleave(torch.arange(len(documents), device=device), lengths, output_size=length)
+        mask = banded_mask(length, window, device) & (owner[:, None] == owner[None, :])
+        return AttentionPattern(mask=mask[None, None])
+    if window is not None and length > window:
+        return AttentionPattern(mask=banded_mask(length, window, device)[None, None])
+    return AttentionPattern()
+
+
+def banded_mask(length: int, window: int | None, device: torch.device) -> Tensor:
+    """[S, S] bool: causal, and no further back than ``window`` tokens (the token itself included)."""
+    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return mask if window is None else mask.triu(1 - window)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor:
+    """Scaled dot-product attention with grouped queries: q [B, H, S, C], k and v [B, G, L, C] -> [B, H, S, C]."""
+    if pattern.documents is not None:
+        parts = []
+        for piece in zip(*(x.split(pattern.documents, dim=2) for x in (q, k, v)), strict=True):
+            parts.append(attend(*piece, make_pattern(piece[0].shape[2], pattern.window, None, q.device)))
+        return torch.cat(parts, dim=2)
+    grouped = q.shape[1] != k.shape[1]
+    # A single query at the end sees every key it is given, so it needs no causal mask.
+    causal = pattern.mask is None and q.shape[2] > 1
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.mask, is_causal=causal, enable_gqa=grouped)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al., 2023) with rotary embeddings and an optional key/value cache."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
+        self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        pattern: AttentionPattern,
+        cache: KVCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        batch, length, _ = x.shape
+        q = self.wq(x).view(batch, length, self.n_heads, self.head_dim).transpose(1, 2)  # [B, H, S, C]
+        k = self.wk(x).view(batch, length, self.n_kv_heads, self.head_dim).transpose(1, 2)  # [B, G, S, C]
+        v = self.wv(x).view(batch, length, self.n_kv_heads, self.head_dim).transpose(1, 2)
+        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        if cache is not None:
+            k, v = cache.update(layer, k, v)  # [B, G, L, C]
+        out = attend(q, k, v, pattern)  # [B, H, S, C]
+        return self.wo(out.transpose(1, 2).reshape(batch, length, -1))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU feed-forward (Shazeer, 2020): ``w2(silu(w1 x) * w3 x)``."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))

@@ -1,0 +1,194 @@
+"""Properties of our own model: packing, caches, deltas, forced experts, recomputation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moe.cache import KVCache
+from moe.config import ModelConfig
+from moe.errors import UserError
+from moe.model import Transformer, count_parameters
+
+WINDOWS = [None, 5]
+
+
+def tokens_of(length: int, rows: int = 1, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=["dense", "adapter", "full", "delta"])
+def config(request, tiny_config) -> ModelConfig:
+    changes = {
+        "dense": {},
+        "adapter": {"expert_form": "delta", "shared_rank": 3},
+        "full": {"num_experts": 4},
+        "delta": {"num_experts": 4, "expert_form": "delta", "shared_rank": 3, "expert_rank": 2},
+    }
+    return replace(tiny_config, **changes[request.param])
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_packed_documents_equal_single_documents(config, window, make_model):
+    model = make_model(replace(config, sliding_window=window))
+    documents = (9, 1, 14, 6)
+    packed = tokens_of(sum(documents))
+    together = model(packed, documents=documents).logits[0]
+    alone = [model(piece).logits[0] for piece in packed.split(documents, dim=1)]
+    assert (together - torch.cat(alone)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_masked_packing_equals_looped_packing(window, tiny_config):
+    """The single masked call of accelerators and the loop of CPUs attend alike."""
+    from moe.layers import AttentionPattern, attend, banded_mask
+
+    q, k, v = (
+        torch.randn(1, h, 30, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(h)) for h in (4, 2, 2)
+    )
+    documents = (9, 1, 14, 6)
+    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(documents))
+    mask = banded_mask(30, window, q.device) & (owner[:, None] == owner[None])
+    looped = attend(q, k, v, AttentionPattern(window, documents))
+    masked = attend(q, k, v, AttentionPattern(mask=mask[None, None]))
+    assert (looped - masked).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("chunks", [(13, 1, 1, 1, 1, 1, 1, 1), (3, 9, 2, 6), (1,) * 20, (20,)])
+def test_cache_equals_no_cache(config, window, chunks, make_model):
+    model = make_model(replace(config, sliding_window=window))
+    tokens = tokens_of(20, rows=2)
+    wanted = model(tokens).logits
+    cache = KVCache(model.config, 2, 20, torch.float64)
+    assert cache.capacity == (window or 20)
+    got = torch.cat([model(piece, cache=cache).logits for piece in tokens.split(chunks, dim=1)], dim=1)
+    assert (got - wanted).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_left_padded_rows_equal_single_rows(config, window, make_model):
+    model = make_model(replace(config, sliding_window=window))
+    lengths, total = (11, 4, 8), 17
+    rows = [tokens_of(total, seed=s)[0] for s in range(3)]
+    padding = torch.tensor([11 - n for n in lengths])
+    prompts = torch.stack(
+        [torch.cat((torch.zeros(11 - n, dtype=torch.int64), row[:n])) for n, row in zip(lengths, rows)]
+    )
+    cache = KVCache(model.config, 3, total, torch.float64, padding=padding)
+    logits = [model(prompts, cache=cache).logits[:, -1]]
+    for step in range(5):
+        logits.append(
+            model(torch.stack([r[n + step] for n, r in zip(lengths, rows)])[:, None], cache=cache).logits[:, -1]
+        )
+    for row, n, tokens in zip(range(3), lengths, rows):
+        wanted = model(tokens[None, : n + 5]).logits[0, n - 1 :]
+        assert (torch.stack(logits)[:, row] - wanted).abs().max() < 1e-12
+
+
+def test_dropping_rows_of_a_cache(tiny_config, make_model):
+    model = make_model(tiny_config)
+    tokens = tokens_of(10, rows=3)
+    cache = KVCache(model.config, 3, 10, torch.float64, padding=torch.tensor([0, 2, 1]))
+    model(tokens[:, :8], cache=cache)
+    cache.keep_rows(torch.tensor([1, 2]))
+    got = model(tokens[1:, 8:9], cache=cache).logits[0, -1]
+    assert (got - model(tokens[1:2, 2:9]).logits[0, -1]).abs().max() < 1e-12
+
+
+def test_a_full_cache_says_so(tiny_config, make_model):
+    model = make_model(tiny_config)
+    cache = KVCache(model.config, 1, 4, torch.float64)
+    with pytest.raises(ValueError, match="made for 4 tokens"):
+        model(tokens_of(5), cache=cache)
+
+
+def test_untouched_deltas_change_nothing(tiny_config):
+    dense = Transformer(tiny_config).reset(1, 0.2).double()
+    sparse_config = replace(tiny_config, num_experts=4, expert_form="delta", shared_rank=3, expert_rank=2)
+    sparse = Transformer(sparse_config).reset(2).double()
+    state = {name.replace("feed_forward.", "feed_forward.base."): value for name, value in dense.state_dict().items()}
+    missing, unexpected = sparse.load_state_dict(state, strict=False)
+    assert not unexpected and all("delta" in name or "gate" in name for name in missing)
+    tokens = tokens_of(20)
+    assert (sparse(tokens).logits - dense(tokens).logits).abs().max() <= 1e-12
+
+
+def test_delta_experts_equal_full_experts_with_merged_weights(tiny_config, make_model):
+    delta_config = replace(tiny_config, num_experts=4, expert_form="delta", shared_rank=3, expert_rank=2)
+    delta = make_model(delta_config)
+    full = Transformer(replace(delta_config, expert_form="full", shared_rank=0, expert_rank=0)).double()
+    state = {k: v for k, v in delta.state_dict().items() if "delta" not in k and ".base." not in k}
+    for index, block in enumerate(delta.layers):
+        ffn, scale = block.feed_forward, delta_config.delta_scale
+        for n in "123":
+            base = getattr(ffn.base, f"w{n}").weight
+            shared = getattr(ffn.shared_delta, f"b{n}") @ getattr(ffn.shared_delta, f"a{n}")
+            own = getattr(ffn.expert_deltas, f"b{n}") @ getattr(ffn.expert_deltas, f"a{n}")
+            state[f"layers.{index}.feed_forward.experts.w{n}"] = base + scale * (shared + own)
+    full.load_state_dict(state)
+    tokens = tokens_of(20)
+    assert (delta(tokens).logits - full(tokens).logits).abs().max() < 1e-11
+
+
+def test_forced_experts_equal_that_expert_alone(tiny_config, make_model):
+    model = make_model(replace(tiny_config, num_experts=3))
+    forced = torch.tensor([0] * 6 + [2] * 6)
+    out = model(tokens_of(12), documents=(6, 6), forced_experts=forced)
+    assert all(r.router_logits is None and r.expert_ids.flatten().equal(forced) for r in out.routing)
+    dense = Transformer(tiny_config).double()
+    for expert, piece in ((0, slice(0, 6)), (2, slice(6, 12))):
+        state = {k: v for k, v in model.state_dict().items() if "gate" not in k}
+        state = {
+            k.replace("experts.", "") + ".weight" if "experts" in k else k: v[expert] if "experts" in k else v
+            for k, v in state.items()
+        }
+        dense.load_state_dict(state)
+        assert (dense(tokens_of(12)[:, piece]).logits[0] - out.logits[0, piece]).abs().max() < 1e-12
+
+
+def test_recomputation_gives_the_same_gradients(config, make_model):
+    gradients = []
+    for recompute in (False, True):
+        model = make_model(config)
+        model(tokens_of(16), recompute=recompute).logits.square().mean().backward()
+        gradients.append({n: p.grad for n, p in model.named_parameters()})
+    assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-14) for n in gradients[0])
+
+
+def test_observer_sees_what_enters_each_feed_forward(tiny_config, make_model):
+    model = make_model(tiny_config)
+    seen = {}
+    model(tokens_of(7), observer=lambda layer, x: seen.update({layer: x}))
+    assert sorted(seen) == [0, 1] and seen[0].shape == (1, 7, 32)
+
+
+def test_counting_parameters(tiny_config):
+    tied = Transformer(replace(tiny_config, tie_embeddings=True))
+    assert count_parameters(Transformer(tiny_config)) - count_parameters(tied) == 97 * 32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_kv_heads": 3}, "not a multiple"),
+        ({"head_dim": 7}, "odd"),
+        ({"dim": 0}, "positive"),
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"num_experts": 2, "num_experts_per_tok": 3}, "expected 1 to num_experts"),
+        ({"num_experts": 2, "expert_languages": ("python",)}, "names 1 languages"),
+        ({"num_experts": 2, "expert_form": "delta"}, "expert_rank"),
+        ({"expert_form": "sparse"}, "expert_form"),
+    ],
+)
+def test_sizes_that_do_not_fit(tiny_config, change, message):
+    with pytest.raises(UserError, match=message):
+        replace(tiny_config, **change)
+
+
+def test_config_round_trip(config):
+    assert ModelConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(UserError, match="unknown model setting"):
+        ModelConfig.from_dict({**config.to_dict(), "hidden": 3})
