@@ -108,7 +108,19 @@ class KVCache:
         self.length += count
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Drops all rows but ``rows`` [B'] int64 (finished answers need no more work)."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        """Drops all rows but ``rows`` [B'] int64 (finished answers need no more work).
+
+        When no row moves to a later place, only rows that move are copied, and only what is filled of them.
+        """
+        places = rows.tolist()
+        if all(source >= target for target, source in enumerate(places)):
+            filled = min(self.length, self.capacity)
+            for target, source in enumerate(places):
+                if source != target:
+                    for buffer in (self.keys, self.values):
+                        buffer[:, target, :, :filled] = buffer[:, source, :, :filled]
+            self.keys, self.values = self.keys[:, : len(places)], self.values[:, : len(places)]
+        else:
+            self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         if self.padding is not None:
             self.padding = self.padding[rows]
