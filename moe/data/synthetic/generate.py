@@ -1,0 +1,141 @@
+"""Draws problems and pairs from the families, deterministically by seed and split."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from moe.data.pairs import Pair
+from moe.data.synthetic.families import ALL
+from moe.data.synthetic.family import LANGUAGES, SPLITS, Blueprint, Case, Family, Signature, describe
+from moe.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One task with its solution in every language.
+
+    ``parameters`` are the semantic parameters as (name, value) strings: two problems of a family with equal parameters
+    differ only in wording. ``signature`` maps each language to the function's name, parameters and result.
+    """
+
+    family: str
+    category: str
+    parameters: tuple[tuple[str, str], ...]
+    text: str
+    solutions: dict[str, str]
+    tests: tuple[Case, ...]
+    signature: dict[str, Signature]
+
+    @property
+    def id(self) -> str:
+        return _identifier(self.family, self.parameters)
+
+    def tests_for(self, language: str) -> dict[str, Any]:
+        """The test cases as ``render_program`` and ``eval.execution`` take them, for one language."""
+        return json.loads(_tests_json(self.signature[language], _cases_json(self.tests)))
+
+
+def families() -> tuple[Family, ...]:
+    """All families, in a fixed order."""
+    return ALL
+
+
+def generate_problems(count: int, seed: int = 0, split: str = "train") -> list[Problem]:
+    """Draws ``count`` problems of a split, no two of them with the same text.
+
+    Families take turns, larger families more often (by the square root of their size) and smaller ones until they are
+    exhausted; the rewordings of one problem come after all other problems of its family. Raises ``UserError`` when the
+    split has fewer than ``count``.
+    """
+    problems = []
+    for family, parameters, blueprint, surface in _draw(count, seed, split):
+        solutions = {language: blueprint.solution(language, surface) for language in LANGUAGES}
+        signatures = {language: blueprint.signature(language, surface) for language in LANGUAGES}
+        text = blueprint.text(surface)
+        problems.append(
+            Problem(family.name, family.category, parameters, text, solutions, blueprint.cases(), signatures)
+        )
+    return problems
+
+
+def generate_pairs(language: str, count: int, seed: int = 0, split: str = "train") -> list[Pair]:
+    """Draws ``count`` text-to-code pairs in one language; the i-th pair is the same problem in every language.
+
+    ``Pair.tests`` is a JSON object: ``function``, ``parameters`` (name and type), ``returns``, ``cases``. Arguments as
+    for :func:`generate_problems`.
+    """
+    if language not in LANGUAGES:
+        raise UserError(
+            f"the embedded task generator does not write {language!r}{did_you_mean(language, LANGUAGES)}; "
+            f"it writes {', '.join(LANGUAGES)}"
+        )
+    pairs = []
+    cases: dict[int, str] = {}  # by blueprint: rewordings share their test cases
+    for family, parameters, blueprint, surface in _draw(count, seed, split):
+        if id(blueprint) not in cases:
+            cases[id(blueprint)] = _cases_json(blueprint.cases())
+        pairs.append(
+            Pair(
+                language=language,
+                text=blueprint.text(surface),
+                code=blueprint.solution(language, surface),
+                id=f"{_identifier(family.name, parameters)}#{surface}",
+                tests=_tests_json(blueprint.signature(language, surface), cases[id(blueprint)]),
+            )
+        )
+    return pairs
+
+
+def _identifier(family: str, parameters: tuple[tuple[str, str], ...]) -> str:
+    return f"{family}({', '.join(f'{name}={value}' for name, value in parameters)})"
+
+
+def _cases_json(cases: tuple[Case, ...]) -> str:
+    return json.dumps([{"arguments": case.arguments, "expected": case.expected} for case in cases])
+
+
+def _tests_json(signature: Signature, cases: str) -> str:
+    head = json.dumps({"function": signature.name, "parameters": signature.parameters, "returns": signature.returns})
+    return f'{head[:-1]}, "cases": {cases}}}'
+
+
+def _draw(count: int, seed: int, split: str) -> Iterator[tuple[Family, tuple[tuple[str, str], ...], Blueprint, int]]:
+    """Yields (family, parameters, blueprint, surface) for the first ``count`` places of the split's random order."""
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}{did_you_mean(split, SPLITS)}; known splits: {', '.join(SPLITS)}")
+    if count < 0:
+        raise UserError(f"{count} problems were asked for; the number cannot be negative")
+    places: list[tuple[float, int, int, int]] = []  # (priority, family, problem, round)
+    available = 0
+    built: list[list[Blueprint]] = []
+    points: list[list[dict[str, Any]]] = []
+    for index, family in enumerate(ALL):
+        # A string seeds `random` through SHA-512: the same on every machine, whatever PYTHONHASHSEED.
+        rng = random.Random(f"{seed}:{split}:{family.name}")
+        points.append(family.split_points(split))
+        rng.shuffle(points[index])
+        built.append([family.build(**point) for point in points[index]])
+        surfaces = [blueprint.surfaces for blueprint in built[index]]
+        available += sum(surfaces)
+        weight = len(surfaces) ** 0.5
+        position = 0
+        for turn in range(max(surfaces, default=0)):
+            for problem, limit in enumerate(surfaces):
+                if turn < limit:
+                    places.append(((position + rng.random()) / weight, index, problem, turn))
+                    position += 1
+            if position > count:
+                break
+    if count > available:
+        raise UserError(f"{count} problems were asked for; the {split} split has {available} texts")
+    places.sort()
+    for _, index, problem, turn in places[:count]:
+        family, blueprint = ALL[index], built[index][problem]
+        parameters = describe(points[index][problem])
+        order = list(range(blueprint.surfaces))
+        random.Random(f"{seed}:{family.name}:{parameters}").shuffle(order)
+        yield family, parameters, blueprint, order[turn]

@@ -1,0 +1,58 @@
+"""Inputs that the test cases of many families share: edge cases first, then lists long enough to tell parts apart."""
+
+from __future__ import annotations
+
+INT_LISTS = (
+    ([],),
+    ([4],),
+    ([7, -3],),
+    ([3, 8, -5, 10, 0, 21, -12, 6, 15, 50, 9, 20, 7, 60, 5, 35, 2],),
+    ([12, 30, -7, 14, 51, 1, -20, 8, 49, 25, 70, 11, 4, -1],),
+    ([-9, -4, 13, 28, 42, 18, 3, 100, 16, 22, 10, 10],),
+)
+NONEMPTY_INT_LISTS = INT_LISTS[1:]
+INTS = ((0,), (1,), (2,), (-3,), (5,), (6,), (7,), (-10,), (15,), (20,), (28,), (50,), (64,), (105,))
+LIMITS = ((0,), (1,), (2,), (7,), (12,), (20,), (31,), (60,))
+WORD_LISTS = (
+    ([],),
+    (["a"],),
+    (["tree", "sand"],),
+    (["apple", "bee", "stone", "tiny", "on", "banana", "dry", "the", "arrow", "seven", "bread", "toe"],),
+    (["season", "boy", "at", "tea", "sky", "around", "bed", "red", "tide", "by", "better", "ocean", "e"],),
+    (["never", "end", "year", "try", "abed", "so", "broken", "table", "done", "alone", "any"],),
+)
+TEXTS = (
+    ("",),
+    ("a",),
+    ("Hello World",),
+    ("level",),
+    ("The quick brown Fox jumps, over 2 lazy dogs!",),
+    ("x1-Y22_z333. aa BB",),
+    ("banana  split?",),
+)
+SENTENCES = (
+    ("hello",),
+    ("the sky is so blue today",),
+    ("a boy and a bee sat by the oak tree",),
+    ("never send red bread to any season",),
+    ("tiny stones are around the table",),
+)
+MATRICES = (
+    ([[5]],),
+    ([[1, 2, 3], [4, 5, 6]],),
+    ([[7, -2], [0, 15], [20, 9], [-8, 50]],),
+    ([[3, 8, -5, 10], [21, 0, 60, -12], [14, 30, 5, 7], [4, 18, 6, 25]],),
+)
+SQUARE_MATRICES = (
+    ([[5]],),
+    ([[1, 2], [3, 4]],),
+    ([[7, -2, 9], [0, 15, 4], [20, 8, -6]],),
+    ([[3, 8, -5, 10], [21, 0, 60, -12], [14, 30, 5, 7], [4, 18, 6, 25]],),
+)
+STOCKS = (
+    ({},),
+    ({"anna": 4},),
+    ({"bob": 12, "tea": -3},),
+    ({"apple": 3, "bread": 20, "sand": 8, "eve": 15, "tiny": 50, "rye": 0, "stone": 7, "boy": 60, "dean": -10},),
+    ({"better": 21, "art": 5, "sky": 14, "end": 9, "tree": 30, "yard": 16, "so": 2, "table": -4, "ann": 10},),
+)
