@@ -1,0 +1,182 @@
+"""Which syntax nodes define, use and join variables, for each language: data for :mod:`eval.codebleu.dataflow`.
+
+Mode ``reference`` follows the published metric, whose rules are older than today's grammars: C and C++ borrow the rules
+of C#, some kinds no longer exist, and a child named by position may not be the one that was meant. The scores depend on
+these oddities, so they are kept here and mended only in mode ``corrected``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+Selector = str | int
+"""A child: by field name, or by position."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """``name`` gets its value from ``value``; a missing ``value`` only introduces the name.
+
+    ``children``: the exact number (positive) or the least number (negative) of children that a node with a value has.
+    """
+
+    name: Selector
+    value: Selector
+    children: int = 0
+
+
+@dataclass(frozen=True)
+class ForEach:
+    """A loop over a collection: ``target`` takes its values from ``source``, twice, so that uses see later definitions.
+
+    With ``by_kind``, ``source`` and ``target`` are the first and second direct child of that kind.
+    """
+
+    target: Selector = 0
+    source: Selector = 0
+    body: Selector = "body"
+    by_kind: str | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How dataflow is read from the nodes of one language (names are kinds of nodes).
+
+    Attributes:
+        definitions: declarations; an edge ``comesFrom`` for every token of the name and of the value.
+        assignments: an edge ``computedFrom`` from right to left.
+        tuple_assignments: ``a, b = c, d`` is matched part by part, and one edge holds all tokens of a right side.
+        positional_assignments: assignments whose sides are the first and the last child.
+        increments: nodes that read and write all their tokens.
+        branches: nodes with alternatives, and the kinds of children that begin an alternative.
+        sticky_branches: after the first alternative all further children are alternatives too.
+        base_survives: whether what held before a branch holds after it: always, never, or unless an "else" was seen.
+        counted_loops: kind -> kind of the child after which the children are visited once more.
+        update_field: child of that marker child that is visited again first.
+        foreach_loops: loops over collections.
+        pattern_loops: Python's ``for``: tuple targets, and a body only where the last child is a block.
+        repeated: nodes whose children are all visited twice.
+        first: kinds of children visited before their siblings.
+        clauses: comprehension clauses, an assignment from the last child to the field ``left``.
+        else_word: part of a kind's name that says the branch covers the other case.
+    """
+
+    definitions: Mapping[str, Definition] = field(default_factory=dict)
+    assignments: frozenset[str] = frozenset()
+    tuple_assignments: bool = False
+    positional_assignments: frozenset[str] = frozenset()
+    increments: frozenset[str] = frozenset()
+    branches: frozenset[str] = frozenset()
+    alternatives: frozenset[str] = frozenset()
+    sticky_branches: bool = True
+    base_survives: Literal["always", "never", "unless else"] = "unless else"
+    counted_loops: Mapping[str, str] = field(default_factory=dict)
+    update_field: str | None = None
+    foreach_loops: Mapping[str, ForEach] = field(default_factory=dict)
+    pattern_loops: frozenset[str] = frozenset()
+    repeated: frozenset[str] = frozenset()
+    clauses: frozenset[str] = frozenset()
+    else_word: str = "else"
+
+
+def _kinds(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+def _map(**entries):
+    return MappingProxyType(entries)
+
+
+_C_SHARP = Rules(
+    definitions=_map(variable_declarator=Definition(0, 1, children=2)),
+    assignments=_kinds("assignment_expression"),
+    increments=_kinds("postfix_unary_expression"),
+    branches=_kinds("if_statement else"),
+    alternatives=_kinds("if_statement else"),
+    counted_loops=_map(for_statement="local_variable_declaration"),
+    foreach_loops=_map(for_each_statement=ForEach("left", "right")),
+    repeated=_kinds("while_statement"),
+)
+
+REFERENCE_RULES: MappingProxyType[str, Rules] = MappingProxyType(
+    {
+        "python": Rules(
+            definitions=_map(default_parameter=Definition("name", "value")),
+            assignments=_kinds("assignment augmented_assignment"),
+            tuple_assignments=True,
+            branches=_kinds("if_statement"),
+            alternatives=_kinds("elif_clause else_clause"),
+            sticky_branches=False,
+            pattern_loops=_kinds("for_statement"),
+            repeated=_kinds("while_statement"),
+            clauses=_kinds("for_in_clause"),
+        ),
+        "java": Rules(
+            definitions=_map(variable_declarator=Definition("name", "value")),
+            assignments=_kinds("assignment_expression"),
+            increments=_kinds("update_expression"),
+            branches=_kinds("if_statement else"),
+            alternatives=_kinds("if_statement else"),
+            counted_loops=_map(for_statement="local_variable_declaration"),
+            foreach_loops=_map(enhanced_for_statement=ForEach("name", "value")),
+            repeated=_kinds("while_statement"),
+        ),
+        "javascript": Rules(
+            definitions=_map(variable_declarator=Definition("name", "value")),
+            assignments=_kinds("assignment_pattern augmented_assignment_expression"),
+            increments=_kinds("update_expression"),
+            branches=_kinds("if_statement else"),
+            alternatives=_kinds("if_statement else"),
+            base_survives="always",
+            counted_loops=_map(for_statement="variable_declaration"),
+            repeated=_kinds("while_statement"),
+        ),
+        "go": Rules(
+            definitions=_map(var_spec=Definition("name", "value")),
+            assignments=_kinds("assignment_statement"),
+            increments=_kinds("inc_statement"),
+            branches=_kinds("if_statement else"),
+            alternatives=_kinds("if_statement else"),
+            base_survives="always",
+            counted_loops=_map(for_statement="for_clause"),
+            update_field="update",
+        ),
+        "rust": Rules(
+            definitions=_map(function_item=Definition(1, 2, children=-3)),
+            assignments=_kinds("assignment_expression compound_assignment_expr let_expression"),
+            branches=_kinds("if_expression if_let_expression match_expression else"),
+            alternatives=_kinds("if_expression if_let_expression match_expression else"),
+            counted_loops=_map(for_expression="local_variable_declaration"),
+            foreach_loops=_map(for_each_statement=ForEach("left", "right")),
+            repeated=_kinds("while_expression while_let_expression loop_expression"),
+        ),
+        "php": Rules(
+            definitions=_map(simple_parameter=Definition("name", "default_value")),
+            assignments=_kinds("assignment_expression augmented_assignment_expression"),
+            increments=_kinds("update_expression"),
+            branches=_kinds("if_statement else_clause"),
+            alternatives=_kinds("if_statement else_clause"),
+            base_survives="always",
+            counted_loops=_map(for_statement="assignment_expression"),
+            foreach_loops=_map(foreach_statement=ForEach(by_kind="variable_name")),
+            repeated=_kinds("while_statement"),
+        ),
+        "ruby": Rules(
+            definitions=_map(keyword_parameter=Definition("name", "value")),
+            assignments=_kinds("assignment operator_assignment"),
+            tuple_assignments=True,
+            positional_assignments=_kinds("operator_assignment"),
+            branches=_kinds("if elsif else unless when"),
+            alternatives=_kinds("if elsif else unless when"),
+            sticky_branches=False,
+            foreach_loops=_map(**{"for": ForEach("pattern", "value")}),
+            repeated=_kinds("while_modifier until"),
+        ),
+        "c_sharp": _C_SHARP,
+        "c": _C_SHARP,
+        "cpp": _C_SHARP,
+    }
+)

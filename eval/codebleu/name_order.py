@@ -1,0 +1,91 @@
+"""The order in which the published metric lists the variables of a joined dataflow edge.
+
+It joins two lists with ``list(set(a + b))``, so the order, and with it the score, changes with PYTHONHASHSEED. Here the
+order is always the one of ``PYTHONHASHSEED=0``: names are hashed with SipHash-1-3 and a zero key over CPython's
+representation of the string (Aumasson and Bernstein 2012, "SipHash: a fast short-input PRF"), and an ordinary set of
+objects with those hashes lists them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_MASK = (1 << 64) - 1
+
+
+def _rounds(v0: int, v1: int, v2: int, v3: int, count: int) -> tuple[int, int, int, int]:
+    for _ in range(count):
+        v0 = (v0 + v1) & _MASK
+        v1 = (v1 << 13 | v1 >> 51) & _MASK ^ v0
+        v0 = (v0 << 32 | v0 >> 32) & _MASK
+        v2 = (v2 + v3) & _MASK
+        v3 = (v3 << 16 | v3 >> 48) & _MASK ^ v2
+        v0 = (v0 + v3) & _MASK
+        v3 = (v3 << 21 | v3 >> 43) & _MASK ^ v0
+        v2 = (v2 + v1) & _MASK
+        v1 = (v1 << 17 | v1 >> 47) & _MASK ^ v2
+        v2 = (v2 << 32 | v2 >> 32) & _MASK
+    return v0, v1, v2, v3
+
+
+def siphash13(data: bytes) -> int:
+    """SipHash with one compression and three final rounds under the zero key; an unsigned 64-bit number."""
+    state = (0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573)
+    tail = len(data) & ~7
+    last = int.from_bytes(data[tail:], "little") | (len(data) & 0xFF) << 56
+    for word in (*(int.from_bytes(data[i : i + 8], "little") for i in range(0, tail, 8)), last):
+        v0, v1, v2, v3 = state
+        v0, v1, v2, v3 = _rounds(v0, v1, v2, v3 ^ word, 1)
+        state = (v0 ^ word, v1, v2, v3)
+    v0, v1, v2, v3 = _rounds(state[0], state[1], state[2] ^ 0xFF, state[3], 3)
+    return v0 ^ v1 ^ v2 ^ v3
+
+
+def string_hash(text: str) -> int:
+    """``hash(text)`` of CPython 3.11 and later under PYTHONHASHSEED=0."""
+    if not text:
+        return 0
+    widest = max(text)
+    encoding = "latin-1" if widest <= "\xff" else "utf-16-le" if widest <= "\uffff" else "utf-32-le"
+    value = siphash13(text.encode(encoding, "surrogatepass"))
+    value -= (value >> 63) << 64
+    return -2 if value == -1 else value
+
+
+class _Name:
+    """Stands for a string in a set, with the hash that the string would have."""
+
+    __slots__ = ("text", "value")
+
+    def __init__(self, text: str):
+        self.text = text
+        self.value = string_hash(text)
+
+    def __hash__(self) -> int:
+        return self.value
+
+
+class NameOrder:
+    """Joins lists of names in a fixed order; remembers names and answers for as long as it lives."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, _Name] = {}
+        self._joined: dict[tuple[str, ...], tuple[str, ...]] = {}
+
+    def join(self, left: Sequence[str], right: Sequence[str]) -> tuple[str, ...]:
+        """``tuple(set(left + right))`` in the order that it has under PYTHONHASHSEED=0."""
+        together = (*left, *right)
+        answer = self._joined.get(together)
+        if answer is None:
+            if len(set(together)) < 2:
+                answer = together[:1]
+            else:
+                answer = tuple([name.text for name in set([self._name(text) for text in together])])
+            self._joined[together] = answer
+        return answer
+
+    def _name(self, text: str) -> _Name:
+        name = self._names.get(text)
+        if name is None:
+            name = self._names[text] = _Name(text)
+        return name
