@@ -1,0 +1,12 @@
+"""The subcommands of ``python -m checkpoints``: a module each, with ``add_parser`` and ``main``."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+
+def registry() -> tuple[ModuleType, ...]:
+    """The modules of all subcommands, in the order in which ``--help`` lists them."""
+    from checkpoints.commands import relink, upcycle
+
+    return (upcycle, relink)

@@ -1,0 +1,127 @@
+"""``upcycle``: a dense model in, a mixture of language experts out, with the proof that both compute the same."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from checkpoints.commands.common import (
+    add_dtype_argument,
+    add_output_arguments,
+    chosen_dtype,
+    print_disk,
+    progress_bar,
+)
+from checkpoints.files import format_bytes, json_bytes
+from checkpoints.formats import Checkpoint, open_checkpoint
+from checkpoints.model_io import DTYPE_NAMES, load_model
+from checkpoints.parameters import main_dtype
+from checkpoints.proof import PROOF_FILE, prove
+from checkpoints.smollm2 import resolve_model_path
+from checkpoints.upcycle import (
+    ROUTER_STD,
+    new_tensors,
+    parameter_counts,
+    upcycle_directory,
+    upcycled_config,
+    upcycled_tensors,
+)
+from checkpoints.writer import SMALL_FILES_BYTES, add_to_directory
+from moe.config import ModelConfig
+from moe.languages import DEFAULT_LANGUAGES
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser("upcycle", help="dense model -> mixture of language experts that computes the same")
+    parser.add_argument("base", type=Path, help="the dense model: a directory, a GGUF file, a wheel, or 'smollm2'")
+    parser.add_argument("out", type=Path, help="the directory to write")
+    parser.add_argument(
+        "--languages", nargs="+", default=list(DEFAULT_LANGUAGES), help="one expert each, in this order"
+    )
+    parser.add_argument("--experts-per-token", type=int, default=2, help="experts that each token visits")
+    parser.add_argument("--form", choices=("full", "delta"), default="delta", help="copies, or low-rank changes of one")
+    parser.add_argument("--rank", type=int, default=16, help="rank of each expert's own delta (form delta)")
+    parser.add_argument(
+        "--shared-rank", type=int, default=0, help="rank of the delta shared by all; 0: none (form delta)"
+    )
+    parser.add_argument("--router-std", type=float, default=ROUTER_STD, help="standard deviation of the first routers")
+    parser.add_argument("--seed", type=int, default=0, help="of routers and deltas")
+    parser.add_argument("--copy-base", action="store_true", help="form delta: put a copy of the base into OUT/base")
+    parser.add_argument("--template", help="prompt template to store; left out: the base's own")
+    parser.add_argument("--no-proof", action="store_true", help="do not load both models to compare them")
+    parser.add_argument(
+        "--proof-dtype", choices=("float32", "float64"), default="float32", help="precision in which both are compared"
+    )
+    add_dtype_argument(parser)
+    add_output_arguments(parser)
+    parser.set_defaults(main=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the subcommand."""
+    base = open_checkpoint(resolve_model_path(arguments.base))
+    config = upcycled_config(
+        base.config,
+        arguments.languages,
+        arguments.form,
+        arguments.experts_per_token,
+        arguments.rank,
+        arguments.shared_rank,
+    )
+    dtype = chosen_dtype(arguments.dtype)
+    written, copied = planned_bytes(base, config, dtype)
+    needed = written + (copied if arguments.copy_base else 0) + SMALL_FILES_BYTES
+    total, active = parameter_counts(config)
+    print(f"base: {base.path} ({base.format}, {parameter_counts(base.config)[0] / 1e6:.1f} M parameters)")
+    print(
+        f"mixture: {config.num_experts} {config.expert_form} experts ({', '.join(config.expert_languages)}), "
+        f"{config.num_experts_per_tok} per token; {total / 1e6:.1f} M parameters, {active / 1e6:.1f} M active"
+    )
+    if arguments.dry_run:
+        print_disk(arguments.out, needed)
+        return 0
+    with progress_bar(written, "upcycle") as progress:
+        upcycle_directory(
+            base,
+            arguments.out,
+            config,
+            template=arguments.template,
+            seed=arguments.seed,
+            router_std=arguments.router_std,
+            dtype=dtype,
+            with_base=arguments.copy_base,
+            force=arguments.force,
+            max_shard_bytes=arguments.max_shard,
+            progress=progress,
+        )
+    print(f"wrote {arguments.out} ({format_bytes(directory_bytes(arguments.out))})")
+    if arguments.no_proof:
+        return 0
+    return prove_and_store(base, arguments.out, DTYPE_NAMES[arguments.proof_dtype])
+
+
+def planned_bytes(base: Checkpoint, config: ModelConfig, dtype: torch.dtype | None) -> tuple[int, int]:
+    """Bytes of the tensors that will be written, and of the base's files that --copy-base would copy."""
+    copied = sum(path.stat().st_size for path in base.weight_files)
+    if config.is_delta:
+        main = dtype or main_dtype(base.tensors)
+        layers = range(config.n_layers)
+        return sum(t.nbytes for layer in layers for t in new_tensors(config, layer, 0, ROUTER_STD, main)), copied
+    return sum(tensor.nbytes for tensor in upcycled_tensors(base, config, 0, ROUTER_STD, dtype)), copied
+
+
+def directory_bytes(directory: Path) -> int:
+    """Bytes of all files below a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def prove_and_store(base: Checkpoint, out: Path, dtype: torch.dtype) -> int:
+    """Loads both models, prints the proof and stores it in ``proof.json``; 1 when it does not hold."""
+    dense, mixture = load_model(base.path, dtype), load_model(out, dtype)
+    proof = prove(dense.model, mixture.model, dense.tokenizer)
+    print(proof.describe())
+    add_to_directory(out, PROOF_FILE, json_bytes(proof.to_json()))
+    return 0 if proof.holds else 1

@@ -1,0 +1,108 @@
+"""The small files of a model directory: tokenizer, prompt template, generation config, licence, model card."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoints.files import read_json_object
+from checkpoints.formats.checkpoint import Checkpoint
+from checkpoints.formats.config_json import read_config_json
+from moe.errors import UserError
+from moe.tokenizer import Tokenizer, check_fits, load_tokenizer, tokenizer_from_gguf
+
+TEMPLATE_FILE = "prompt_template.json"
+GENERATION_FILE = "generation_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer.model.v3",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tekken.json",
+)
+CARRIED_FILES = (*TOKENIZER_FILES, TEMPLATE_FILE, GENERATION_FILE, "LICENSE", "LICENSE.txt", "NOTICE")
+
+
+def carried_files(directory: Path) -> dict[str, bytes | Path]:
+    """The small files of a model directory that go along when its weights are rewritten."""
+    return {name: directory / name for name in CARRIED_FILES if (directory / name).is_file()}
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
+    """The files that ``tokenizer.save`` writes, by name."""
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save(Path(directory))
+        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
+
+
+def token_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    """The special token ids that configs of transformers name."""
+    if tokenizer is None:
+        return {}
+    return {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
+    """A ``generation_config.json``: greedy, with the tokenizer's special ids."""
+    return {**token_ids(tokenizer), "do_sample": False}
+
+
+def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
+    """The tokenizer that lies beside (or, in GGUF files, inside) the weights; None when there is none."""
+    if checkpoint.format == "gguf":
+        if "tokenizer.ggml.tokens" not in checkpoint.settings:
+            return None
+        return tokenizer_from_gguf(checkpoint.settings)
+    if not any((checkpoint.directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    return load_tokenizer(checkpoint.directory)
+
+
+def require_fit(tokenizer: Tokenizer, vocab_size: int, told_by: Path) -> None:
+    """Raises :class:`UserError` naming the path when the tokenizer is not the one of this embedding."""
+    try:
+        check_fits(tokenizer, vocab_size)
+    except UserError as error:
+        raise UserError(f"{told_by}: {error}") from None
+
+
+def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str:
+    if isinstance(settings.get("tokenizer.chat_template"), str):
+        return settings["tokenizer.chat_template"]
+    if (directory / "chat_template.jinja").is_file():
+        return (directory / "chat_template.jinja").read_text(errors="replace")
+    if (directory / "tokenizer_config.json").is_file():
+        return str(read_json_object(directory / "tokenizer_config.json").get("chat_template", ""))
+    return ""
+
+
+def template_name(directory: Path, settings: Mapping[str, Any]) -> str:
+    """The prompt template of a model: as stored with it, else recognised by the markers of its chat template."""
+    if (directory / TEMPLATE_FILE).is_file():
+        name = read_json_object(directory / TEMPLATE_FILE).get("template")
+        if not isinstance(name, str):
+            raise UserError(
+                f'{directory / TEMPLATE_FILE} has no \'template\' name; write it as {{"template": "plain"}}'
+            )
+        return name
+    chat = _chat_template(directory, settings)
+    if "<|im_start|>" in chat:
+        return "chatml"
+    return "mistral-instruct" if "[INST]" in chat else "plain"
+
+
+def original_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Token ids that the source's own config names, for directories whose tokenizer is not loaded."""
+    if checkpoint.format != "huggingface":
+        return {}
+    _, settings = read_config_json(checkpoint.directory / "config.json")
+    return {key: settings[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in settings}

@@ -1,0 +1,221 @@
+"""Safe files: JSON with bounds, checksums, free space, and directories that appear whole or not at all.
+
+Nothing is written in place. A directory is filled under a temporary sibling name, every file and the directory itself
+are flushed to the disk (``fsync``), and then one rename makes it visible. A process killed at any point leaves the old
+state or the new one, plus at most the temporary sibling.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from moe.errors import UserError
+
+MAX_JSON_BYTES = 64 << 20  # the largest index of a real model (Mixtral-8x22B) has 170 kB; a tokenizer.json 20 MB
+CHUNK_BYTES = 4 << 20
+
+DiskUsage = Callable[[Path], int]  # free bytes at a path; a parameter so that tests can have a full disk
+
+
+def free_bytes(path: Path) -> int:
+    """Returns the free bytes of the disk on which ``path`` is, or would be created."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def format_bytes(count: float) -> str:
+    """Writes a number of bytes for people, for example ``13.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def require_free_space(path: Path, needed: int, disk_free: DiskUsage = free_bytes) -> None:
+    """Raises :class:`UserError` before anything is written when ``needed`` bytes do not fit on the disk of ``path``."""
+    free = disk_free(path)
+    if free < needed:
+        raise UserError(
+            f"not enough disk for {path}: {format_bytes(needed)} needed, {format_bytes(free)} free; "
+            "free some space or give an output path on another disk"
+        )
+
+
+def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
+    """Reads a JSON file of at most ``limit`` bytes; raises :class:`UserError` naming the file when it cannot."""
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise UserError(f"{path} has {format_bytes(size)}; expected a JSON file of at most {format_bytes(limit)}")
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; give a directory that contains {path.name}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is not valid JSON ({error}); download or write the file again") from None
+
+
+def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Like :func:`read_json`, and the document has to be an object."""
+    document = read_json(path, limit)
+    if not isinstance(document, dict):
+        raise UserError(f"{path} holds a JSON {type(document).__name__}; expected an object")
+    return document
+
+
+def fsync_path(path: Path) -> None:
+    """Flushes a file or a directory entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file and flushes it to the disk. Not atomic by itself: for files inside a directory not yet visible."""
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def json_bytes(document: Any) -> bytes:
+    """A JSON document as it is written: indented, UTF-8, with a final newline."""
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes a JSON document and flushes it to the disk."""
+    write_bytes(path, json_bytes(document))
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes or replaces one file atomically: the old content or the new one is there at any moment."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_bytes(temporary, content)
+    os.replace(temporary, path)
+    fsync_path(path.parent)
+
+
+def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Returns the SHA-256 of a file in hexadecimal, read in chunks; ``progress`` is told the bytes of each chunk."""
+    digest = hashlib.sha256()
+    buffer = bytearray(CHUNK_BYTES)
+    view = memoryview(buffer)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+            if progress is not None:
+                progress(count)
+    return digest.hexdigest()
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies the content of one file and flushes the copy to the disk."""
+    shutil.copyfile(source, target)
+    fsync_path(target)
+
+
+def inside(directory: Path, name: str, told_by: Path) -> Path:
+    """Returns ``directory / name`` for a file name read from ``told_by``; refuses names that leave the directory."""
+    if not name or "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
+        raise UserError(f"{told_by} names the file {name!r}; expected a plain file name inside {directory}")
+    return directory / name
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swaps two directory entries in one system call (Linux ``renameat2``); False where the system cannot."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    at_cwd, exchange_flag = -100, 2
+    if rename(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange_flag) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code), str(second))
+
+
+def publish_directory(finished: Path, target: Path) -> None:
+    """Makes the finished directory visible as ``target``, replacing a directory that is there.
+
+    With an existing target the two are exchanged in one system call where Linux has it, so that ``target`` is whole at
+    any moment; elsewhere two renames are needed, and a kill between them leaves the old state beside ``target``.
+    """
+    for path in [finished, *(entry for entry in finished.rglob("*") if entry.is_dir())]:
+        fsync_path(path)
+    if target.exists():
+        if _exchange(finished, target):
+            fsync_path(target.parent)
+            shutil.rmtree(finished)
+            return
+        old = target.with_name(f".{target.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(target, old)
+        os.rename(finished, target)
+        fsync_path(target.parent)
+        shutil.rmtree(old)
+    else:
+        os.rename(finished, target)
+        fsync_path(target.parent)
+
+
+def require_new(target: Path, force: bool) -> None:
+    """Raises :class:`UserError` when the output directory exists and may not be replaced."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise UserError(f"{target} exists and is not a directory; give another output directory")
+    if target.exists() and not force:
+        raise UserError(f"{target} exists already; give another output directory, or --force to replace it when done")
+
+
+def partial_path(target: Path) -> Path:
+    """The sibling in which ``target`` is prepared; the same name each time, so that a rerun finds what is finished."""
+    return target.with_name(f".{target.name}.partial")
+
+
+@contextmanager
+def new_directory(
+    target: Path, force: bool = False, needed: int = 0, disk_free: DiskUsage = free_bytes
+) -> Iterator[Path]:
+    """Gives a temporary sibling of ``target`` to fill; on success it becomes ``target``, on an error it is removed.
+
+    Raises:
+        UserError: ``target`` exists and ``force`` is not given, or ``needed`` bytes do not fit on the disk.
+    """
+    target = target.absolute()
+    require_new(target, force)
+    require_free_space(target, needed, disk_free)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                fsync_path(path)
+        publish_directory(temporary, target)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"the disk of {target} is full; nothing was written: free some space and rerun") from None
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,6 @@
+"""Weight formats: each is read into a :class:`Checkpoint` whose tensors have Mistral's reference names."""
+
+from checkpoints.formats.checkpoint import Checkpoint
+from checkpoints.formats.detect import open_checkpoint
+
+__all__ = ["Checkpoint", "open_checkpoint"]

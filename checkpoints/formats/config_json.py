@@ -1,0 +1,202 @@
+"""``config.json`` of Hugging Face Mistral, Llama and Mixtral models, to and from :class:`ModelConfig`.
+
+transformers 5 writes rotary settings as ``rope_parameters``, older versions as ``rope_theta`` and ``rope_scaling``;
+both are read, and both are written where they agree, so that older and newer readers load the same model. Keys of our
+own (``expert_languages``, ``expert_layers``) ride along: transformers keeps keys it does not know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoints.files import read_json_object
+from moe.config import ModelConfig
+from moe.errors import UserError, did_you_mean
+
+MODEL_TYPES = ("mistral", "llama", "mixtral")
+DELTA_MODEL_TYPE = "mixtral_delta"  # our small format: a base by reference and low-rank experts
+_CAUSAL = {"mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM", "llama": "LlamaForCausalLM"}
+# What transformers assumes when an older config.json leaves a key out.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mistral": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "mixtral": {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 131072, "sliding_window": None},
+    "llama": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048, "sliding_window": None},
+}
+_MAX_SIZE = 1 << 31
+
+
+class ConfigReader:
+    """Reads typed values out of a settings object, with errors that name the file and the key."""
+
+    def __init__(self, settings: Mapping[str, Any], told_by: Path) -> None:
+        self.settings, self.told_by = settings, told_by
+
+    def fail(self, key: str, value: Any, expected: str) -> UserError:
+        """An error about one key's value."""
+        return UserError(f"{self.told_by}: {key} is {str(value)[:80]!r}; expected {expected}")
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A positive whole number; a missing key (or null) gives ``default`` or an error."""
+        value = self.settings.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _MAX_SIZE:
+            raise self.fail(key, value, "a positive whole number")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A positive finite number."""
+        value = self.settings.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise self.fail(key, value, "a positive number")
+        return float(value)
+
+    def optional_size(self, key: str, default: int | None) -> int | None:
+        """A positive whole number or null."""
+        if self.settings.get(key, default) is None:
+            return None
+        return self.size(key, default)
+
+
+def _rope_theta(reader: ConfigReader, default: float) -> float:
+    nested = reader.settings.get("rope_parameters")
+    if nested is not None and not isinstance(nested, Mapping):
+        raise reader.fail("rope_parameters", nested, "an object with rope_theta and rope_type")
+    scaling = reader.settings.get("rope_scaling")
+    for key, value in (("rope_parameters", nested), ("rope_scaling", scaling)):
+        if value is None:
+            continue
+        kind = value.get("rope_type", value.get("type", "default")) if isinstance(value, Mapping) else value
+        if kind != "default":
+            raise reader.fail(
+                f"{key}.rope_type", kind, "'default': models with scaled rotary embeddings are unsupported"
+            )
+    if nested is not None and nested.get("rope_theta") is not None:
+        return ConfigReader(nested, reader.told_by).number("rope_theta")
+    return reader.number("rope_theta", default)
+
+
+def _check_supported(reader: ConfigReader) -> None:
+    settings = reader.settings
+    for key in ("attention_bias", "mlp_bias", "quantization_config"):
+        if settings.get(key):
+            raise reader.fail(key, settings[key], "it to be false or absent: this kind of model is unsupported")
+    if settings.get("hidden_act", "silu") not in ("silu", "swish"):
+        raise reader.fail("hidden_act", settings["hidden_act"], "'silu', the only activation supported")
+    if settings.get("pretraining_tp", 1) not in (1, None):
+        raise reader.fail("pretraining_tp", settings["pretraining_tp"], "1")
+
+
+def parse_config(settings: Mapping[str, Any], told_by: Path) -> ModelConfig:
+    """Turns the content of a ``config.json`` into a :class:`ModelConfig`.
+
+    Raises:
+        UserError: naming the file, the key, what it holds and what is supported.
+    """
+    model_type = settings.get("model_type")
+    if model_type not in MODEL_TYPES:
+        hint = did_you_mean(str(model_type), MODEL_TYPES)
+        raise UserError(f"{told_by}: model_type is {str(model_type)[:80]!r}{hint}; supported: {', '.join(MODEL_TYPES)}")
+    reader = ConfigReader(settings, told_by)
+    _check_supported(reader)
+    defaults = _DEFAULTS[model_type]
+    dim, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
+    if settings.get("head_dim") is None and dim % heads:
+        raise reader.fail("num_attention_heads", heads, f"a divisor of hidden_size {dim}, or head_dim to be given")
+    moe: dict[str, Any] = {}
+    if model_type == "mixtral":
+        languages = settings.get("expert_languages") or []
+        if not isinstance(languages, list) or not all(isinstance(name, str) for name in languages):
+            raise reader.fail("expert_languages", languages, "a list of language names")
+        moe = {
+            "num_experts": reader.size("num_local_experts", 8),
+            "num_experts_per_tok": reader.size("num_experts_per_tok", 2),
+            "expert_form": "full",
+            "expert_languages": tuple(languages),
+        }
+        for theirs, ours in (("router_aux_loss_coef", "balance_loss_weight"), ("router_z_loss_coef", "z_loss_weight")):
+            value = settings.get(theirs)
+            if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+                moe[ours] = float(value)
+    try:
+        return ModelConfig(
+            vocab_size=reader.size("vocab_size"),
+            dim=dim,
+            n_layers=reader.size("num_hidden_layers"),
+            n_heads=heads,
+            n_kv_heads=reader.size("num_key_value_heads", heads),
+            head_dim=reader.size("head_dim", dim // heads),
+            hidden_dim=reader.size("intermediate_size"),
+            norm_eps=reader.number("rms_norm_eps", defaults["rms_norm_eps"]),
+            rope_theta=_rope_theta(reader, defaults["rope_theta"]),
+            max_seq_len=reader.size("max_position_embeddings", defaults["max_position_embeddings"]),
+            sliding_window=None
+            if model_type == "llama"
+            else reader.optional_size("sliding_window", defaults["sliding_window"]),
+            tie_embeddings=bool(settings.get("tie_word_embeddings", False)),
+            **moe,
+        )
+    except UserError as error:
+        raise UserError(str(error) if str(told_by) in str(error) else f"{told_by}: {error}") from None
+
+
+def read_config_json(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Reads a ``config.json``; returns the model's config and the whole object."""
+    settings = read_json_object(path)
+    return parse_config(settings, path), settings
+
+
+def to_config_json(
+    config: ModelConfig,
+    dtype: str,
+    token_ids: Mapping[str, int | None] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Builds the ``config.json`` of a dense model (Mistral) or of one with full experts (Mixtral).
+
+    Args:
+        dtype: of the tensors, as torch names it, e.g. ``bfloat16``.
+        token_ids: ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``.
+        extra: keys of our own.
+    """
+    assert config.num_experts == 0 or config.expert_form == "full", "delta experts have their own directory format"
+    model_type = "mixtral" if config.num_experts else "mistral"
+    document: dict[str, Any] = {
+        "architectures": [_CAUSAL[model_type]],
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "intermediate_size": config.hidden_dim,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "max_position_embeddings": config.max_seq_len,
+        "sliding_window": config.sliding_window,
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        **(token_ids or {}),
+    }
+    if config.num_experts:
+        document |= {
+            "num_local_experts": config.num_experts,
+            "num_experts_per_tok": config.num_experts_per_tok,
+            "output_router_logits": False,
+            "router_aux_loss_coef": config.balance_loss_weight,
+            "router_z_loss_coef": config.z_loss_weight,
+            "expert_languages": list(config.expert_languages),
+        }
+    return document | dict(extra or {})

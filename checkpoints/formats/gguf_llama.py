@@ -1,0 +1,209 @@
+"""GGUF files of the ``llama`` architecture (Llama, Mistral, SmolLM2, and Mixtral with stacked experts).
+
+llama.cpp's converter interleaves the rows of q and k, head by head, because its rotary embedding turns neighbouring
+elements; the Hugging Face layout turns the two halves of a head. Reading undoes that.
+"""
+
+# H heads, G key/value heads, C head dim, D model dim
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from checkpoints.formats.checkpoint import Checkpoint
+from checkpoints.formats.config_json import ConfigReader
+from checkpoints.formats.gguf_file import GGUFFile, GGUFTensor
+from checkpoints.formats.names import check_tensors, flat_name
+from checkpoints.safetensors_file import ByteRange, StoredTensor, read_range
+from moe.config import ModelConfig
+from moe.errors import UserError
+
+_TOP = {
+    "token_embd.weight": "tok_embeddings.weight",
+    "output_norm.weight": "norm.weight",
+    "output.weight": "output.weight",
+}
+_LAYER = {
+    "attn_norm": "attention_norm",
+    "ffn_norm": "ffn_norm",
+    "attn_q": "attention.wq",
+    "attn_k": "attention.wk",
+    "attn_v": "attention.wv",
+    "attn_output": "attention.wo",
+    "ffn_gate": "feed_forward.w1",
+    "ffn_down": "feed_forward.w2",
+    "ffn_up": "feed_forward.w3",
+    "ffn_gate_inp": "feed_forward.gate",
+}
+_STACKED = {"ffn_gate_exps": "w1", "ffn_down_exps": "w2", "ffn_up_exps": "w3"}
+_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(\w+)\.weight", re.ASCII)
+_ROPE_FREQUENCIES = re.compile(r"(blk\.\d+\.)?rope_freqs\.weight", re.ASCII)
+# Kept as they are; everything else is decoded to float32.
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def from_interleaved_rotary(weight: Tensor, heads: int) -> Tensor:
+    """Reorders rows of q or k [H*C, D] from neighbours paired to halves paired (the Hugging Face layout)."""
+    rows, dim = weight.shape
+    return weight.view(heads, rows // heads // 2, 2, dim).transpose(1, 2).reshape(rows, dim)  # [H*C, D]
+
+
+def to_interleaved_rotary(weight: Tensor, heads: int) -> Tensor:
+    """Inverse of :func:`from_interleaved_rotary`."""
+    rows, dim = weight.shape
+    return weight.view(heads, 2, rows // heads // 2, dim).transpose(1, 2).reshape(rows, dim)  # [H*C, D]
+
+
+def _decimal(value: float) -> float:
+    """The shortest decimal that is this float32: 1e-05 and not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def gguf_config(fields: Mapping[str, Any], tied: bool, vocab_size: int, told_by: Path) -> ModelConfig:
+    """Turns the metadata of a GGUF file into a :class:`ModelConfig`; raises :class:`UserError` naming the key."""
+    architecture = fields.get("general.architecture")
+    if architecture != "llama":
+        raise UserError(
+            f"{told_by}: general.architecture is {str(architecture)[:80]!r}; supported in GGUF files: 'llama' "
+            "(Llama, Mistral and Mixtral models)"
+        )
+    reader = ConfigReader(fields, told_by)
+    scaling = fields.get("llama.rope.scaling.type", "none")
+    if scaling != "none":
+        raise reader.fail("llama.rope.scaling.type", scaling, "'none': scaled rotary embeddings are unsupported")
+    dim, heads = reader.size("llama.embedding_length"), reader.size("llama.attention.head_count")
+    head_dim = reader.size("llama.attention.key_length", reader.size("llama.rope.dimension_count", dim // heads))
+    if reader.size("llama.attention.value_length", head_dim) != head_dim:
+        raise reader.fail(
+            "llama.attention.value_length", fields["llama.attention.value_length"], f"{head_dim} as for keys"
+        )
+    if reader.size("llama.rope.dimension_count", head_dim) != head_dim:
+        raise reader.fail(
+            "llama.rope.dimension_count", fields["llama.rope.dimension_count"], f"{head_dim}, the head's size"
+        )
+    experts = fields.get("llama.expert_count", 0)
+    moe: dict[str, Any] = {}
+    if experts:
+        moe = {
+            "num_experts": reader.size("llama.expert_count"),
+            "num_experts_per_tok": reader.size("llama.expert_used_count"),
+            "expert_form": "full",
+        }
+    return ModelConfig(
+        vocab_size=vocab_size,
+        dim=dim,
+        n_layers=reader.size("llama.block_count"),
+        n_heads=heads,
+        n_kv_heads=reader.size("llama.attention.head_count_kv", heads),
+        head_dim=head_dim,
+        hidden_dim=reader.size("llama.feed_forward_length"),
+        norm_eps=_decimal(reader.number("llama.attention.layer_norm_rms_epsilon")),
+        rope_theta=_decimal(reader.number("llama.rope.freq_base", 10000.0)),
+        max_seq_len=reader.size("llama.context_length"),
+        sliding_window=reader.optional_size("llama.attention.sliding_window", None),
+        tie_embeddings=tied,
+        **moe,
+    )
+
+
+class _Decoder:
+    """Makes :class:`StoredTensor` objects that decode a GGUF tensor when read."""
+
+    def __init__(self, file: GGUFFile) -> None:
+        self.file = file
+
+    def stored(self, tensor: GGUFTensor, name: str, heads: int = 0) -> StoredTensor:
+        """One whole tensor; ``heads`` > 0 undoes the interleaving of q and k."""
+        # llama.cpp writes norms as [1, D] in some old files
+        shape = tensor.shape[-1:] if name.endswith("norm.weight") else tensor.shape
+        return self._make(tensor, name, tensor.offset, tensor.nbytes, shape, heads)
+
+    def expert(self, tensor: GGUFTensor, name: str, index: int) -> StoredTensor:
+        """One expert of a stacked tensor [E, ...]."""
+        size = tensor.nbytes // tensor.shape[0]
+        return self._make(tensor, name, tensor.offset + index * size, size, tensor.shape[1:], 0)
+
+    def _make(
+        self, tensor: GGUFTensor, name: str, offset: int, nbytes: int, shape: tuple[int, ...], heads: int
+    ) -> StoredTensor:
+        kind = self.file.kind_name(tensor)
+        where = ByteRange(self.file.path, offset, nbytes)
+        dtype = _PLAIN.get(kind, torch.float32)
+
+        def read() -> Tensor:
+            if kind in _PLAIN:
+                decoded = read_range(where, dtype, shape)
+            else:
+                decoded = _dequantize(where, tensor, shape, self.file)
+            return from_interleaved_rotary(decoded, heads) if heads else decoded
+
+        return StoredTensor(name, dtype, shape, read, where if kind in _PLAIN and not heads else None)
+
+
+def _dequantize(where: ByteRange, tensor: GGUFTensor, shape: tuple[int, ...], file: GGUFFile) -> Tensor:
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    rows = 1
+    for size in shape[:-1]:
+        rows *= size
+    raw = read_range(where, torch.uint8, (rows, where.nbytes // rows)).numpy()
+    try:
+        decoded = dequantize(raw, GGMLQuantizationType(tensor.kind))
+    except NotImplementedError:
+        raise UserError(
+            f"{file.path}: tensor {tensor.name!r} is {file.kind_name(tensor)}, which the gguf library cannot decode; "
+            "give a file in F16, Q8_0, Q4_0, Q4_1 or K-quants"
+        ) from None
+    return torch.from_numpy(np.ascontiguousarray(decoded, dtype=np.float32)).view(shape)
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """Opens a GGUF file of the llama architecture and checks every tensor against its metadata.
+
+    Raises:
+        UserError: a damaged file, another architecture, scaled rotary embeddings, or tensors that do not fit.
+    """
+    file = GGUFFile(path)
+    if any(_ROPE_FREQUENCIES.fullmatch(name) for name in file.tensors):
+        raise UserError(f"{path} has rope_freqs tensors: models with scaled rotary embeddings are unsupported")
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise UserError(f"{path}: tensor 'token_embd.weight' is missing or no matrix; download the file again")
+    config = gguf_config(file.fields, "output.weight" not in file.tensors, embedding.shape[0], path)
+    decoder = _Decoder(file)
+    tensors: dict[str, StoredTensor] = {}
+    theirs: dict[str, str] = {}
+    for name, tensor in file.tensors.items():
+        match = _BLOCK.fullmatch(name)
+        kind = match[2] if match else ""
+        if name in _TOP:
+            ours = _TOP[name]
+            tensors[ours], theirs[ours] = decoder.stored(tensor, ours), name
+        elif kind in _LAYER:
+            ours = f"layers.{match[1]}.{_LAYER[kind]}.weight"
+            heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}.get(kind, 0)
+            if heads and (len(tensor.shape) != 2 or tensor.shape[0] != heads * config.head_dim):
+                raise UserError(
+                    f"{path}: tensor {name!r} has shape {list(tensor.shape)}, which does not fit {heads} heads"
+                )
+            tensors[ours], theirs[ours] = decoder.stored(tensor, ours, heads), name
+        elif kind in _STACKED:
+            if len(tensor.shape) != 3 or tensor.shape[0] != config.num_experts:
+                raise UserError(
+                    f"{path}: tensor {name!r} has shape {list(tensor.shape)}; expected {config.num_experts} experts"
+                )
+            for expert in range(config.num_experts):
+                ours = flat_name(int(match[1]), _STACKED[kind], expert)
+                tensors[ours], theirs[ours] = decoder.expert(tensor, ours, expert), name
+        else:
+            raise UserError(f"{path}: tensor {name[:80]!r} belongs to no supported architecture")
+    check_tensors(tensors, config, path, lambda name: theirs.get(name, name))
+    return Checkpoint(path, "gguf", config, tensors, (path,), file.fields)

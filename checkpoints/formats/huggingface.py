@@ -1,0 +1,89 @@
+"""Hugging Face directories: ``config.json`` and one ``model.safetensors``, or shards with an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from checkpoints.files import inside, read_json_object
+from checkpoints.formats.checkpoint import Checkpoint
+from checkpoints.formats.config_json import read_config_json
+from checkpoints.formats.names import check_tensors, from_huggingface, is_ignored, to_huggingface
+from checkpoints.safetensors_file import SafetensorsFile, StoredTensor
+from moe.errors import UserError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_UNREAD = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def weight_files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
+    """Finds the weight files of a directory; with an index also its map from tensor to file name.
+
+    Raises:
+        UserError: no safetensors there, a damaged index, or a shard name that leaves the directory.
+    """
+    index_path, single = directory / INDEX, directory / WEIGHTS
+    if index_path.is_file():
+        weight_map = read_json_object(index_path).get("weight_map")
+        if (
+            not isinstance(weight_map, dict)
+            or not weight_map
+            or not all(isinstance(name, str) for name in weight_map.values())
+        ):
+            raise UserError(f"{index_path} has no weight_map from tensor to file names; download it again")
+        names = sorted(set(weight_map.values()))
+        files = [inside(directory, name, index_path) for name in names]
+        for file in files:
+            if file.suffix != ".safetensors":
+                raise UserError(f"{index_path} names {file.name!r}; only .safetensors files are read")
+        return files, weight_map
+    if single.is_file():
+        return [single], None
+    if any((directory / name).exists() for name in _UNREAD):
+        raise UserError(
+            f"{directory} has only pickled weights (.bin), which are never read; convert to safetensors first"
+        )
+    raise UserError(f"{directory} has neither {WEIGHTS} nor {INDEX}; give the directory of a downloaded model")
+
+
+def read_named_tensors(files: list[Path], weight_map: dict[str, str] | None, told_by: Path) -> dict[str, StoredTensor]:
+    """Opens and checks the files; returns all tensors by the names they have there.
+
+    Raises:
+        UserError: a missing or damaged file, a tensor in two files, or files that disagree with the index.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} is missing; {told_by} names it: download all shards")
+        for name, tensor in SafetensorsFile(file).tensors.items():
+            if name in tensors:
+                first = tensors[name].where.path.name
+                raise UserError(f"tensor {name!r} is both in {first} and in {file}; download the checkpoint again")
+            tensors[name] = tensor
+    for name, shard in (weight_map or {}).items():
+        if name not in tensors:
+            raise UserError(f"{told_by}: tensor {name!r} is missing from {shard}; download that shard again")
+        if tensors[name].where.path.name != shard:
+            found = tensors[name].where.path.name
+            raise UserError(f"{told_by} says that tensor {name!r} is in {shard}, it is in {found}; download both again")
+    return tensors
+
+
+def open_huggingface(directory: Path) -> Checkpoint:
+    """Opens a Mistral, Llama or Mixtral directory; checks every tensor's name, shape and dtype against its config."""
+    config, settings = read_config_json(directory / "config.json")
+    files, weight_map = weight_files(directory)
+    told_by = directory / (INDEX if weight_map is not None else WEIGHTS)
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in read_named_tensors(files, weight_map, told_by).items():
+        if is_ignored(name):
+            continue
+        ours = from_huggingface(name)
+        if ours is None:
+            raise UserError(f"{tensor.where.path}: tensor {name!r} belongs to no supported architecture")
+        if ours == "output.weight" and config.tie_embeddings:
+            continue  # some writers store the tied matrix twice
+        tensors[ours] = tensor
+    check_tensors(tensors, config, told_by, to_huggingface)
+    return Checkpoint(directory, "huggingface", config, tensors, tuple(files), settings)

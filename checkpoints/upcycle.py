@@ -1,0 +1,239 @@
+"""Turns a dense model into a mixture of experts that computes the same function (Komatsuzaki et al., 2023).
+
+In memory (:func:`upcycle_model`) for training, and from disk to disk (:func:`upcycle_directory`) in bounded memory for
+models that fit nowhere. Both give the same bits. Full experts are copies of the dense feed-forward; delta experts share
+it and add low-rank changes that start at zero.
+"""
+
+# E experts, D model dim, F hidden dim
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints.extras import carried_files, checkpoint_tokenizer, original_settings, require_fit, token_ids
+from checkpoints.files import DiskUsage, free_bytes, new_directory
+from checkpoints.formats import Checkpoint
+from checkpoints.formats.config_json import to_config_json
+from checkpoints.formats.delta import base_reference
+from checkpoints.formats.names import stacked_name, to_huggingface
+from checkpoints.initialise import delta_tensors, router_tensor
+from checkpoints.model_io import copy_base, dtype_name, small_files, write_delta_files
+from checkpoints.parameters import base_rename, main_dtype, meta_model, require_complete, set_parameter
+from checkpoints.safetensors_file import StoredTensor
+from checkpoints.writer import (
+    MAX_SHARD_BYTES,
+    SMALL_FILES_BYTES,
+    Output,
+    Progress,
+    in_dtype,
+    job_identity,
+    renamed,
+    write_model_directory,
+)
+from moe.config import ModelConfig
+from moe.errors import UserError
+from moe.languages import get_language
+from moe.model import Transformer
+
+ROUTER_STD = 0.02
+
+
+def upcycled_config(
+    config: ModelConfig,
+    languages: Sequence[str],
+    form: str = "delta",
+    experts_per_token: int = 2,
+    expert_rank: int = 16,
+    shared_rank: int = 0,
+    **settings: Any,
+) -> ModelConfig:
+    """The config of the mixture made from a dense one; one expert per language, in this order.
+
+    Args:
+        expert_rank, shared_rank: of the delta form; ignored for full experts.
+        settings: further fields of :class:`ModelConfig`, such as ``delta_scale``.
+
+    Raises:
+        UserError: the model is no dense one, a language is unknown or named twice, or sizes do not fit.
+    """
+    if config.is_moe or config.is_delta:
+        raise UserError("the base is a mixture already; give a dense model to upcycle")
+    for language in languages:
+        get_language(language)
+    if len(set(languages)) != len(languages):
+        raise UserError(f"languages {' '.join(languages)} name one twice; give each language once")
+    if form == "full" and not languages:
+        raise UserError("full experts need at least one language; give --languages python java ...")
+    ranks = {"expert_rank": expert_rank if languages else 0, "shared_rank": shared_rank} if form == "delta" else {}
+    return replace(
+        config,
+        num_experts=len(languages),
+        num_experts_per_tok=experts_per_token,
+        expert_form=form,
+        expert_languages=tuple(languages),
+        **ranks,
+        **settings,
+    )
+
+
+def new_tensors(config: ModelConfig, layer: int, seed: int, std: float, dtype: torch.dtype) -> Iterator[StoredTensor]:
+    """What one layer of the mixture has beside the dense weights: its router, and deltas in that form."""
+    if config.num_experts:
+        yield router_tensor(config, layer, seed, std, dtype)
+    if config.is_delta:
+        yield from delta_tensors(config, layer, seed, dtype)
+
+
+def upcycle_model(
+    dense: Transformer,
+    languages: Sequence[str],
+    form: str = "delta",
+    experts_per_token: int = 2,
+    expert_rank: int = 16,
+    shared_rank: int = 0,
+    router_std: float = ROUTER_STD,
+    seed: int = 0,
+    **settings: Any,
+) -> Transformer:
+    """Makes a mixture in memory that computes what ``dense`` computes.
+
+    The weights outside of full experts share the memory of ``dense`` (as parameters of their own): train one of the two
+    models only. Without languages the delta form gives a dense model with one low-rank adapter.
+
+    Raises:
+        UserError: see :func:`upcycled_config`.
+    """
+    config = upcycled_config(dense.config, languages, form, experts_per_token, expert_rank, shared_rank, **settings)
+    model = meta_model(config)
+    rename = base_rename(config)
+    for name, parameter in dense.named_parameters():
+        value = parameter.detach()
+        if config.is_delta or ".feed_forward." not in name:
+            set_parameter(model, rename.get(name, name) if config.is_delta else name, value)
+            continue
+        owner, weight, _ = name.rsplit(".", 2)
+        stack = value.expand(config.num_experts, *value.shape).clone()  # [E, F, D] or [E, D, F]
+        set_parameter(model, f"{owner}.experts.{weight}", stack)
+    for layer in range(config.n_layers):
+        for tensor in new_tensors(config, layer, seed, router_std, dense.dtype):
+            set_parameter(model, tensor.name, tensor.read().to(dense.device))
+    require_complete(model)
+    return model
+
+
+def upcycled_tensors(
+    base: Checkpoint, config: ModelConfig, seed: int, router_std: float, dtype: torch.dtype | None
+) -> Iterator[StoredTensor]:
+    """Yields the tensors of a Mixtral directory, layer by layer; experts point at the bytes of the dense weights."""
+    main = dtype or main_dtype(base.tensors)
+    layer_names: dict[int, list[str]] = {layer: [] for layer in range(config.n_layers)}
+    for name in base.tensors:
+        if name.startswith("layers."):
+            layer_names[int(name.split(".")[1])].append(name)
+
+    def put(name: str, tensor: StoredTensor) -> StoredTensor:
+        return renamed(in_dtype(tensor, dtype), to_huggingface(name))
+
+    yield put("tok_embeddings.weight", base.tensors["tok_embeddings.weight"])
+    for layer, names in layer_names.items():
+        for name in sorted(names):
+            if ".feed_forward." not in name:
+                yield put(name, base.tensors[name])
+        for tensor in new_tensors(config, layer, seed, router_std, main):
+            yield put(tensor.name, tensor)
+        for expert in range(config.num_experts):
+            for weight in ("w1", "w2", "w3"):
+                dense = base.tensors[f"layers.{layer}.feed_forward.{weight}.weight"]
+                yield put(f"layers.{layer}.feed_forward.experts.{expert}.{weight}.weight", dense)
+    yield put("norm.weight", base.tensors["norm.weight"])
+    if "output.weight" in base.tensors:
+        yield put("output.weight", base.tensors["output.weight"])
+
+
+def source_identity(base: Checkpoint) -> list[list[Any]]:
+    """Names, sizes and times of the files that a job reads, to tell whether a rerun reads the same."""
+    return [[str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns] for f in base.weight_files]
+
+
+def carried(base: Checkpoint, template: str | None) -> tuple[dict[str, Any], dict[str, bytes | Path], dict[str, Any]]:
+    """The small files that go along with a base's weights: documents, files, and the config's token ids."""
+    tokenizer = checkpoint_tokenizer(base)
+    if tokenizer is not None:
+        require_fit(tokenizer, base.config.vocab_size, base.path)
+    present = carried_files(base.directory) if base.format != "gguf" else {}
+    documents, files = small_files(None if present else tokenizer, template, present)
+    ids = original_settings(base) or token_ids(tokenizer)
+    return documents, files, ids
+
+
+def upcycle_directory(
+    base: Checkpoint,
+    target: Path,
+    config: ModelConfig,
+    *,
+    template: str | None = None,
+    seed: int = 0,
+    router_std: float = ROUTER_STD,
+    dtype: torch.dtype | None = None,
+    with_base: bool = False,
+    force: bool = False,
+    files: Mapping[str, bytes | Path] | None = None,
+    extra_config: Mapping[str, Any] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Progress = lambda count: None,
+    disk_free: DiskUsage = free_bytes,
+) -> None:
+    """Upcycles a dense model from disk to disk, one tensor in memory at a time.
+
+    Args:
+        config: from :func:`upcycled_config`.
+        dtype: of the tensors written; None copies them as they are.
+        with_base: for the delta form, copy the base's files into the new directory.
+
+    Raises:
+        UserError: the target exists, the disk is too small, or the base is damaged.
+    """
+    documents, contents, ids = carried(base, template)
+    contents |= dict(files or {})
+    main = dtype or main_dtype(base.tensors)
+    if not config.is_delta:
+        tensors = list(upcycled_tensors(base, config, seed, router_std, dtype))
+        documents["config.json"] = to_config_json(config, dtype_name(main), ids, extra_config)
+        output = Output(tensors, documents, contents, max_shard_bytes=max_shard_bytes)
+        job = ["upcycle", source_identity(base), documents["config.json"], seed, router_std, max_shard_bytes]
+        identity = job_identity({"job": job})
+        write_model_directory(target, output, force=force, identity=identity, progress=progress, disk_free=disk_free)
+        return
+    added = [t for layer in range(config.n_layers) for t in new_tensors(config, layer, seed, router_std, main)]
+    needed = sum(tensor.nbytes for tensor in added) + SMALL_FILES_BYTES
+    if with_base:
+        needed += sum(path.stat().st_size for path in base.weight_files)
+    with new_directory(target, force, needed, disk_free) as temporary:
+        if with_base:
+            copied = copy_base(base, temporary / "base")
+            place = {**copied.to_json(temporary), "path": str((target / "base").absolute())}
+        else:
+            place = base_reference(base).to_json(target)
+        write_delta_files(temporary, added, config, place, documents, contents, ids)
+
+
+def parameter_counts(config: ModelConfig) -> tuple[int, int]:
+    """Numbers of parameters, all and those that one token uses."""
+    total = active = 0
+    for name, parameter in meta_model(config).named_parameters():
+        count = parameter.numel()
+        total += count
+        per_expert = ".experts." in name or ".expert_deltas." in name
+        active += count * config.num_experts_per_tok // config.num_experts if per_expert else count
+    return total, active
+
+
+def expert_of(name: str) -> int | None:
+    """The expert that a flat tensor name belongs to, or None."""
+    return stacked_name(name)[1]
