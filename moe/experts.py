@@ -55,9 +55,19 @@ class LowRankDelta(nn.Module):
             a.uniform_(-bound, bound, generator=generator)
             b.zero_()
 
-    def weights(self) -> ops.LowRank:
-        """The six matrices as the kernels take them."""
-        return ops.LowRank(self.a1, self.b1, self.a2, self.b2, self.a3, self.b3)
+    def weights(self, dtype: torch.dtype) -> ops.LowRank:
+        """The six matrices in the dtype the base computes in; they may be kept wider than it while they are trained."""
+        matrices = (self.a1, self.b1, self.a2, self.b2, self.a3, self.b3)
+        return ops.LowRank(*(matrix.to(dtype) for matrix in matrices))
+
+
+def widen_trainable(model: nn.Module) -> None:
+    """Keeps low-rank deltas and routers in float32 (optimizers round small steps away in bfloat16); in place."""
+    for module in model.modules():
+        if isinstance(module, LowRankDelta):
+            module.float()
+        elif isinstance(module, MoEFeedForward) and module.gate is not None:
+            module.gate.float()
 
 
 class MoEFeedForward(nn.Module):
@@ -84,7 +94,7 @@ class MoEFeedForward(nn.Module):
             return None
         if forced_experts is not None:
             return force_experts(forced_experts)
-        router_logits = self.gate(x)  # [T, E]
+        router_logits = self.gate(x.to(self.gate.weight.dtype))  # [T, E]
         return Routing(router_logits, *select_top_k(router_logits, self.top_k))
 
     def forward(self, x: Tensor, forced_experts: Tensor | None = None) -> tuple[Tensor, Routing | None]:
@@ -103,8 +113,8 @@ class MoEFeedForward(nn.Module):
             self.base.w1.weight,
             self.base.w2.weight,
             self.base.w3.weight,
-            self.shared_delta.weights() if self.shared_delta is not None else None,
-            self.expert_deltas.weights() if self.expert_deltas is not None else None,
+            self.shared_delta.weights(x.dtype) if self.shared_delta is not None else None,
+            self.expert_deltas.weights(x.dtype) if self.expert_deltas is not None else None,
             gates,
             expert_ids,
             scale=self.delta_scale,

@@ -1,0 +1,70 @@
+"""A run's directory: its settings, what it has finished, and the states it can go on from.
+
+runs/NAME/run.json        settings, command, versions; written first
+runs/NAME/results.json    what each finished step measured
+runs/NAME/state/STAGE/    weights and optimizer of a stage, the newest
+runs/NAME/base/           the tiny base, when it was trained here
+runs/NAME/model/          the mixture;  adapter/ the dense baseline;  mixtral/ the mixture as full experts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoints.files import json_bytes, read_json_object, replace_file
+from checkpoints.train_state import has_train_state, load_train_state, save_train_state
+from moe.errors import UserError
+from moe.training.trainer import StageState
+
+RUN_FILE, RESULTS_FILE = "run.json", "results.json"
+
+
+class RunDirectory:
+    """One run on disk; make it with :meth:`create` or :meth:`resume`."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], results: dict[str, Any]):
+        self.path, self.settings, self.results = path, settings, results
+
+    @classmethod
+    def create(cls, path: Path, settings: Mapping[str, Any]) -> RunDirectory:
+        """Starts a run in a directory that does not exist yet."""
+        if path.exists():
+            raise UserError(
+                f"{path} exists; give another --name, or continue that run with: python train.py --resume {path}"
+            )
+        path.mkdir(parents=True)
+        replace_file(path / RUN_FILE, json_bytes(dict(settings)))
+        return cls(path, dict(settings), {})
+
+    @classmethod
+    def resume(cls, path: Path) -> RunDirectory:
+        """Opens a run that was interrupted (or is finished)."""
+        if not (path / RUN_FILE).is_file():
+            raise UserError(f"{path} is no run: it has no {RUN_FILE}; expected a directory that train.py made")
+        results = read_json_object(path / RESULTS_FILE) if (path / RESULTS_FILE).is_file() else {}
+        return cls(path, read_json_object(path / RUN_FILE), results)
+
+    def once(self, step: str, work: Callable[[], Any]) -> Any:
+        """What ``step`` measured: from ``results.json`` when it is there, else done now and noted."""
+        if step not in self.results:
+            self.note(step, work())
+        return self.results[step]
+
+    def note(self, step: str, result: Any) -> None:
+        """Notes a JSON-able result; the file is replaced as a whole."""
+        self.results[step] = result
+        replace_file(self.path / RESULTS_FILE, json_bytes(self.results))
+
+    def save_state(self, state: StageState) -> None:
+        """Keeps a stage's state, in place of its older one."""
+        save_train_state(self.path / "state" / state.stage, state.tensors, {"step": state.step, "stage": state.stage})
+
+    def load_state(self, stage: str) -> StageState | None:
+        """The newest state of a stage; None when there is none."""
+        directory = self.path / "state" / stage
+        if not has_train_state(directory):
+            return None
+        tensors, meta = load_train_state(directory)
+        return StageState(stage, meta["step"], tensors)

@@ -1,0 +1,136 @@
+"""Scores a model by what it writes: greedy answers to held-out descriptions, compared by CodeBLEU."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from eval.codebleu import codebleu
+from moe.data.pairs import Pair
+from moe.generation import Generation, generate_many
+from moe.languages import get_language
+from moe.model import Transformer
+from moe.prompt import encode_prompt, extract_code, instruction_for, stop_ids
+from moe.tokenizer import Tokenizer
+
+PARTS = ("codebleu", "ngram_match_score", "weighted_ngram_match_score", "syntax_match_score", "dataflow_match_score")
+FENCE = "```"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One held-out pair and what the model wrote for it; ``raw`` is the answer before the code was taken out of it."""
+
+    id: str
+    language: str
+    text: str
+    reference: str
+    hypothesis: str
+    raw: str
+    finished: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """CodeBLEU of one language's answers and its four parts, each in [0, 1]; ``answers`` is how many there were."""
+
+    codebleu: float
+    ngram_match_score: float
+    weighted_ngram_match_score: float
+    syntax_match_score: float
+    dataflow_match_score: float
+    answers: int
+
+
+@dataclass(frozen=True)
+class AnswerSettings:
+    """How answers are written: ``code_only`` asks an untrained chat model for code and takes its code block."""
+
+    max_new_tokens: int
+    batch_size: int
+    code_only: bool = False
+
+
+def write_answers(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    template: str,
+    pairs: Mapping[str, Sequence[Pair]],
+    settings: AnswerSettings,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[Answer]]:
+    """Greedy answers for all pairs of all languages, batched together; ``on_progress`` gets (done, total)."""
+    flat = [pair for items in pairs.values() for pair in items]
+    ask = "code-only" if settings.code_only else "train"
+    prompts = [encode_prompt(tokenizer, template, instruction_for(pair.text, pair.language, ask)) for pair in flat]
+    done = 0
+
+    def finished(place: int, answer: Generation) -> None:
+        nonlocal done
+        done += 1
+        if on_progress is not None:
+            on_progress(done, len(flat))
+
+    with torch.inference_mode():
+        generations = generate_many(
+            model,
+            prompts,
+            batch_size=settings.batch_size,
+            max_new_tokens=settings.max_new_tokens,
+            stop_ids=stop_ids(tokenizer, template),
+            pad_id=tokenizer.pad_id,
+            on_token=_FenceStop(tokenizer, len(flat)) if settings.code_only else None,
+            on_progress=finished,
+        )
+    answers: dict[str, list[Answer]] = {language: [] for language in pairs}
+    keys = [language for language, items in pairs.items() for _ in items]
+    for key, pair, generation in zip(keys, flat, generations, strict=True):
+        raw = tokenizer.decode(generation.tokens)
+        code = extract_code(raw, pair.language) if settings.code_only else raw.strip()
+        name = pair.id or f"{key}-{len(answers[key])}"
+        answers[key].append(Answer(name, pair.language, pair.text, pair.code, code, raw, generation.finished))
+    return answers
+
+
+class _FenceStop:
+    """Ends a chat answer when its first code block is closed: what follows is prose that scoring would drop."""
+
+    def __init__(self, tokenizer: Tokenizer, count: int):
+        self.streams = [tokenizer.stream() for _ in range(count)]
+        self.texts = [""] * count
+
+    def __call__(self, place: int, token: int) -> bool:
+        self.texts[place] += self.streams[place].push(token)
+        first = self.texts[place].find(FENCE)
+        return first >= 0 and self.texts[place].find("\n" + FENCE, first + len(FENCE)) >= 0
+
+
+def score_answers(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Score]:
+    """Corpus CodeBLEU (mode ``reference``) per language."""
+    scores = {}
+    for language, items in answers.items():
+        result = codebleu([[a.reference] for a in items], [a.hypothesis for a in items], items[0].language)
+        scores[language] = Score(*(getattr(result, part) for part in PARTS), answers=len(items))
+    return scores
+
+
+def save_answers(answers: Mapping[str, Sequence[Answer]], path: Path) -> None:
+    """Writes answers as JSON Lines that ``python -m eval codebleu --pairs`` scores again; the file appears whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        for items in answers.values():
+            for answer in items:
+                line = {**asdict(answer), "lang": answer.language, "references": [answer.reference]}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def language_names(languages: Sequence[str]) -> list[str]:
+    """Names in prose, for table heads."""
+    return [get_language(language).name for language in languages]

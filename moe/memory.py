@@ -1,0 +1,96 @@
+"""How much memory a run takes, computed before it starts.
+
+Counts weights, gradients, optimizer and activations; the allocator's fragments and a GPU's context (0.5 to 1 GiB) come
+on top.
+"""
+
+# T tokens in a batch, D model dim, F hidden dim, V vocabulary
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from moe.config import ModelConfig
+from moe.model import Transformer
+from moe.training.stages import is_expert, is_router
+
+GIB = 2**30
+LOSS_CHUNK = 1024  # positions whose logits exist at once
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by purpose, and parameter counts."""
+
+    parameters: int
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All bytes together."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def describe(self) -> str:
+        """One line for the terminal."""
+        parts = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": self.activations,
+        }
+        listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
+        return (
+            f"{self.parameters / 1e6:,.1f} M parameters, {self.trainable / 1e6:,.1f} M of them trained; "
+            f"{self.total / GIB:.2f} GiB: {listed}"
+        )
+
+
+def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute: bool) -> MemoryPlan:
+    """Memory of the branch stage (the largest) for batches of ``tokens`` tokens.
+
+    Deltas and routers are float32 with two float32 Adam moments. Per layer a forward pass keeps about 6 D + 2 A + 4 F
+    values a token (A: width of the attention's projections) and as many F again per further expert a token visits;
+    with ``recompute`` one layer at a time does, and every layer keeps its D inputs.
+    """
+    with torch.device("meta"):
+        model = Transformer(config)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sparse = config.is_moe or config.is_delta
+    trained = sum(n for name, n in sizes.items() if not sparse or is_expert(name))
+    small = sum(n for name, n in sizes.items() if is_expert(name) or is_router(name)) if config.is_delta else 0
+    total = sum(sizes.values())
+    width = dtype.itemsize
+    attention = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
+    experts = 1 + (config.num_experts_per_tok - 1 if config.is_moe else 0)
+    layer = tokens * (6 * config.dim + 2 * attention + 4 * config.hidden_dim * experts) * width
+    kept = tokens * config.dim * width * config.n_layers + layer if recompute else layer * config.n_layers
+    logits = 2 * min(tokens, LOSS_CHUNK) * config.vocab_size * 4
+    master = 4 if config.is_delta else max(4, width)
+    return MemoryPlan(
+        parameters=total,
+        trainable=trained,
+        weights=(total - small) * width + small * 4,
+        gradients=trained * master,
+        optimizer=trained * 8,
+        activations=kept + logits,
+    )
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that a run on ``device`` can have: the card's memory, or the machine's free memory."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 1 << 62

@@ -1,0 +1,209 @@
+"""All settings of a run, their presets (TOML) and how they are overridden.
+
+A setting's help, unit and default stand beside it once; command lines and ``--set`` are made from them.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from moe.config import EXPERT_FORMS
+from moe.errors import UserError, did_you_mean
+from moe.languages import DEFAULT_LANGUAGES, get_language
+
+PRESETS = Path(__file__).resolve().parent.parent / "presets"
+
+
+def setting(default: Any, help: str, **options: Any) -> Any:
+    """A dataclass field with its help text."""
+    return field(default=default, metadata={"help": help, **options})
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides what a training run does."""
+
+    base: str = setting("tiny", "the dense model: 'tiny' (trained here), 'smollm2', a model directory or a GGUF file")
+    data: str = setting(
+        "synthetic", "'synthetic' or a folder with train/, validation/ and test/ of LANGUAGE.jsonl[.gz]"
+    )
+    languages: tuple[str, ...] = setting(DEFAULT_LANGUAGES, "one expert for each of these languages")
+    seed: int = setting(0, "seed of weights, data order and sampling")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    dtype: str = setting("auto", "of frozen weights: auto (bfloat16 where it is native), float32 or bfloat16")
+    template: str = setting("auto", "prompt template: auto, plain, chatml or mistral-instruct")
+
+    form: str = setting("delta", "experts as low-rank deltas on a shared base (delta) or as full copies (full)")
+    experts_per_token: int = setting(2, "experts that each token visits in the mix stage and afterwards")
+    shared_rank: int = setting(48, "rank of the delta that all languages share")
+    expert_rank: int = setting(16, "rank of each language's own delta")
+    delta_scale: float = setting(2.0, "factor on all low-rank deltas")
+
+    train_pairs: int = setting(0, "training pairs per language, 0 for all there are")
+    max_tokens: int = setting(1024, "longest example, in tokens; longer ones are left out and counted")
+    tokens_per_batch: int = setting(4096, "tokens of one packed batch")
+    accumulate: int = setting(1, "batches per optimizer step")
+    recompute: bool = setting(False, "recompute activations in the backward pass: a third slower, far less memory")
+
+    pretrain_steps: int = setting(0, "steps that train the tiny base from scratch")
+    branch_steps: int = setting(1000, "steps of the branch stage: each language on its own expert")
+    mix_steps: int = setting(100, "steps of the mix stage: the router")
+    mix_trains_experts: bool = setting(False, "train the deltas in the mix stage too, not the router alone")
+    pretrain_lr: float = setting(3e-3, "peak learning rate of the tiny base")
+    branch_lr: float = setting(1e-4, "peak learning rate of deltas (and of full experts)")
+    mix_lr: float = setting(1e-3, "peak learning rate of the router")
+    warmup: float = setting(0.03, "share of a stage's steps in which the learning rate rises")
+    min_lr: float = setting(0.1, "learning rate at a stage's end, as a share of its peak")
+    weight_decay: float = setting(0.1, "AdamW weight decay of matrices; the router has none")
+    clip: float = setting(1.0, "largest norm of a step's gradient")
+    balance_loss_weight: float = setting(0.01, "weight of the load-balancing loss")
+    z_loss_weight: float = setting(0.001, "weight of the router z-loss")
+    ridge: float = setting(0.01, "ridge penalty of the router's start, relative to the mean squared hidden state")
+    ridge_batches: int = setting(8, "batches whose hidden states the router's start is computed from")
+    baseline: bool = setting(True, "also train and score a dense adapter with equal active parameters and steps")
+
+    test_sets: tuple[str, ...] = setting(("test",), "splits that are scored at the end")
+    eval_pairs: int = setting(100, "held-out pairs per language and split that answers are generated for")
+    loss_pairs: int = setting(0, "held-out pairs per language and split for the loss, 0 for all")
+    max_new_tokens: int = setting(256, "longest answer, in tokens")
+    eval_batch: int = setting(32, "answers generated at once")
+    chat_base: bool = setting(
+        False, "the base is a chat model: score it with its own chat prompt, asking for code only"
+    )
+    merge: bool = setting(False, "also write the result as full experts (mixtral/), which transformers loads")
+    save_minutes: float = setting(5.0, "minutes between saved states that --resume continues from")
+
+    def __post_init__(self) -> None:
+        for name in ("languages", "test_sets"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.languages:
+            raise UserError("languages is empty, expected at least one, for example --languages python java")
+        if len(set(self.languages)) != len(self.languages):
+            raise UserError(f"languages names one twice: {' '.join(self.languages)}")
+        for language in self.languages:
+            get_language(language)
+        if self.form not in EXPERT_FORMS:
+            raise UserError(f"form is {self.form!r}, expected one of {', '.join(EXPERT_FORMS)}")
+        if not 1 <= self.experts_per_token <= len(self.languages):
+            raise UserError(
+                f"experts_per_token is {self.experts_per_token}, expected 1 to the number of languages, "
+                f"{len(self.languages)}"
+            )
+        positive = (
+            "expert_rank max_tokens tokens_per_batch accumulate eval_pairs max_new_tokens eval_batch ridge_batches"
+        )
+        for name in positive.split():
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, (int, float)) and value < 0:
+                raise UserError(f"{item.name} is {value}, expected no negative number")
+        if self.max_tokens > self.tokens_per_batch:
+            raise UserError(
+                f"max_tokens {self.max_tokens} is more than tokens_per_batch {self.tokens_per_batch}; "
+                "an example must fit into a batch"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as JSON-able values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of the dense baseline's adapter: as many active parameters as a token meets in the mixture's deltas."""
+        return self.shared_rank + self.experts_per_token * self.expert_rank
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with the project."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def setting_types() -> dict[str, Any]:
+    """Type of each setting by name."""
+    return typing.get_type_hints(RunConfig)
+
+
+def parse_setting(name: str, text: str) -> Any:
+    """Turns the text of ``name=text`` into the setting's type; raises :class:`UserError` when it does not fit."""
+    kinds = setting_types()
+    if name not in kinds:
+        raise UserError(f"unknown setting {name!r}{did_you_mean(name, kinds)}; see train.py --help for all of them")
+    return _coerce(name, kinds[name], text)
+
+
+def _coerce(name: str, kind: Any, value: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        items = value.replace(",", " ").split() if isinstance(value, str) else value
+        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+            raise UserError(f"{name} is {value!r}, expected a list of names")
+        return tuple(items)
+    if isinstance(value, str) and kind is not str:
+        word = value.lower()
+        if kind is bool:
+            if word not in ("true", "false", "1", "0", "yes", "no"):
+                raise UserError(f"{name} is {value!r}, expected true or false")
+            return word in ("true", "1", "yes")
+        try:
+            return kind(float(value)) if kind is int and float(value).is_integer() else kind(value)
+        except (ValueError, OverflowError):
+            wanted = "a whole number" if kind is int else "a number"
+            raise UserError(f"{name} is {value!r}, expected {wanted}") from None
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{name} is {value!r}, expected {kind.__name__}")
+    return value
+
+
+def load_preset(name_or_path: str) -> dict[str, Any]:
+    """Settings of a preset by name or of a TOML file; raises :class:`UserError` naming what is wrong in it."""
+    path = PRESETS / f"{name_or_path}.toml"
+    if not path.is_file():
+        path = Path(name_or_path)
+        if path.suffix != ".toml":
+            names = preset_names()
+            raise UserError(
+                f"unknown preset {name_or_path!r}{did_you_mean(name_or_path, names)}; presets: {', '.join(names)}"
+            )
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; expected a TOML file of settings")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from None
+    kinds = setting_types()
+    for name in values:
+        if name not in kinds:
+            raise UserError(f"{path}: unknown setting {name!r}{did_you_mean(name, kinds)}")
+    return {name: _coerce(name, kinds[name], value) for name, value in values.items()}
+
+
+def make_config(preset: Mapping[str, Any], *overrides: Mapping[str, Any]) -> RunConfig:
+    """A preset's settings, changed by each of ``overrides`` in turn."""
+    values = dict(preset)
+    for changes in overrides:
+        values.update(changes)
+    return RunConfig(**values)
+
+
+def defaults() -> dict[str, Any]:
+    """Default of each setting."""
+    return {item.name: item.default for item in fields(RunConfig) if item.default is not MISSING}
+
+
+__all__ = [
+    "RunConfig",
+    "defaults",
+    "load_preset",
+    "make_config",
+    "parse_setting",
+    "preset_names",
+    "setting_types",
+]

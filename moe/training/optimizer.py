@@ -1,0 +1,72 @@
+"""AdamW with parameter groups, and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from moe.training.stages import is_router
+
+
+def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) with decay on matrices; routers and vectors go without, routers apart."""
+    decayed, plain, routers = [], [], []
+    for name, parameter in parameters.items():
+        group = routers if is_router(name) else decayed if parameter.dim() > 1 else plain
+        group.append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": plain, "weight_decay": 0.0},
+        {"params": routers, "weight_decay": 0.0},
+    ]
+    device = next(iter(parameters.values())).device.type
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=0.0,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        fused=device in ("cpu", "cuda"),
+    )
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: float, floor: float) -> float:
+    """Linear warm-up, then a cosine from ``peak`` down to ``floor * peak`` at the last step (steps count from 0)."""
+    warm = max(1, round(warmup * steps))
+    if step < warm:
+        return peak * (step + 1) / warm
+    progress = (step - warm) / max(1, steps - 1 - warm)
+    return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors: ``NAME/exp_avg`` and so on."""
+    tensors = {}
+    for name, parameter in _named(optimizer, names):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    return tensors
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of :func:`optimizer_tensors`."""
+    for name, parameter in _named(optimizer, names):
+        prefix = name + "/"
+        state = {key[len(prefix) :]: value.clone() for key, value in tensors.items() if key.startswith(prefix)}
+        if state:
+            moved = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+            optimizer.state[parameter] = moved
+
+
+def _named(optimizer: torch.optim.Optimizer, names: list[str]) -> list[tuple[str, nn.Parameter]]:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(parameters) == len(names), "names and parameters of the optimizer differ"
+    return list(zip(names, parameters, strict=True))
+
+
+def parameter_names(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """Names of the optimizer's parameters in its own order."""
+    by_id = {id(parameter): name for name, parameter in parameters.items()}
+    return [by_id[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,77 @@
+"""The stages of training: which weights learn, from which loss, with which routing.
+
+``pretrain`` all weights (the tiny base only). ``adapter`` the shared delta of a dense model. ``branch``
+every example forced to its language's expert; all languages in one run. ``mix`` the router, with learned top-k routing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from moe.model import Transformer
+from moe.training.config import RunConfig
+
+STAGES = ("pretrain", "adapter", "branch", "mix")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Settings of one stage.
+
+    Attributes:
+        name: one of :data:`STAGES`.
+        steps: optimizer steps.
+        learning_rate: peak.
+        forced: route each token to the expert of its language with gate 1.
+    """
+
+    name: str
+    steps: int
+    learning_rate: float
+    forced: bool = False
+
+
+def make_stage(name: str, config: RunConfig) -> Stage:
+    """The stage ``name`` as the run's settings describe it; the baseline gets the steps of branch and mix together."""
+    match name:
+        case "pretrain":
+            return Stage(name, config.pretrain_steps, config.pretrain_lr)
+        case "adapter":
+            return Stage(name, config.branch_steps + config.mix_steps, config.branch_lr)
+        case "branch":
+            return Stage(name, config.branch_steps, config.branch_lr, forced=True)
+        case "mix":
+            return Stage(name, config.mix_steps, config.mix_lr)
+    raise ValueError(f"unknown stage {name!r}, expected one of {', '.join(STAGES)}")
+
+
+def is_expert(name: str) -> bool:
+    """Whether a parameter belongs to the experts: a delta, or a full expert's matrix."""
+    return "_delta" in name or ".experts." in name
+
+
+def is_router(name: str) -> bool:
+    """Whether a parameter belongs to a router."""
+    return name.endswith("feed_forward.gate.weight")
+
+
+def choose_trainable(model: Transformer, stage: str, mix_trains_experts: bool = False) -> dict[str, nn.Parameter]:
+    """Freezes everything but what ``stage`` trains and returns that, by name."""
+
+    def learns(name: str) -> bool:
+        if stage == "pretrain":
+            return True
+        if stage == "mix":
+            return is_router(name) or (mix_trains_experts and is_expert(name))
+        return is_expert(name)
+
+    chosen = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(learns(name))
+        if parameter.requires_grad:
+            chosen[name] = parameter
+    if not chosen:
+        raise ValueError(f"the {stage} stage has nothing to train in this model")
+    return chosen

@@ -1,0 +1,57 @@
+"""The base of the embedded default: a small dense model trained from scratch on code files.
+
+It plays the part that Mistral-7B plays in a real run. It learns to continue files, each a comment and the code under
+it, in all languages; it has never seen an instruction, which is what the later stages teach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from moe.config import ModelConfig
+from moe.data.packing import Example
+from moe.data.pairs import Pair
+from moe.tokenizer import Tokenizer, train_sentencepiece
+
+VOCABULARY = 1536
+TOKENIZER_PAIRS = 1000  # per language; more changes the vocabulary no further
+COMMENT = {"python": "# "}  # the others write comments as // ...
+
+
+def tiny_config(vocab_size: int) -> ModelConfig:
+    """Sizes of the tiny base: about 1.5 million parameters, with the window and the grouped heads of Mistral."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        dim=160,
+        n_layers=4,
+        n_heads=5,
+        n_kv_heads=1,
+        hidden_dim=448,
+        max_seq_len=1024,
+        sliding_window=512,
+        tie_embeddings=True,
+    )
+
+
+def as_file(pair: Pair) -> str:
+    """A pair as it could stand in a source file."""
+    return f"{COMMENT.get(pair.language, '// ')}{pair.text}\n{pair.code}\n"
+
+
+def train_tiny_tokenizer(pairs: Mapping[str, Sequence[Pair]], directory: Path, seed: int) -> Tokenizer:
+    """Trains the sentencepiece vocabulary on the training files and saves it in ``directory``."""
+    texts = (as_file(pair) for items in pairs.values() for pair in items[:TOKENIZER_PAIRS])
+    return train_sentencepiece(texts, VOCABULARY, directory, seed)
+
+
+def encode_files(
+    pairs: Mapping[str, Sequence[Pair]], tokenizer: Tokenizer, max_tokens: int
+) -> dict[str, list[Example]]:
+    """Training files as examples in which every token is learned; files that are too long are cut."""
+    return {
+        language: [
+            Example(tuple(tokenizer.encode(as_file(pair), bos=True, eos=True)[:max_tokens]), 1, index) for pair in items
+        ]
+        for index, (language, items) in enumerate(pairs.items())
+    }

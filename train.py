@@ -1,0 +1,318 @@
+"""Turns a dense code model into a mixture of language experts: `python train.py --help`.
+
+The whole recipe, in order: plan, load, score the base, upcycle, branch, route, mix, score, write, baseline, report.
+Every step that is finished is noted in the run's directory, so `--resume` goes on where a run ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints.cli import ArgumentParser, run
+from checkpoints.config_flags import add_setting_flags, given_settings
+from checkpoints.merge import merge_model
+from checkpoints.model_io import LoadedModel, load_model, save_model
+from checkpoints.proof import prove
+from checkpoints.run_directory import RunDirectory
+from checkpoints.upcycle import upcycle_model, upcycled_config
+from eval.display import CountDisplay, MetricsWriter, StageDisplay, make_console
+from eval.evaluate import evaluate
+from eval.report import loss_table, markdown_report, routing_table, score_table
+from moe.config import ModelConfig
+from moe.data.packing import Example, MixedBatches, encode_pairs
+from moe.data.sources import DataSets, load_data
+from moe.experts import widen_trainable
+from moe.hardware import choose_device, choose_dtype, describe_hardware
+from moe.memory import GIB, available_memory, plan_memory
+from moe.model import Transformer, count_parameters
+from moe.prompt import choose_template
+from moe.tokenizer import load_tokenizer
+from moe.training.config import RunConfig, load_preset, make_config, parse_setting, preset_names
+from moe.training.ridge import ridge_routers
+from moe.training.stages import make_stage
+from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokenizer
+from moe.training.trainer import StepReport, Trainer
+
+MODELS = ("base", "dense adapter", "mixture")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    # 1. Plan: settings, device, what exists already.
+    console = make_console()
+    directory, config = open_run(arguments)
+    device = choose_device(config.device)
+    dtype = choose_dtype(device, config.dtype)
+    console.print(f"{describe_hardware(device)}, weights in {str(dtype).removeprefix('torch.')}", highlight=False)
+    torch.manual_seed(config.seed)
+
+    # 2. Load: data first, for its mistakes cost least; then the base.
+    data = load_data(config)
+    if arguments.dry_run:
+        return dry_run(config, data, device, dtype, console)
+    metrics = MetricsWriter(directory.path, config.languages)
+    session = Session(config, directory, data, console, metrics)
+    base = session.load_base(dtype, device)
+    encoded = encode_pairs(data.train, base.tokenizer, base.template, config.max_tokens)
+    for language, count in encoded.too_long.items():
+        if count:
+            console.print(f"left out {count} {language} pairs of more than {config.max_tokens} tokens", highlight=False)
+    batches = MixedBatches(encoded.examples, config.tokens_per_batch, config.seed)
+    passes = config.accumulate * (config.branch_steps + config.mix_steps) / batches.epoch_batches
+    console.print(f"one pass over the data is {batches.epoch_batches:,.0f} batches; this run makes {passes:.2f} passes")
+
+    # 3. Score the base.
+    session.score(base, "base", chat=config.chat_base)
+
+    # 4. Upcycle: every feed-forward becomes one expert per language; nothing changes yet, and that is proved.
+    model = session.upcycle(base.model, config.languages, config.expert_rank, config.shared_rank)
+    if "proof" not in directory.results:
+        proof = prove(base.model, model, base.tokenizer)
+        console.print(f"upcycled to {count_parameters(model) / 1e6:,.1f} M parameters: {proof.describe()}")
+        directory.note("proof", proof.to_json())
+
+    # 5. Branch: all languages in one run, each token on the expert of its language.
+    session.train(model, "branch", batches)
+
+    # 6. Route: the router's start, in closed form from labelled hidden states.
+    if directory.load_state("mix") is None:
+        labelled = [batches[i].to(device) for i in range(config.ridge_batches + 1)]
+        accuracy = ridge_routers(model, labelled, config.ridge)
+        shares = " ".join(f"{share:.0%}" for share in accuracy)
+        console.print(f"router from ridge regression: tokens sent to their language, layer by layer: {shares}")
+        directory.note("ridge_accuracy", accuracy)
+
+    # 7. Mix: learned top-k routing with balance loss and z-loss.
+    session.train(model, "mix", batches)
+
+    # 8. Score the mixture and write it.
+    mixture = LoadedModel(model, model.config, base.tokenizer, base.template, directory.path / "model")
+    session.score(mixture, "mixture")
+    session.write(mixture, base)
+
+    # 9. The baseline: one dense adapter with as many active parameters, trained on the same data for as many steps.
+    if config.baseline:
+        adapted = session.upcycle(base.model, (), 0, config.adapter_rank)
+        session.train(adapted, "adapter", batches)
+        dense = LoadedModel(adapted, adapted.config, base.tokenizer, base.template, directory.path / "adapter")
+        session.score(dense, "dense adapter")
+        session.write(dense, base)
+
+    # 10. Report.
+    metrics.close()
+    report(directory, config, console, device)
+    return 0
+
+
+class Session:
+    """What the steps share: settings, data, the run's directory, and where to print."""
+
+    def __init__(self, config: RunConfig, directory: RunDirectory, data: DataSets, console, metrics: MetricsWriter):
+        self.config, self.directory, self.data = config, directory, data
+        self.console, self.metrics = console, metrics
+
+    def load_base(self, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+        """Loads the dense model; the tiny one is trained first."""
+        path = self.config.base
+        if path == "tiny":
+            path = self.directory.path / "base"
+            if not path.exists():
+                self._train_tiny_base(path, device)
+        base = load_model(path, dtype, device)
+        if base.tokenizer is None:
+            base = LoadedModel(base.model, base.config, load_tokenizer(path), base.template, base.path)
+        template = self.config.template if self.config.template != "auto" else choose_template(base.tokenizer)
+        base.model.requires_grad_(False)
+        self.console.print(
+            f"base {base.path}: {count_parameters(base.model) / 1e6:,.1f} M parameters, prompts as {template}"
+        )
+        return LoadedModel(base.model, base.config, base.tokenizer, template, base.path)
+
+    def _train_tiny_base(self, path: Path, device: torch.device) -> None:
+        tokenizer = train_tiny_tokenizer(self.data.train, self.directory.path / "tokenizer", self.config.seed)
+        model = Transformer(tiny_config(tokenizer.vocab_size)).reset(self.config.seed).to(device)
+        examples = encode_files(self.data.train, tokenizer, self.config.max_tokens)
+        self.train(model, "pretrain", MixedBatches(examples, self.config.tokens_per_batch, self.config.seed + 1))
+        save_model(model, tokenizer, path, template="plain")
+
+    def upcycle(
+        self, dense: Transformer, languages: tuple[str, ...], expert_rank: int, shared_rank: int
+    ) -> Transformer:
+        """A mixture (or, without languages, a dense adapter) that still computes what ``dense`` does."""
+        model = upcycle_model(
+            dense,
+            languages,
+            self.config.form if languages else "delta",
+            min(self.config.experts_per_token, max(1, len(languages))),
+            expert_rank,
+            shared_rank,
+            seed=self.config.seed,
+            delta_scale=self.config.delta_scale,
+            balance_loss_weight=self.config.balance_loss_weight,
+            z_loss_weight=self.config.z_loss_weight,
+        )
+        widen_trainable(model)
+        return model
+
+    def train(self, model: Transformer, name: str, batches: MixedBatches) -> None:
+        """Runs a stage, from its saved state if there is one; keeps its last state."""
+        stage = make_stage(name, self.config)
+        trainer = Trainer(model, stage, batches, self.config.languages, self.config)
+        state = self.directory.load_state(name)
+        if state is not None:
+            trainer.restore(state)
+        saved = time.monotonic()
+
+        def on_step(step: StepReport) -> None:
+            nonlocal saved
+            display.update(step)
+            self.metrics.write(step)
+            if time.monotonic() - saved > 60 * self.config.save_minutes or step.step == step.steps:
+                self.directory.save_state(trainer.state())
+                saved = time.monotonic()
+
+        with StageDisplay(self.console, self.config.languages, name, stage.steps, trainer.step) as display:
+            trainer.run(on_step)
+        model.requires_grad_(False)
+
+    def score(self, loaded: LoadedModel, name: str, chat: bool = False) -> None:
+        """Measures a model on the held-out pairs, once."""
+        self.directory.once(
+            f"scores of {name}",
+            lambda: evaluate(
+                loaded.model,
+                loaded.tokenizer,
+                loaded.template,
+                self.data.held_out,
+                self.config,
+                self.directory.path,
+                name,
+                lambda title: CountDisplay(self.console, title),
+                chat,
+            ),
+        )
+
+    def write(self, loaded: LoadedModel, base: LoadedModel) -> None:
+        """Writes a trained model; deltas refer to their base on disk."""
+        reference = base.path if loaded.config.is_delta else None
+        if not loaded.path.exists():
+            save_model(loaded.model, loaded.tokenizer, loaded.path, template=loaded.template, base=reference)
+        merged = self.directory.path / "mixtral"
+        if self.config.merge and loaded.config.is_moe and loaded.config.is_delta and not merged.exists():
+            save_model(merge_model(loaded.model), loaded.tokenizer, merged, template=loaded.template)
+
+
+def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunConfig]:
+    """The run's directory and settings: of the run to resume, or a new one (none for a dry run)."""
+    given = given_settings(arguments)
+    for text in arguments.set:
+        name, separator, value = text.partition("=")
+        if not separator:
+            arguments.parser.error(f"--set {text}: expected NAME=VALUE")
+        given[name] = parse_setting(name, value)
+    if arguments.resume:
+        if given or arguments.config or arguments.preset != "tiny":
+            arguments.parser.error("--resume goes on with the run's own settings; leave the others out")
+        directory = RunDirectory.resume(Path(arguments.resume))
+        return directory, RunConfig(**directory.settings["config"])
+    config = make_config(load_preset(arguments.config or arguments.preset), given)
+    if arguments.dry_run:
+        return None, config
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = Path(arguments.runs) / (arguments.name or f"{arguments.preset}-{stamp}")
+    settings = {
+        "config": config.to_dict(),
+        "command": shlex.join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "torch": torch.__version__,
+    }
+    load_data(config)  # a run without data leaves no directory behind
+    return RunDirectory.create(path, settings), config
+
+
+def dry_run(config: RunConfig, data: DataSets, device: torch.device, dtype: torch.dtype, console) -> int:
+    """Prints what a run would take: data, parameters, memory, disk."""
+    for language, pairs in data.train.items():
+        held_out = ", ".join(f"{len(split[language])} {name}" for name, split in data.held_out.items())
+        console.print(f"{language}: {len(pairs)} training pairs, {held_out}", highlight=False)
+    base = tiny_config(1536) if config.base == "tiny" else model_config(config)
+    sizes = (config.form, config.experts_per_token, config.expert_rank, config.shared_rank)
+    mixture = upcycled_config(base, config.languages, *sizes)
+    plan = plan_memory(mixture, config.tokens_per_batch, dtype, config.recompute)
+    free = available_memory(device)
+    console.print(f"{plan.describe()}; {free / GIB:.1f} GiB there", highlight=False)
+    if plan.total > free:
+        console.print("[bold]does not fit[/bold]: lower tokens_per_batch or the ranks, or set recompute")
+    disk = shutil.disk_usage(Path.cwd()).free
+    needed = 3 * 4 * plan.trainable * 2  # states of three stages: weights and two moments, old and new at once
+    console.print(f"at most {needed / GIB:.1f} GiB on disk for states; {disk / GIB:.0f} GiB free", highlight=False)
+    return 0
+
+
+def model_config(config: RunConfig) -> ModelConfig:
+    """Sizes of the base, read without its weights."""
+    from checkpoints.model_io import read_config
+
+    return read_config(config.base)
+
+
+def report(directory: RunDirectory, config: RunConfig, console, device: torch.device) -> None:
+    """Prints the tables and writes ``report.md``."""
+    scored = {name: directory.results.get(f"scores of {name}") for name in MODELS}
+    results: dict[str, dict[str, Any]] = {
+        split: {name: found["scores"][split] for name, found in scored.items() if found} for split in config.test_sets
+    }
+    found = scored["mixture"]["specialization"]
+    for split in config.test_sets:
+        console.print(loss_table(results, split, config.languages))
+    title = "Routing of held-out response tokens"
+    console.print(routing_table(found["table"], config.languages, title))
+    console.print(
+        f"I(language; expert) per layer, bits: {' '.join(f'{x:.2f}' for x in found['information'])} "
+        f"(shuffled labels: at most {max(found['shuffled']):.3f})",
+        highlight=False,
+    )
+    for split in config.test_sets:
+        console.print(score_table(results, split, config.languages))
+    summary = {
+        "name": directory.path.name,
+        "command": directory.settings["command"],
+        "date": directory.settings["date"],
+        "hardware": describe_hardware(device),
+        "languages": list(config.languages),
+        "results": results,
+        "specialization": found,
+    }
+    (directory.path / "report.md").write_text(markdown_report(summary), encoding="utf-8")
+    console.print(f"report: {directory.path / 'report.md'}", highlight=False, soft_wrap=True)
+    example = "Return the sum of all even numbers in a list."
+    command = f'python generate.py "{example}" --language {config.languages[0]} --model {directory.path / "model"}'
+    console.print(f"write code with it: {command}", highlight=False, soft_wrap=True)
+
+
+def make_parser() -> ArgumentParser:
+    """The command line: one flag for each setting, besides where the run comes from and goes."""
+    parser = ArgumentParser(prog="train.py", description=__doc__.split("\n\n")[0])
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--preset", default="tiny", choices=preset_names(), help="settings to start from")
+    source.add_argument("--config", metavar="FILE", help="a TOML file of settings in the place of a preset")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting; repeatable")
+    parser.add_argument("--name", help="name of the run's directory (default: the preset and the time)")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept")
+    parser.add_argument("--resume", metavar="DIR", help="go on with a run that was interrupted")
+    parser.add_argument("--dry-run", action="store_true", help="check settings and data, print what a run would take")
+    add_setting_flags(parser)
+    parser.set_defaults(parser=parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run(make_parser(), main))
