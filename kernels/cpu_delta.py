@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cpu import segments, sum_rows, swiglu_backward, token_of_row
+from kernels.cpu import linear, segments, sum_rows, swiglu_backward, token_of_row
 from kernels.dispatch import ExpertDispatch, LowRank, sort_by_expert
 from kernels.reference import accumulation_dtype
 
@@ -55,7 +55,7 @@ def _take(tensor: Tensor, index: Tensor | None) -> Tensor:
 
 def _linear(x: Tensor, w: Tensor, shared: LowRank | None, which: int, scale: float) -> Tensor:
     """``x @ (w + scale * b @ a).T`` without building the sum."""
-    y = F.linear(x, w)
+    y = linear(x, w)
     if shared is not None:
         a, b = _pair(shared, which)
         y.addmm_(F.linear(x, a), b.t(), alpha=scale)
@@ -63,7 +63,7 @@ def _linear(x: Tensor, w: Tensor, shared: LowRank | None, which: int, scale: flo
 
 
 def _linear_dx(dy: Tensor, w: Tensor, shared: LowRank | None, which: int, scale: float) -> Tensor:
-    dx = dy @ w
+    dx = linear(dy, w.t())
     if shared is not None:
         a, b = _pair(shared, which)
         dx.addmm_(dy @ b, a, alpha=scale)

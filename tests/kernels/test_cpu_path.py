@@ -123,7 +123,7 @@ def test_frozen_weights_get_no_gradient_product(monkeypatch):
     class Spy(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
+            if isinstance(result, torch.Tensor) and "mm" in func.__name__:
                 seen.append(tuple(result.shape))
             return result
 
