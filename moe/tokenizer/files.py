@@ -1,0 +1,106 @@
+"""A tokenizer's files in a model directory, named and laid out as transformers does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe.errors import UserError
+from moe.tokenizer.base import SpecialTokens
+
+MODEL_FILE = "tokenizer.model"
+JSON_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_FILE = "special_tokens_map.json"
+ADDED_FILE = "added_tokens.json"
+ROLES = ("bos", "eos", "pad", "unk")
+
+
+def tokenizer_config(names: Mapping[int, str], roles: SpecialTokens, added: Mapping[int, str]) -> dict[str, Any]:
+    """The content of tokenizer_config.json: the tokens with a role, and control tokens that are ``added`` by id."""
+    ids = {"bos": roles.bos, "eos": roles.eos, "pad": roles.pad, "unk": roles.unk}
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{f"{role}_token": names[index] for role, index in ids.items() if index in names},
+        "add_bos_token": roles.add_bos and roles.bos is not None,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
+    if added:
+        flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+        config["added_tokens_decoder"] = {str(index): {"content": name, **flags} for index, name in added.items()}
+    return config
+
+
+def write_files(
+    directory: str | Path, binary: Mapping[str, bytes], pipeline: Mapping[str, Any] | str, config: Mapping[str, Any]
+) -> None:
+    """Writes ``tokenizer.json`` (its content or its text), the config, the special tokens and further binary files."""
+    directory = Path(directory)
+    special = {key: value for key, value in config.items() if key in {f"{role}_token" for role in ROLES}}
+    if not isinstance(pipeline, str):
+        pipeline = json.dumps(pipeline, ensure_ascii=False)
+    texts = {
+        JSON_FILE: pipeline,
+        CONFIG_FILE: json.dumps(config, ensure_ascii=False, indent=2) + "\n",
+        SPECIAL_FILE: json.dumps(special, ensure_ascii=False, indent=2) + "\n",
+    }
+    contents = {**binary, **{name: text.encode("utf-8") for name, text in texts.items()}}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            (directory / name).write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{directory}: the tokenizer cannot be written: {error.strerror or error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; an empty one when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: found a JSON {type(content).__name__}; expected an object")
+    return content
+
+
+def read_roles(directory: Path) -> dict[str, str]:
+    """Reads which control tokens have a role (``bos``, ``eos``, ``pad``, ``unk``), by name, from a model directory."""
+    roles: dict[str, str] = {}
+    for name in (SPECIAL_FILE, CONFIG_FILE):  # the config is what transformers reads, so it wins
+        content = read_json(directory / name)
+        for role in ROLES:
+            token = content.get(f"{role}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                roles[role] = token
+    return roles
+
+
+def read_added(directory: Path) -> dict[str, int]:
+    """Reads the tokens that a model directory adds to its ``tokenizer.model``, by name."""
+    added: dict[str, int] = {}
+    for name, index in read_json(directory / ADDED_FILE).items():
+        added[name] = _token_id(index, directory / ADDED_FILE)
+    listed = read_json(directory / CONFIG_FILE).get("added_tokens_decoder")
+    for index, token in (listed if isinstance(listed, dict) else {}).items():
+        name = token.get("content") if isinstance(token, dict) else token
+        added[str(name)] = _token_id(index, directory / CONFIG_FILE)
+    return added
+
+
+def read_add_bos(directory: Path) -> bool | None:
+    """Reads whether the begin token stands before each text; None when the directory does not say."""
+    value = read_json(directory / CONFIG_FILE).get("add_bos_token")
+    return value if isinstance(value, bool) else None
+
+
+def _token_id(value: object, path: Path) -> int:
+    if not str(value).isascii() or not str(value).isdigit() or int(str(value)) >= 1 << 24:
+        raise UserError(f"{path}: {value!r} stands where the id of an added token was expected")
+    return int(str(value))
