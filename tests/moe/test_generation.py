@@ -10,6 +10,7 @@ import torch
 
 from moe.errors import UserError
 from moe.generation import fill_holes, generate, generate_many
+from moe.layers import AttentionPattern, attend, attend_one
 from moe.sampling import Sampling, sample, uniforms
 
 WINDOWS = [None, 5]
@@ -134,3 +135,14 @@ def test_filling_holes_moves_rows_forward_only():
             assert all(source >= target for target, source in enumerate(keep))
             moved = sum(source != target for target, source in enumerate(keep))
             assert moved <= len(ended)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_of_one_query(masked):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, h, n, 8, dtype=torch.float64, generator=generator) for h, n in ((6, 1), (2, 11), (2, 11)))
+    mask = torch.rand(3, 1, 1, 11, generator=generator) < 0.6 if masked else None
+    wanted = attend(q, k, v, AttentionPattern(mask=mask))
+    narrow = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), AttentionPattern(mask=mask))
+    assert attend_one(q, k, v, mask).sub(wanted).abs().max() < 1e-6  # its softmax is float32
+    assert narrow.dtype == torch.bfloat16 and narrow.sub(wanted).abs().max() < 0.05
