@@ -43,7 +43,9 @@ def train_sentencepiece(
     Raises:
         UserError: no text, or a vocabulary too small for the bytes, the control tokens and the characters.
     """
-    chosen = [cleaned for text in texts if (cleaned := text.translate(RESERVED)).strip()]
+    # Half a surrogate pair cannot be written as UTF-8; such a text is no text and "replace" makes it a question mark.
+    readable = (text.encode("utf-8", "replace").decode("utf-8").translate(RESERVED) for text in texts)
+    chosen = [text for text in readable if text.strip()]
     if not chosen:
         raise UserError("no text to train a tokenizer on; expected at least one that is not blank")
     if len(chosen) > MAX_TEXTS:
@@ -67,7 +69,7 @@ def train_sentencepiece(
             add_dummy_prefix=True,
             allow_whitespace_only_pieces=True,
             split_digits=True,
-            max_sentence_length=max(len(text.encode()) for text in chosen) + 1,  # longer ones would be left out
+            max_sentence_length=1 << 30,  # longer texts would be left out; this is the most it takes
             unk_id=0,
             bos_id=1,
             eos_id=2,
