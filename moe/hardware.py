@@ -1,0 +1,84 @@
+"""Which device to compute on, and in which precision: bfloat16 where it is native, else float32."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from moe.errors import UserError, did_you_mean
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+}
+NATIVE_CUDA = (8, 0)  # the first compute capability that multiplies bfloat16 matrices in hardware
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name: ``auto`` (a CUDA GPU where there is one, else the CPU), ``cpu``, ``cuda``, ``cuda:N``.
+
+    Raises :class:`UserError` for a GPU that is not there.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", 0) if found else torch.device("cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if match is None:
+        hint = did_you_mean(name, ("auto", "cpu", "cuda"))
+        raise UserError(f"unknown device {name!r}{hint}; expected auto, cpu, cuda or cuda:N")
+    index = int(match[1] or 0)
+    if index >= found:
+        gpus = f"this machine has {found} CUDA GPUs" if found else "no CUDA GPU was found"
+        raise UserError(f"device {name!r}: {gpus}; use --device cpu or --device auto")
+    return torch.device("cuda", index)
+
+
+def choose_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
+    """The precision of that name; ``auto`` is bfloat16 where the device has it natively, else float32.
+
+    On CPUs that emulate bfloat16 its matrix products are up to 75 times slower than float32's.
+    """
+    if name == "auto":
+        return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise UserError(f"unknown dtype {name!r}{did_you_mean(name, DTYPES)}; expected auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware: CUDA 8.0 and later, CPUs with AMX or AVX512-BF16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= NATIVE_CUDA
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    # Private probes, the same in torch 2.11 to 2.13; without them float32 is always right.
+    probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(bool(probe()) for probe in probes if probe is not None)
+
+
+def describe_hardware(device: torch.device) -> str:
+    """The device in words, such as ``NVIDIA H100 80GB HBM3, 79 GiB`` or ``CPU AMD EPYC, 2 threads``."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+    name = " ".join(str(_cpu_name()).split())
+    threads = torch.get_num_threads()
+    return f"CPU{' ' + name if name else ''}, {threads} thread{'s' if threads != 1 else ''}"
+
+
+def _cpu_name() -> str:
+    """The CPU's model name; empty where the system does not say."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = (line.partition(":") for line in file)
+            return next((value for key, _, value in lines if key.strip() == "model name"), "")
+    except OSError:
+        return ""
