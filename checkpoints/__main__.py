@@ -10,10 +10,21 @@ from checkpoints.cli import ArgumentParser, run
 from checkpoints.commands import registry
 
 
-def build_parser() -> ArgumentParser:
+class CommandParser(ArgumentParser):
+    """A parser with subcommands: an unknown flag is told by the subcommand, which can suggest the one that was meant."""
+
+    def parse_args(self, args=None, namespace=None):
+        namespace, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.commands.choices[namespace.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+        return namespace
+
+
+def build_parser() -> CommandParser:
     """The parser with all subcommands."""
-    parser = ArgumentParser(prog="python -m checkpoints", description="Read, upcycle, check and convert model weights.")
+    parser = CommandParser(prog="python -m checkpoints", description="Read, upcycle, check and convert model weights.")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=ArgumentParser)
+    parser.commands = subparsers
     for module in registry():
         module.add_parser(subparsers)
     return parser

@@ -24,7 +24,7 @@ PROMPTS: tuple[tuple[str, str], ...] = (
     ("java", "Write a Java method that reverses a string.\n\npublic static String reverse(String text) {\n"),
     (
         "java",
-        "public class Stack<T> {\n    private final List<T> items = new ArrayList<>();\n\n    public void push(T item) {\n",
+        "class Stack<T> {\n    private final List<T> items = new ArrayList<>();\n\n    void push(T item) {\n",
     ),
     ("javascript", "Write a JavaScript function that removes duplicates from an array.\n\nfunction unique(items) {\n"),
     ("javascript", "const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);\n\nfunction average(numbers) {\n"),

@@ -1,0 +1,225 @@
+"""Directories appear whole or not at all, whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from checkpoints import files, load_model, save_model, writer
+from checkpoints.files import new_directory, publish_directory, read_json, sha256_file
+from checkpoints.safetensors_file import SafetensorsFile, memory_tensor, save_tensors
+from checkpoints.writer import Output, in_dtype, plan_shards, write_model_directory
+from moe.errors import UserError
+
+
+def tensors(count=6, size=1000):
+    generator = torch.Generator().manual_seed(0)
+    return [memory_tensor(f"t{i}", torch.randn(size, generator=generator)) for i in range(count)]
+
+
+def snapshot(directory) -> dict[str, str]:
+    return {p.relative_to(directory).as_posix(): sha256_file(p) for p in directory.rglob("*") if p.is_file()}
+
+
+def test_shards_index_and_manifest(tmp_path):
+    output = Output(tensors(), {"config.json": {"a": 1}}, {"x.txt": b"hi"}, max_shard_bytes=8000)
+    manifest = write_model_directory(tmp_path / "out", output)
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    shards = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert names == sorted(["config.json", "manifest.json", "model.safetensors.index.json", "x.txt", *shards])
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 24000
+    for tensor in tensors():
+        assert torch.equal(load_file(tmp_path / "out" / index["weight_map"][tensor.name])[tensor.name], tensor.read())
+    assert set(manifest["files"]) == set(names) - {"manifest.json"}
+    for name, entry in manifest["files"].items():
+        content = (tmp_path / "out" / name).read_bytes()
+        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_copying_bytes_equals_decoding_them(tmp_path):
+    big = {"a": torch.randn(3_000_000), "b": torch.randn(7).bfloat16(), "c": torch.randn(2_100_000).half()}
+    save_tensors(tmp_path / "in.safetensors", big)
+    stored = list(SafetensorsFile(tmp_path / "in.safetensors").tensors.values())
+    assert all(tensor.where is not None for tensor in stored)
+    write_model_directory(tmp_path / "copied", Output(stored, {}))
+    write_model_directory(tmp_path / "wide", Output([in_dtype(t, torch.float64) for t in stored], {}))
+    copied, wide = (load_file(tmp_path / name / "model.safetensors") for name in ("copied", "wide"))
+    for name, value in big.items():
+        assert torch.equal(copied[name], value) and copied[name].dtype == value.dtype
+        assert torch.equal(wide[name], value.double())
+
+
+def test_a_tensor_larger_than_a_shard_gets_a_file_of_its_own():
+    sizes = [len(group) for _, group in plan_shards(Output(tensors(3, 5000), {}, max_shard_bytes=10_000))]
+    assert sizes == [1, 1, 1]
+
+
+def test_an_existing_target_is_kept_without_force_and_replaced_with_it(tmp_path):
+    out = tmp_path / "out"
+    write_model_directory(out, Output(tensors(), {}))
+    before = snapshot(out)
+    with pytest.raises(UserError, match=r"exists already.*--force"):
+        write_model_directory(out, Output(tensors(2), {}))
+    assert snapshot(out) == before
+    write_model_directory(out, Output(tensors(2), {}), force=True)
+    assert set(load_file(out / "model.safetensors")) == {"t0", "t1"}
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="not a directory"):
+        write_model_directory(tmp_path / "file", Output(tensors(), {}), force=True)
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two-renames"])
+def test_directories_are_swapped(tmp_path, monkeypatch, exchange):
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_text(name)
+    publish_directory(tmp_path / "new", tmp_path / "old")
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+    assert [p.name for p in (tmp_path / "old").iterdir()] == ["new"]
+
+
+def test_a_failure_in_the_middle_leaves_the_old_state(tmp_path):
+    out = tmp_path / "out"
+    write_model_directory(out, Output(tensors(), {}))
+    before = snapshot(out)
+
+    def explode():
+        raise RuntimeError("no such luck")
+
+    broken = [*tensors(3), memory_tensor("late", torch.ones(3))]
+    broken[-1] = type(broken[-1])("late", torch.float32, (3,), explode)
+    with pytest.raises(RuntimeError):
+        write_model_directory(out, Output(broken, {}), force=True)
+    with pytest.raises(RuntimeError), new_directory(out, force=True) as temporary:
+        (temporary / "x").write_text("x")
+        explode()
+    assert snapshot(out) == before and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_disk_too_small_is_known_before_writing(tmp_path, tiny_config, make_model):
+    asked = []
+
+    def disk(path):
+        asked.append(path)
+        return 1000
+
+    with pytest.raises(UserError, match=r"not enough disk for .*out: .* needed, 1000 B free"):
+        save_model(make_model(tiny_config), None, tmp_path / "out", disk_free=disk)
+    assert asked and not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_while_writing(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, file, pool, progress):
+            pass
+
+        def write(self, data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, "_HashingWriter", Full)
+    with pytest.raises(UserError, match=r"disk of .* is full"):
+        write_model_directory(tmp_path / "out", Output(tensors(), {}))
+    with pytest.raises(UserError, match=r"disk of .* is full"), new_directory(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_goes_on_after_a_kill(tmp_path):
+    """The process dies at its third shard; the rerun keeps the first two and gives what an undisturbed run does."""
+    script = f"""
+import os, sys, torch
+sys.path.insert(0, {os.getcwd()!r})
+from checkpoints.safetensors_file import StoredTensor
+from checkpoints.writer import Output, write_model_directory
+from pathlib import Path
+log = open(sys.argv[2], "a")
+def tensor(i):
+    def read():
+        if sys.argv[3] == str(i):
+            os._exit(9)
+        print(i, file=log, flush=True)
+        return torch.full((1000,), float(i))
+    return StoredTensor(f"t{{i}}", torch.float32, (1000,), read)
+output = Output([tensor(i) for i in range(5)], {{"config.json": {{}}}}, max_shard_bytes=4000)
+write_model_directory(Path(sys.argv[1]), output, identity="job")
+"""
+
+    def run(target, die_at, log):
+        return subprocess.run([sys.executable, "-c", script, str(target), str(log), die_at]).returncode
+
+    out = tmp_path / "out"
+    assert run(out, "2", tmp_path / "log") == 9
+    assert not out.exists() and (tmp_path / ".out.partial").is_dir()
+    assert run(out, "none", tmp_path / "log") == 0
+    assert (tmp_path / "log").read_text().split() == ["0", "1", "2", "3", "4"]
+    assert run(tmp_path / "undisturbed", "none", tmp_path / "log2") == 0
+    assert snapshot(out) == snapshot(tmp_path / "undisturbed")
+    assert not (tmp_path / ".out.partial").exists()
+    assert run(out, "none", tmp_path / "log") == 0, "a finished job is recognised"
+    assert len((tmp_path / "log").read_text().split()) == 5
+
+
+def test_a_damaged_finished_shard_is_written_again(tmp_path):
+    partial = tmp_path / ".out.partial"
+    output = Output(tensors(), {}, max_shard_bytes=8000)
+    write_model_directory(tmp_path / "good", output, identity="job")
+    partial.mkdir()
+    digests = {}
+    for name, _ in plan_shards(output)[:2]:
+        content = bytearray((tmp_path / "good" / name).read_bytes())
+        digests[name] = hashlib.sha256(content).hexdigest()
+        content[-1] ^= 1 if name.startswith("model-00002") else 0
+        (partial / name).write_bytes(content)
+    (partial / "job.json").write_text(json.dumps({"job": "job", "shards": digests}))
+    write_model_directory(tmp_path / "out", output, identity="job")
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "good")
+
+
+def test_two_processes_do_not_write_the_same_directory(tmp_path):
+    (tmp_path / ".out.partial").mkdir()
+    with (
+        writer._locked(tmp_path / ".out.partial"),
+        pytest.raises(UserError, match="another process"),
+    ):
+        write_model_directory(tmp_path / "out", Output(tensors(), {}))
+    assert (tmp_path / ".out.partial").is_dir()
+
+
+def test_small_files_go_along(tmp_path, tiny_config, make_model):
+    class Words:
+        vocab_size, bos_id, eos_id, pad_id, add_bos = 97, 1, 2, 0, True
+
+        def save(self, directory):
+            (directory / "tokenizer.json").write_text("{}")
+
+    save_model(make_model(tiny_config), Words(), tmp_path / "out", template="chatml", files={"README.md": b"# card"})
+    out = tmp_path / "out"
+    assert json.loads((out / "prompt_template.json").read_text()) == {"template": "chatml"}
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert json.loads((out / "config.json").read_text())["bos_token_id"] == 1
+    assert (out / "README.md").read_text() == "# card" and (out / "tokenizer.json").exists()
+    (out / "tokenizer.json").unlink()
+    assert load_model(out).template == "chatml"
+
+
+def test_json_is_read_with_a_limit(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(["x" * 100]))
+    with pytest.raises(UserError, match="at most 50 B"):
+        read_json(tmp_path / "a.json", limit=50)
+    with pytest.raises(UserError, match="is missing"):
+        read_json(tmp_path / "b.json")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_json(tmp_path)
