@@ -28,7 +28,7 @@ from eval.display import CountDisplay, MetricsWriter, StageDisplay, make_console
 from eval.evaluate import evaluate
 from eval.report import loss_table, markdown_report, routing_table, score_table
 from moe.config import ModelConfig
-from moe.data.packing import Example, MixedBatches, encode_pairs
+from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.sources import DataSets, load_data
 from moe.experts import widen_trainable
 from moe.hardware import choose_device, choose_dtype, describe_hardware

@@ -1,18 +1,21 @@
 """A key/value cache that rolls when the model has a sliding window.
 
-Time runs alike for all rows: shorter prompts are padded on the left, and ``padding`` says by how much. Slot ``t % C`` of
-a buffer of capacity ``C`` holds time ``t``. With a window of 4 and 6 tokens fed one by one the buffer holds
+Time runs alike for all rows: shorter prompts are padded on the left, and ``padding`` says by how much. Slot ``t % C``
+of a buffer of capacity ``C`` holds time ``t``. With a window of 4 and 6 tokens fed one by one the buffer holds
 
     time      0  1  2  3          4  1  2  3          4  5  2  3
     slot      0  1  2  3    ->    0  1  2  3    ->    0  1  2  3
 
 which is just what the last query may see; rotary embeddings are already in the keys, so their order is free. A chunk
-that would overwrite keys which its own earlier queries still need is attended over [old keys, new keys] and written after.
+that would overwrite keys which its own earlier queries still need is attended over [old keys, new keys] and written
+afterwards.
 """
 
 # B batch, G key/value heads, C head dim, L keys
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor
@@ -106,6 +109,15 @@ class KVCache:
     def advance(self, count: int) -> None:
         """Moves time on after all layers have stored ``count`` tokens."""
         self.length += count
+
+    def rows(self, start: int, stop: int) -> KVCache:
+        """A cache of some of the rows that shares this one's memory, but not its clock: :meth:`advance` is per cache."""
+        part = copy.copy(self)
+        part.keys, part.values = self.keys[:, start:stop], self.values[:, start:stop]
+        if self.padding is not None:
+            padding = self.padding[start:stop]
+            part.padding = padding if bool((padding > 0).any()) else None
+        return part
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drops all rows but ``rows`` [B'] int64 (finished answers need no more work).

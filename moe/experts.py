@@ -1,8 +1,8 @@
 """Feed-forwards made of experts, in two forms behind one router.
 
-``full``: independent copies (the Mixtral form). ``delta``: one shared frozen feed-forward, one low-rank delta shared by
-all languages and one per expert; since ``sum_e g_e W2 a_e = W2 sum_e g_e a_e``, the base matrices are multiplied once per
-token however many experts a token visits.
+``full``: independent copies (the Mixtral form). ``delta``: one shared frozen feed-forward, one low-rank delta shared
+by all languages and one per expert; since ``sum_e g_e W2 a_e = W2 sum_e g_e a_e``, the base matrices are multiplied
+once per token however many experts a token visits.
 """
 
 # T tokens, D model dim, F hidden dim, E experts, K top-k, r rank

@@ -1,0 +1,63 @@
+"""Packed batches: every response token once, languages even, the same for the same seed."""
+
+from __future__ import annotations
+
+import pytest
+
+from moe.data.packing import Example, MixedBatches, make_batch
+from moe.errors import UserError
+
+
+def examples(lengths, language: int) -> list[Example]:
+    return [
+        Example(tuple(range(100 * i, 100 * i + n)), response_start=1 + n // 3, language=language)
+        for i, n in enumerate(lengths)
+    ]
+
+
+@pytest.fixture
+def data() -> dict[str, list[Example]]:
+    return {"python": examples([5, 9, 14, 30, 8], 0), "cpp": examples([20, 28, 6], 1)}
+
+
+def test_a_batch_predicts_each_response_token_from_the_one_before():
+    first, second = Example((7, 8, 9, 10), 2, 0), Example((1, 2, 3), 1, 3)
+    batch = make_batch([first, second])
+    assert batch.tokens.tolist() == [[7, 8, 9, 10, 1, 2, 3]]
+    assert batch.documents == (4, 3)
+    assert batch.languages.tolist() == [0] * 4 + [3] * 3
+    assert batch.positions.tolist() == [1, 2, 4, 5]
+    assert batch.targets.tolist() == [9, 10, 2, 3]
+
+
+def test_batches_fill_up_and_mix_languages(data):
+    batches = MixedBatches(data, 64, seed=0)
+    tokens = [0, 0]
+    for index in range(40):
+        batch = batches[index]
+        size = batch.tokens.shape[1]
+        assert 64 - 30 < size <= 64
+        for language in (0, 1):
+            tokens[language] += int((batch.languages == language).sum())
+    assert abs(tokens[0] - tokens[1]) <= 30
+
+
+def test_no_example_is_lost_or_repeated_within_a_pass(data):
+    batches = MixedBatches(data, 64, seed=3)
+    seen = [e for i in range(20) for e in batches.group(i) if e.language == 0]
+    for epoch in range(3):
+        window = seen[5 * epoch : 5 * epoch + 5]
+        assert sorted(len(e.tokens) for e in window) == [5, 8, 9, 14, 30]
+
+
+def test_any_batch_can_be_asked_for_first(data):
+    later = MixedBatches(data, 64, seed=1)[7]
+    batches = MixedBatches(data, 64, seed=1)
+    assert all(batches[i].tokens.numel() for i in range(7))
+    assert batches[7].tokens.equal(later.tokens)
+    assert not all(MixedBatches(data, 64, seed=2)[i].tokens.equal(batches[i].tokens) for i in range(3))
+
+
+def test_an_example_longer_than_a_batch_is_an_error(data):
+    with pytest.raises(UserError, match="has 30 tokens"):
+        MixedBatches(data, 29, seed=0)

@@ -1,0 +1,72 @@
+"""Losses against their formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from moe.losses import balance_loss, expert_counts, token_losses, z_loss
+from moe.router import select_top_k
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 40])
+def test_chunked_cross_entropy_and_its_gradients(count):
+    hidden = torch.randn(count, 6, dtype=torch.float64, generator=generator(), requires_grad=True)
+    weight = torch.randn(11, 6, dtype=torch.float64, generator=generator(1), requires_grad=True)
+    targets = torch.randint(0, 11, (count,), generator=generator(2))
+    wanted = F.cross_entropy(hidden @ weight.T, targets, reduction="none")
+    losses = token_losses(hidden, weight, targets, chunk=7)
+    assert losses.shape == (count,)
+    if not count:
+        return
+    assert (losses - wanted).abs().max() < 1e-12
+    scale = torch.randn(count, dtype=torch.float64, generator=generator(3))
+    gradients = [torch.autograd.grad((x * scale).sum(), (hidden, weight)) for x in (losses, wanted)]
+    assert all((a - b).abs().max() < 1e-12 for a, b in zip(*gradients))
+
+
+def test_balance_loss_is_one_when_balanced_and_e_when_collapsed():
+    even = torch.zeros(8, 4)
+    assert balance_loss(even, torch.full((4,), 0.25)).item() == pytest.approx(1.0)
+    collapsed = torch.zeros(8, 4)
+    collapsed[:, 2] = 100.0
+    assert balance_loss(collapsed, torch.tensor([0.0, 0.0, 1.0, 0.0])).item() == pytest.approx(4.0)
+
+
+def test_balance_loss_pushes_towards_the_neglected_expert():
+    logits = torch.randn(64, 4, generator=generator())
+    logits[:, 0] += 2.0
+    logits.requires_grad_()
+    _, ids = select_top_k(logits, 1)
+    balance_loss(logits, expert_counts(ids, 4) / 64).backward()
+    assert logits.grad.sum(0).argmax() == 0  # descending lowers the crowded expert's logits most
+    assert logits.grad.sum(0)[0] > 0
+
+
+def test_padding_does_not_count():
+    logits = torch.randn(6, 3, generator=generator())
+    weight = torch.tensor([1, 1, 0, 1, 0, 1])
+    _, ids = select_top_k(logits, 2)
+    kept = weight.bool()
+    assert expert_counts(ids, 3, weight).equal(expert_counts(ids[kept], 3))
+    fractions = expert_counts(ids[kept], 3) / 8
+    assert torch.allclose(balance_loss(logits, fractions, weight), balance_loss(logits[kept], fractions))
+
+
+def test_z_loss_is_the_mean_square_of_logsumexp():
+    logits = torch.randn(5, 3, generator=generator())
+    assert z_loss(logits).item() == pytest.approx(logits.exp().sum(-1).log().pow(2).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_gates_are_a_softmax_over_the_selected_logits(k):
+    logits = torch.randn(50, 5, dtype=torch.float64, generator=generator())
+    gates, ids = select_top_k(logits, k)
+    wanted, wanted_ids = logits.topk(k, dim=-1)
+    assert ids.equal(wanted_ids) and torch.allclose(gates, wanted.softmax(-1), atol=1e-14)
+    assert select_top_k(logits.bfloat16(), k)[0].dtype == torch.float32

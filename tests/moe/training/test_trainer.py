@@ -1,0 +1,219 @@
+"""The training loop: what learns in which stage, resuming, and that learning works."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moe.data.packing import Example, MixedBatches
+from moe.errors import UserError
+from moe.experts import widen_trainable
+from moe.losses import token_losses
+from moe.training.config import RunConfig
+from moe.training.optimizer import learning_rate, make_optimizer
+from moe.training.ridge import ridge_routers
+from moe.training.stages import choose_trainable, is_router, make_stage
+from moe.training.trainer import Trainer, batch_losses, forward_batch
+
+LANGUAGES = ("python", "cpp")
+CONFIG = RunConfig(
+    languages=LANGUAGES,
+    tokens_per_batch=96,
+    max_tokens=64,
+    branch_steps=30,
+    mix_steps=10,
+    branch_lr=1e-2,
+    mix_lr=1e-2,
+)
+
+
+def language_examples(language: int, count: int = 24) -> list[Example]:
+    """Two "languages" that continue the same prompt differently: counting up and counting down."""
+    step = 1 if language == 0 else -1
+    prompt = (90 + language, 5)
+    return [
+        Example((*prompt, *[(40 + i + step * j) % 80 for j in range(10)]), len(prompt), language) for i in range(count)
+    ]
+
+
+@pytest.fixture
+def batches() -> MixedBatches:
+    return MixedBatches({x: language_examples(i) for i, x in enumerate(LANGUAGES)}, 96, seed=0)
+
+
+@pytest.fixture
+def delta(tiny_config, make_model):
+    """An untouched delta mixture of two experts on a random base."""
+    config = replace(tiny_config, num_experts=2, expert_form="delta", shared_rank=4, expert_rank=4)
+    model = make_model(config, dtype=torch.float32)
+    for block in model.layers:
+        block.feed_forward.shared_delta.reset()
+        block.feed_forward.expert_deltas.reset()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts"),
+    [("branch", ("_delta",)), ("mix", ("feed_forward.gate",)), ("pretrain", ("",))],
+)
+def test_each_stage_trains_its_part(delta, stage, parts):
+    chosen = choose_trainable(delta, stage)
+    assert chosen and all(any(part in name for part in parts) for name in chosen)
+    for name, parameter in delta.named_parameters():
+        assert parameter.requires_grad == (name in chosen)
+        assert (name in chosen) == any(part in name for part in parts)
+
+
+def test_mix_can_train_experts_too(delta):
+    assert any(is_router(n) for n in choose_trainable(delta, "mix", True))
+    assert any("expert_deltas" in n for n in choose_trainable(delta, "mix", True))
+
+
+def test_a_dense_model_has_no_branch_stage(tiny_config, make_model):
+    with pytest.raises(ValueError, match="nothing to train"):
+        choose_trainable(make_model(tiny_config), "branch")
+
+
+def test_branch_learns_what_each_language_alone_can(delta, batches):
+    frozen = {n: p.clone() for n, p in delta.named_parameters() if "_delta" not in n}
+    reports = []
+    Trainer(delta, make_stage("branch", CONFIG), batches, LANGUAGES, CONFIG).run(reports.append)
+    assert len(reports) == 30 and reports[-1].step == 30
+    assert reports[-1].loss < 0.7 * reports[0].loss
+    assert all(loss is not None for loss in reports[-1].language_losses)
+    assert reports[-1].routing is None and reports[-1].balance == 0
+    assert all(torch.equal(p, frozen[n]) for n, p in delta.named_parameters() if n in frozen)
+    first, second = delta.layers[0].feed_forward.expert_deltas.b1
+    assert first.abs().max() > 0 and not torch.equal(first, second)
+
+
+def test_mix_moves_routers_alone_and_reports_routing(delta, batches):
+    before = {n: p.clone() for n, p in delta.named_parameters()}
+    reports = []
+    Trainer(delta, make_stage("mix", CONFIG), batches, LANGUAGES, CONFIG).run(reports.append)
+    for name, parameter in delta.named_parameters():
+        assert torch.equal(parameter, before[name]) != is_router(name), name
+    assert reports[0].routing.shape == (2, 2)
+    assert torch.allclose(reports[0].routing.sum(-1), torch.ones(2))
+    assert reports[0].balance >= 0.99 and reports[0].z > 0
+
+
+def test_resumed_training_equals_uninterrupted_training(delta, batches):
+    config = replace(CONFIG, branch_steps=8, accumulate=2)
+    stage = make_stage("branch", config)
+    start = {n: p.detach().clone() for n, p in delta.named_parameters()}
+    Trainer(delta, stage, batches, LANGUAGES, config).run()
+    wanted = {n: p.detach().clone() for n, p in delta.named_parameters()}
+
+    delta.load_state_dict(start)
+    trainer = Trainer(delta, stage, batches, LANGUAGES, config)
+    for _ in range(3):
+        trainer.train_step()
+    state = trainer.state()
+    state.tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    delta.load_state_dict(start)
+    resumed = Trainer(delta, stage, batches, LANGUAGES, config)
+    resumed.restore(state)
+    assert resumed.step == 3
+    resumed.run()
+    for name, parameter in delta.named_parameters():
+        assert torch.equal(parameter, wanted[name]), name
+
+
+def test_a_state_of_another_stage_is_refused(delta, batches):
+    branch = Trainer(delta, make_stage("branch", CONFIG), batches, LANGUAGES, CONFIG).state()
+    with pytest.raises(ValueError, match="of stage 'branch'"):
+        Trainer(delta, make_stage("mix", CONFIG), batches, LANGUAGES, CONFIG).restore(branch)
+
+
+def test_accumulated_batches_give_the_gradient_of_their_tokens_together(delta, batches):
+    """Batches with different numbers of response tokens: every token weighs the same."""
+    config = replace(CONFIG, accumulate=3, clip=0.0)
+    trainer = Trainer(delta, make_stage("branch", config), batches, LANGUAGES, config)
+    losses = torch.cat([batch_losses(delta, forward_batch(delta, batches[i], True), batches[i]) for i in range(3)])
+    wanted = torch.autograd.grad(losses.mean(), list(trainer.parameters.values()))
+    norm = torch.stack([g.norm() for g in wanted]).norm()
+    report = trainer.train_step()
+    assert report.gradient_norm == pytest.approx(norm.item(), rel=1e-4)
+    assert report.loss == pytest.approx(losses.mean().item(), rel=1e-5)
+
+
+def test_responses_alone_are_learned(delta, batches):
+    batch = batches[0]
+    output = delta(batch.tokens, documents=batch.documents, forced_experts=batch.languages)
+    wanted = []
+    for start, example in zip(torch.tensor((0, *batch.documents)).cumsum(0).tolist(), batches.group(0), strict=False):
+        for position in range(example.response_start, len(example.tokens)):
+            log_probabilities = output.logits[0, start + position - 1].log_softmax(-1)
+            wanted.append(-log_probabilities[example.tokens[position]])
+    assert torch.allclose(batch_losses(delta, output, batch), torch.stack(wanted), atol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_stops_training(delta, batches):
+    trainer = Trainer(delta, make_stage("branch", CONFIG), batches, LANGUAGES, CONFIG)
+    with torch.no_grad():
+        delta.layers[0].feed_forward.shared_delta.a1.fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite in step 1"):
+        trainer.train_step()
+
+
+def test_ridge_routers_know_the_language(delta, batches):
+    accuracy = ridge_routers(delta, [batches[i] for i in range(6)], ridge=1e-4)
+    assert len(accuracy) == 2 and min(accuracy) > 0.6
+    with pytest.raises(ValueError, match="at least 2 batches"):
+        ridge_routers(delta, [batches[0]])
+
+
+def test_ridge_is_the_closed_form(delta, batches):
+    """One batch to fit and one held out: the weights solve the normal equations up to the temperature."""
+    fit, held = batches[0], batches[1]
+    ridge_routers(delta, [fit, held], ridge=0.1)
+    states = {}
+    delta(
+        fit.tokens, documents=fit.documents, forced_experts=fit.languages, observer=lambda i, x: states.update({i: x})
+    )
+    x = states[1][0].double()
+    y = torch.nn.functional.one_hot(fit.languages, 2).double()
+    moment = x.T @ x
+    wanted = torch.linalg.solve(moment + 0.1 * moment.diagonal().mean() * torch.eye(32), x.T @ y).T
+    got = delta.layers[1].feed_forward.gate.weight.double()
+    ratio = got.norm() / wanted.norm()
+    assert torch.allclose(got, ratio * wanted, atol=1e-3 * got.abs().max().item())
+    assert ratio >= 1 - 1e-3
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [learning_rate(i, 100, 1.0, 0.1, 0.1) for i in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[-1] == pytest.approx(0.1)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert learning_rate(0, 1, 1.0, 0.03, 0.1) == 1.0
+
+
+def test_routers_have_their_own_group_without_decay(delta):
+    optimizer = make_optimizer(choose_trainable(delta, "mix", True), 0.1)
+    routers = {id(p) for n, p in delta.named_parameters() if is_router(n)}
+    for group in optimizer.param_groups:
+        inside = {id(p) in routers for p in group["params"]}
+        assert len(inside) == 1 and group["weight_decay"] == (0.0 if inside == {True} else 0.1)
+
+
+def test_bf16_models_train_float32_deltas(delta, batches):
+    delta.bfloat16()
+    widen_trainable(delta)
+    trainer = Trainer(delta, make_stage("branch", CONFIG), batches, LANGUAGES, CONFIG)
+    assert {p.dtype for p in trainer.parameters.values()} == {torch.float32}
+    assert delta.layers[0].feed_forward.base.w1.weight.dtype == torch.bfloat16
+    first = trainer.train_step().loss
+    for _ in range(9):
+        last = trainer.train_step().loss
+    assert last < first
+
+
+def test_token_losses_are_used_with_tied_embeddings(tiny_config, make_model, batches):
+    model = make_model(replace(tiny_config, tie_embeddings=True), dtype=torch.float32)
+    batch = batches[0]
+    out = model(batch.tokens, documents=batch.documents, logits=False)
+    wanted = token_losses(out.hidden[0, batch.positions], model.tok_embeddings.weight, batch.targets)
+    assert torch.equal(batch_losses(model, out, batch), wanted)
