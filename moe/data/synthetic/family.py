@@ -53,6 +53,24 @@ class Part:
         """The noun with this part's text on its proper side: "even numbers", "numbers greater than 5"."""
         return " ".join((self.text, noun) if self.before else (noun, self.text)).strip()
 
+    @property
+    def adjective(self) -> str:
+        """The text after "is": "even", "at least 8"."""
+        return self.text.removeprefix("of ")
+
+    @property
+    def plural(self) -> str:
+        """The text as a predicate of many: "are even", "start with the letter a"."""
+        return self.text.removeprefix("that ") if self.text.startswith("that ") else f"are {self.adjective}"
+
+    @property
+    def singular(self) -> str:
+        """The text as a predicate of one: "is even", "starts with the letter a"."""
+        if not self.text.startswith("that "):
+            return f"is {self.adjective}"
+        _, verb, rest = self.text.split(" ", 2)
+        return f"{verb}s {rest}"
+
     def naming(self, noun: str) -> str:
         """As :meth:`of` with the words of a function's name."""
         return " ".join((self.name, noun) if self.before else (noun, self.name)).strip()
@@ -62,6 +80,22 @@ def same_code(template: str, python: str | None = None) -> dict[str, str]:
     """One expression for all languages: C-like as given, ``===`` in JavaScript, ``python`` where Python differs."""
     javascript = template.replace(" == ", " === ").replace(" != ", " !== ")
     return {"python": python or template, "java": template, "javascript": javascript, "cpp": template}
+
+
+def c_like(java: str) -> dict[str, str]:
+    """Java, JavaScript and C++ bodies from one body in Java whose loops and arithmetic look alike in all three.
+
+    ``const int x`` marks a variable that never changes, ``DIV(a, b)`` the quotient of non-negative whole numbers.
+    """
+    plain = re.sub(r"DIV\(([^,()]+), ([^,()]+)\)", r"\1 / \2", java)
+    javascript = re.sub(r"DIV\(([^,()]+), ([^,()]+)\)", r"Math.floor(\1 / \2)", java)
+    javascript = re.sub(r"\bfor \((?:int|String) (@?\w+) : ", r"for (const \1 of ", javascript)
+    javascript = re.sub(r"\bconst (?:int|double|boolean|String) (@?\w+) =", r"const \1 =", javascript)
+    javascript = re.sub(r"\b(?:int|double|boolean|String) (@?\w+) =", r"let \1 =", javascript)
+    javascript = javascript.replace(" == ", " === ").replace(" != ", " !== ")
+    cpp = re.sub(r"(?<=[ (])(@?\w+)\+\+(?=[;)])", r"++\1", plain)
+    cpp = cpp.replace("boolean ", "bool ").replace("String ", "std::string ").replace("Math.", "std::")
+    return {"java": re.sub(r"\bconst (?=int|double|boolean|String)", "", plain), "javascript": javascript, "cpp": cpp}
 
 
 @dataclass(frozen=True)
@@ -126,7 +160,8 @@ class Blueprint:
         values = dict(nouns)
         for placeholder, (part, variable) in self.parts.items():
             values[placeholder] = fill(part.render(language, variable), nouns)
-        body = fill(textwrap.dedent(self.code[language]).strip("\n").rstrip(), values)
+        lines = textwrap.dedent(self.code[language]).splitlines()
+        body = fill("\n".join(line for line in lines if line.strip()), values)
         return _with_signature(language, self.signature(language, index), body)
 
     def cases(self) -> tuple[Case, ...]:

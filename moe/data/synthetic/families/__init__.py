@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
-from moe.data.synthetic.families import lists, maps, matrices, numbers, strings
+from moe.data.synthetic.families import (
+    lists_change,
+    lists_filter,
+    lists_order,
+    lists_pairs,
+    maps,
+    matrices,
+    numbers_digits,
+    numbers_ranges,
+    numbers_rules,
+    strings_characters,
+    strings_shape,
+    strings_words,
+)
 from moe.data.synthetic.family import Family, collect
 
-ALL: tuple[Family, ...] = tuple(
-    found for module in (numbers, strings, lists, maps, matrices) for found in collect(vars(module))
+_MODULES = (
+    numbers_ranges,
+    numbers_rules,
+    numbers_digits,
+    strings_characters,
+    strings_shape,
+    strings_words,
+    lists_change,
+    lists_filter,
+    lists_order,
+    lists_pairs,
+    maps,
+    matrices,
 )
+ALL: tuple[Family, ...] = tuple(found for module in _MODULES for found in collect(vars(module)))
