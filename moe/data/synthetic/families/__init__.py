@@ -7,9 +7,15 @@ from moe.data.synthetic.families import (
     lists_filter,
     lists_order,
     lists_pairs,
-    maps,
-    matrices,
+    maps_change,
+    maps_group,
+    maps_read,
+    matrices_rows,
+    matrices_shape,
+    matrices_values,
     numbers_digits,
+    numbers_divisors,
+    numbers_formulas,
     numbers_ranges,
     numbers_rules,
     strings_characters,
@@ -19,6 +25,8 @@ from moe.data.synthetic.families import (
 from moe.data.synthetic.family import Family, collect
 
 _MODULES = (
+    numbers_divisors,
+    numbers_formulas,
     numbers_ranges,
     numbers_rules,
     numbers_digits,
@@ -29,7 +37,11 @@ _MODULES = (
     lists_filter,
     lists_order,
     lists_pairs,
-    maps,
-    matrices,
+    maps_change,
+    maps_group,
+    maps_read,
+    matrices_rows,
+    matrices_shape,
+    matrices_values,
 )
 ALL: tuple[Family, ...] = tuple(found for module in _MODULES for found in collect(vars(module)))

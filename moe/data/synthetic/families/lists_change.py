@@ -8,12 +8,11 @@ from moe.data.synthetic.family import Blueprint, Part, ask, family
 from moe.data.synthetic.inputs import INT_LISTS
 from moe.data.synthetic.parts import (
     ABSOLUTE,
+    CHANGES,
     DIVISIBLE,
     DOUBLE,
     EVEN,
     INT_PREDICATES,
-    MINUS,
-    NEGATE,
     NEGATIVE,
     NUMBERS,
     ODD,
@@ -25,10 +24,9 @@ from moe.data.synthetic.parts import (
 )
 
 _PLACE = {"place": "in a list", "given": "a list of @xs"}
-_CHANGES = (SQUARE, DOUBLE, NEGATE, PLUS[0], PLUS[3], MINUS[1], TIMES[2])
 
 
-@family("lists", predicate=INT_PREDICATES, transform=_CHANGES)
+@family("lists", predicate=INT_PREDICATES, transform=CHANGES)
 def update_matching(predicate: Part, transform: Part) -> Blueprint:
     return Blueprint(
         texts=(
@@ -91,9 +89,15 @@ _KINDS = (EVEN, ODD, POSITIVE, NEGATIVE, *DIVISIBLE[:4])
 _BOUNDS = tuple(part for part in INT_PREDICATES if part.name in ("above", "below", "at least", "at most"))
 
 
-@family("lists", kind=_KINDS, bound=_BOUNDS, goal=("list", "sum", "count"),
-        allowed=lambda kind, bound, goal: kind not in (POSITIVE, NEGATIVE)
-        or (kind is POSITIVE and bound.name in ("below", "at most")))  # fmt: skip
+@family(
+    "lists",
+    kind=_KINDS,
+    bound=_BOUNDS,
+    goal=("list", "sum", "count"),
+    allowed=lambda kind, bound, goal: (
+        kind not in (POSITIVE, NEGATIVE) or (kind is POSITIVE and bound.name in ("below", "at most"))
+    ),
+)
 def two_conditions(kind: Part, bound: Part, goal: str) -> Blueprint:
     chosen = f"{kind.text} @xs {bound.text}" if kind.before else f"@xs that are {kind.text} and {bound.adjective}"
     goals = {

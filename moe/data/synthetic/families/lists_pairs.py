@@ -83,18 +83,28 @@ def _with(loop: str, value: str) -> str:
 @family("lists", goal=("dedupe", "sorted", "count", "sum", "repeated", "once"))
 def distinct(goal: str) -> Blueprint:
     texts = {
-        "dedupe": ("Remove repeated @xs from a list, keeping the first of each in order.",
-                   "Given a list of @xs, return each different @x once, in order of first appearance."),
-        "sorted": ("Return the different @xs in a list in ascending order.",
-                   "Given a list of @xs, return its different @xs sorted from the smallest to the largest."),
+        "dedupe": (
+            "Remove repeated @xs from a list, keeping the first of each in order.",
+            "Given a list of @xs, return each different @x once, in order of first appearance.",
+        ),
+        "sorted": (
+            "Return the different @xs in a list in ascending order.",
+            "Given a list of @xs, return its different @xs sorted from the smallest to the largest.",
+        ),
         "count": ("Count the different @xs in a list.", "Return how many different @xs a list has."),
-        "sum": ("Return the sum of the different @xs in a list, each counted once.",
-                "Given a list of @xs, add up each different @x once."),
-        "repeated": ("Return the @xs that occur more than once in a list, in ascending order, each once.",
-                     "Given a list of @xs, return in ascending order those that occur at least twice."),
-        "once": ("Return the @xs that occur exactly once in a list, in their order.",
-                 "Given a list of @xs, keep only those that occur a single time."),
-    }[goal]  # fmt: skip
+        "sum": (
+            "Return the sum of the different @xs in a list, each counted once.",
+            "Given a list of @xs, add up each different @x once.",
+        ),
+        "repeated": (
+            "Return the @xs that occur more than once in a list, in ascending order, each once.",
+            "Given a list of @xs, return in ascending order those that occur at least twice.",
+        ),
+        "once": (
+            "Return the @xs that occur exactly once in a list, in their order.",
+            "Given a list of @xs, keep only those that occur a single time.",
+        ),
+    }[goal]
     python, java, javascript, cpp = {
         "dedupe": (
             "return list(dict.fromkeys(@xs))",

@@ -10,12 +10,16 @@ from moe.data.synthetic.parts import EVEN, INT_PREDICATES, NUMBER, ODD
 _DIGITS = (
     EVEN,
     ODD,
-    *(Part(f"greater than {k}", f"greater than {k}", "above", same_code(f"@v > {k}"), lambda v, k=k: v > k)
-      for k in (2, 3, 4, 6, 7)),
-    *(Part(f"less than {k}", f"less than {k}", "below", same_code(f"@v < {k}"), lambda v, k=k: v < k)
-      for k in (3, 5, 6, 8)),
+    *(
+        Part(f"greater than {k}", f"greater than {k}", "above", same_code(f"@v > {k}"), lambda v, k=k: v > k)
+        for k in (2, 3, 4, 6, 7)
+    ),
+    *(
+        Part(f"less than {k}", f"less than {k}", "below", same_code(f"@v < {k}"), lambda v, k=k: v < k)
+        for k in (3, 5, 6, 8)
+    ),
     *(part for part in INT_PREDICATES if part.key in ("divisible by 3", "divisible by 4")),
-)  # fmt: skip
+)
 _INPUTS = ((0,), (7,), (10,), (58,), (349,), (2046,), (98765,), (1200301,))
 
 

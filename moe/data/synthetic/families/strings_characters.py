@@ -335,3 +335,49 @@ def shift_letters(shift: int, direction: str) -> Blueprint:
         ),
         inputs=(("",), ("a",), ("hello",), ("xyz",), ("thequickbrownfoxjumpsoverthelazydog",)),
     )
+
+
+@family("strings", ignoring=("", "case", "spaces"))
+def is_palindrome(ignoring: str) -> Blueprint:
+    how = f", ignoring {ignoring}" if ignoring else ""
+    python = {"": "@s", "case": "@s.lower()", "spaces": '@s.replace(" ", "")'}[ignoring]
+    java = {"": "@s", "case": "@s.toLowerCase()", "spaces": '@s.replace(" ", "")'}[ignoring]
+    prepare = {
+        "": "",
+        "case": "std::transform(letters.begin(), letters.end(), letters.begin(), ::tolower);",
+        "spaces": "std::erase(letters, ' ');",
+    }[ignoring]
+    return Blueprint(
+        texts=(
+            f"Check whether a @s is a palindrome{how}.",
+            f"Return true if a @s reads the same backwards{how}, otherwise false.",
+            f"Given a @s, tell whether it reads the same in both directions{how}.",
+        ),
+        name="is palindrome",
+        arguments={"@s": "str"},
+        returns="bool",
+        nouns=TEXT,
+        code={
+            "python": f"""
+                letters = {python}
+                return letters == letters[::-1]
+            """,
+            "java": f"""
+                String letters = {java};
+                return letters.equals(new StringBuilder(letters).reverse().toString());
+            """,
+            "javascript": f"""
+                const letters = {java.replace("replace", "replaceAll")};
+                return letters === [...letters].reverse().join("");
+            """,
+            "cpp": f"""
+                std::string letters = @s;
+                {prepare}
+                return std::equal(letters.begin(), letters.end(), letters.rbegin());
+            """,
+        },
+        oracle=lambda s: (lambda t: all(t[i] == t[-1 - i] for i in range(len(t))))(
+            {"": s, "case": s.casefold()}.get(ignoring, "".join(s.split(" ")))
+        ),
+        inputs=(*TEXTS, ("Level",), ("a b a",), ("ab a",), ("Noon",), ("taco cat",), ("was it",), ("stats",)),
+    )

@@ -156,8 +156,13 @@ def wrap_text(wrapper: tuple[str, str, str], form: str) -> Blueprint:
     )
 
 
-@family("strings", old=SEPARATORS, new=SEPARATORS, order=("", "in reverse order", "in sorted order"),
-        allowed=lambda old, new, order: old != new)  # fmt: skip
+@family(
+    "strings",
+    old=SEPARATORS,
+    new=SEPARATORS,
+    order=("", "in reverse order", "in sorted order"),
+    allowed=lambda old, new, order: old != new,
+)
 def split_and_join(old: tuple[str, str], new: tuple[str, str], order: str) -> Blueprint:
     (cut, cut_name), (glue, glue_name) = old, new
     python = {
@@ -296,8 +301,12 @@ def starts_and_ends(first: str, last: str, joint: str) -> Blueprint:
     )
 
 
-@family("strings", letter=("first", "last"), form=("", "in upper case"),
-        separator=(("", ""), (".", "a dot"), ("-", "a hyphen"), (" ", "a space"), ("/", "a slash")))  # fmt: skip
+@family(
+    "strings",
+    letter=("first", "last"),
+    form=("", "in upper case"),
+    separator=(("", ""), (".", "a dot"), ("-", "a hyphen"), (" ", "a space"), ("/", "a slash")),
+)
 def initials(letter: str, form: str, separator: tuple[str, str]) -> Blueprint:
     mark, said = separator
     between = f" with {said} between them" if mark else ""
@@ -355,50 +364,4 @@ def initials(letter: str, form: str, separator: tuple[str, str]) -> Blueprint:
             [(w.upper() if upper else w)[0 if letter == "first" else len(w) - 1] for w in s.split(" ")]
         ),
         inputs=SENTENCES,
-    )
-
-
-@family("strings", ignoring=("", "case", "spaces"))
-def is_palindrome(ignoring: str) -> Blueprint:
-    how = f", ignoring {ignoring}" if ignoring else ""
-    python = {"": "@s", "case": "@s.lower()", "spaces": '@s.replace(" ", "")'}[ignoring]
-    java = {"": "@s", "case": "@s.toLowerCase()", "spaces": '@s.replace(" ", "")'}[ignoring]
-    prepare = {
-        "": "",
-        "case": "std::transform(letters.begin(), letters.end(), letters.begin(), ::tolower);",
-        "spaces": "std::erase(letters, ' ');",
-    }[ignoring]
-    return Blueprint(
-        texts=(
-            f"Check whether a @s is a palindrome{how}.",
-            f"Return true if a @s reads the same backwards{how}, otherwise false.",
-            f"Given a @s, tell whether it reads the same in both directions{how}.",
-        ),
-        name="is palindrome",
-        arguments={"@s": "str"},
-        returns="bool",
-        nouns=TEXT,
-        code={
-            "python": f"""
-                letters = {python}
-                return letters == letters[::-1]
-            """,
-            "java": f"""
-                String letters = {java};
-                return letters.equals(new StringBuilder(letters).reverse().toString());
-            """,
-            "javascript": f"""
-                const letters = {java.replace("replace", "replaceAll")};
-                return letters === [...letters].reverse().join("");
-            """,
-            "cpp": f"""
-                std::string letters = @s;
-                {prepare}
-                return std::equal(letters.begin(), letters.end(), letters.rbegin());
-            """,
-        },
-        oracle=lambda s: (lambda t: all(t[i] == t[-1 - i] for i in range(len(t))))(
-            {"": s, "case": s.casefold()}.get(ignoring, "".join(s.split(" ")))
-        ),
-        inputs=(*TEXTS, ("Level",), ("a b a",), ("ab a",), ("Noon",), ("taco cat",), ("was it",), ("stats",)),
     )

@@ -88,8 +88,18 @@ def map_words(predicate: Part, transform: Part) -> Blueprint:
     )
 
 
-@family("strings", predicate=STR_PREDICATES, separator=((", ", "a comma and a space"), ("-", "a hyphen"),
-        ("/", "a slash"), (" ", "a space"), ("", "nothing"), ("|", "a vertical bar")))  # fmt: skip
+@family(
+    "strings",
+    predicate=STR_PREDICATES,
+    separator=(
+        (", ", "a comma and a space"),
+        ("-", "a hyphen"),
+        ("/", "a slash"),
+        (" ", "a space"),
+        ("", "nothing"),
+        ("|", "a vertical bar"),
+    ),
+)
 def join_matching(predicate: Part, separator: tuple[str, str]) -> Blueprint:
     symbol, said = separator
     chosen = predicate.of("@xs")
@@ -190,8 +200,11 @@ def extreme_word(predicate: Part, extreme: str) -> Blueprint:
     )
 
 
-@family("strings", predicate=STR_PREDICATES, edit=("reversed", "left out", "replaced by three asterisks",
-        "put in parentheses", "written twice"))  # fmt: skip
+@family(
+    "strings",
+    predicate=STR_PREDICATES,
+    edit=("reversed", "left out", "replaced by three asterisks", "put in parentheses", "written twice"),
+)
 def edit_words(predicate: Part, edit: str) -> Blueprint:
     drop = edit == "left out"
     python, java, javascript, cpp, apply = {
