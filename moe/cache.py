@@ -111,7 +111,7 @@ class KVCache:
         self.length += count
 
     def rows(self, start: int, stop: int) -> KVCache:
-        """A cache of some of the rows that shares this one's memory, but not its clock: :meth:`advance` is per cache."""
+        """A cache of some of the rows: it shares this one's memory, but each has a clock of its own to advance."""
         part = copy.copy(self)
         part.keys, part.values = self.keys[:, start:stop], self.values[:, start:stop]
         if self.padding is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from moe.cache import KVCache
 from moe.errors import UserError
@@ -32,6 +33,9 @@ class Generation:
     finished: str
     prompt_tokens: int
 
+
+# Prompts are read this many tokens at a time: more is no faster, and activations need memory for each.
+TOKENS_PER_PASS = 8192
 
 OnToken = Callable[[int, int], object]  # (row, token) -> true to end that row's answer
 OnOutput = Callable[[list[int], ModelOutput], None]  # (rows in the batch, what the model gave for them)
@@ -61,7 +65,8 @@ def generate(
         row_ids: what each row's random numbers are drawn for (its place in ``prompts`` when not given).
         on_token: called with (row, token) for every token of an answer; a true result ends that answer.
         on_finished: called with (row, answer) as soon as an answer is done.
-        on_output: called after every forward pass with the rows that were in it and the model's output.
+        on_output: called after every forward pass with the rows that were in it and the model's output (its logits of
+            the last position alone).
 
     Raises:
         UserError: for an empty prompt, one that leaves no room in the context, or ``max_new_tokens`` below 1.
@@ -79,10 +84,8 @@ def generate(
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     tokens = torch.tensor(padded, device=model.device)  # [B, S]
     for step in range(steps):
-        output = model(tokens, cache=cache, last_only=True)
-        if on_output is not None:
-            on_output(rows, output)
-        chosen = sample(output.logits[:, 0], sampling, None if numbers is None else numbers[rows, step])  # [B]
+        logits = _forward(model, tokens, cache, rows, on_output)  # [B, V]
+        chosen = sample(logits, sampling, None if numbers is None else numbers[rows, step])  # [B]
         ended: set[int] = set()  # places in the batch
         for place, (row, token) in enumerate(zip(rows, chosen.tolist())):
             stopped = token in stop
@@ -105,6 +108,21 @@ def generate(
     return done
 
 
+def _forward(model: Transformer, tokens: Tensor, cache: KVCache, rows: list[int], on_output: OnOutput | None) -> Tensor:
+    """Logits [B, V] of the last of tokens [B, S], computed for as many rows at a time as TOKENS_PER_PASS allows."""
+    batch, length = tokens.shape
+    rows_per_pass = max(1, TOKENS_PER_PASS // length)
+    logits = []
+    for start in range(0, batch, rows_per_pass):
+        stop = min(start + rows_per_pass, batch)
+        output = model(tokens[start:stop], cache=cache.rows(start, stop), last_only=True)
+        logits.append(output.logits[:, 0])
+        if on_output is not None:
+            on_output(rows[start:stop], output)
+    cache.advance(length)
+    return torch.cat(logits)
+
+
 def generate_many(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -116,12 +134,13 @@ def generate_many(
     pad_id: int = 0,
     on_token: OnToken | None = None,
     on_progress: Callable[[int, Generation], None] | None = None,
+    on_output: OnOutput | None = None,
 ) -> list[Generation]:
     """Answers any number of prompts, ``batch_size`` at a time, longest first; the answers are in the prompts' order.
 
     Prompts of like length share a batch, so little is padded. A row's random numbers depend on the seed and on its
-    place in ``prompts``, never on its batch. ``on_token`` and ``on_progress`` (an answer is done) name a prompt by its
-    place. Raises :class:`UserError` as :func:`generate` does, before any work.
+    place in ``prompts``, never on its batch. ``on_token``, ``on_progress`` (an answer is done) and ``on_output`` name a
+    prompt by its place. Raises :class:`UserError` as :func:`generate` does, before any work.
     """
     if batch_size < 1:
         raise UserError(f"batch size is {batch_size}, expected at least 1")
@@ -140,6 +159,9 @@ def generate_many(
         def token_came(row: int, token: int, batch: list[int] = batch) -> object:
             return on_token(batch[row], token)
 
+        def output_came(rows: list[int], output: ModelOutput, batch: list[int] = batch) -> None:
+            on_output([batch[row] for row in rows], output)
+
         generate(
             model,
             [prompts[place] for place in batch],
@@ -150,6 +172,7 @@ def generate_many(
             row_ids=batch,
             on_token=None if on_token is None else token_came,
             on_finished=finished,
+            on_output=None if on_output is None else output_came,
         )
     return [answers[place] for place in range(len(prompts))]
 

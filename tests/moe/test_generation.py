@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from moe import generation
 from moe.errors import UserError
 from moe.generation import fill_holes, generate, generate_many
 from moe.layers import AttentionPattern, attend, attend_one
@@ -146,3 +147,15 @@ def test_attention_of_one_query(masked):
     narrow = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), AttentionPattern(mask=mask))
     assert attend_one(q, k, v, mask).sub(wanted).abs().max() < 1e-6  # its softmax is float32
     assert narrow.dtype == torch.bfloat16 and narrow.sub(wanted).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+def test_prompts_read_in_parts(tiny_config, window, make_model, monkeypatch):
+    model = make_model(replace(tiny_config, sliding_window=window))
+    prompts = prompts_of(9, 9, 7, 3, 12)
+    wanted = [slowly(model, prompt, 6) for prompt in prompts]
+    monkeypatch.setattr(generation, "TOKENS_PER_PASS", 25)
+    seen = []
+    answers = generate(model, prompts, max_new_tokens=6, on_output=lambda rows, out: seen.append(rows))
+    assert [a.tokens for a in answers] == wanted
+    assert seen[:4] == [[0, 1], [2, 3], [4], [0, 1, 2, 3, 4]]
