@@ -76,22 +76,23 @@ def stop_ids(tokenizer: Tokenizer, template: str) -> frozenset[int]:
     return frozenset({_end_id(tokenizer, template), tokenizer.eos_id, *(end for end in documents if end is not None)})
 
 
-def instruction_for(text: str, language: str, ask: str = "train") -> str:
+def instruction_for(text: str, language: str | None, ask: str = "train") -> str:
     """Words a description as an instruction.
 
     Args:
         text: what the code shall do
-        language: a key of :data:`moe.languages.LANGUAGES`
+        language: a key of :data:`moe.languages.LANGUAGES`; None says nothing of a language: the text is the instruction
         ask: ``train`` for a model that is trained on the result (it learns to answer with code alone), ``code-only``
             for a chat model as it is, which has to be told
     """
-    found = get_language(language)
-    instruction = f"Write a {found.name} function. {text}"
+    found = get_language(language) if language is not None else None
+    instruction = text if found is None else f"Write a {found.name} function. {text}"
     if ask == "train":
         return instruction
     if ask == "code-only":
+        fence = "" if found is None else f"```{found.fences[0]} "
         return (
-            f"{instruction}\nAnswer with only the code of the function, in one ```{found.fences[0]} code block, "
+            f"{instruction}\nAnswer with only the code of the function, in one {fence}code block, "
             "without an explanation, an example or tests."
         )
     raise UserError(f"unknown way to ask {ask!r}{did_you_mean(ask, ('train', 'code-only'))}; known: train, code-only")
