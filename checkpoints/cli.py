@@ -10,11 +10,19 @@ from collections.abc import Callable, Sequence
 from moe.errors import did_you_mean, exit_on_user_error
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the defaults that say something: not those of switches and of flags that are simply not given."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default is False or action.default == []
+        return action.help if says_nothing else super()._get_help_string(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with one-line errors, suggestions for misspelt flags, defaults in ``--help`` and a ``--debug`` flag."""
 
     def __init__(self, *args, **kwargs):
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
         if not any(action.dest == "debug" for action in self._actions):
@@ -37,7 +45,7 @@ def run(
     argv: Sequence[str] | None = None,
     also: tuple[type[Exception], ...] = (),
 ) -> int:
-    """Parses ``argv`` and runs ``main``; a user's mistake becomes one line and exit code 2 (a trace with ``--debug``)."""
+    """Parses ``argv`` and runs ``main``; a user's mistake is one line and exit code 2 (a trace with ``--debug``)."""
     arguments = parser.parse_args(argv)
     arguments.debug = getattr(arguments, "debug", False)
     with exit_on_user_error(arguments.debug, also=also):

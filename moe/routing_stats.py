@@ -1,0 +1,51 @@
+"""Which experts wrote an answer: shares of the gates, answer by answer and layer by layer."""
+
+# B rows in the batch, S sequence, L layers, E experts, K top-k
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from moe.config import ModelConfig
+from moe.model import ModelOutput
+
+
+class RoutingShares:
+    """Adds up, for each answer, the gates that each expert got for the tokens of that answer.
+
+    Pass it as ``on_output`` to :func:`moe.generation.generate`. A token counts where it was decided: at the position
+    before it, so the prompt itself is not counted, only its last token.
+
+    Args:
+        answers: how many prompts there are.
+    """
+
+    def __init__(self, config: ModelConfig, answers: int):
+        self.gates = torch.zeros(answers, config.n_layers, config.num_experts, dtype=torch.float64)
+
+    def __call__(self, rows: Sequence[int], output: ModelOutput) -> None:
+        places = torch.tensor(list(rows))
+        for layer, routing in enumerate(output.routing):
+            last = torch.arange(1, len(rows) + 1, device=routing.gates.device) * (len(routing.gates) // len(rows)) - 1
+            gates = torch.zeros(len(rows), self.gates.shape[2], dtype=torch.float64)
+            gates.scatter_add_(1, routing.expert_ids[last].cpu(), routing.gates[last].double().cpu())  # [B, E]
+            self.gates[places, layer] += gates
+
+    def shares(self, answer: int) -> list[float]:
+        """[E] share of each expert in an answer, over all layers; they sum to 1."""
+        return _normalised(self.gates[answer].sum(dim=0))
+
+    def shares_by_layer(self, answer: int) -> list[list[float]]:
+        """[L][E] share of each expert in an answer, layer by layer."""
+        return [_normalised(layer) for layer in self.gates[answer]]
+
+
+def _normalised(gates: torch.Tensor) -> list[float]:
+    return (gates / gates.sum().clamp_min(1e-300)).tolist()
+
+
+def expert_names(config: ModelConfig) -> list[str]:
+    """The experts' languages, or their numbers where they have none."""
+    return list(config.expert_languages) or [f"expert {number}" for number in range(config.num_experts)]
