@@ -36,7 +36,7 @@ _LOWER = "abcdefghijklmnopqrstuvwxyz"
 # Plural nouns: "the vowels (aeiou) in a text". The plain ASCII functions are enough: the inputs are ASCII.
 CHAR_CLASSES = (
     _one_of("lowercase vowels", "vowels", "aeiou"),
-    _one_of("punctuation marks .,;:!?", "punctuation", ".,;:!?"),
+    _one_of("commas and dots", "commas and dots", ",."),
     _char_class(
         "digits", "digits", "@v.isdigit()", "Character.isDigit(@v)", r"/\d/.test(@v)", "std::isdigit(@v)", "0123456789"
     ),

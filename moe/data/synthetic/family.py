@@ -145,6 +145,8 @@ class Blueprint:
 
     def text(self, index: int) -> str:
         template, nouns = self.surface(index)
+        # "a @x" becomes "an item" where the noun starts with a vowel.
+        template = re.sub(r"\b([Aa]) @(\w+)", lambda m: f"{_article(m[1], nouns[m[2]])} @{m[2]}", template)
         return fill(template, nouns)
 
     def signature(self, language: str, index: int) -> Signature:
@@ -173,6 +175,10 @@ class Blueprint:
             )
             for arguments in self.inputs
         )
+
+
+def _article(article: str, noun: str) -> str:
+    return f"{article}n" if noun[0] in "aeiou" else article
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:

@@ -48,8 +48,8 @@ def generate_problems(count: int, seed: int = 0, split: str = "train") -> list[P
     """Draws ``count`` problems of a split, no two of them with the same text.
 
     Families take turns, larger families more often (by the square root of their size) and smaller ones until they are
-    exhausted; the rewordings of one problem come after all other problems of its family. Raises ``UserError`` when the
-    split has fewer than ``count``.
+    exhausted; the rewordings of one problem come after all other problems of its family, and in a held-out split after
+    all other problems. Raises ``UserError`` when the split has fewer than ``count``.
     """
     problems = []
     for family, parameters, blueprint, surface in _draw(count, seed, split):
@@ -109,7 +109,7 @@ def _draw(count: int, seed: int, split: str) -> Iterator[tuple[Family, tuple[tup
         raise UserError(f"unknown split {split!r}{did_you_mean(split, SPLITS)}; known splits: {', '.join(SPLITS)}")
     if count < 0:
         raise UserError(f"{count} problems were asked for; the number cannot be negative")
-    places: list[tuple[float, int, int, int]] = []  # (priority, family, problem, round)
+    places: list[tuple[int, float, int, int, int]] = []  # (round if held out, priority, family, problem, round)
     available = 0
     built: list[list[Blueprint]] = []
     points: list[list[dict[str, Any]]] = []
@@ -126,14 +126,15 @@ def _draw(count: int, seed: int, split: str) -> Iterator[tuple[Family, tuple[tup
         for turn in range(max(surfaces, default=0)):
             for problem, limit in enumerate(surfaces):
                 if turn < limit:
-                    places.append(((position + rng.random()) / weight, index, problem, turn))
+                    first = 0 if split == "train" else turn
+                    places.append((first, (position + rng.random()) / weight, index, problem, turn))
                     position += 1
             if position > count:
                 break
     if count > available:
         raise UserError(f"{count} problems were asked for; the {split} split has {available} texts")
     places.sort()
-    for _, index, problem, turn in places[:count]:
+    for _, _, index, problem, turn in places[:count]:
         family, blueprint = ALL[index], built[index][problem]
         parameters = describe(points[index][problem])
         order = list(range(blueprint.surfaces))

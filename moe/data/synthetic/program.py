@@ -27,10 +27,11 @@ def _same(actual, expected, tolerant):
 def _check(label, call, expected, tolerant):
     try:
         actual = call()
-        passed, shown = _same(actual, expected, tolerant), repr(actual)
+        passed, shown = _same(actual, expected, tolerant), f"got {actual!r}"
     except Exception as error:
-        passed, shown = False, f"{type(error).__name__}: {error}"
-    print(f"__MARKER__ {'PASS' if passed else 'FAIL'} {label}" + ("" if passed else f" got {shown[:200]}"), flush=True)
+        passed, shown = False, f"raised {type(error).__name__}: {error}"
+    shown = "" if passed else " " + " ".join(shown[:200].split())
+    print(f"__MARKER__ {'PASS' if passed else 'FAIL'} {label}{shown}", flush=True)
 """
 
 _JAVA_HARNESS = """
@@ -78,13 +79,13 @@ class Harness {
         try {
             Object actual = call.get();
             passed = same(actual, expected, tolerant);
-            shown = String.valueOf(plain(actual));
+            shown = "got " + plain(actual);
         } catch (Throwable error) {
-            shown = error.toString();
+            shown = "raised " + error;
         }
         shown = shown.replace('\\n', ' ');
         System.out.println("__MARKER__ " + (passed ? "PASS " + label
-            : "FAIL " + label + " got " + shown.substring(0, Math.min(200, shown.length()))));
+            : "FAIL " + label + " " + shown.substring(0, Math.min(200, shown.length()))));
         System.out.flush();
     }
 }
@@ -116,11 +117,11 @@ function _check(label, call, expected, tolerant) {
   try {
     const actual = call();
     passed = _same(actual, expected, tolerant);
-    shown = String(JSON.stringify(actual instanceof Map ? [...actual] : actual));
+    shown = `got ${JSON.stringify(actual instanceof Map ? [...actual] : actual)}`;
   } catch (error) {
-    shown = String(error).replaceAll("\\n", " ");
+    shown = `raised ${error}`.replaceAll("\\n", " ");
   }
-  console.log(`__MARKER__ ${passed ? "PASS" : "FAIL"} ${label}` + (passed ? "" : ` got ${shown.slice(0, 200)}`));
+  console.log(`__MARKER__ ${passed ? "PASS" : "FAIL"} ${label}` + (passed ? "" : ` ${shown.slice(0, 200)}`));
 }
 """
 
@@ -186,16 +187,16 @@ bool same(const M& actual, const std::map<K, V>& expected) {
 template <typename Call, typename E>
 void check(const char* label, Call call, const E& expected) {
     bool passed = false;
-    std::string shown = "another value";
+    std::string shown = "got another value";
     try {
         passed = same(call(), expected);
     } catch (const std::exception& error) {
-        shown = error.what();
+        shown = std::string("raised ") + error.what();
     }
     if (passed) {
         std::printf("__MARKER__ PASS %s\\n", label);
     } else {
-        std::printf("__MARKER__ FAIL %s got %s\\n", label, shown.c_str());
+        std::printf("__MARKER__ FAIL %s %s\\n", label, shown.c_str());
     }
     std::fflush(stdout);
 }
@@ -224,7 +225,7 @@ def entry_point(language: str, code: str, wanted: str) -> str:
 
 
 def render_program(language: str, code: str, tests: Mapping[str, Any], marker: str = "case") -> str:
-    """A complete program: the solution, a harness, and one line ``MARKER PASS 0.i`` or ``MARKER FAIL 0.i`` per case."""
+    """A complete program: solution and harness; it prints per case ``MARKER PASS 0.i`` or ``MARKER FAIL 0.i WHY``."""
     return render_suite(language, [(code, tests)], marker)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 from moe.data.synthetic.family import Blueprint, Part, ask, family
-from moe.data.synthetic.inputs import INT_LISTS
+from moe.data.synthetic.inputs import INT_LISTS, PICKED_INT_LISTS
 from moe.data.synthetic.parts import (
     ABSOLUTE,
     DOUBLE,
@@ -167,7 +167,20 @@ def quantified(predicate: Part, quantifier: str) -> Blueprint:
         oracle=lambda xs: {"all": all, "any": any, "none": lambda found: not any(found)}[quantifier](
             predicate.apply(x) for x in xs
         ),
-        inputs=(*INT_LISTS, ([2, 4, 20],), ([3, 9, 15],), ([-2, -7],), ([60, 120],), ([12, 60, 420],), ([7, 8, 1],)),
+        inputs=(
+            *INT_LISTS,
+            ([2, 4, 20],),
+            ([3, 9, 15],),
+            ([-2, -7],),
+            ([60, 120],),
+            ([12, 60, 420],),
+            ([7, 8, 1],),
+            ([10, 30, 50],),
+            ([4, 8, 16],),
+            ([51, 77],),
+            ([6, 11],),
+            ([1, -1, 0],),
+        ),
     )
 
 
@@ -234,7 +247,7 @@ def extreme_matching(predicate: Part, extreme: str, default: int) -> Blueprint:
             """,
         },
         oracle=lambda xs: ([default] + sorted(filter(predicate.apply, xs), reverse=extreme == "smallest"))[-1],
-        inputs=INT_LISTS,
+        inputs=PICKED_INT_LISTS,
     )
 
 
@@ -349,5 +362,5 @@ def find_matching(predicate: Part, side: str, goal: str) -> Blueprint:
             [int(default)]
             + [i if index else x for i, x in list(enumerate(xs))[:: -1 if ahead else 1] if predicate.apply(x)]
         )[-1],
-        inputs=INT_LISTS,
+        inputs=PICKED_INT_LISTS,
     )

@@ -153,7 +153,7 @@ def rotate(direction: str, places: int) -> Blueprint:
     return Blueprint(
         texts=(
             f"Rotate a list of @xs to the {direction} by {by}.",
-            f"Return a list rotated by {by} to the {direction}, elements that leave one end entering at the other.",
+            f"Return a list of @xs rotated by {by} to the {direction}; elements leaving one end enter at the other.",
             f"Given a list of @xs, move each element {by} to the {direction}, wrapping around.",
         ),
         name=f"rotate {direction}",
@@ -193,7 +193,8 @@ def rotate(direction: str, places: int) -> Blueprint:
 @family("lists", size=(2, 3, 4, 5), goal=("sums", "maxima", "minima"), overlap=(True, False))
 def windows(size: int, goal: str, overlap: bool) -> Blueprint:
     part = f"{size} consecutive @xs" if overlap else f"each block of {size} @xs"
-    blocks = f"every window of {part}" if overlap else f"{part}, the last block possibly shorter,"
+    blocks = f"every window of {part}" if overlap else part
+    last = "" if overlap else ", the last block possibly shorter"
     function = {"sums": "sum", "maxima": "max", "minima": "min"}[goal]
     bounds = f"range(len(@xs) - {size - 1})" if overlap else f"range(0, len(@xs), {size})"
     step = "i++" if overlap else f"i += {size}"
@@ -216,9 +217,9 @@ def windows(size: int, goal: str, overlap: bool) -> Blueprint:
     cpp_step = "++i" if overlap else step
     return Blueprint(
         texts=(
-            f"Return a list of the {goal} of {blocks} in a list.".replace(", in", " in"),
-            f"Given a list of @xs, return the {goal} of {blocks.rstrip(',')}.",
-            f"Compute the {goal} of {blocks} of a list.".replace(", of", " of"),
+            f"Return a list of the {goal} of {blocks} in a list{last}.",
+            f"Given a list of @xs, return the {goal} of {blocks}{last}.",
+            f"Compute the {goal} of {blocks} of a list{last}.",
         ),
         name=f"{'window' if overlap else 'block'} {goal}",
         arguments={"@xs": "list[int]"},

@@ -264,5 +264,8 @@ def count_rows(predicate: Part, quantifier: str) -> Blueprint:
                 if len([v for v in row if predicate.apply(v)]) >= (len(row) if quantifier == "all" else 1)
             ]
         ),
-        inputs=(*MATRICES, ([[2, 4], [12, 60], [-3, -9], [7, 35], [9, 15], [1, 3]],)),
+        inputs=(
+            *MATRICES,
+            ([[2, 4], [12, 60], [-3, -9], [7, 35], [9, 15], [1, 3], [8, 16], [51, 91], [20, 10], [11, 6], [14, 28]],),
+        ),
     )

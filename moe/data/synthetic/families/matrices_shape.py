@@ -96,7 +96,7 @@ def diagonal_matrix(on: int, off: int) -> Blueprint:
     return Blueprint(
         texts=(
             f"Build a square matrix with @n rows that has {rule}.",
-            f"Given @n, return an @n by @n matrix with {rule}.",
+            f"Given @n, return a square matrix with @n rows and {rule}.",
             f"Return a square matrix of size @n with {rule}.",
         ),
         name="diagonal matrix",

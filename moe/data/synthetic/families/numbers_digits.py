@@ -106,7 +106,23 @@ def check_digits(predicate: Part, quantifier: str) -> Blueprint:
         parts={"pred": (predicate, "digit")},
         code={"python": f"return {quantifier}(@pred for digit in map(int, str(@x)))", **c_like(loop)},
         oracle=lambda x: {"all": all, "any": any}[quantifier](predicate.apply(ord(c) - 48) for c in str(x)),
-        inputs=((7,), (1,), (58,), (349,), (2046,), (98765,), (333,), (8844,), (57913,), (6886,), (21,), (5,)),
+        inputs=(
+            (7,),
+            (1,),
+            (58,),
+            (349,),
+            (2046,),
+            (98765,),
+            (333,),
+            (8844,),
+            (57913,),
+            (6886,),
+            (21,),
+            (5,),
+            (4,),
+            (144,),
+            (30,),
+        ),
     )
 
 
@@ -192,7 +208,21 @@ def is_power(base: int) -> Blueprint:
             """),
         },
         oracle=lambda x: x in {base**k for k in range(20)},
-        inputs=((1,), (base,), (base - 1,), (base * base,), (base**3,), (base**3 + 1,), (base * 6,), (base + 1,)),
+        inputs=(
+            (1,),
+            (base,),
+            (base - 1,),
+            (base * base,),
+            (base**3,),
+            (base**3 + 1,),
+            (base * 6,),
+            (base + 1,),
+            (2,),
+            (8,),
+            (9,),
+            (27,),
+            (32,),
+        ),
     )
 
 

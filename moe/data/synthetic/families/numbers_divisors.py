@@ -54,13 +54,13 @@ def divisors(kind: str, goal: str) -> Blueprint:
 
     return Blueprint(
         texts=(
-            f"Return {ask} of a positive number @n{note}.",
-            f"Given a positive number @n, return {ask} of it{note}.",
+            f"Return {ask} of a positive number called @n{note}.",
+            f"Given a positive number called @n, return {ask} of it{note}.",
         ),
         name=f"{goal if goal != 'number' else 'count'} {kind} divisors",
         arguments={"@n": "int"},
         returns="list[int]" if goal == "list" else "int",
-        nouns=({"n": "n"}, {"n": "number"}),
+        nouns=({"n": "n"}, {"n": "value"}),
         code={"python": f"return {python}", **code},
         oracle=oracle,
         inputs=((1,), (2,), (7,), (12,), (15,), (16,), (30,), (42,)),

@@ -125,7 +125,7 @@ def count_divisible(first: int, second: int, joint: str) -> Blueprint:
             """),
         },
         oracle=lambda n: sum(holds(i) for i in range(1, n + 1)),
-        inputs=LIMITS,
+        inputs=(*LIMITS, (100,), (300,)),
     )
 
 

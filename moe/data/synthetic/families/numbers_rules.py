@@ -87,7 +87,7 @@ def in_range(low: int, high: int, inclusive: bool) -> Blueprint:
             **c_like(f"return @x {more} {low} && @x {less} {high};"),
         },
         oracle=lambda x: x in range(low, high + 1) and (inclusive or x not in (low, high)),
-        inputs=(*INTS, (-20,), (low,), (high,), (low - 1,), (high + 1,)),
+        inputs=(*INTS, (-20,), (low,), (high,), (low - 1,), (low + 1,), (high - 1,), (high + 1,)),
     )
 
 
@@ -227,7 +227,26 @@ def leap_rule(often: int, skip: int, again: int) -> Blueprint:
             **c_like(f"return {test};"),
         },
         oracle=lambda x: x % kept == 0 or (x % often == 0 and x % skipped > 0),
-        inputs=((1,), (often,), (skipped,), (skipped * 3,), (kept,), (kept * 3,), (2024,), (often * 7,), (often + 1,)),
+        inputs=(
+            (1,),
+            (often,),
+            (skipped,),
+            (skipped * 3,),
+            (kept,),
+            (kept * 3,),
+            (2024,),
+            (often * 7,),
+            (often + 1,),
+            (60,),
+            (80,),
+            (90,),
+            (100,),
+            (150,),
+            (200,),
+            (250,),
+            (300,),
+            (1000,),
+        ),
     )
 
 
@@ -236,7 +255,12 @@ _SINGLE = tuple(part for part in INT_PREDICATES if "&&" not in part.code["java"]
 
 @family("numbers", predicate=_SINGLE, joint=("both", "at least one", "exactly one", "neither"))
 def two_numbers(predicate: Part, joint: str) -> Blueprint:
-    of_them = {"both": "both", "at least one": "at least one of", "exactly one": "exactly one of", "neither": "none of"}
+    of_them = {
+        "both": "both of",
+        "at least one": "at least one of",
+        "exactly one": "exactly one of",
+        "neither": "none of",
+    }
     verb = predicate.plural if joint == "both" else predicate.singular
     python = {
         "both": "return @left and @right",
@@ -258,5 +282,20 @@ def two_numbers(predicate: Part, joint: str) -> Blueprint:
         parts={"left": (predicate, "a"), "right": (predicate, "b")},
         code={"python": python, "java": other, "javascript": other.replace(" != ", " !== "), "cpp": other},
         oracle=lambda a, b: (bool(predicate.apply(a)) + bool(predicate.apply(b))) in count,
-        inputs=((0, 1), (2, 4), (3, 7), (-6, 15), (60, 21), (8, 8), (-5, -10), (12, 11), (35, 50), (105, 1), (420, 30)),
+        inputs=(
+            (0, 1),
+            (2, 4),
+            (3, 7),
+            (-6, 15),
+            (60, 21),
+            (8, 8),
+            (-5, -10),
+            (12, 11),
+            (35, 50),
+            (105, 1),
+            (420, 30),
+            (60, 120),
+            (-7, -9),
+            (9, 14),
+        ),
     )

@@ -106,9 +106,9 @@ def join_matching(predicate: Part, separator: tuple[str, str]) -> Blueprint:
     between = f"with {said} between them"
     return Blueprint(
         texts=(
-            f"Join the {chosen} of a list {between}.",
+            f"Join the {chosen} in a list {between}.",
             f"Given a list of @xs, join the {chosen} into one string {between}.",
-            f"Return the {chosen} of a list as one string {between}.",
+            f"Return the {chosen} in a list as one string {between}.",
         ),
         name=f"join @xs {predicate.name}",
         arguments={"@xs": "list[str]"},
@@ -155,8 +155,8 @@ def extreme_word(predicate: Part, extreme: str) -> Blueprint:
     return Blueprint(
         texts=(
             f"Return {chosen} in a list, the first one if there are several, or an empty string if there is none.",
-            f"Given a list of @xs, find {chosen}; of equally long ones take the first, without any return an empty "
-            "string.",
+            f"Given a list of @xs, find {chosen}; of equally long ones take the first, and return an "
+            "empty string if there is none.",
         ),
         name=f"{extreme} @x {predicate.name}",
         arguments={"@xs": "list[str]"},
