@@ -181,7 +181,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; repeatable"
     )
-    parser.add_argument("--prompts", metavar="FILE", help="*.jsonl with text, language and perhaps id, or text lines")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="*.jsonl[.gz] with text, language, perhaps id; else text, one a line"
+    )
     parser.add_argument("--output", metavar="FILE", help="JSON Lines of answers to --prompts; not given or -: stdout")
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help=f"answers written at once (not given: {BATCH_SIZE})"
@@ -195,6 +197,8 @@ def make_parser() -> ArgumentParser:
 
 def command(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; a reader of the output that went away (``| head``) is no error."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(encoding="utf-8")  # code and JSON are UTF-8, whatever the system's own encoding
     try:
         return run(make_parser(), main, argv)
     except BrokenPipeError:

@@ -25,6 +25,11 @@ class Question:
     def __post_init__(self) -> None:
         if not self.text.strip():
             raise UserError("the prompt is empty; type what the code shall do")
+        for text in (self.text, self.id or ""):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise UserError(f"a lone surrogate at character {error.start + 1}; expected Unicode text") from None
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from moe.languages import get_language
 
 
 def read_questions(path: str | Path, language: str | None = None) -> list[Question]:
-    """Reads prompts: JSON Lines from ``*.jsonl``, else plain text with one prompt a line. Blank lines are skipped.
+    """Reads prompts: JSON Lines from ``*.jsonl``, else plain text, one prompt a line; ``*.gz`` is unpacked.
 
-    A JSON line is an object with ``text``, with ``language`` where no ``language`` is given here (null: none is named),
-    and perhaps an ``id``; other keys are ignored, so a file of pairs is fine. A line's own language comes first.
+    A JSON line is an object with ``text``, with ``language`` where no ``language`` is given here (null: none is
+    named), and perhaps an ``id``; other keys are ignored, so a file of pairs is fine. A line's own language comes
+    first. Blank lines are skipped.
 
     Raises:
         UserError: with file and line number, for everything that is not such a line, and for a file without prompts.
@@ -26,20 +29,21 @@ def read_questions(path: str | Path, language: str | None = None) -> list[Questi
     if not path.is_file():
         state = "is not a file" if path.exists() else "no such file"
         raise UserError(f"{path}: {state}; expected a file of prompts, *.jsonl or plain text with one a line")
+    name, unpack = path.name.removesuffix(".gz"), path.name.endswith(".gz")
     try:
-        content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        data = path.read_bytes()
+        content = (gzip.decompress(data) if unpack else data).removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8 ({error.reason}); expected UTF-8 text") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     questions = []
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
             where = f"{path}, line {number}"
-            questions.append(
-                _parse(line, where, language) if path.suffix == ".jsonl" else Question(line.strip(), language)
-            )
+            is_json = name.endswith(".jsonl")
+            questions.append(_parse(line, where, language) if is_json else Question(line.strip(), language))
     if not questions:
         raise UserError(f"{path}: holds no prompts; expected at least one line")
     return questions
