@@ -53,7 +53,9 @@ class RunConfig:
     pretrain_steps: int = setting(0, "steps that train the tiny base from scratch")
     branch_steps: int = setting(1000, "steps of the branch stage: each language on its own expert")
     mix_steps: int = setting(100, "steps of the mix stage: the router")
-    mix_trains_experts: bool = setting(False, "train the deltas in the mix stage too, not the router alone")
+    mix_trains_experts: bool = setting(
+        True, "train the experts in the mix stage too (at branch_lr), not the router alone"
+    )
     pretrain_lr: float = setting(3e-3, "peak learning rate of the tiny base")
     branch_lr: float = setting(1e-4, "peak learning rate of deltas (and of full experts)")
     mix_lr: float = setting(1e-3, "peak learning rate of the router")

@@ -8,19 +8,22 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from moe.training.stages import is_router
+from moe.training.stages import Stage, is_router
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) with decay on matrices; routers and vectors go without, routers apart."""
+def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float, stage: Stage) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, 2019) with decay on matrices; routers and vectors go without.
+
+    Each group keeps its peak learning rate under ``"peak"``; :func:`set_learning_rate` scales it.
+    """
     decayed, plain, routers = [], [], []
     for name, parameter in parameters.items():
         group = routers if is_router(name) else decayed if parameter.dim() > 1 else plain
         group.append(parameter)
     groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-        {"params": routers, "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": weight_decay, "peak": stage.learning_rate},
+        {"params": plain, "weight_decay": 0.0, "peak": stage.learning_rate},
+        {"params": routers, "weight_decay": 0.0, "peak": stage.router_learning_rate},
     ]
     device = next(iter(parameters.values())).device.type
     return torch.optim.AdamW(
@@ -32,13 +35,19 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float) 
     )
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float, floor: float) -> float:
-    """Linear warm-up, then a cosine from ``peak`` down to ``floor * peak`` at the last step (steps count from 0)."""
+def schedule(step: int, steps: int, warmup: float, floor: float) -> float:
+    """Share of the peak: linear warm-up, then a cosine from 1 down to ``floor`` at the last step (counted from 0)."""
     warm = max(1, round(warmup * steps))
     if step < warm:
-        return peak * (step + 1) / warm
+        return (step + 1) / warm
     progress = (step - warm) / max(1, steps - 1 - warm)
-    return peak * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress))))
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
+    """Sets every group's learning rate to ``share`` of its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = share * group["peak"]
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

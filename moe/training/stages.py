@@ -24,12 +24,14 @@ class Stage:
         name: one of :data:`STAGES`.
         steps: optimizer steps.
         learning_rate: peak.
+        router_learning_rate: peak of the routers.
         forced: route each token to the expert of its language with gate 1.
     """
 
     name: str
     steps: int
     learning_rate: float
+    router_learning_rate: float
     forced: bool = False
 
 
@@ -37,13 +39,13 @@ def make_stage(name: str, config: RunConfig) -> Stage:
     """The stage ``name`` as the run's settings describe it; the baseline gets the steps of branch and mix together."""
     match name:
         case "pretrain":
-            return Stage(name, config.pretrain_steps, config.pretrain_lr)
+            return Stage(name, config.pretrain_steps, config.pretrain_lr, config.pretrain_lr)
         case "adapter":
-            return Stage(name, config.branch_steps + config.mix_steps, config.branch_lr)
+            return Stage(name, config.branch_steps + config.mix_steps, config.branch_lr, config.branch_lr)
         case "branch":
-            return Stage(name, config.branch_steps, config.branch_lr, forced=True)
+            return Stage(name, config.branch_steps, config.branch_lr, config.branch_lr, forced=True)
         case "mix":
-            return Stage(name, config.mix_steps, config.mix_lr)
+            return Stage(name, config.mix_steps, config.branch_lr, config.mix_lr)
     raise ValueError(f"unknown stage {name!r}, expected one of {', '.join(STAGES)}")
 
 

@@ -17,11 +17,12 @@ from moe.losses import balance_loss, expert_counts, token_losses, z_loss
 from moe.model import ModelOutput, Transformer
 from moe.training.config import RunConfig
 from moe.training.optimizer import (
-    learning_rate,
     make_optimizer,
     optimizer_tensors,
     parameter_names,
     restore_optimizer,
+    schedule,
+    set_learning_rate,
 )
 from moe.training.stages import Stage, choose_trainable
 
@@ -34,7 +35,7 @@ class StepReport:
         stage, step, steps: where training is; steps count from 1.
         loss: mean cross-entropy in nats per learned token; ``language_losses`` the same per language (None: none seen).
         balance, z: mean over layers of the auxiliary losses, unweighted; 0 where no router learns.
-        learning_rate, gradient_norm: of this step, before clipping.
+        learning_rate: of this step's first parameter group; ``gradient_norm`` before clipping.
         tokens: tokens processed, prompts included; ``seconds`` they took.
         routing: [G, E] float32 share of each language's slots that went to each expert; None without a router.
     """
@@ -107,7 +108,7 @@ class Trainer:
         self.model, self.stage, self.batches, self.config = model, stage, batches, config
         self.languages = tuple(languages)
         self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts)
-        self.optimizer = make_optimizer(self.parameters, config.weight_decay)
+        self.optimizer = make_optimizer(self.parameters, config.weight_decay, stage)
         self.names = parameter_names(self.optimizer, self.parameters)
         self.step = 0
 
@@ -146,11 +147,8 @@ class Trainer:
     def train_step(self) -> StepReport:
         """One optimizer step over ``accumulate`` batches."""
         started = time.perf_counter()
-        rate = learning_rate(
-            self.step, self.stage.steps, self.stage.learning_rate, self.config.warmup, self.config.min_lr
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = schedule(self.step, self.stage.steps, self.config.warmup, self.config.min_lr)
+        set_learning_rate(self.optimizer, share)
         batches = self._batches_of_step()
         learned = sum(batch.targets.shape[0] for batch in batches)
         count = len(self.languages)
@@ -181,7 +179,7 @@ class Trainer:
             language_losses=per_language,
             balance=sums.balance / len(batches),
             z=sums.z / len(batches),
-            learning_rate=rate,
+            learning_rate=self.optimizer.param_groups[0]["lr"],
             gradient_norm=norm.item(),
             tokens=sum(batch.tokens.shape[1] for batch in batches),
             seconds=time.perf_counter() - started,

@@ -12,7 +12,7 @@ from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.losses import token_losses
 from moe.training.config import RunConfig
-from moe.training.optimizer import learning_rate, make_optimizer
+from moe.training.optimizer import make_optimizer, schedule
 from moe.training.ridge import ridge_routers
 from moe.training.stages import choose_trainable, is_router, make_stage
 from moe.training.trainer import Trainer, batch_losses, forward_batch
@@ -25,7 +25,8 @@ CONFIG = RunConfig(
     branch_steps=30,
     mix_steps=10,
     branch_lr=1e-2,
-    mix_lr=1e-2,
+    mix_lr=2e-2,
+    mix_trains_experts=False,
 )
 
 
@@ -185,18 +186,20 @@ def test_ridge_is_the_closed_form(delta, batches):
 
 
 def test_learning_rate_rises_and_falls():
-    rates = [learning_rate(i, 100, 1.0, 0.1, 0.1) for i in range(100)]
+    rates = [schedule(i, 100, 0.1, 0.1) for i in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[-1] == pytest.approx(0.1)
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert learning_rate(0, 1, 1.0, 0.03, 0.1) == 1.0
+    assert schedule(0, 1, 0.03, 0.1) == 1.0
 
 
 def test_routers_have_their_own_group_without_decay(delta):
-    optimizer = make_optimizer(choose_trainable(delta, "mix", True), 0.1)
+    stage = make_stage("mix", CONFIG)
+    optimizer = make_optimizer(choose_trainable(delta, "mix", True), 0.1, stage)
     routers = {id(p) for n, p in delta.named_parameters() if is_router(n)}
     for group in optimizer.param_groups:
         inside = {id(p) in routers for p in group["params"]}
         assert len(inside) == 1 and group["weight_decay"] == (0.0 if inside == {True} else 0.1)
+        assert group["peak"] == (CONFIG.mix_lr if inside == {True} else CONFIG.branch_lr)
 
 
 def test_bf16_models_train_float32_deltas(delta, batches):
