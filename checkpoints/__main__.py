@@ -11,7 +11,7 @@ from checkpoints.commands import registry
 
 
 class CommandParser(ArgumentParser):
-    """A parser with subcommands: an unknown flag is told by the subcommand, which can suggest the one that was meant."""
+    """A parser with subcommands: an unknown flag is told by the subcommand, which can suggest the one meant."""
 
     def parse_args(self, args=None, namespace=None):
         namespace, unknown = self.parse_known_args(args, namespace)

@@ -11,9 +11,9 @@ from checkpoints.files import read_json_object
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import read_config_json
 from moe.errors import UserError
+from moe.prompt import TEMPLATE_FILE, check_template, choose_template, save_template, stop_ids
 from moe.tokenizer import Tokenizer, check_fits, load_tokenizer, tokenizer_from_gguf
 
-TEMPLATE_FILE = "prompt_template.json"
 GENERATION_FILE = "generation_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -33,11 +33,14 @@ def carried_files(directory: Path) -> dict[str, bytes | Path]:
     return {name: directory / name for name in CARRIED_FILES if (directory / name).is_file()}
 
 
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """The files that ``tokenizer.save`` writes, by name."""
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save(Path(directory))
-        return {path.name: path.read_bytes() for path in sorted(Path(directory).iterdir())}
+def tokenizer_files(tokenizer: Tokenizer, template: str | None) -> dict[str, bytes]:
+    """The files of a tokenizer by name, with the chat template that transformers needs for the same prompts."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        tokenizer.save(directory)
+        if template is not None:
+            save_template(directory, template, tokenizer)
+        return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
 def token_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
@@ -51,9 +54,10 @@ def token_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
     }
 
 
-def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """A ``generation_config.json``: greedy, with the tokenizer's special ids."""
-    return {**token_ids(tokenizer), "do_sample": False}
+def generation_config(tokenizer: Tokenizer, template: str | None) -> dict[str, Any]:
+    """A ``generation_config.json``: greedy, with the tokenizer's special ids and all that end an answer."""
+    ends = sorted(stop_ids(tokenizer, template)) if template is not None else [tokenizer.eos_id]
+    return {**token_ids(tokenizer), "eos_token_id": ends[0] if len(ends) == 1 else ends, "do_sample": False}
 
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
@@ -62,9 +66,10 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
         if "tokenizer.ggml.tokens" not in checkpoint.settings:
             return None
         return tokenizer_from_gguf(checkpoint.settings)
-    if not any((checkpoint.directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return None
-    return load_tokenizer(checkpoint.directory)
+    if any((checkpoint.directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return load_tokenizer(checkpoint.directory)
+    versions = sorted(checkpoint.directory.glob("tokenizer.model.v*"))  # as in Mistral's own directories
+    return load_tokenizer(versions[-1]) if versions else None
 
 
 def require_fit(tokenizer: Tokenizer, vocab_size: int, told_by: Path) -> None:
@@ -85,19 +90,24 @@ def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str:
     return ""
 
 
-def template_name(directory: Path, settings: Mapping[str, Any]) -> str:
-    """The prompt template of a model: as stored with it, else recognised by the markers of its chat template."""
-    if (directory / TEMPLATE_FILE).is_file():
-        name = read_json_object(directory / TEMPLATE_FILE).get("template")
-        if not isinstance(name, str):
-            raise UserError(
-                f'{directory / TEMPLATE_FILE} has no \'template\' name; write it as {{"template": "plain"}}'
-            )
-        return name
+def template_name(directory: Path, settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> str:
+    """The prompt template of a model: as stored with it, else told by its chat template or its control tokens.
+
+    Raises:
+        UserError: a template is stored that does not exist.
+    """
+    path = directory / TEMPLATE_FILE
+    if path.is_file():
+        try:
+            return check_template(read_json_object(path).get("template"))
+        except UserError as error:
+            raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     chat = _chat_template(directory, settings)
     if "<|im_start|>" in chat:
         return "chatml"
-    return "mistral-instruct" if "[INST]" in chat else "plain"
+    if "[INST]" in chat:
+        return "mistral-instruct"
+    return choose_template(tokenizer) if tokenizer is not None else "plain"
 
 
 def original_settings(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -191,6 +192,24 @@ def partial_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
+def _remove_abandoned(target: Path) -> None:
+    """Removes temporary siblings of ``target`` that processes left which are no more (or this very process)."""
+    for path in target.parent.iterdir():
+        match = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)\.tmp", path.name)
+        if match and (int(match[1]) == os.getpid() or not _runs(int(match[1]))):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 is not sent, only checked
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 @contextmanager
 def new_directory(
     target: Path, force: bool = False, needed: int = 0, disk_free: DiskUsage = free_bytes
@@ -204,8 +223,8 @@ def new_directory(
     require_new(target, force)
     require_free_space(target, needed, disk_free)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(target)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary

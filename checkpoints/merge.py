@@ -1,72 +1,171 @@
-"""Delta experts folded into their base: the same mixture with full experts (the Mixtral form)."""
+"""Makes full weights of delta experts, and one dense model of a mixture; tensor by tensor, in bounded memory.
+
+``merge``: every expert e becomes ``W + scale (B0 A0 + B_e A_e)``, a Mixtral directory that any reader takes.
+``collapse``: the experts become one feed-forward by a weighted mean (as in model soups, Wortsman et al., 2022).
+Sums are kept in float32 (float64 for float64 weights) and cast once.
+"""
 
 # E experts, D model dim, F hidden dim, r rank
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from checkpoints.parameters import meta_model, require_complete, set_parameter
+from checkpoints.formats import Checkpoint, open_checkpoint
+from checkpoints.formats.delta import DeltaCheckpoint, is_delta, open_delta
+from checkpoints.formats.names import expected_tensors, to_huggingface
+from checkpoints.parameters import base_rename
+from checkpoints.safetensors_file import StoredTensor
+from checkpoints.writer import in_dtype, renamed
 from moe.config import ModelConfig
 from moe.errors import UserError
-from moe.experts import LowRankDelta
-from moe.model import Transformer
 
-MATRICES = ("w1", "w2", "w3")
+ROWS_AT_ONCE = 1024  # rows whose sum is kept in float32 at a time
 
 
-def merged_config(config: ModelConfig) -> ModelConfig:
-    """The config of the merged model: full experts, or a dense model where there was an adapter alone."""
-    if not config.is_delta:
-        raise UserError("this model has no low-rank deltas; there is nothing to merge")
-    if not config.is_moe:
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _add_low_rank(weight: Tensor, terms: list[tuple[Tensor, Tensor]], scale: float) -> Tensor:
+    """weight [N, M] + scale * sum of B [N, r] A [r, M], in place, a block of rows at a time."""
+    wide = _wide(weight.dtype)
+    terms = [(b.to(wide), a.to(wide)) for b, a in terms]
+    for start in range(0, weight.shape[0], ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        block = weight[rows].to(wide)
+        for b, a in terms:
+            block = torch.addmm(block, b[rows], a, alpha=scale)
+        weight[rows] = block.to(weight.dtype)
+    return weight
+
+
+def _flat_base(delta: DeltaCheckpoint) -> dict[str, StoredTensor]:
+    """The base's tensors under flat names, with whatever the delta directory replaces."""
+    rename = base_rename(delta.config)
+    return {name: delta.tensors.get(rename.get(name, name), tensor) for name, tensor in delta.base.tensors.items()}
+
+
+def _effective(
+    delta: DeltaCheckpoint, base: StoredTensor, layer: int, weight: str, mixture: Mapping[int, float]
+) -> StoredTensor:
+    """One feed-forward matrix with the shared delta and the given mixture of experts' deltas (expert -> share)."""
+    prefix = f"layers.{layer}.feed_forward"
+    number = weight[1]
+
+    def factors(group: str) -> tuple[Tensor, Tensor]:
+        return tuple(delta.tensors[f"{prefix}.{group}.{side}{number}"].read() for side in "ba")
+
+    def read() -> Tensor:
+        terms = []
+        if delta.config.shared_rank:
+            terms.append(factors("shared_delta"))
+        if mixture:
+            b, a = factors("expert_deltas")  # [E, F, r], [E, r, D]
+            terms += [(share * b[expert], a[expert]) for expert, share in mixture.items()]
+        return _add_low_rank(base.read().clone(), terms, delta.config.delta_scale)
+
+    return replace(base, read=read, where=None)
+
+
+def full_config(config: ModelConfig) -> ModelConfig:
+    """The config of the Mixtral model that a delta model is merged into (a dense one for a lone adapter)."""
+    if not config.num_experts:
         return config.dense()
     return replace(config, expert_form="full", shared_rank=0, expert_rank=0)
 
 
-def merge_weight(
-    base: Tensor, shared: tuple[Tensor, Tensor] | None, own: tuple[Tensor, Tensor] | None, scale: float
-) -> Tensor:
-    """``base + scale * (B0 A0 + B_e A_e)`` in float32 at least, in the base's dtype: [N, M], with ``own`` [E, N, M].
+def _assemble(
+    config: ModelConfig, find: Callable[[str], StoredTensor], dtype: torch.dtype | None
+) -> Iterator[StoredTensor]:
+    for name, shape in expected_tensors(config):
+        tensor = find(name)
+        assert tensor.shape == shape, name
+        yield renamed(in_dtype(tensor, dtype), to_huggingface(name))
 
-    Args:
-        base: [N, M].
-        shared: A0 [r, M] and B0 [N, r]; own: A [E, r, M] and B [E, N, r].
+
+def merged_tensors(delta: DeltaCheckpoint, dtype: torch.dtype | None = None) -> Iterator[StoredTensor]:
+    """Yields the tensors of the merged model under Hugging Face names."""
+    base = _flat_base(delta)
+
+    def find(name: str) -> StoredTensor:
+        parts = name.split(".")
+        if ".experts." in name:
+            layer, expert, weight = int(parts[1]), int(parts[4]), parts[5]
+            dense = base[f"layers.{layer}.feed_forward.{weight}.weight"]
+            return _effective(delta, dense, layer, weight, {expert: 1.0})
+        if ".feed_forward.w" in name:
+            return _effective(delta, base[name], int(parts[1]), parts[3], {})
+        return delta.tensors[name] if name.endswith(".gate.weight") else base[name]
+
+    return _assemble(full_config(delta.config), find, dtype)
+
+
+def expert_shares(config: ModelConfig, weights: Mapping[str, float] | None) -> dict[int, float]:
+    """Turns weights by language (None: all alike) into shares by expert that sum to 1.
+
+    Raises:
+        UserError: the model is no mixture, a language has no expert, or weights are negative or all zero.
     """
-    wide = torch.promote_types(base.dtype, torch.float32)
-    merged = base.to(wide)
-    for delta in (shared, own):
-        if delta is not None:
-            a, b = (matrix.to(wide) for matrix in delta)
-            merged = merged + scale * (b @ a)
-    return merged.to(base.dtype)
+    if not config.num_experts:
+        raise UserError("this model is dense already; collapse takes a mixture of experts")
+    names = config.expert_languages or tuple(str(expert) for expert in range(config.num_experts))
+    given = dict(weights) if weights is not None else dict.fromkeys(names, 1.0)
+    for name, value in given.items():
+        if name not in names:
+            raise UserError(f"no expert is named {name!r}; experts here: {', '.join(names)}")
+        if not 0 <= value < float("inf"):
+            raise UserError(f"the weight of {name} is {value}; expected a number of at least 0")
+    total = sum(given.values())
+    if total <= 0:
+        raise UserError("all weights are 0; give at least one expert a positive weight")
+    return {names.index(name): value / total for name, value in given.items() if value > 0}
 
 
-@torch.no_grad()
-def merge_model(model: Transformer) -> Transformer:
-    """Folds the deltas of a model into full experts (or of a dense adapter into a dense model), in memory.
+def _mean(tensors: list[tuple[float, StoredTensor]]) -> StoredTensor:
+    first = tensors[0][1]
 
-    Weights outside of the feed-forwards are shared with ``model``. Raises :class:`UserError` without deltas.
-    """
-    config = merged_config(model.config)
-    merged = meta_model(config)
-    for name, parameter in model.named_parameters():
-        if ".base." not in name and "_delta" not in name:
-            # Deltas' models keep routers in float32; a Mixtral directory has one dtype.
-            set_parameter(merged, name, parameter.detach().to(model.dtype))
-    for index, block in enumerate(model.layers):
-        ffn, prefix = block.feed_forward, f"layers.{index}.feed_forward."
-        for matrix in MATRICES:
-            base = getattr(ffn.base, matrix).weight
-            shared, own = (_pair(delta, matrix) for delta in (ffn.shared_delta, ffn.expert_deltas))
-            name = f"{prefix}experts.{matrix}" if config.is_moe else f"{prefix}{matrix}.weight"
-            set_parameter(merged, name, merge_weight(base, shared, own, model.config.delta_scale))
-    require_complete(merged)
-    return merged
+    def read() -> Tensor:
+        if len(tensors) == 1:
+            return first.read()
+        total = torch.zeros(first.shape, dtype=_wide(first.dtype))
+        for share, tensor in tensors:
+            value = tensor.read()
+            for start in range(0, value.shape[0], ROWS_AT_ONCE):
+                rows = slice(start, start + ROWS_AT_ONCE)
+                total[rows] += share * value[rows].to(total.dtype)
+        return total.to(first.dtype)
+
+    return replace(first, read=read, where=None)
 
 
-def _pair(delta: LowRankDelta | None, matrix: str) -> tuple[Tensor, Tensor] | None:
-    return None if delta is None else (getattr(delta, f"a{matrix[1]}"), getattr(delta, f"b{matrix[1]}"))
+def collapsed_tensors(
+    source: DeltaCheckpoint | Checkpoint, shares: Mapping[int, float], dtype: torch.dtype | None = None
+) -> Iterator[StoredTensor]:
+    """Yields the tensors of the dense model with the weighted mean of the experts, under Hugging Face names."""
+    base = _flat_base(source) if isinstance(source, DeltaCheckpoint) else source.tensors
+
+    def find(name: str) -> StoredTensor:
+        if ".feed_forward." not in name:
+            return base[name]
+        layer, weight = int(name.split(".")[1]), name.split(".")[3]
+        if isinstance(source, DeltaCheckpoint):
+            return _effective(source, base[name], layer, weight, shares)
+        return _mean(
+            [
+                (share, base[f"layers.{layer}.feed_forward.experts.{expert}.{weight}.weight"])
+                for expert, share in shares.items()
+            ]
+        )
+
+    return _assemble(source.config.dense(), find, dtype)
+
+
+def open_any(path: Path) -> DeltaCheckpoint | Checkpoint:
+    """Opens a delta directory or a checkpoint of any other format."""
+    return open_delta(path) if is_delta(path) else open_checkpoint(path)

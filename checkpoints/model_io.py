@@ -11,7 +11,6 @@ import torch
 
 from checkpoints.extras import (
     GENERATION_FILE,
-    TEMPLATE_FILE,
     checkpoint_tokenizer,
     generation_config,
     require_fit,
@@ -56,6 +55,7 @@ from checkpoints.writer import (
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.model import Transformer
+from moe.prompt import TEMPLATE_FILE, check_template
 from moe.tokenizer import Tokenizer
 
 DTYPE_NAMES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -112,7 +112,7 @@ def load_model(
     model = meta_model(checkpoint.config)
     fill_model(model, checkpoint.tensors, dtype or main_dtype(checkpoint.tensors), device)
     require_complete(model)
-    template = template_name(checkpoint.directory, checkpoint.settings)
+    template = template_name(checkpoint.directory, checkpoint.settings, tokenizer)
     return LoadedModel(model, checkpoint.config, tokenizer, template, path)
 
 
@@ -128,7 +128,7 @@ def _load_delta(path: Path, dtype: torch.dtype | None, device: torch.device | st
     fill_model(model, delta.tensors, dtype, device)
     require_complete(model)
     has_own = (path / TEMPLATE_FILE).is_file()
-    template = template_name(path if has_own else delta.base.directory, delta.base.settings)
+    template = template_name(path if has_own else delta.base.directory, delta.base.settings, tokenizer)
     return LoadedModel(model, delta.config, tokenizer, template, path)
 
 
@@ -139,11 +139,11 @@ def small_files(
     documents: dict[str, Any] = {}
     contents: dict[str, bytes | Path] = dict(files or {})
     if tokenizer is not None:
-        contents |= tokenizer_files(tokenizer)
-        documents[GENERATION_FILE] = generation_config(tokenizer)
+        contents |= tokenizer_files(tokenizer, template)
+        documents[GENERATION_FILE] = generation_config(tokenizer, template)
         contents.pop(GENERATION_FILE, None)
     if template is not None:
-        documents[TEMPLATE_FILE] = {"template": template}
+        documents[TEMPLATE_FILE] = {"template": check_template(template)}
         contents.pop(TEMPLATE_FILE, None)
     return documents, contents
 

@@ -1,6 +1,6 @@
 """Proof that an upcycled mixture still is the dense model: logits and greedy text on real prompts."""
 
-# B prompts, S sequence, V vocabulary
+# S sequence, V vocabulary
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from moe.generation import generate
 from moe.model import Transformer
 from moe.tokenizer import Tokenizer
 
@@ -85,21 +85,6 @@ def prompt_ids(tokenizer: Tokenizer | None, vocab_size: int) -> list[list[int]]:
     return [[byte % vocab_size for byte in text.encode()] for _, text in PROMPTS]
 
 
-def _pad(rows: list[list[int]]) -> Tensor:
-    length = max(map(len, rows))
-    return torch.tensor([row + [0] * (length - len(row)) for row in rows])  # [B, S]; causal, so padding is not seen
-
-
-def _greedy(model: Transformer, prompts: list[list[int]], count: int) -> list[list[int]]:
-    rows = [list(prompt) for prompt in prompts]
-    for _ in range(count):
-        hidden = model(_pad(rows).to(model.device), logits=False).hidden  # [B, S, D]
-        last = torch.stack([hidden[i, len(row) - 1] for i, row in enumerate(rows)])  # [B, D]
-        for row, token in zip(rows, (last @ model.output_weight.T).argmax(-1).tolist()):
-            row.append(token)
-    return rows
-
-
 @torch.no_grad()
 def prove(
     dense: Transformer, mixture: Transformer, tokenizer: Tokenizer | None = None, greedy_tokens: int = GREEDY_TOKENS
@@ -112,7 +97,8 @@ def prove(
     assert dense.config.vocab_size == mixture.config.vocab_size
     limit = max(8, dense.config.max_seq_len - greedy_tokens)
     prompts = [ids[:limit] for ids in prompt_ids(tokenizer, dense.config.vocab_size)]
-    rows = _greedy(dense, prompts, greedy_tokens)
+    answers = generate(dense, prompts, max_new_tokens=greedy_tokens)
+    rows = [prompt + answer.tokens for prompt, answer in zip(prompts, answers)]
     difference = size = 0.0
     greedy = []
     positions = 0

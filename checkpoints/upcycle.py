@@ -16,25 +16,21 @@ from typing import Any
 
 import torch
 
-from checkpoints.extras import carried_files, checkpoint_tokenizer, original_settings, require_fit, token_ids
 from checkpoints.files import DiskUsage, free_bytes, new_directory
 from checkpoints.formats import Checkpoint
-from checkpoints.formats.config_json import to_config_json
 from checkpoints.formats.delta import base_reference
-from checkpoints.formats.names import stacked_name, to_huggingface
+from checkpoints.formats.names import to_huggingface
 from checkpoints.initialise import delta_tensors, router_tensor
-from checkpoints.model_io import copy_base, dtype_name, small_files, write_delta_files
+from checkpoints.model_io import copy_base, write_delta_files
 from checkpoints.parameters import base_rename, main_dtype, meta_model, require_complete, set_parameter
+from checkpoints.rewrite import small_parts, write_rewritten
 from checkpoints.safetensors_file import StoredTensor
 from checkpoints.writer import (
     MAX_SHARD_BYTES,
     SMALL_FILES_BYTES,
-    Output,
     Progress,
     in_dtype,
-    job_identity,
     renamed,
-    write_model_directory,
 )
 from moe.config import ModelConfig
 from moe.errors import UserError
@@ -156,22 +152,6 @@ def upcycled_tensors(
         yield put("output.weight", base.tensors["output.weight"])
 
 
-def source_identity(base: Checkpoint) -> list[list[Any]]:
-    """Names, sizes and times of the files that a job reads, to tell whether a rerun reads the same."""
-    return [[str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns] for f in base.weight_files]
-
-
-def carried(base: Checkpoint, template: str | None) -> tuple[dict[str, Any], dict[str, bytes | Path], dict[str, Any]]:
-    """The small files that go along with a base's weights: documents, files, and the config's token ids."""
-    tokenizer = checkpoint_tokenizer(base)
-    if tokenizer is not None:
-        require_fit(tokenizer, base.config.vocab_size, base.path)
-    present = carried_files(base.directory) if base.format != "gguf" else {}
-    documents, files = small_files(None if present else tokenizer, template, present)
-    ids = original_settings(base) or token_ids(tokenizer)
-    return documents, files, ids
-
-
 def upcycle_directory(
     base: Checkpoint,
     target: Path,
@@ -199,17 +179,27 @@ def upcycle_directory(
     Raises:
         UserError: the target exists, the disk is too small, or the base is damaged.
     """
-    documents, contents, ids = carried(base, template)
-    contents |= dict(files or {})
     main = dtype or main_dtype(base.tensors)
     if not config.is_delta:
-        tensors = list(upcycled_tensors(base, config, seed, router_std, dtype))
-        documents["config.json"] = to_config_json(config, dtype_name(main), ids, extra_config)
-        output = Output(tensors, documents, contents, max_shard_bytes=max_shard_bytes)
-        job = ["upcycle", source_identity(base), documents["config.json"], seed, router_std, max_shard_bytes]
-        identity = job_identity({"job": job})
-        write_model_directory(target, output, force=force, identity=identity, progress=progress, disk_free=disk_free)
+        write_rewritten(
+            base,
+            target,
+            config,
+            upcycled_tensors(base, config, seed, router_std, dtype),
+            action=f"Upcycled: each of {config.num_experts} experts is a copy of the dense feed-forward",
+            job=["upcycle", seed, router_std],
+            dtype=dtype,
+            template=template,
+            force=force,
+            max_shard_bytes=max_shard_bytes,
+            files=files,
+            extra_config=extra_config,
+            progress=progress,
+            disk_free=disk_free,
+        )
         return
+    documents, contents, ids = small_parts(base, template)
+    contents |= dict(files or {})
     added = [t for layer in range(config.n_layers) for t in new_tensors(config, layer, seed, router_std, main)]
     needed = sum(tensor.nbytes for tensor in added) + SMALL_FILES_BYTES
     if with_base:
@@ -232,8 +222,3 @@ def parameter_counts(config: ModelConfig) -> tuple[int, int]:
         per_expert = ".experts." in name or ".expert_deltas." in name
         active += count * config.num_experts_per_tok // config.num_experts if per_expert else count
     return total, active
-
-
-def expert_of(name: str) -> int | None:
-    """The expert that a flat tensor name belongs to, or None."""
-    return stacked_name(name)[1]

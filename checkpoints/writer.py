@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -112,6 +113,7 @@ class _HashingWriter:
     def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor, progress: Progress) -> None:
         self.file, self.pool, self.progress = file, pool, progress
         self.digest = hashlib.sha256()
+        self.checksum = 0  # CRC-32 of the tensor that is being written, to tell which one a flipped bit is in
         self.pending: list[Any] = [None, None]
         self.buffers = [bytearray(CHUNK_BYTES), bytearray(CHUNK_BYTES)]
         self.turn = 0
@@ -120,13 +122,24 @@ class _HashingWriter:
         """Writes bytes that stay as they are until :meth:`finish` or the second next write."""
         slot = self.turn
         self._wait(slot)
-        self.pending[slot] = self.pool.submit(self.digest.update, data)
+        self.pending[slot] = self.pool.submit(self._hash, data)
         # one digest, so one thread: chunks are hashed in the order in which they were submitted
         view = memoryview(data)
         while view:
             view = view[self.file.write(view) :]
         self.progress(len(data))
         self.turn = 1 - slot
+
+    def _hash(self, data: bytes | memoryview) -> None:
+        self.digest.update(data)
+        self.checksum = zlib.crc32(data, self.checksum)
+
+    def tensor_checksum(self) -> str:
+        """CRC-32 of what was written since the last call, in hexadecimal."""
+        self._wait(0)
+        self._wait(1)
+        value, self.checksum = self.checksum, 0
+        return f"{value:08x}"
 
     def _wait(self, slot: int) -> None:
         if self.pending[slot] is not None:
@@ -153,23 +166,28 @@ class _HashingWriter:
         return self.digest.hexdigest()
 
 
-def write_shard(path: Path, tensors: Sequence[StoredTensor], metadata: Mapping[str, str], progress: Progress) -> str:
-    """Writes one safetensors file, flushes it to the disk and returns its SHA-256."""
+def write_shard(
+    path: Path, tensors: Sequence[StoredTensor], metadata: Mapping[str, str], progress: Progress
+) -> dict[str, Any]:
+    """Writes one safetensors file and flushes it to the disk; returns its SHA-256 and its tensors' CRC-32."""
+    checksums = {}
     with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
         writer = _HashingWriter(file, pool, progress)
         writer.write(encode_header(tensors, dict(metadata)))
+        writer.tensor_checksum()
         for tensor in tensors:
             if tensor.where is not None:
                 writer.copy(tensor.where)
-                continue
-            value = tensor.read()
-            assert value.dtype == tensor.dtype and tuple(value.shape) == tensor.shape, tensor.name
-            data = tensor_bytes(value)
-            for start in range(0, len(data), CHUNK_BYTES):
-                writer.write(data[start : start + CHUNK_BYTES])
+            else:
+                value = tensor.read()
+                assert value.dtype == tensor.dtype and tuple(value.shape) == tensor.shape, tensor.name
+                data = tensor_bytes(value)
+                for start in range(0, len(data), CHUNK_BYTES):
+                    writer.write(data[start : start + CHUNK_BYTES])
+            checksums[tensor.name] = writer.tensor_checksum()
         digest = writer.finish()
         os.fsync(file.fileno())
-    return digest
+    return {"sha256": digest, "crc32": checksums}
 
 
 def job_identity(description: Mapping[str, Any]) -> str:
@@ -195,28 +213,24 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _noted_shards(directory: Path, identity: str) -> dict[str, str]:
+def _noted_shards(directory: Path, identity: str) -> dict[str, Any]:
     """Checksums that an earlier run of the same job noted, while it went on (job.json) or at its end (the manifest)."""
-    if (directory / JOB).is_file():
-        job = read_json_object(directory / JOB)
-        return job["shards"] if job.get("job") == identity else {}
-    if (directory / MANIFEST).is_file():
-        manifest = read_json_object(directory / MANIFEST)
-        return (
-            {name: entry["sha256"] for name, entry in manifest["files"].items()}
-            if manifest.get("job") == identity
-            else {}
-        )
+    for name in (JOB, MANIFEST):
+        if (directory / name).is_file():
+            document = read_json_object(directory / name)
+            return document["files"] if document.get("job") == identity else {}
     return {}
 
 
-def _finished_shards(directory: Path, identity: str | None, names: set[str], progress: Progress) -> dict[str, str]:
+def _finished_shards(
+    directory: Path, identity: str | None, names: set[str], progress: Progress
+) -> dict[str, dict[str, Any]]:
     """Returns the shards of an interrupted run of the same job that are whole; removes everything else."""
-    finished: dict[str, str] = {}
-    for name, digest in _noted_shards(directory, identity).items() if identity is not None else ():
+    finished: dict[str, dict[str, Any]] = {}
+    for name, entry in _noted_shards(directory, identity).items() if identity is not None else ():
         path = directory / name
-        if name in names and path.is_file() and sha256_file(path, progress) == digest:
-            finished[name] = digest
+        if name in names and path.is_file() and sha256_file(path, progress) == entry["sha256"]:
+            finished[name] = {key: entry[key] for key in ("sha256", "crc32")}
     for entry in list(directory.iterdir()):
         if entry.name not in finished:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
@@ -256,14 +270,14 @@ def write_model_directory(
     require_free_space(target, output.nbytes + SMALL_FILES_BYTES - existing, disk_free)
     with _locked(directory):
         try:
-            digests = _finished_shards(directory, identity, {name for name, _ in shards}, progress)
+            entries = _finished_shards(directory, identity, {name for name, _ in shards}, progress)
             for name, tensors in shards:
-                if name not in digests:
-                    digests[name] = write_shard(directory / name, tensors, output.metadata, progress)
+                if name not in entries:
+                    entries[name] = write_shard(directory / name, tensors, output.metadata, progress)
                     if identity is not None:
-                        job = {"job": identity, "shards": digests}
+                        job = {"job": identity, "files": entries}
                         replace_file(directory / JOB, json.dumps(job, indent=2).encode())
-            manifest = _write_small_files(directory, output, shards, digests, identity)
+            manifest = _write_small_files(directory, output, shards, entries, identity)
             (directory / JOB).unlink(missing_ok=True)
             publish_directory(directory, target)
         except BaseException as error:
@@ -283,7 +297,7 @@ def _write_small_files(
     directory: Path,
     output: Output,
     shards: list[tuple[str, list[StoredTensor]]],
-    digests: Mapping[str, str],
+    noted: Mapping[str, Mapping[str, Any]],
     identity: str | None,
 ) -> dict[str, Any]:
     for name, content in output.files.items():
@@ -302,8 +316,8 @@ def _write_small_files(
     for path in sorted(directory.iterdir()):
         if path.name == JOB:
             continue
-        digest = digests.get(path.name) or sha256_file(path)
-        entries[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+        checksums = noted.get(path.name) or {"sha256": sha256_file(path)}
+        entries[path.name] = {"bytes": path.stat().st_size, **checksums}
     manifest = {"format_version": 1, **({"job": identity} if identity else {}), "files": entries}
     write_json(directory / MANIFEST, manifest)
     return manifest

@@ -7,6 +7,6 @@ from types import ModuleType
 
 def registry() -> tuple[ModuleType, ...]:
     """The modules of all subcommands, in the order in which ``--help`` lists them."""
-    from checkpoints.commands import relink, upcycle
+    from checkpoints.commands import collapse, convert, diff, inspect, merge, quantize, relink, upcycle, verify
 
-    return (upcycle, relink)
+    return (inspect, upcycle, merge, collapse, convert, quantize, diff, verify, relink)

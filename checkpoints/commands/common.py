@@ -80,3 +80,8 @@ def progress_bar(total: int, title: str) -> Iterator[Progress]:
     quiet = not sys.stderr.isatty()
     with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=title, disable=quiet) as bar:
         yield lambda count: bar.update(count) and None
+
+
+def directory_bytes(directory: Path) -> int:
+    """Bytes of all files below a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())

@@ -11,6 +11,7 @@ from checkpoints.commands.common import (
     add_dtype_argument,
     add_output_arguments,
     chosen_dtype,
+    directory_bytes,
     print_disk,
     progress_bar,
 )
@@ -100,7 +101,7 @@ def main(arguments: argparse.Namespace) -> int:
     print(f"wrote {arguments.out} ({format_bytes(directory_bytes(arguments.out))})")
     if arguments.no_proof:
         return 0
-    return prove_and_store(base, arguments.out, DTYPE_NAMES[arguments.proof_dtype])
+    return prove_and_store(base, arguments.out, DTYPE_NAMES[arguments.proof_dtype], dtype)
 
 
 def planned_bytes(base: Checkpoint, config: ModelConfig, dtype: torch.dtype | None) -> tuple[int, int]:
@@ -113,15 +114,13 @@ def planned_bytes(base: Checkpoint, config: ModelConfig, dtype: torch.dtype | No
     return sum(tensor.nbytes for tensor in upcycled_tensors(base, config, 0, ROUTER_STD, dtype)), copied
 
 
-def directory_bytes(directory: Path) -> int:
-    """Bytes of all files below a directory."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+def prove_and_store(base: Checkpoint, out: Path, dtype: torch.dtype, stored: torch.dtype | None) -> int:
+    """Loads both models, prints the proof and stores it in ``proof.json``; 1 when it does not hold.
 
-
-def prove_and_store(base: Checkpoint, out: Path, dtype: torch.dtype) -> int:
-    """Loads both models, prints the proof and stores it in ``proof.json``; 1 when it does not hold."""
-    dense, mixture = load_model(base.path, dtype), load_model(out, dtype)
-    proof = prove(dense.model, mixture.model, dense.tokenizer)
+    ``stored``: the dtype to which the weights were converted, so that the dense model is rounded alike.
+    """
+    dense, mixture = load_model(base.path, stored or dtype), load_model(out, dtype)
+    proof = prove(dense.model.to(dtype), mixture.model, dense.tokenizer)
     print(proof.describe())
     add_to_directory(out, PROOF_FILE, json_bytes(proof.to_json()))
     return 0 if proof.holds else 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.files import read_json_object
+from checkpoints.formats.quantized import is_quantized
 from moe.config import ModelConfig
 from moe.errors import UserError, did_you_mean
 
@@ -84,7 +85,7 @@ def _rope_theta(reader: ConfigReader, default: float) -> float:
 def _check_supported(reader: ConfigReader) -> None:
     settings = reader.settings
     for key in ("attention_bias", "mlp_bias", "quantization_config"):
-        if settings.get(key):
+        if settings.get(key) and not (key == "quantization_config" and is_quantized(settings)):
             raise reader.fail(key, settings[key], "it to be false or absent: this kind of model is unsupported")
     if settings.get("hidden_act", "silu") not in ("silu", "swish"):
         raise reader.fail("hidden_act", settings["hidden_act"], "'silu', the only activation supported")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from checkpoints.formats.checkpoint import Checkpoint
+from checkpoints.formats.consolidated import PARAMS, open_consolidated
 from checkpoints.formats.gguf_llama import open_gguf
-from checkpoints.formats.huggingface import open_huggingface
+from checkpoints.formats.huggingface import INDEX, WEIGHTS, open_huggingface
 from moe.errors import UserError
 
 FORMATS = (
@@ -28,8 +29,11 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         raise UserError(f"{path} does not exist; give {FORMATS}")
     if path.is_file():
         raise UserError(f"{path} is a file of no known format; give {FORMATS}")
-    if (path / "config.json").is_file():
+    has_shards = any((path / name).is_file() for name in (INDEX, WEIGHTS))
+    if (path / "config.json").is_file() and (has_shards or not (path / PARAMS).is_file()):
         return open_huggingface(path)
+    if (path / PARAMS).is_file():
+        return open_consolidated(path)
     found = sorted(path.glob("*.gguf"))
     if len(found) == 1:
         return open_gguf(found[0])

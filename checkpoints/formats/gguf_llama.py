@@ -21,6 +21,7 @@ from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import ConfigReader
 from checkpoints.formats.gguf_file import GGUFFile, GGUFTensor
 from checkpoints.formats.names import check_tensors, flat_name
+from checkpoints.formats.rotary import from_interleaved_rotary
 from checkpoints.safetensors_file import ByteRange, StoredTensor, read_range
 from moe.config import ModelConfig
 from moe.errors import UserError
@@ -47,18 +48,6 @@ _BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(\w+)\.weight", re.ASCII)
 _ROPE_FREQUENCIES = re.compile(r"(blk\.\d+\.)?rope_freqs\.weight", re.ASCII)
 # Kept as they are; everything else is decoded to float32.
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def from_interleaved_rotary(weight: Tensor, heads: int) -> Tensor:
-    """Reorders rows of q or k [H*C, D] from neighbours paired to halves paired (the Hugging Face layout)."""
-    rows, dim = weight.shape
-    return weight.view(heads, rows // heads // 2, 2, dim).transpose(1, 2).reshape(rows, dim)  # [H*C, D]
-
-
-def to_interleaved_rotary(weight: Tensor, heads: int) -> Tensor:
-    """Inverse of :func:`from_interleaved_rotary`."""
-    rows, dim = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, dim).transpose(1, 2).reshape(rows, dim)  # [H*C, D]
 
 
 def _decimal(value: float) -> float:

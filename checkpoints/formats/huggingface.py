@@ -8,6 +8,7 @@ from checkpoints.files import inside, read_json_object
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import read_config_json
 from checkpoints.formats.names import check_tensors, from_huggingface, is_ignored, to_huggingface
+from checkpoints.formats.quantized import is_quantized, join_quantized
 from checkpoints.safetensors_file import SafetensorsFile, StoredTensor
 from moe.errors import UserError
 
@@ -16,13 +17,12 @@ INDEX = "model.safetensors.index.json"
 _UNREAD = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def weight_files(directory: Path) -> tuple[list[Path], dict[str, str] | None]:
+def weight_files(directory: Path, index_path: Path, single: Path) -> tuple[list[Path], dict[str, str] | None]:
     """Finds the weight files of a directory; with an index also its map from tensor to file name.
 
     Raises:
         UserError: no safetensors there, a damaged index, or a shard name that leaves the directory.
     """
-    index_path, single = directory / INDEX, directory / WEIGHTS
     if index_path.is_file():
         weight_map = read_json_object(index_path).get("weight_map")
         if (
@@ -73,15 +73,18 @@ def read_named_tensors(files: list[Path], weight_map: dict[str, str] | None, tol
 def open_huggingface(directory: Path) -> Checkpoint:
     """Opens a Mistral, Llama or Mixtral directory; checks every tensor's name, shape and dtype against its config."""
     config, settings = read_config_json(directory / "config.json")
-    files, weight_map = weight_files(directory)
+    files, weight_map = weight_files(directory, directory / INDEX, directory / WEIGHTS)
     told_by = directory / (INDEX if weight_map is not None else WEIGHTS)
+    stored = read_named_tensors(files, weight_map, told_by)
+    if is_quantized(settings):
+        stored = join_quantized(stored, told_by)
     tensors: dict[str, StoredTensor] = {}
-    for name, tensor in read_named_tensors(files, weight_map, told_by).items():
+    for name, tensor in stored.items():
         if is_ignored(name):
             continue
         ours = from_huggingface(name)
         if ours is None:
-            raise UserError(f"{tensor.where.path}: tensor {name!r} belongs to no supported architecture")
+            raise UserError(f"{told_by}: tensor {name!r} belongs to no supported architecture")
         if ours == "output.weight" and config.tie_embeddings:
             continue  # some writers store the tied matrix twice
         tensors[ours] = tensor

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -84,3 +88,27 @@ def mistral_directory(tmp_path, hf_model) -> Path:
     directory = tmp_path / "mistral"
     hf_model("mistral").save_pretrained(directory)
     return directory
+
+
+@pytest.fixture
+def run_child():
+    """Runs a function in a forked process and returns its exit code; ``kill_after`` seconds it gets SIGKILL.
+
+    Forking spares the seconds that a new interpreter takes to import torch. One thread: a fork copies no thread pools.
+    """
+
+    def run(function: Callable[[], object], kill_after: float | None = None) -> int:
+        child = os.fork()
+        if child == 0:
+            try:
+                torch.set_num_threads(1)
+                function()
+                os._exit(0)
+            except BaseException:
+                os._exit(1)
+        if kill_after is not None:
+            time.sleep(kill_after)
+            os.kill(child, signal.SIGKILL)  # the child is not waited for yet, so its number is still its own
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    return run

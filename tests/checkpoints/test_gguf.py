@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from checkpoints import find_smollm2, load_model, smollm2
 from checkpoints.formats import open_checkpoint
-from checkpoints.formats.gguf_llama import from_interleaved_rotary, to_interleaved_rotary
+from checkpoints.formats.rotary import from_interleaved_rotary, to_interleaved_rotary
 from moe.errors import UserError
 
 gguf = pytest.importorskip("gguf")

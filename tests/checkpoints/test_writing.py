@@ -6,8 +6,7 @@ import errno
 import hashlib
 import json
 import os
-import subprocess
-import sys
+import zlib
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 
 from checkpoints import files, load_model, save_model, writer
 from checkpoints.files import new_directory, publish_directory, read_json, sha256_file
-from checkpoints.safetensors_file import SafetensorsFile, memory_tensor, save_tensors
+from checkpoints.safetensors_file import SafetensorsFile, StoredTensor, memory_tensor, save_tensors
 from checkpoints.writer import Output, in_dtype, plan_shards, write_model_directory
 from moe.errors import UserError
 
@@ -42,7 +41,10 @@ def test_shards_index_and_manifest(tmp_path):
     assert set(manifest["files"]) == set(names) - {"manifest.json"}
     for name, entry in manifest["files"].items():
         content = (tmp_path / "out" / name).read_bytes()
-        assert entry == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        assert entry["bytes"] == len(content) and entry["sha256"] == hashlib.sha256(content).hexdigest()
+        for tensor, checksum in entry.get("crc32", {}).items():
+            value = load_file(tmp_path / "out" / name)[tensor]
+            assert checksum == f"{zlib.crc32(value.numpy().tobytes()):08x}"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
@@ -100,7 +102,7 @@ def test_a_failure_in_the_middle_leaves_the_old_state(tmp_path):
         raise RuntimeError("no such luck")
 
     broken = [*tensors(3), memory_tensor("late", torch.ones(3))]
-    broken[-1] = type(broken[-1])("late", torch.float32, (3,), explode)
+    broken[-1] = StoredTensor("late", torch.float32, (3,), explode)
     with pytest.raises(RuntimeError):
         write_model_directory(out, Output(broken, {}), force=True)
     with pytest.raises(RuntimeError), new_directory(out, force=True) as temporary:
@@ -137,39 +139,46 @@ def test_a_disk_that_fills_up_while_writing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_job_goes_on_after_a_kill(tmp_path):
+def test_a_job_goes_on_after_a_kill(tmp_path, run_child):
     """The process dies at its third shard; the rerun keeps the first two and gives what an undisturbed run does."""
-    script = f"""
-import os, sys, torch
-sys.path.insert(0, {os.getcwd()!r})
-from checkpoints.safetensors_file import StoredTensor
-from checkpoints.writer import Output, write_model_directory
-from pathlib import Path
-log = open(sys.argv[2], "a")
-def tensor(i):
-    def read():
-        if sys.argv[3] == str(i):
-            os._exit(9)
-        print(i, file=log, flush=True)
-        return torch.full((1000,), float(i))
-    return StoredTensor(f"t{{i}}", torch.float32, (1000,), read)
-output = Output([tensor(i) for i in range(5)], {{"config.json": {{}}}}, max_shard_bytes=4000)
-write_model_directory(Path(sys.argv[1]), output, identity="job")
-"""
 
-    def run(target, die_at, log):
-        return subprocess.run([sys.executable, "-c", script, str(target), str(log), die_at]).returncode
+    def job(target: str, log: str, die_at: int | None = None):
+        def tensor(i):
+            def read():
+                if i == die_at:
+                    os._exit(9)
+                with open(tmp_path / log, "a") as file:
+                    file.write(f"{i} ")
+                return torch.full((1000,), float(i))
+
+            return StoredTensor(f"t{i}", torch.float32, (1000,), read)
+
+        output = Output([tensor(i) for i in range(5)], {"config.json": {}}, max_shard_bytes=4000)
+        return lambda: write_model_directory(tmp_path / target, output, identity="job")
 
     out = tmp_path / "out"
-    assert run(out, "2", tmp_path / "log") == 9
+    assert run_child(job("out", "log", die_at=2)) == 9
     assert not out.exists() and (tmp_path / ".out.partial").is_dir()
-    assert run(out, "none", tmp_path / "log") == 0
+    assert run_child(job("out", "log")) == 0
     assert (tmp_path / "log").read_text().split() == ["0", "1", "2", "3", "4"]
-    assert run(tmp_path / "undisturbed", "none", tmp_path / "log2") == 0
+    assert run_child(job("undisturbed", "log2")) == 0
     assert snapshot(out) == snapshot(tmp_path / "undisturbed")
     assert not (tmp_path / ".out.partial").exists()
-    assert run(out, "none", tmp_path / "log") == 0, "a finished job is recognised"
+    assert run_child(job("out", "log")) == 0, "a finished job is recognised"
     assert len((tmp_path / "log").read_text().split()) == 5
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path, run_child):
+    def die():
+        with new_directory(tmp_path / "out") as temporary:
+            (temporary / "x").write_text("x")
+            os._exit(9)
+
+    assert run_child(die) == 9
+    assert [p.name for p in tmp_path.iterdir()] != []
+    with new_directory(tmp_path / "out") as temporary:
+        (temporary / "y").write_text("y")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_damaged_finished_shard_is_written_again(tmp_path):
@@ -180,12 +189,13 @@ def test_a_damaged_finished_shard_is_written_again(tmp_path):
     digests = {}
     for name, _ in plan_shards(output)[:2]:
         content = bytearray((tmp_path / "good" / name).read_bytes())
-        digests[name] = hashlib.sha256(content).hexdigest()
+        digests[name] = {"sha256": hashlib.sha256(content).hexdigest(), "crc32": {}}
         content[-1] ^= 1 if name.startswith("model-00002") else 0
         (partial / name).write_bytes(content)
-    (partial / "job.json").write_text(json.dumps({"job": "job", "shards": digests}))
+    (partial / "job.json").write_text(json.dumps({"job": "job", "files": digests}))
     write_model_directory(tmp_path / "out", output, identity="job")
-    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "good")
+    weights = {name: digest for name, digest in snapshot(tmp_path / "out").items() if name != "manifest.json"}
+    assert weights == {name: digest for name, digest in snapshot(tmp_path / "good").items() if name in weights}
 
 
 def test_two_processes_do_not_write_the_same_directory(tmp_path):

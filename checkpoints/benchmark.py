@@ -1,0 +1,204 @@
+"""Upcycling at full width, measured: time, CPU time and peak memory beside ``cp`` and ``mergekit-moe``.
+
+    python -m checkpoints.benchmark WORKDIR [--layers 8] [--mergekit PYTHON]
+
+Makes a random Mistral-7B-shaped checkpoint in bfloat16 (8 layers of full width: 2 billion parameters, 4 GB), upcycles
+it to four full experts in a process of its own, copies the result with ``cp``, and, where the Python of an environment
+with mergekit is given, lets ``mergekit-moe`` do the same job from the same input. WORKDIR has to be on the disk in
+question and needs about 3.5 times the result's size (``--keep`` leaves everything there, otherwise all is removed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoints.cli import ArgumentParser, run
+from checkpoints.commands.common import directory_bytes
+from checkpoints.files import format_bytes, require_free_space
+from checkpoints.formats.config_json import to_config_json
+from checkpoints.formats.names import expected_tensors, to_huggingface
+from checkpoints.safetensors_file import StoredTensor
+from checkpoints.writer import Output, write_model_directory
+from moe.config import ModelConfig
+from moe.errors import UserError
+
+LANGUAGES = ("python", "java", "javascript", "cpp")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process took: seconds on the clock, seconds of CPU (user and system), peak resident bytes, output."""
+
+    name: str
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    output_bytes: int
+
+    def row(self) -> str:
+        """A line of the table."""
+        speed = self.output_bytes / self.seconds / 1e6
+        return (
+            f"{self.name:<24} {self.seconds:8.1f} {self.cpu_seconds:8.1f} {self.peak_bytes / 1e6:9.0f} "
+            f"{self.output_bytes / 1e9:8.2f} {speed:8.0f}"
+        )
+
+
+HEADER = f"{'job':<24} {'seconds':>8} {'cpu s':>8} {'peak MB':>9} {'GB out':>8} {'MB/s':>8}"
+
+
+def mistral_shape(layers: int, divide: int = 1) -> ModelConfig:
+    """Mistral-7B's sizes with fewer layers; ``divide`` makes everything narrower (for a quick try)."""
+    return ModelConfig(
+        vocab_size=32000 // divide,
+        dim=4096 // divide,
+        n_layers=layers,
+        n_heads=32 // divide,
+        n_kv_heads=max(1, 8 // divide),
+        head_dim=128,
+        hidden_dim=14336 // divide,
+        rope_theta=1e6,
+    )
+
+
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> StoredTensor:
+    """Random bf16 numbers smaller than 2, made from random bits (drawing normal numbers would take minutes)."""
+
+    def read() -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        bits = torch.empty(shape, dtype=torch.int16).random_(-(1 << 15), (1 << 15) - 1, generator=generator)
+        return (bits & ~0x4000).view(torch.bfloat16)
+
+    return StoredTensor(name, torch.bfloat16, shape, read)
+
+
+def make_input(directory: Path, config: ModelConfig) -> None:
+    """Writes the random checkpoint, in shards of 2 GiB."""
+    tensors = [
+        random_tensor(to_huggingface(name), shape, seed) for seed, (name, shape) in enumerate(expected_tensors(config))
+    ]
+    output = Output(tensors, {"config.json": to_config_json(config, "bfloat16")}, max_shard_bytes=2 << 30)
+    write_model_directory(directory, output)
+
+
+def measure(name: str, command: Sequence[str], output: Path, log: Path) -> Measured:
+    """Runs a command, flushes the disk, and reads what the system counted for it.
+
+    Raises:
+        UserError: the command failed; the log has its output.
+    """
+    subprocess.run(["sync"], check=True)
+    start = time.perf_counter()
+    with open(log, "wb") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    subprocess.run(["sync"], check=True)
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise UserError(f"{name} failed with exit code {process.returncode}; see {log}")
+    return Measured(name, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, directory_bytes(output))
+
+
+def mergekit_config(source: Path) -> str:
+    """The YAML that makes mergekit-moe do the same job: four copies and random gates."""
+    experts = [{"source_model": str(source), "positive_prompts": [name]} for name in LANGUAGES]
+    settings = {"base_model": str(source), "gate_mode": "random", "dtype": "bfloat16", "experts": experts}
+    return json.dumps(settings, indent=2)  # JSON is YAML
+
+
+def benchmark(workdir: Path, config: ModelConfig, mergekit: str | None) -> list[Measured]:
+    """Runs all jobs one after another and returns what each took."""
+    source, ours = workdir / "dense", workdir / "ours"
+    if not source.exists():
+        print("making the input ...", flush=True)
+        make_input(source, config)
+    print(f"input: {format_bytes(directory_bytes(source))}", flush=True)
+    results = []
+
+    def note(result: Measured) -> None:
+        results.append(result)
+        print(result.row(), flush=True)
+
+    print(HEADER)
+    command = [sys.executable, "-m", "checkpoints", "upcycle", str(source), str(ours), "--form", "full", "--no-proof"]
+    note(measure("checkpoints upcycle", command, ours, workdir / "ours.log"))
+    copied = workdir / "copied"
+    note(measure("cp of the same bytes", ["cp", "-r", str(ours), str(copied)], copied, workdir / "cp.log"))
+    shutil.rmtree(copied)
+    note(
+        measure(
+            "checkpoints verify",
+            [sys.executable, "-m", "checkpoints", "verify", str(ours)],
+            ours,
+            workdir / "verify.log",
+        )
+    )
+    if mergekit is not None:
+        (workdir / "mergekit.yml").write_text(mergekit_config(source))
+        theirs = workdir / "theirs"
+        command = [mergekit, "-m", "mergekit.scripts.moe", str(workdir / "mergekit.yml"), str(theirs)]
+        command += ["--lazy-unpickle", "--no-copy-tokenizer", "--i-understand-this-is-not-useful-without-training"]
+        note(measure("mergekit-moe", command, theirs, workdir / "mergekit.log"))
+    return results
+
+
+def summary(results: Sequence[Measured], config: ModelConfig) -> list[str]:
+    """What the numbers say against the goals."""
+    by_name = {result.name: result for result in results}
+    ours, cp = by_name["checkpoints upcycle"], by_name["cp of the same bytes"]
+    largest = max(2 * shape[0] * shape[-1] for _, shape in expected_tensors(config) if len(shape) == 2)
+    lines = [
+        f"throughput {cp.seconds / ours.seconds:.0%} of cp (goal 80%)",
+        f"peak memory {ours.peak_bytes / 1e6:.0f} MB; goal largest tensor + 300 MB = {largest / 1e6 + 300:.0f} MB",
+    ]
+    if theirs := by_name.get("mergekit-moe"):
+        lines.append(
+            f"mergekit-moe took {theirs.seconds / ours.seconds:.1f} times the time, "
+            f"{theirs.cpu_seconds / ours.cpu_seconds:.1f} times the CPU and "
+            f"{theirs.peak_bytes / ours.peak_bytes:.1f} times the memory"
+        )
+    return lines
+
+
+def build_parser() -> ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser(prog="python -m checkpoints.benchmark", description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", type=Path, help="a new directory on the disk to measure")
+    parser.add_argument("--layers", type=int, default=8, help="layers of Mistral-7B's width; 8 make 2 B parameters")
+    parser.add_argument("--divide", type=int, default=1, help="make everything this many times narrower (a quick try)")
+    parser.add_argument("--mergekit", metavar="PYTHON", help="Python of an environment with mergekit, to compare with")
+    parser.add_argument("--keep", action="store_true", help="leave inputs, outputs and logs in WORKDIR")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the benchmark and removes what it wrote."""
+    config = mistral_shape(arguments.layers, arguments.divide)
+    dense = sum(2 * torch.Size(shape).numel() for _, shape in expected_tensors(config))
+    require_free_space(arguments.workdir, 12 * dense)
+    existed = arguments.workdir.exists()
+    arguments.workdir.mkdir(parents=True, exist_ok=True)
+    load = os.getloadavg()[0]
+    results = benchmark(arguments.workdir, config, arguments.mergekit)
+    print("\n".join(summary(results, config)))
+    print(f"{os.cpu_count()} cores, load {load:.1f} at the start and {os.getloadavg()[0]:.1f} at the end")
+    if not arguments.keep and not existed:
+        shutil.rmtree(arguments.workdir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(build_parser(), main))

@@ -1,0 +1,69 @@
+"""``collapse``: a mixture becomes one dense model, the weighted mean of its experts."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from checkpoints.commands.common import (
+    add_dtype_argument,
+    add_output_arguments,
+    chosen_dtype,
+    print_disk,
+    progress_bar,
+)
+from checkpoints.files import format_bytes
+from checkpoints.merge import collapsed_tensors, expert_shares, open_any
+from checkpoints.rewrite import write_rewritten
+from checkpoints.writer import SMALL_FILES_BYTES
+
+
+def language_weight(text: str) -> tuple[str, float]:
+    """Parses ``python=2``; for argparse."""
+    name, equals, value = text.partition("=")
+    try:
+        return name, float(value if equals else "1")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no weight; write for example python=2") from None
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser("collapse", help="mixture -> one dense model, the weighted mean of its experts")
+    parser.add_argument("source", type=Path, help="a mixture: full or delta experts")
+    parser.add_argument("out", type=Path, help="the directory to write")
+    parser.add_argument(
+        "--weights", nargs="+", type=language_weight, metavar="LANGUAGE=WEIGHT", help="left out: all experts alike"
+    )
+    add_dtype_argument(parser)
+    add_output_arguments(parser)
+    parser.set_defaults(main=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the subcommand."""
+    source = open_any(arguments.source)
+    shares = expert_shares(source.config, dict(arguments.weights) if arguments.weights else None)
+    dtype = chosen_dtype(arguments.dtype)
+    tensors = list(collapsed_tensors(source, shares, dtype))
+    written = sum(tensor.nbytes for tensor in tensors)
+    names = source.config.expert_languages or tuple(str(e) for e in range(source.config.num_experts))
+    print("experts: " + ", ".join(f"{names[expert]} {share:.3f}" for expert, share in shares.items()))
+    if arguments.dry_run:
+        print_disk(arguments.out, written + SMALL_FILES_BYTES)
+        return 0
+    with progress_bar(written, "collapse") as progress:
+        write_rewritten(
+            source,
+            arguments.out,
+            source.config.dense(),
+            tensors,
+            action="The experts of a mixture were averaged into one dense model",
+            job=["collapse", sorted(shares.items())],
+            dtype=dtype,
+            force=arguments.force,
+            max_shard_bytes=arguments.max_shard,
+            progress=progress,
+        )
+    print(f"wrote {arguments.out} ({format_bytes(written)} of tensors)")
+    return 0

@@ -1,0 +1,85 @@
+"""``inspect``: what is in a model directory."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+from checkpoints.files import format_bytes
+from checkpoints.formats.delta import DeltaCheckpoint
+from checkpoints.merge import open_any
+from checkpoints.model_io import dtype_name
+from checkpoints.rewrite import dense_part
+from checkpoints.smollm2 import resolve_model_path
+from checkpoints.upcycle import parameter_counts
+from moe.config import ModelConfig
+
+CONTEXT = 4096
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser("inspect", help="architecture, parameters, experts, dtypes, bytes, memory to run")
+    parser.add_argument("path", type=Path, help="a model in any supported format")
+    parser.set_defaults(main=main)
+
+
+def memory_to_run(config: ModelConfig, bytes_per_weight: float, context: int = CONTEXT) -> float:
+    """Bytes for the weights and a key/value cache of one sequence in 16 bit."""
+    cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * context * 2
+    return parameter_counts(config)[0] * bytes_per_weight + cache
+
+
+def describe(path: Path) -> list[tuple[str, str]]:
+    """Rows of (what, value) about a model; nothing but headers is read."""
+    opened = open_any(path)
+    config, dense = opened.config, dense_part(opened)
+    total, active = parameter_counts(config)
+    tensors = dict(dense.tensors)
+    files = list(dense.weight_files)
+    if isinstance(opened, DeltaCheckpoint):
+        tensors |= opened.tensors
+        files.append(opened.path / "experts.safetensors")
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        sizes[dtype_name(tensor.dtype)] += tensor.nbytes
+    if config.is_delta:
+        experts = f"{config.num_experts} by low-rank deltas (rank {config.expert_rank}, shared {config.shared_rank})"
+    else:
+        experts = f"{config.num_experts} full" if config.num_experts else "none (dense)"
+    window = f", window {config.sliding_window}" if config.sliding_window else ""
+    tied = ", tied embeddings" if config.tie_embeddings else ""
+    rows = [
+        ("path", str(opened.path)),
+        ("format", "delta directory" if isinstance(opened, DeltaCheckpoint) else dense.format),
+        ("sizes", f"{config.n_layers} layers, width {config.dim}, feed-forward {config.hidden_dim}"),
+        ("attention", f"{config.n_heads} heads, {config.n_kv_heads} for keys, {config.head_dim} each{window}"),
+        ("vocabulary", f"{config.vocab_size}{tied}"),
+        ("context", f"{config.max_seq_len} tokens, rope theta {config.rope_theta:g}"),
+        ("experts", experts),
+    ]
+    if config.num_experts:
+        rows.append(("per token", str(config.num_experts_per_tok)))
+        rows.append(("languages", ", ".join(config.expert_languages) or "not named"))
+    if isinstance(opened, DeltaCheckpoint):
+        rows.append(("base", str(dense.path)))
+    rows += [
+        ("parameters", f"{total / 1e6:,.1f} M, {active / 1e6:,.1f} M active per token"),
+        ("dtypes", ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.most_common())),
+        ("files", f"{len(files)} of tensors, {format_bytes(sum(f.stat().st_size for f in files))}"),
+    ]
+    for name, size in (("float32", 4.0), ("bfloat16", 2.0), ("int4", 0.515625)):
+        rows.append(
+            (f"memory, {name}", f"{format_bytes(memory_to_run(config, size))} with {CONTEXT} tokens of context")
+        )
+    return rows
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the subcommand."""
+    rows = describe(resolve_model_path(arguments.path))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    return 0

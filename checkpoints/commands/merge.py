@@ -1,0 +1,72 @@
+"""``merge``: delta experts become full ones, a Mixtral directory that any reader takes."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from checkpoints.commands.common import (
+    add_dtype_argument,
+    add_output_arguments,
+    chosen_dtype,
+    print_disk,
+    progress_bar,
+)
+from checkpoints.files import format_bytes, json_bytes
+from checkpoints.formats.delta import DeltaCheckpoint
+from checkpoints.merge import full_config, merged_tensors, open_any
+from checkpoints.model_io import load_model
+from checkpoints.proof import PROOF_FILE, prove
+from checkpoints.rewrite import write_rewritten
+from checkpoints.writer import SMALL_FILES_BYTES, add_to_directory
+from moe.errors import UserError
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser("merge", help="delta experts -> full experts (Mixtral)")
+    parser.add_argument("source", type=Path, help="a delta directory")
+    parser.add_argument("out", type=Path, help="the directory to write")
+    parser.add_argument("--no-proof", action="store_true", help="do not load both models to compare them")
+    add_dtype_argument(parser)
+    add_output_arguments(parser)
+    parser.set_defaults(main=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the subcommand."""
+    source = open_any(arguments.source)
+    if not isinstance(source, DeltaCheckpoint):
+        raise UserError(
+            f"{arguments.source} has no delta experts; merge takes what upcycle --form delta or train.py wrote"
+        )
+    dtype = chosen_dtype(arguments.dtype)
+    tensors = list(merged_tensors(source, dtype))
+    written = sum(tensor.nbytes for tensor in tensors)
+    if arguments.dry_run:
+        print_disk(arguments.out, written + SMALL_FILES_BYTES)
+        return 0
+    with progress_bar(written, "merge") as progress:
+        write_rewritten(
+            source,
+            arguments.out,
+            full_config(source.config),
+            tensors,
+            action="Low-rank experts were added to the dense weights and written out in full",
+            job=["merge"],
+            dtype=dtype,
+            force=arguments.force,
+            max_shard_bytes=arguments.max_shard,
+            progress=progress,
+        )
+    print(f"wrote {arguments.out} ({format_bytes(written)} of tensors)")
+    if not arguments.no_proof:
+        delta, merged = load_model(arguments.source), load_model(arguments.out)
+        proof = prove(delta.model, merged.model, delta.tokenizer)
+        print(f"against the delta model: {proof.describe()}")
+        if dtype in (torch.bfloat16, torch.float16) or merged.model.dtype != torch.float32:
+            print("(the merged weights were rounded to the written dtype, so a difference is expected)")
+        add_to_directory(arguments.out, PROOF_FILE, json_bytes(proof.to_json()))
+    return 0

@@ -1,0 +1,115 @@
+"""``quantize``: feed-forwards in int4, with the perplexity before and after."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from checkpoints.commands.common import add_output_arguments, directory_bytes, print_disk, progress_bar
+from checkpoints.files import format_bytes
+from checkpoints.formats import open_checkpoint
+from checkpoints.formats.delta import is_delta
+from checkpoints.formats.names import expected_tensors
+from checkpoints.model_io import LoadedModel, load_model
+from checkpoints.quantize import (
+    InputMoments,
+    gptq_rounder,
+    is_quantizable,
+    perplexity,
+    quantization_settings,
+    quantized_tensors,
+    round_to_nearest,
+    sample_sequences,
+)
+from checkpoints.rewrite import write_rewritten
+from checkpoints.smollm2 import resolve_model_path
+from checkpoints.writer import SMALL_FILES_BYTES
+from moe.errors import UserError
+
+METHODS = ("nearest", "gptq")
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Adds the subcommand."""
+    parser = subparsers.add_parser("quantize", help="feed-forwards to int4 in groups of 128")
+    parser.add_argument("source", type=Path, help="a dense model or one with full experts")
+    parser.add_argument("out", type=Path, help="the directory to write")
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="nearest",
+        help="nearest: streamed, bounded memory; gptq: calibrated on prompts, loads the model",
+    )
+    parser.add_argument("--calibration", type=int, default=24, help="gptq: prompts with solutions per language")
+    parser.add_argument("--evaluation", type=int, default=24, help="perplexity: other prompts per language")
+    parser.add_argument("--no-perplexity", action="store_true", help="do not load both models to measure them")
+    add_output_arguments(parser)
+    parser.set_defaults(main=main)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Runs the subcommand."""
+    path = resolve_model_path(arguments.source)
+    if is_delta(path):
+        raise UserError(f"{path} has delta experts; type first: python -m checkpoints merge {path} FULL")
+    source = open_checkpoint(path)
+    if arguments.calibration < 1 or arguments.evaluation < 1:
+        raise UserError("--calibration and --evaluation count prompts; give at least 1")
+    feed_forward = [(n, s) for n, s in expected_tensors(source.config) if ".feed_forward." in n and ".gate." not in n]
+    rounded = sum(is_quantizable(name, shape) for name, shape in feed_forward)
+    planned = list(quantized_tensors(source))
+    written = sum(tensor.nbytes for tensor in planned)
+    print(f"{rounded} of {len(feed_forward)} feed-forward matrices to int4 in groups of 128 ({arguments.method})")
+    if rounded < len(feed_forward):
+        print("the others have an input width that is no multiple of 128 and stay as they are")
+    if arguments.dry_run:
+        print_disk(arguments.out, written + SMALL_FILES_BYTES)
+        return 0
+    loaded = None
+    if arguments.method == "gptq" or not arguments.no_perplexity:
+        loaded = load_model(path)
+        if loaded.tokenizer is None:
+            raise UserError(f"{path} has no tokenizer, so no prompt can be read; give --method nearest --no-perplexity")
+    rounder = round_to_nearest
+    if arguments.method == "gptq":
+        rounder = gptq_rounder(InputMoments(loaded.model, sequences(loaded, "train", arguments.calibration)))
+    with progress_bar(written, "quantize") as progress:
+        write_rewritten(
+            source,
+            arguments.out,
+            source.config,
+            quantized_tensors(source, rounder),
+            action=f"Feed-forward matrices were rounded to int4 in groups of 128 ({arguments.method})",
+            job=["quantize", arguments.method, arguments.calibration],
+            force=arguments.force,
+            max_shard_bytes=arguments.max_shard,
+            extra_config={"quantization_config": quantization_settings(arguments.method)},
+            progress=progress,
+        )
+    size = directory_bytes(arguments.out)
+    print(f"wrote {arguments.out} ({format_bytes(size)}; before: {format_bytes(source_bytes(source.weight_files))})")
+    if not arguments.no_perplexity:
+        print_perplexity(loaded, arguments.out, arguments.evaluation)
+    return 0
+
+
+def source_bytes(files: tuple[Path, ...]) -> int:
+    """Bytes of the weight files."""
+    return sum(path.stat().st_size for path in files)
+
+
+def sequences(loaded: LoadedModel, split: str, per_language: int) -> list[list[int]]:
+    """Generated prompts with solutions, in the model's own template."""
+    return sample_sequences(loaded.tokenizer, loaded.template, loaded.config, split, per_language)
+
+
+def print_perplexity(before: LoadedModel, out: Path, per_language: int) -> None:
+    """Prints the perplexity per token on prompts that calibration has not seen, before and after."""
+    held_out = sequences(before, "validation", per_language)
+    first = perplexity(before.model, held_out)
+    before.model.to(torch.device("meta"))  # its memory is needed for the next one
+    second = perplexity(load_model(out).model, held_out)
+    tokens = sum(map(len, held_out))
+    print(f"perplexity on {len(held_out)} held-out answers ({tokens} tokens): {first:.4f} -> {second:.4f}")

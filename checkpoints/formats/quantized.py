@@ -1,0 +1,59 @@
+"""Directories with int4 feed-forwards: each such weight is two tensors, ``.int4_packed`` and ``.int4_scales``.
+
+Readers get the weight that the pair stands for, in float32, which holds it exactly. Packing: :mod:`kernels.int4`.
+"""
+
+# N outputs, K inputs, G = K / 128 groups
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoints.safetensors_file import StoredTensor
+from kernels.int4 import GROUP, Int4Weight, unpack
+from moe.errors import UserError
+
+METHOD = "int4-split128"
+PACKED, SCALES = ".int4_packed", ".int4_scales"
+
+
+def is_quantized(settings: Mapping[str, Any]) -> bool:
+    """Whether a config.json describes a model in this format."""
+    quantization = settings.get("quantization_config")
+    return isinstance(quantization, Mapping) and quantization.get("quant_method") == METHOD
+
+
+def _joined(name: str, packed: StoredTensor, scales: StoredTensor | None, told_by: Path) -> StoredTensor:
+    shape = packed.shape
+    fits = scales is not None and packed.dtype == torch.uint8 and scales.dtype == torch.bfloat16
+    if not fits or len(shape) != 3 or shape[2] != GROUP // 2 or scales.shape != shape[:2]:
+        raise UserError(f"{told_by}: tensor {packed.name!r} has no fitting {SCALES} beside it; copy the model again")
+
+    def read() -> torch.Tensor:
+        return unpack(Int4Weight(packed.read()[None], scales.read()[None]))[0]  # [N, K]
+
+    return StoredTensor(name, torch.float32, (shape[1], shape[0] * GROUP), read)
+
+
+def join_quantized(tensors: Mapping[str, StoredTensor], told_by: Path) -> dict[str, StoredTensor]:
+    """Replaces each pair of int4 tensors by the weight it stands for.
+
+    Raises:
+        UserError: a pair is incomplete, or its shapes or dtypes do not fit.
+    """
+    result = {}
+    for name, tensor in tensors.items():
+        if name.endswith(PACKED):
+            stem = name.removesuffix(PACKED)
+            weight = f"{stem}.weight"
+            result[weight] = _joined(weight, tensor, tensors.get(stem + SCALES), told_by)
+        elif name.endswith(SCALES):
+            if name.removesuffix(SCALES) + PACKED not in tensors:
+                raise UserError(f"{told_by}: tensor {name!r} has no {PACKED} beside it; copy the model again")
+        else:
+            result[name] = tensor
+    return result

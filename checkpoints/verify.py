@@ -1,0 +1,97 @@
+"""Checks a model directory against its manifest, and its tensors against its config."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoints.files import CHUNK_BYTES, inside, read_json_object, sha256_file
+from checkpoints.formats import open_checkpoint
+from checkpoints.formats.delta import find_base, is_delta, open_delta, read_delta_config
+from checkpoints.safetensors_file import ByteRange, SafetensorsFile
+from checkpoints.writer import MANIFEST, Progress
+from moe.errors import UserError
+
+
+def _crc32(where: ByteRange) -> str:
+    value = 0
+    left = where.nbytes
+    with open(where.path, "rb", buffering=0) as file:
+        file.seek(where.offset)
+        while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+            value = zlib.crc32(chunk, value)
+            left -= len(chunk)
+    return f"{value:08x}"
+
+
+def _damaged_tensor(path: Path, checksums: Any) -> str:
+    """Names the first tensor of a damaged file whose bytes changed, for the error message."""
+    if path.suffix != ".safetensors" or not isinstance(checksums, Mapping):
+        return ""
+    for name, tensor in SafetensorsFile(path).tensors.items():
+        if checksums.get(name) != _crc32(tensor.where):
+            return f": tensor {name!r} is damaged"
+    return ": its header is damaged"
+
+
+def manifest_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """Reads a manifest's entries; raises :class:`UserError` when it is missing or damaged."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{directory} has no {MANIFEST}, so its bytes cannot be checked; write one with: "
+            f"python -m checkpoints verify {directory} --write"
+        )
+    entries = read_json_object(path).get("files")
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
+        for entry in entries.values()
+    ):
+        raise UserError(f"{path} is damaged: it has no map from file names to bytes and sha256; write it again")
+    return entries
+
+
+def verify_directory(directory: Path, progress: Progress = lambda count: None) -> int:
+    """Checks every file of the manifest, then that the tensors are those of the config; returns the bytes checked.
+
+    Raises:
+        UserError: for the first file that is missing, of another size, or changed (naming the tensor where it can).
+    """
+    total = 0
+    for name, entry in manifest_files(directory).items():
+        path = inside(directory, name, directory / MANIFEST)
+        if not path.is_file():
+            raise UserError(f"{path} is missing; the manifest names it: copy it again")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise UserError(f"{path} has {size} bytes, the manifest says {entry['bytes']}; copy it again")
+        if sha256_file(path, progress) != entry["sha256"]:
+            where = _damaged_tensor(path, entry.get("crc32"))
+            raise UserError(f"{path} does not have the SHA-256 of the manifest{where}; copy it again")
+        total += size
+    check_structure(directory)
+    return total
+
+
+def check_structure(directory: Path) -> None:
+    """Opens a directory as a model, which checks names, shapes and dtypes; for delta experts also the whole base."""
+    if is_delta(directory):
+        find_base(directory, read_delta_config(directory)[1], thorough=True)
+        open_delta(directory)
+    else:
+        open_checkpoint(directory)
+
+
+def write_manifest(directory: Path, progress: Progress = lambda count: None) -> dict[str, Any]:
+    """Builds the manifest of a directory that has none: bytes and SHA-256 of each file, CRC-32 of each tensor."""
+    entries: dict[str, dict[str, Any]] = {}
+    for path in sorted(directory.iterdir()):
+        if not path.is_file() or path.name == MANIFEST or path.name.startswith("."):
+            continue
+        entries[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path, progress)}
+        if path.suffix == ".safetensors":
+            tensors = SafetensorsFile(path).tensors
+            entries[path.name]["crc32"] = {name: _crc32(tensor.where) for name, tensor in tensors.items()}
+    return {"format_version": 1, "files": entries}

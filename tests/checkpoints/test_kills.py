@@ -1,0 +1,72 @@
+"""Jobs killed at random moments: nothing is lost, every rerun completes, the result is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+import torch
+
+from checkpoints import save_model
+from checkpoints.__main__ import main
+from checkpoints.files import sha256_file
+from checkpoints.verify import verify_directory
+from moe.config import ModelConfig
+
+KILLS = 50
+
+
+def contents(directory) -> dict[str, str]:
+    return {path.name: sha256_file(path) for path in directory.iterdir()}
+
+
+@pytest.fixture
+def jobs(tmp_path, make_model):
+    """The command line of each job, without its output."""
+    config = ModelConfig(vocab_size=97, dim=128, n_layers=3, n_heads=4, n_kv_heads=2, hidden_dim=256, max_seq_len=128)
+    base, delta = tmp_path / "base", tmp_path / "delta"
+    save_model(make_model(config, dtype=torch.float32), None, base)
+    assert main(["upcycle", str(base), str(delta), "--rank", "4", "--no-proof"]) == 0
+    return {
+        "upcycle": ["upcycle", str(base), "OUT", "--form", "full", "--no-proof", "--max-shard", "400kb"],
+        "upcycle delta": ["upcycle", str(base), "OUT", "--rank", "8", "--no-proof"],
+        "merge": ["merge", str(delta), "OUT", "--no-proof", "--max-shard", "400kb"],
+        "quantize": ["quantize", str(base), "OUT", "--no-perplexity", "--max-shard", "100kb"],
+    }
+
+
+def test_fifty_kills(tmp_path, jobs, run_child, monkeypatch, capsys):
+    torch.set_num_threads(1)
+    generator = random.Random(0)
+    killed = finished = 0
+    for name, job in jobs.items():
+        place = tmp_path / name.replace(" ", "-")
+        place.mkdir()
+
+        def command(out, job=job, place=place):
+            return [str(place / out) if word == "OUT" else word for word in job]
+
+        assert main(command("undisturbed")) == 0
+        expected = contents(place / "undisturbed")
+        start = time.perf_counter()
+        assert run_child(lambda command=command: main(command("timed"))) == 0
+        duration = time.perf_counter() - start
+        assert contents(place / "timed") == expected
+        out = place / "out"
+        for _ in range(-(-KILLS // len(jobs))):
+            before = out.exists()
+            force = ["--force"] if before else []
+            line = command("out") + force
+            code = run_child(lambda line=line: main(line), kill_after=generator.uniform(0, duration))
+            assert code in (0, -9)
+            killed += code == -9
+            finished += code == 0
+            if before or code == 0 or out.exists():
+                assert contents(out) == expected, "the old state or the new one, whole"
+        last = command("out") + (["--force"] if out.exists() else [])
+        assert run_child(lambda last=last: main(last)) == 0
+        assert contents(out) == expected
+        verify_directory(out)
+        assert sorted(p.name for p in place.iterdir()) == ["out", "timed", "undisturbed"]
+    assert killed >= KILLS // 2, f"{killed} of {killed + finished} runs were killed"
