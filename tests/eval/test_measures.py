@@ -1,0 +1,112 @@
+"""Held-out loss, routing counts and mutual information."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from eval.perplexity import held_out_loss, single_language_batches
+from eval.report import loss_table, markdown_report, routing_table, score_table
+from eval.specialization import RoutingCounter, mutual_information
+from moe.data.packing import Example, make_batch
+from moe.training.trainer import batch_losses, forward_batch
+
+
+def language_examples(language: int, count: int) -> list[Example]:
+    generator = torch.Generator().manual_seed(language)
+    lengths = torch.randint(4, 20, (count,), generator=generator).tolist()
+    return [Example(tuple(torch.randint(0, 97, (n,), generator=generator).tolist()), 2, language) for n in lengths]
+
+
+@pytest.fixture
+def mixture(tiny_config, make_model):
+    return make_model(replace(tiny_config, num_experts=2), dtype=torch.float32)
+
+
+def test_held_out_loss_is_the_mean_over_response_tokens(mixture):
+    examples = {"python": language_examples(0, 7), "cpp": language_examples(1, 5)}
+    result = held_out_loss(mixture, examples, tokens_per_batch=32)
+    for language, items in examples.items():
+        with torch.no_grad():
+            losses = torch.cat(
+                [batch_losses(mixture, forward_batch(mixture, b, False), b) for b in map(make_batch, zip(items))]
+            )
+        assert result[language].loss == pytest.approx(losses.mean().item(), rel=1e-5)
+        assert result[language].tokens == losses.numel()
+        assert result[language].examples == len(items)
+
+
+def test_every_example_is_in_one_batch():
+    items = language_examples(0, 30)
+    batches = single_language_batches(items, 40)
+    assert sorted(len(e.tokens) for e in items) == sorted(n for b in batches for n in b.documents)
+    assert all(b.tokens.shape[1] <= 40 for b in batches)
+
+
+@pytest.mark.parametrize(
+    ("counts", "bits"),
+    [
+        ([[10, 0, 0, 0], [0, 10, 0, 0], [0, 0, 10, 0], [0, 0, 0, 10]], 2.0),
+        ([[5, 5], [5, 5]], 0.0),
+        ([[1000, 0], [0, 3]], 1.0),  # languages weigh the same, however many tokens they have
+        ([[3, 1], [1, 3]], 1.0 - (-(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25)))),
+    ],
+)
+def test_mutual_information(counts, bits):
+    assert mutual_information(torch.tensor(counts)) == pytest.approx(bits, abs=1e-9)
+
+
+def test_routing_counter_counts_response_tokens_per_language(mixture):
+    examples = {"python": language_examples(0, 20), "cpp": language_examples(1, 20)}
+    counter = RoutingCounter(2, 2, 2)
+    result = held_out_loss(mixture, examples, 64, counter)
+    slots = mixture.config.num_experts_per_tok
+    for layer in counter.counts:
+        assert layer.sum(1).tolist() == [slots * result[x].tokens for x in examples]
+    found = counter.specialization()
+    assert all(sum(row) == pytest.approx(1.0) for row in found.table)
+    assert len(found.information) == len(found.shuffled) == 2
+
+
+def test_experts_forced_by_language_carry_all_the_information(mixture):
+    """A router that knows the language: one bit for two languages, and next to nothing with shuffled labels."""
+    counter = RoutingCounter(2, 2, 2)
+    for language in (0, 1):
+        batch = make_batch(language_examples(language, 200))
+        counter(batch, forward_batch(mixture, batch, forced=True))
+    found = counter.specialization()
+    assert found.information == pytest.approx([1.0, 1.0])
+    assert max(found.shuffled) < 0.05
+
+
+def test_tables_show_ratios_and_every_language():
+    score = {
+        "codebleu": 0.2,
+        "ngram_match_score": 0.1,
+        "weighted_ngram_match_score": 0.1,
+        "syntax_match_score": 0.3,
+        "dataflow_match_score": 0.3,
+        "answers": 5,
+        "loss": 1.5,
+    }
+    better = {**score, "codebleu": 0.5}
+    results = {"test": {"base": {"python": score, "cpp": score}, "mixture": {"python": better, "cpp": better}}}
+    table = score_table(results, "test", ["python", "cpp"])
+    cells = [list(column.cells) for column in table.columns]
+    assert cells[0] == ["Python", "C++", "mean"] and cells[-1] == ["2.50"] * 3
+    assert len(loss_table(results, "test", ["python", "cpp"]).rows) == 2
+    assert len(routing_table([[0.5, 0.5], [0.1, 0.9]], ["python", "cpp"], "x").rows) == 2
+    summary = {
+        "name": "run",
+        "command": "python train.py",
+        "hardware": "CPU",
+        "date": "2026-11-23",
+        "languages": ["python", "cpp"],
+        "results": results,
+        "specialization": {"table": [[0.5, 0.5], [0.1, 0.9]], "information": [0.1], "shuffled": [0.01]},
+    }
+    text = markdown_report(summary)
+    assert "| C++ | mixture | 0.5000 | 0.1000 |" in text and "10.0% | 90.0%" in text

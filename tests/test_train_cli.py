@@ -1,0 +1,154 @@
+"""`python train.py` as a user runs it: a whole run, going on after a kill, and what bad input gets."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import train as train_script
+from checkpoints.cli import run
+
+SMALL = (
+    "--train-pairs 60 --pretrain-steps 3 --branch-steps 3 --mix-steps 2 --ridge-batches 1 --eval-pairs 2 "
+    "--loss-pairs 4 --max-new-tokens 8 --languages python cpp --shared-rank 2 --expert-rank 2"
+).split(" ")
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def train(*arguments, check: bool = True) -> Done:
+    """Runs the script's main in this process, as its command line would."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = run(train_script.make_parser(), train_script.main, [str(argument) for argument in arguments])
+        except SystemExit as stopped:
+            code = stopped.code or 0
+    done = Done(code, out.getvalue(), err.getvalue())
+    assert not check or done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run of the embedded default with everything made small."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = train("--runs", runs, "--name", "small", *SMALL)
+    return runs / "small", done.stdout
+
+
+def test_a_run_prints_its_tables_and_writes_everything(finished):
+    directory, output = finished
+    assert "CodeBLEU on held-out pairs (test)" in output and "dense adapter" in output
+    assert "Routing of held-out response tokens" in output and "generate.py" in output
+    for name in ("run.json", "results.json", "report.md", "metrics.csv", "model", "mixtral", "adapter", "base"):
+        assert (directory / name).exists(), name
+    results = json.loads((directory / "results.json").read_text())
+    assert results["proof"]["holds"]
+    for model in ("base", "mixture", "dense adapter"):
+        for language in ("python", "cpp"):
+            score = results[f"scores of {model}"]["scores"]["test"][language]
+            assert 0 <= score["codebleu"] <= 1 and score["loss"] > 0 and score["answers"] == 2
+    rows = (directory / "metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["pretrain"] * 3 + ["branch"] * 3 + ["mix"] * 2 + ["adapter"] * 5
+    assert list((directory / "tensorboard").glob("events*"))
+    lines = (directory / "answers" / "mixture-test.jsonl").read_text().splitlines()
+    assert len(lines) == 4 and {"id", "lang", "hypothesis", "references"} <= set(json.loads(lines[0]))
+
+
+def test_transformers_reads_what_training_wrote(finished):
+    transformers = pytest.importorskip("transformers")
+    from checkpoints.model_io import load_model
+
+    directory, _ = finished
+    ours = load_model(directory / "model")
+    theirs = transformers.MixtralForCausalLM.from_pretrained(directory / "mixtral", dtype=torch.float32)
+    tokens = torch.tensor([ours.tokenizer.encode("Write a Python function. Return the sum of a list.")])
+    with torch.no_grad():
+        difference = (ours.model(tokens).logits - theirs(tokens).logits).abs().max()
+    assert difference <= 1e-5 * max(1.0, theirs(tokens).logits.abs().max().item())
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(finished, tmp_path):
+    directory, _ = finished
+    again = tmp_path / "again"
+    train("--runs", tmp_path, "--name", "again", *SMALL, "--no-baseline")
+    # What a kill during the mix stage leaves: branch is done, nothing after it is.
+    shutil.rmtree(again / "state" / "mix")
+    for name in ("model", "mixtral"):
+        shutil.rmtree(again / name)
+    results = json.loads((again / "results.json").read_text())
+    kept = {name: results[name] for name in ("scores of base", "proof")}
+    (again / "results.json").write_text(json.dumps(kept))
+    train("--resume", again)
+    wanted = json.loads((directory / "results.json").read_text())
+    assert json.loads((again / "results.json").read_text())["scores of mixture"] == wanted["scores of mixture"]
+
+
+def test_dry_run_writes_nothing(tmp_path):
+    done = train("--dry-run", "--runs", tmp_path / "runs", *SMALL)
+    assert "parameters" in done.stdout and "60 training pairs" in done.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--branch-stepz", "3"], "did you mean '--branch-steps'"),
+        (["--preset", "tinny"], "invalid choice: 'tinny'"),
+        (["--config", "missing.toml"], "no such file"),
+        (["--set", "branch_stepz=3"], "did you mean 'branch_steps'"),
+        (["--set", "branch_steps"], "expected NAME=VALUE"),
+        (["--branch-steps", "many"], "expected a whole number"),
+        (["--branch-steps", "-4"], "no negative number"),
+        (["--languages", "python", "cobol"], "unknown language 'cobol'"),
+        (["--languages", "python", "python"], "twice"),
+        (["--experts-per-token", "9"], "expected 1 to the number of languages"),
+        (["--data", "missing"], "missing"),
+        (["--preset", "mistral-7b-24gb"], "--data DIR"),
+        (["--resume", "missing"], "is no run"),
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--max-tokens", "8"], "fits into 8 tokens"),
+        (["--max-tokens", "9999"], "more than tokens_per_batch"),
+        (["--test-sets", "nowhere"], "no split 'nowhere'"),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    given = [] if "--resume" in arguments else SMALL
+    done = train("--runs", tmp_path / "runs", "--name", "x", *given, *arguments, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr and done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "x" / "model").exists()
+
+
+def test_a_run_that_exists_is_not_overwritten(finished):
+    directory, _ = finished
+    before = (directory / "results.json").read_bytes()
+    done = train("--runs", directory.parent, "--name", "small", *SMALL, check=False)
+    assert done.returncode == 2 and "exists" in done.stderr and "--resume" in done.stderr
+    assert (directory / "results.json").read_bytes() == before
+
+
+def test_help_names_every_setting_with_its_default(root):
+    done = subprocess.run(
+        [sys.executable, str(root / "train.py"), "--help"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    for flag in ("--branch-steps", "--no-baseline", "--expert-rank", "--dry-run", "--set", "--resume", "--preset"):
+        assert flag in done.stdout
+    assert "(default: 16" in done.stdout
