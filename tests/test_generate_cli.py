@@ -1,0 +1,221 @@
+"""``generate.py`` as a user meets it: what it prints, what it writes, and what it says about mistakes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+import generate
+from checkpoints.model_io import save_model
+from eval.runs import finished_models, newest_model
+from moe.config import ModelConfig
+from moe.errors import UserError
+from moe.tokenizer import train_sentencepiece
+
+PROMPT = "Return the sum of all even numbers in a list."
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder of runs: an older and a newer finished one with experts, and one that is not finished."""
+    from moe.model import Transformer
+
+    folder = tmp_path_factory.mktemp("runs")
+    tokenizer = train_sentencepiece([PROMPT, "def total(xs):\n    return sum(xs)\n"] * 20, 400, None)
+    sizes = {"vocab_size": tokenizer.vocab_size, "dim": 32, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2}
+    config = ModelConfig(**sizes, hidden_dim=48, max_seq_len=160, num_experts=2, expert_languages=("python", "cpp"))
+    for age, name in enumerate(("newer", "older")):
+        model = Transformer(config).reset(age, std=0.2)
+        save_model(model, tokenizer, folder / name / "model", template="plain")
+        when = 1_700_000_000 - age
+        os.utime(folder / name / "model" / "config.json", (when, when))
+    dense = replace(config, num_experts=0, expert_languages=())
+    save_model(
+        Transformer(dense).reset(2, std=0.2), tokenizer, folder.parent / f"{folder.name}-dense", template="plain"
+    )
+    (folder / "unfinished").mkdir()
+    (folder / "unfinished" / "run.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def call(runs, capsys, monkeypatch):
+    """Runs the command in this process with the test's runs; gives exit code, stdout and stderr."""
+
+    def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setenv("COLUMNS", "120")
+        place = [] if "--model" in arguments or "--runs" in arguments else ["--runs", str(runs)]
+        try:
+            code = generate.command([*arguments, *place, "--device", "cpu", "--dtype", "float32"])
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_one_prompt_with_the_newest_run(call, runs):
+    code, out, err = call(PROMPT, "--language", "python", "--max-new-tokens", "20")
+    assert code == 0 and out.endswith("\n") and len(out) > 5
+    assert f"model {runs / 'newer' / 'model'} (the newest run" in err
+    assert "weights in float32" in err and "20 written" in err and "tokens/s" in err and "cut off" in err
+    again = call(PROMPT, "--language", "python", "--max-new-tokens", "20", "--model", str(runs / "newer" / "model"))
+    assert again[1] == out and "the newest run" not in again[2]
+    assert call(PROMPT, "--language", "cpp", "--max-new-tokens", "20")[1] != out
+    assert call(PROMPT, "--max-new-tokens", "20")[1] != out
+
+
+def test_sampling_flags(call):
+    def drawn(*flags: str) -> str:
+        return call(PROMPT, "--max-new-tokens", "16", *flags)[1]
+
+    hot = ("--temperature", "1.5")
+    assert drawn(*hot, "--seed", "1") == drawn(*hot, "--seed", "1") != drawn(*hot, "--seed", "2")
+    assert drawn(*hot, "--top-k", "1") == drawn() == drawn(*hot, "--top-p", "1e-9")
+    assert "at temperature 0 --top-k, --top-p and --seed do nothing" in call("a", "--top-k", "4")[2]
+
+
+def test_stop_strings(call):
+    whole = call(PROMPT, "--max-new-tokens", "30")[1]
+    stop = whole[4:6]
+    code, out, err = call(PROMPT, "--max-new-tokens", "30", "--stop", "not in it", "--stop", stop)
+    assert code == 0 and out.rstrip("\n") == whole[: whole.index(stop)].rstrip("\n") and "cut off" not in err
+
+
+def test_routing_is_shown(call, runs):
+    code, out, err = call(PROMPT, "--max-new-tokens", "5", "--show-routing")
+    assert out == call(PROMPT, "--max-new-tokens", "5")[1]
+    assert code == 0 and "python" in err and "cpp" in err and "all" in err and "%" in err
+    dense = call(PROMPT, "--max-new-tokens", "5", "--show-routing", "--model", str(runs.parent / f"{runs.name}-dense"))
+    assert dense[0] == 0 and "no experts" in dense[2]
+    assert "none for java" in call(PROMPT, "--max-new-tokens", "1", "--language", "java")[2]
+
+
+def test_prompts_from_a_file(call, tmp_path):
+    rows = [
+        {"text": PROMPT, "language": "python", "id": "a"},
+        {"text": "Sort a list.", "language": "cpp", "id": "b"},
+        {"text": "Say hello.", "language": None},
+    ]
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ("--prompts", str(prompts), "--max-new-tokens", "12", "--batch-size", "2")
+    code, out, err = call(*flags, "--output", str(output))
+    assert code == 0 and out == "" and "wrote 3 answers" in err and "36 written" in err
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(a["id"], a["language"], a["text"]) for a in answers] == [
+        (r.get("id"), r["language"], r["text"]) for r in rows
+    ]
+    assert [set(a) for a in answers] == [
+        {"id", "language", "text", "answer", "finished", "prompt_tokens", "tokens"} for _ in rows
+    ]
+    for row, answer in zip(rows, answers):
+        language = ("--language", row["language"]) if row["language"] else ()
+        alone = call(row["text"], *language, "--max-new-tokens", "12")[1]
+        assert alone.rstrip("\n") == answer["answer"].rstrip("\n")
+    code, out, err = call(*flags, "--show-routing")
+    routed = [json.loads(line) for line in out.splitlines()]
+    assert [{k: v for k, v in r.items() if k != "routing"} for r in routed] == answers
+    assert all(
+        set(r["routing"]) == {"python", "cpp"} and sum(r["routing"].values()) == pytest.approx(1) for r in routed
+    )
+
+    before = output.read_bytes()
+    code, out, err = call(*flags, "--output", str(output))
+    assert code == 2 and "exists; give another --output or --force" in err and output.read_bytes() == before
+    assert call(*flags, "--output", str(output), "--temperature", "2", "--force")[0] == 0
+    assert output.read_bytes() != before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["answers.jsonl", "prompts.jsonl"]
+
+
+def test_a_session(call):
+    code, out, err = call("--max-new-tokens", "6", stdin=f"/language cpp\n{PROMPT}\n/nope\n/quit\n")
+    assert code == 0 and "language: cpp" in err and "unknown command '/nope'" in err
+    assert out == call(PROMPT, "--language", "cpp", "--max-new-tokens", "6")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("",), "the prompt is empty"),
+        (("  ", "--language", "python"), "the prompt is empty"),
+        (("a", "--language", "pyton"), "unknown language 'pyton' (did you mean 'python'?)"),
+        (("a", "--model", "nowhere"), "nowhere"),
+        (
+            ("a", "--runs", "nowhere"),
+            "found no run in nowhere; type: python train.py, or name a model with --model DIR",
+        ),
+        (("a", "--temperature", "-1"), "temperature is -1.0, expected 0"),
+        (("a", "--top-p", "0"), "top_p is 0.0"),
+        (("a", "--top-p", "1.5"), "top_p is 1.5"),
+        (("a", "--top-k", "-2"), "top_k is -2"),
+        (("a", "--top-k", "x"), "argument --top-k: invalid int value: 'x'"),
+        (("a", "--max-new-tokens", "0"), "--max-new-tokens is 0, expected at least 1"),
+        (("a", "--stop", ""), "a stop string is empty"),
+        (("a", "--temprature", "1"), "did you mean '--temperature'?"),
+        (("a b " * 100,), "tokens and leaves no room in the model's context of 160 tokens"),
+        (("a", "--output", "x.jsonl"), "--output is for --prompts FILE"),
+        (("a", "--batch-size", "3"), "--batch-size is for --prompts FILE"),
+        (("a", "--prompts", "x.jsonl"), "expected one of them"),
+        (("--prompts", "x.jsonl"), "x.jsonl: no such file"),
+        (("a", "--runs", "x", "--model", "y"), "not allowed with argument"),
+    ],
+)
+def test_mistakes(call, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*arguments)
+    last = err.splitlines()[-1]
+    assert code == 2 and out == "" and last.startswith("error: ") and message in last
+    assert "Traceback" not in err and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "flags", "message"),
+    [
+        ('{"text": "a"}', (), "line 2: lacks the key 'language'"),
+        ('{"language": "cpp"}', (), "line 2: lacks the key 'text'"),
+        ('{"text": "a", "language": "cpp"}', ("--batch-size", "0"), "--batch-size is 0"),
+        ('{"text": "' + "a b " * 100 + '", "language": "cpp", "id": "q"}', (), "prompt 2 (q) has"),
+    ],
+)
+def test_mistakes_in_a_file_write_nothing(call, tmp_path, line, flags, message):
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text('{"text": "a", "language": "cpp"}\n' + line)
+    code, out, err = call("--prompts", str(prompts), "--output", str(tmp_path / "out.jsonl"), *flags)
+    assert code == 2 and out == "" and message in err.splitlines()[-1]
+    assert [p.name for p in tmp_path.iterdir()] == ["p.jsonl"]
+
+
+def test_debug_shows_the_trace(call):
+    with pytest.raises(UserError, match="the prompt is empty"):
+        call("", "--debug")
+
+
+def test_finding_runs(runs, tmp_path):
+    assert finished_models(runs) == [runs / "newer" / "model", runs / "older" / "model"]
+    assert newest_model(runs) == runs / "newer" / "model"
+    with pytest.raises(UserError, match=r"found no run in .*; type: python train.py"):
+        newest_model(tmp_path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "run.json").write_text("{}")
+    with pytest.raises(UserError, match="found 1 unfinished run and no finished one"):
+        newest_model(tmp_path)
+
+
+def test_a_reader_that_goes_away(runs, root):
+    """``python generate.py ... | head -c 1`` ends without a trace."""
+    flags = ["--runs", str(runs), "--max-new-tokens", "120", "--device", "cpu", "--dtype", "float32"]
+    process = subprocess.Popen(
+        [sys.executable, "generate.py", PROMPT, *flags], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    err = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait() == 0 and "Traceback" not in err and "BrokenPipe" not in err
