@@ -40,7 +40,7 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     In float32 torch goes to MKL, whose kernels for few rows run on one thread and, on AMD processors, without AVX-512;
     oneDNN, which torch carries too, is up to twice as fast there and never slower in what we measured.
     """
-    if x.dtype == torch.float32 and x.shape[0] > 0 and _has_onednn_linear():
+    if x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[0] > 0 and _has_onednn_linear():
         return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
     return F.linear(x, w)
 

@@ -1,6 +1,8 @@
 """The operations of this package; the rest of the project calls these and nothing else.
 
-On the CPU they run `kernels.cpu`; shapes, dtypes and devices are checked here, once, with one-line errors.
+Shapes, dtypes and devices are checked here, once, with one-line errors; `kernels.library` then chooses the code by
+device: contiguous segments and BLAS on the CPU, Triton kernels on a GPU. All of them trace under
+``torch.compile(fullgraph=True)``.
 
 Shape legend: T tokens, K experts per token, R routed rows sorted by expert, E experts, D model width, F hidden width,
 r rank.
@@ -10,12 +12,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from kernels import cpu, cpu_delta
+from kernels import int4, library, library_int4
+from kernels.cpu import grouped_linear_dw
 from kernels.dispatch import ExpertDispatch, LowRank, sort_by_expert
+from kernels.int4 import Int4Weight
 
-__all__ = ["ExpertDispatch", "LowRank", "delta_experts_forward", "experts_forward", "grouped_linear", "sort_by_expert"]
+__all__ = [
+    "ExpertDispatch",
+    "Int4Weight",
+    "LowRank",
+    "accumulate_weight_gradient",
+    "delta_experts_forward",
+    "experts_forward",
+    "grouped_linear",
+    "int4_experts_forward",
+    "sort_by_expert",
+]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -52,67 +65,8 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(t.to(dtype) if t.dtype != torch.float64 else t for t in tensors)
 
 
-class _GroupedLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight, offsets):
-        ctx.save_for_backward(x, weight, offsets)
-        return cpu.grouped_linear_fwd(x, weight, offsets)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, weight, offsets = ctx.saved_tensors
-        dx = cpu.grouped_linear_dx(dy, weight, offsets) if ctx.needs_input_grad[0] else None
-        dw = cpu.grouped_linear_dw(x, dy, offsets) if ctx.needs_input_grad[1] else None
-        return dx, dw, None
-
-
-class _Experts(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, w1, w2, w3, gates, expert_ids):
-        out, h1, h3, dispatch = cpu.experts_fwd(x, w1, w2, w3, gates, expert_ids)
-        ctx.save_for_backward(x, w1, w2, w3, gates, h1, h3, *dispatch)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout):
-        x, w1, w2, w3, gates, h1, h3, *dispatch = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:5]
-        return *cpu.experts_bwd(dout, x, w1, w2, w3, gates, h1, h3, ExpertDispatch(*dispatch), needs), None
-
-
-class _DeltaExperts(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, w1, w2, w3, gates, expert_ids, scale, shared_scale, has_shared, has_experts, *factors):
-        shared = LowRank(*factors[:6]) if has_shared else None
-        experts = LowRank(*factors[-6:]) if has_experts else None
-        out, h1, h3 = cpu_delta.delta_experts_fwd(
-            x, w1, w2, w3, shared, experts, gates, expert_ids, scale, shared_scale
-        )
-        ctx.save_for_backward(x, w1, w2, w3, gates, expert_ids, h1, h3, *factors)
-        ctx.config = (scale, shared_scale, has_shared, has_experts)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dout):
-        x, w1, w2, w3, gates, expert_ids, h1, h3, *factors = ctx.saved_tensors
-        scale, shared_scale, has_shared, has_experts = ctx.config
-        shared = LowRank(*factors[:6]) if has_shared else None
-        experts = LowRank(*factors[-6:]) if has_experts else None
-        need = ctx.needs_input_grad
-        needs = cpu_delta.DeltaNeeds(
-            *need[:4], has_shared and any(need[10:16]), has_experts and any(need[-6:]), need[4]
-        )
-        grads = cpu_delta.delta_experts_bwd(
-            dout, x, w1, w2, w3, shared, experts, gates, expert_ids, h1, h3, scale, shared_scale, needs
-        )
-        per_factor = []
-        for present, given in ((has_shared, grads.shared), (has_experts, grads.experts)):
-            if present:
-                per_factor += list(given) if given is not None else [None] * 6
-        return grads.x, grads.w1, grads.w2, grads.w3, grads.gates, None, None, None, None, None, *per_factor
+def _wants_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
@@ -127,7 +81,27 @@ def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     _shape("offsets", offsets, (weight.shape[0] + 1,))
     x, weight = _autocast(x, weight)
     _same_kind(x, weight=weight)
-    return _GroupedLinear.apply(x, weight, offsets)
+    return library.grouped_linear(x, weight, offsets)
+
+
+def accumulate_weight_gradient(x: Tensor, dy: Tensor, offsets: Tensor, grad: Tensor) -> None:
+    """Adds the weight gradient of `grouped_linear`, ``dy[i] outer x[i]`` per expert, to ``grad`` [E, N, D] in place.
+
+    x [R, D], dy [R, N] sorted by expert; ``grad`` may be float32 while x and dy are bf16, which keeps small gradients
+    of many micro-batches. Raises ValueError for shapes that do not fit.
+    """
+    _check(x.dim() == 2 and dy.dim() == 2, f"x, dy: expected [R, D] and [R, N], got {list(x.shape)}, {list(dy.shape)}")
+    _shape("dy", dy, (x.shape[0], dy.shape[1]))
+    _shape("grad", grad, (offsets.numel() - 1, dy.shape[1], x.shape[1]))
+    _same_kind(x, dy=dy)
+    if library.uses_triton(x) and grad.is_contiguous():
+        from kernels.gpu import launch
+
+        dispatch = ExpertDispatch(offsets, offsets, offsets.to(torch.int32).contiguous())
+        x, dy = x.contiguous(), dy.contiguous()
+        launch.weight_gradient(x, dy, dispatch, x.shape[0], grad.shape[0], out=grad)
+    else:
+        grad.add_(grouped_linear_dw(x, dy, offsets))
 
 
 def experts_forward(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor) -> Tensor:
@@ -146,9 +120,25 @@ def experts_forward(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor
     gates = _routing(x, gates, expert_ids)
     x, w1, w2, w3 = _autocast(x, w1, w2, w3)
     _same_kind(x, w1=w1, w2=w2, w3=w3)
-    if x.shape[0] == 1 and not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, w1, w2, w3, gates))):
-        return cpu.experts_decode(x, w1, w2, w3, gates, expert_ids)
-    return _Experts.apply(x, w1, w2, w3, gates, expert_ids)
+    return library.experts(x, w1, w2, w3, gates, expert_ids, _wants_grad(x, w1, w2, w3, gates))[0]
+
+
+def int4_experts_forward(
+    x: Tensor, w1: Int4Weight, w2: Int4Weight, w3: Int4Weight, gates: Tensor, expert_ids: Tensor
+) -> Tensor:
+    """`experts_forward` with int4 weights (`kernels.int4.pack`): w1, w3 stand for [E, F, D], w2 for [E, D, F].
+
+    Differentiable in x and the gates. x is bf16 on a GPU, any float on the CPU. Raises ValueError for what does not
+    fit, such as widths that are no multiple of 128.
+    """
+    _check(x.dim() == 2, f"x: expected shape [T, D], got {list(x.shape)}")
+    num_experts, hidden, _ = w1.shape3
+    int4.check("w1", w1, (num_experts, hidden, x.shape[1]))
+    int4.check("w3", w3, (num_experts, hidden, x.shape[1]))
+    int4.check("w2", w2, (num_experts, x.shape[1], hidden))
+    gates = _routing(x, gates, expert_ids)
+    (x,) = _autocast(x)
+    return library_int4.int4_experts(x, [*w1, *w2, *w3], gates, expert_ids, _wants_grad(x, gates))[0]
 
 
 def _check_low_rank(name: str, lr: LowRank, width: int, hidden: int, lead: tuple[int, ...]) -> None:
@@ -166,9 +156,9 @@ def _check_low_rank(name: str, lr: LowRank, width: int, hidden: int, lead: tuple
 
 def delta_experts_forward(
     x: Tensor,
-    w1: Tensor,
-    w2: Tensor,
-    w3: Tensor,
+    w1: Tensor | Int4Weight,
+    w2: Tensor | Int4Weight,
+    w3: Tensor | Int4Weight,
     shared: LowRank | None,
     experts: LowRank | None,
     gates: Tensor,
@@ -180,14 +170,29 @@ def delta_experts_forward(
 
     x [T, D]; w1, w3 [F, D]; w2 [D, F]; ``shared``: factors a1 [r, D], b1 [F, r], a2 [r, F], b2 [D, r], a3, b3, or None;
     ``experts``: the same with a leading E, or None; gates [T, K] float32; expert_ids [T, K] integers -> [T, D].
-    A base that does not require a gradient costs no gradient product. Raises ValueError for what does not fit.
+    The base may be int4 (`kernels.int4.pack`), for training deltas on a 4-bit model. A base that does not require a
+    gradient costs no gradient product. Raises ValueError for what does not fit.
     """
     _check(x.dim() == 2, f"x: expected shape [T, D], got {list(x.shape)}")
-    _check(w1.dim() == 2, f"w1: expected shape [F, {x.shape[1]}], got {list(w1.shape)}")
-    width, hidden = x.shape[1], w1.shape[0]
-    _shape("w1", w1, (hidden, width))
-    _shape("w3", w3, (hidden, width))
-    _shape("w2", w2, (width, hidden))
+    width = x.shape[1]
+    packed = [isinstance(w, Int4Weight) for w in (w1, w2, w3)]
+    _check(len(set(packed)) == 1, "w1, w2, w3: expected all dense or all int4")
+    if packed[0]:
+        hidden = w1.shape3[1]
+        for name, weight, shape in (
+            ("w1", w1, (1, hidden, width)),
+            ("w2", w2, (1, width, hidden)),
+            ("w3", w3, (1, hidden, width)),
+        ):
+            int4.check(name, weight, shape)
+        base = [*w1, *w2, *w3]
+    else:
+        _check(w1.dim() == 2, f"w1: expected shape [F, {width}], got {list(w1.shape)}")
+        hidden = w1.shape[0]
+        _shape("w1", w1, (hidden, width))
+        _shape("w3", w3, (hidden, width))
+        _shape("w2", w2, (width, hidden))
+        base = [w1, w2, w3]
     if shared is not None:
         _check_low_rank("shared", shared, width, hidden, ())
     if experts is not None:
@@ -195,9 +200,15 @@ def delta_experts_forward(
     gates = _routing(x, gates, expert_ids)
     if experts is None and expert_ids.shape[1] != 1:  # all choices are the same network: one choice, the gates' sum
         gates, expert_ids = gates.sum(1, keepdim=True), expert_ids[:, :1]
-    factors = (*(shared or ()), *(experts or ()))
-    x, w1, w2, w3, *factors = _autocast(x, w1, w2, w3, *factors)
-    _same_kind(x, w1=w1, w2=w2, w3=w3, **{f"low-rank factor {i}": t for i, t in enumerate(factors)})
-    return _DeltaExperts.apply(
-        x, w1, w2, w3, gates, expert_ids, scale, shared_scale, shared is not None, experts is not None, *factors
+    if packed[0]:
+        (x,) = _autocast(x)
+    else:
+        x, *base = _autocast(x, *base)
+        _same_kind(x, w1=base[0], w2=base[1], w3=base[2])
+    low, high = (
+        [t.to(x.dtype) if torch.is_autocast_enabled(x.device.type) else t for t in lr or ()] for lr in (shared, experts)
     )
+    _same_kind(x, **{f"shared.{n}": t for n, t in zip(LowRank._fields, low)})
+    _same_kind(x, **{f"experts.{n}": t for n, t in zip(LowRank._fields, high)})
+    save = _wants_grad(x, gates, *(() if packed[0] else base), *low, *high)
+    return library.delta_experts(x, base, low, high, gates, expert_ids, float(scale), float(shared_scale), save)[0]

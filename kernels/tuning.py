@@ -1,0 +1,150 @@
+"""Which tile a kernel runs with: checked-in tables by architecture, never a search in production.
+
+A table maps an operation to rules ``(rows per expert up to, Tile)``. `select` takes the first rule that fits. The tiles
+here are those that compile without a spill and within 99 KB of shared memory on sm_86 (``python -m
+kernels.compile_check``); ``python -m kernels.benchmark --tune FILE`` measures candidates on the card it runs on and
+writes a table that ``KERNELS_TUNING_TABLE=FILE`` makes `select` use.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+ANY = 1 << 30  # the last rule of an operation
+
+
+class Tile(NamedTuple):
+    """``bm`` rows x ``bn`` columns, ``bk`` inner; weight gradients: ``bm`` is the step over rows, bn x bk the tile."""
+
+    bm: int
+    bn: int
+    bk: int
+    warps: int
+    stages: int
+    group_m: int = 8
+    split_k: int = 1
+
+
+Table = dict[str, list[tuple[int, Tile]]]
+
+_SM_86: Table = {
+    "gemm": [(16, Tile(16, 64, 128, 4, 3)), (48, Tile(32, 64, 64, 4, 3)), (ANY, Tile(64, 128, 64, 4, 3))],
+    "gemm_dx": [(16, Tile(16, 64, 128, 4, 3)), (ANY, Tile(64, 128, 32, 4, 3))],
+    "swiglu": [(16, Tile(16, 64, 64, 4, 3)), (48, Tile(32, 64, 64, 4, 3)), (ANY, Tile(64, 64, 64, 4, 3))],
+    "swiglu_backward": [(16, Tile(16, 64, 64, 4, 3)), (ANY, Tile(64, 64, 64, 8, 3))],
+    "weight_gradient": [(ANY, Tile(32, 128, 128, 8, 3))],
+    "low_rank_down": [(ANY, Tile(32, 64, 64, 4, 3))],
+    "low_rank_up": [(ANY, Tile(64, 64, 64, 4, 2))],
+    "low_rank_gradient": [(ANY, Tile(64, 64, 64, 4, 2))],
+    "delta_swiglu": [(ANY, Tile(32, 64, 64, 4, 2))],
+    "delta_swiglu_backward": [(ANY, Tile(32, 64, 64, 4, 2))],
+    "elementwise_backward": [(ANY, Tile(16, 128, 64, 4, 1))],
+    "w4_gemm": [(32, Tile(16, 128, 128, 4, 3)), (ANY, Tile(64, 128, 128, 8, 3))],
+    "w4_swiglu": [(32, Tile(16, 64, 128, 4, 3)), (ANY, Tile(128, 64, 128, 8, 3))],
+    "w4_swap": [(ANY, Tile(8, 64, 128, 4, 4, 8, 4))],
+    "w4_swap_swiglu": [(ANY, Tile(8, 64, 128, 4, 4))],
+    "w4_gemv": [(ANY, Tile(1, 16, 128, 4, 3, 8, 4))],
+    "w4_gemv_swiglu": [(ANY, Tile(1, 8, 128, 4, 4))],
+    "w4_dx": [(ANY, Tile(64, 64, 128, 8, 3))],
+    "w4_dequantise": [(ANY, Tile(1, 32, 128, 4, 1))],
+    "combine": [(ANY, Tile(1, 512, 1, 4, 1))],
+    "route": [(ANY, Tile(512, 1, 1, 4, 1))],
+}
+
+_SM_90: Table = {
+    **_SM_86,
+    "gemm": [(16, Tile(16, 64, 128, 4, 3)), (48, Tile(32, 64, 64, 4, 3)), (ANY, Tile(128, 256, 64, 8, 3))],
+    "gemm_dx": [(16, Tile(16, 64, 128, 4, 3)), (ANY, Tile(128, 256, 64, 8, 3))],
+    "swiglu": [(16, Tile(16, 64, 64, 4, 3)), (48, Tile(32, 64, 64, 4, 3)), (ANY, Tile(128, 128, 64, 8, 3))],
+    "weight_gradient": [(ANY, Tile(64, 128, 128, 8, 3))],
+    "persistent_gemm": [(ANY, Tile(128, 256, 64, 8, 3))],
+    "persistent_swiglu": [(ANY, Tile(128, 64, 64, 8, 4))],
+    "w4_gemm": [(32, Tile(16, 128, 128, 4, 3)), (ANY, Tile(128, 128, 128, 8, 3))],
+    "w4_dx": [(ANY, Tile(128, 64, 128, 8, 3))],
+}
+
+TABLES: dict[str, Table] = {"sm_86": _SM_86, "sm_90": _SM_90}
+
+# Rows in all below which an int4 layer decodes without sorting, rows per expert below which tokens are the narrow
+# operand (swap-AB), and above which one pass of dequantisation costs less than decoding inside the product.
+W4_GEMV_SLOTS = 4
+W4_SWAP_ROWS = 32
+W4_DEQUANTISE_ROWS = 512
+# Rows per expert from which the persistent descriptor kernels are used where the table has them.
+PERSISTENT_ROWS = 256
+
+
+def parse_arch(arch: str) -> int:
+    """``"sm_86"`` -> 86; ValueError for anything else."""
+    digits = arch.removeprefix("sm_")
+    if not arch.startswith("sm_") or not digits.isdigit() or not 50 <= int(digits) <= 130:
+        raise ValueError(f"arch: expected a name such as sm_86 or sm_90, got {arch!r}")
+    return int(digits)
+
+
+@functools.cache
+def nearest_table(arch: str) -> str:
+    """The architecture whose table serves ``arch``: its own, or the nearest older (else the oldest), with a warning.
+
+    A table made for an older architecture fits a newer one's larger shared memory, not the other way round.
+    """
+    if arch in TABLES:
+        return arch
+    number = parse_arch(arch)
+    known = sorted(TABLES, key=parse_arch)
+    older = [name for name in known if parse_arch(name) <= number]
+    choice = older[-1] if older else known[0]
+    if parse_arch(choice) == 90 and number != 90:
+        choice = (
+            "sm_86"  # sm_90's tiles count on 227 KB of shared memory and wgmma, which sm_100 and sm_120 do not share
+        )
+    warnings.warn(
+        f"no tile table for {arch}: using {choice}'s; `python -m kernels.benchmark --tune FILE` writes one",
+        stacklevel=2,
+    )
+    return choice
+
+
+def write_table(path: str | Path, arch: str, table: Table) -> None:
+    """Writes ``table`` as the JSON that `read_table` reads."""
+    rules = {op: [[limit, list(tile)] for limit, tile in entries] for op, entries in table.items()}
+    Path(path).write_text(json.dumps({"arch": arch, "table": rules}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_table(path: str | Path, arch: str | None = None) -> Table:
+    """Reads a table written by ``--tune``; ValueError where the file is not one or is for another architecture."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        table = {op: [(int(n), Tile(*tile)) for n, tile in rules] for op, rules in content["table"].items()}
+        made_for = content["arch"]
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"tuning table {path}: expected the JSON that --tune writes, got {error!r}") from error
+    if arch is not None and made_for != arch:
+        raise ValueError(f"tuning table {path}: made for {made_for}, this card is {arch}; write one with --tune")
+    return table
+
+
+@functools.cache
+def _table(arch: str, override: str | None) -> Table:
+    table = dict(TABLES[nearest_table(arch)])
+    if override:
+        table.update(read_table(override, arch))
+    return table
+
+
+def has(op: str, arch: str) -> bool:
+    """Whether the architecture's table has tiles for ``op``."""
+    return op in _table(arch, os.environ.get("KERNELS_TUNING_TABLE"))
+
+
+def select(op: str, arch: str, rows_per_expert: int) -> Tile:
+    """The tile of ``op`` for that many rows per expert, from the architecture's table."""
+    for limit, tile in _table(arch, os.environ.get("KERNELS_TUNING_TABLE"))[op]:
+        if rows_per_expert <= limit:
+            return tile
+    raise ValueError(f"tuning table of {arch}: no rule of {op} covers {rows_per_expert} rows per expert")
