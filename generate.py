@@ -22,7 +22,6 @@ from rich.table import Table
 
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.model_io import load_model
-from eval.display import CountDisplay
 from eval.runs import newest_model
 from moe.answers import Answer, Question, Writer, check_stop
 from moe.config import ModelConfig
@@ -121,6 +120,8 @@ def answer_file(
     writer: Writer, questions: list[Question], arguments: argparse.Namespace, console: Console, show_routing: bool
 ) -> None:
     """Answers a file of prompts in batches and writes JSON Lines, in the order of the prompts."""
+    from eval.display import CountDisplay  # brings in all of scoring, which a single prompt need not wait for
+
     config, started = writer.model.config, time.monotonic()
     shares = RoutingShares(config, len(questions)) if show_routing else None
     with CountDisplay(console, "answers") as progress:
