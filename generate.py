@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.model_io import load_model
@@ -43,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
     questions = read_input(arguments)
     device = choose_device(arguments.device)
     dtype = choose_dtype(device, arguments.dtype)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     # 2. Load the model.
     path = Path(arguments.model) if arguments.model else newest_model(arguments.runs)
@@ -159,7 +160,7 @@ def routing_table(shares: RoutingShares, config: ModelConfig) -> Table:
     for name in expert_names(config):
         table.add_column(name, justify="right")
     for label, row in [("all", shares.shares(0)), *enumerate(shares.shares_by_layer(0))]:
-        table.add_row(str(label), *(f"[bold]{v:.0%}[/bold]" if v == max(row) else f"{v:.0%}" for v in row))
+        table.add_row(str(label), *(Text(f"{v:.0%}", style="bold" if v == max(row) else "") for v in row))
     return table
 
 
