@@ -18,7 +18,7 @@ setup(
         'triton>=3.6; platform_system == "Linux" and platform_machine == "x86_64"',
         "numpy",
         "safetensors>=0.5",
-        "sentencepiece>=0.2",
+        "sentencepiece>=0.2.3",  # earlier ones end the process when a text has too few pairs to merge
         "protobuf",  # sentencepiece's model format, to build one from a GGUF vocabulary
         "tokenizers>=0.21",
         "gguf>=0.17",
