@@ -25,11 +25,11 @@ from checkpoints.safetensors_file import StoredTensor
 from checkpoints.writer import renamed
 from kernels.int4 import GROUP, Int4Weight, pack
 from moe.config import ModelConfig
+from moe.data.packing import encode_pairs
 from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
 from moe.languages import DEFAULT_LANGUAGES
 from moe.model import Transformer
-from moe.prompt import encode_example
 from moe.tokenizer import Tokenizer
 
 DAMPING = 0.01  # of the mean diagonal, added to it, as in GPTQ
@@ -191,12 +191,9 @@ def sample_sequences(
 ) -> list[list[int]]:
     """Prompts with their solutions in all languages, as token ids of at most the model's context."""
     languages = [name for name in config.expert_languages if name in DEFAULT_LANGUAGES] or DEFAULT_LANGUAGES
-    result = []
-    for language in languages:
-        for pair in generate_pairs(language, per_language, seed, split=split):
-            ids, _ = encode_example(tokenizer, template, pair.text, pair.code)
-            result.append(ids[: config.max_seq_len])
-    return result
+    pairs = {language: generate_pairs(language, per_language, seed, split=split) for language in languages}
+    data = encode_pairs(pairs, tokenizer, template, config.max_seq_len)
+    return [list(example.tokens) for examples in data.examples.values() for example in examples]
 
 
 @torch.no_grad()

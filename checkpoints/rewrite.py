@@ -12,7 +12,8 @@ from checkpoints.extras import carried_files, checkpoint_tokenizer, original_set
 from checkpoints.files import DiskUsage, free_bytes
 from checkpoints.formats import Checkpoint
 from checkpoints.formats.config_json import to_config_json
-from checkpoints.formats.delta import DeltaCheckpoint
+from checkpoints.formats.delta import DeltaCheckpoint, open_delta
+from checkpoints.merge import full_config, merged_tensors
 from checkpoints.model_card import model_card
 from checkpoints.model_io import dtype_name, small_files
 from checkpoints.parameters import main_dtype
@@ -97,3 +98,16 @@ def write_rewritten(
     output = Output(list(tensors), documents, contents, max_shard_bytes=max_shard_bytes)
     identity = job_identity({"job": [job, source_identity(source), documents["config.json"], max_shard_bytes]})
     return write_model_directory(target, output, force=force, identity=identity, progress=progress, disk_free=disk_free)
+
+
+def merge_directory(source: Path, target: Path) -> None:
+    """Writes the delta model in ``source`` as a Mixtral directory; raises as :func:`write_rewritten` does."""
+    delta = open_delta(source)
+    write_rewritten(
+        delta,
+        target,
+        full_config(delta.config),
+        merged_tensors(delta),
+        action="Low-rank experts were added to the dense weights and written out in full",
+        job=["merge"],
+    )

@@ -9,12 +9,14 @@ it and add low-rank changes that start at zero.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from checkpoints.files import DiskUsage, free_bytes, new_directory
 from checkpoints.formats import Checkpoint
@@ -24,7 +26,7 @@ from checkpoints.initialise import delta_tensors, router_tensor
 from checkpoints.model_io import copy_base, write_delta_files
 from checkpoints.parameters import base_rename, main_dtype, meta_model, require_complete, set_parameter
 from checkpoints.rewrite import small_parts, write_rewritten
-from checkpoints.safetensors_file import StoredTensor
+from checkpoints.safetensors_file import StoredTensor, memory_tensor, tensor_bytes
 from checkpoints.writer import (
     MAX_SHARD_BYTES,
     SMALL_FILES_BYTES,
@@ -78,9 +80,21 @@ def upcycled_config(
     )
 
 
-def new_tensors(config: ModelConfig, layer: int, seed: int, std: float, dtype: torch.dtype) -> Iterator[StoredTensor]:
-    """What one layer of the mixture has beside the dense weights: its router, and deltas in that form."""
-    if config.num_experts:
+def new_tensors(
+    config: ModelConfig,
+    layer: int,
+    seed: int,
+    std: float,
+    dtype: torch.dtype,
+    routers: Sequence[Tensor] | None = None,
+) -> Iterator[StoredTensor]:
+    """What one layer of the mixture has beside the dense weights: its router, and deltas in that form.
+
+    ``routers``, one [E, D] a layer, take the place of random ones.
+    """
+    if routers is not None:
+        yield memory_tensor(f"layers.{layer}.feed_forward.gate.weight", routers[layer].to(dtype))
+    elif config.num_experts:
         yield router_tensor(config, layer, seed, std, dtype)
     if config.is_delta:
         yield from delta_tensors(config, layer, seed, dtype)
@@ -124,7 +138,12 @@ def upcycle_model(
 
 
 def upcycled_tensors(
-    base: Checkpoint, config: ModelConfig, seed: int, router_std: float, dtype: torch.dtype | None
+    base: Checkpoint,
+    config: ModelConfig,
+    seed: int,
+    router_std: float,
+    dtype: torch.dtype | None,
+    routers: Sequence[Tensor] | None = None,
 ) -> Iterator[StoredTensor]:
     """Yields the tensors of a Mixtral directory, layer by layer; experts point at the bytes of the dense weights."""
     main = dtype or main_dtype(base.tensors)
@@ -141,7 +160,7 @@ def upcycled_tensors(
         for name in sorted(names):
             if ".feed_forward." not in name:
                 yield put(name, base.tensors[name])
-        for tensor in new_tensors(config, layer, seed, router_std, main):
+        for tensor in new_tensors(config, layer, seed, router_std, main, routers):
             yield put(tensor.name, tensor)
         for expert in range(config.num_experts):
             for weight in ("w1", "w2", "w3"):
@@ -160,6 +179,7 @@ def upcycle_directory(
     template: str | None = None,
     seed: int = 0,
     router_std: float = ROUTER_STD,
+    routers: Sequence[Tensor] | None = None,
     dtype: torch.dtype | None = None,
     with_base: bool = False,
     force: bool = False,
@@ -173,6 +193,7 @@ def upcycle_directory(
 
     Args:
         config: from :func:`upcycled_config`.
+        routers: one [E, D] a layer, in the place of random ones.
         dtype: of the tensors written; None copies them as they are.
         with_base: for the delta form, copy the base's files into the new directory.
 
@@ -185,9 +206,9 @@ def upcycle_directory(
             base,
             target,
             config,
-            upcycled_tensors(base, config, seed, router_std, dtype),
+            upcycled_tensors(base, config, seed, router_std, dtype, routers),
             action=f"Upcycled: each of {config.num_experts} experts is a copy of the dense feed-forward",
-            job=["upcycle", seed, router_std],
+            job=["upcycle", seed, router_std, fingerprint(routers)],
             dtype=dtype,
             template=template,
             force=force,
@@ -200,7 +221,7 @@ def upcycle_directory(
         return
     documents, contents, ids = small_parts(base, template)
     contents |= dict(files or {})
-    added = [t for layer in range(config.n_layers) for t in new_tensors(config, layer, seed, router_std, main)]
+    added = [t for layer in range(config.n_layers) for t in new_tensors(config, layer, seed, router_std, main, routers)]
     needed = sum(tensor.nbytes for tensor in added) + SMALL_FILES_BYTES
     if with_base:
         needed += sum(path.stat().st_size for path in base.weight_files)
@@ -211,6 +232,16 @@ def upcycle_directory(
         else:
             place = base_reference(base).to_json(target)
         write_delta_files(temporary, added, config, place, documents, contents, ids)
+
+
+def fingerprint(tensors: Sequence[Tensor] | None) -> str | None:
+    """SHA-256 of tensors in memory, or None."""
+    if tensors is None:
+        return None
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
 
 
 def parameter_counts(config: ModelConfig) -> tuple[int, int]:

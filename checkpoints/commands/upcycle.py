@@ -15,11 +15,12 @@ from checkpoints.commands.common import (
     print_disk,
     progress_bar,
 )
-from checkpoints.files import format_bytes, json_bytes
+from checkpoints.files import format_bytes, json_bytes, require_new
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.model_io import DTYPE_NAMES, load_model
 from checkpoints.parameters import main_dtype
 from checkpoints.proof import PROOF_FILE, prove
+from checkpoints.ridge import describe_accuracies, ridge_gates
 from checkpoints.smollm2 import resolve_model_path
 from checkpoints.upcycle import (
     ROUTER_STD,
@@ -47,6 +48,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--rank", type=int, default=16, help="rank of each expert's own delta (form delta)")
     parser.add_argument(
         "--shared-rank", type=int, default=0, help="rank of the delta shared by all; 0: none (form delta)"
+    )
+    parser.add_argument(
+        "--router",
+        choices=("random", "ridge"),
+        default="random",
+        help="ridge: fitted on labelled prompts, for which the dense model is loaded",
     )
     parser.add_argument("--router-std", type=float, default=ROUTER_STD, help="standard deviation of the first routers")
     parser.add_argument("--seed", type=int, default=0, help="of routers and deltas")
@@ -84,6 +91,11 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print_disk(arguments.out, needed)
         return 0
+    routers = None
+    if arguments.router == "ridge":
+        require_new(arguments.out, arguments.force)
+        routers, accuracies = ridge_gates(base, config.expert_languages, seed=arguments.seed)
+        print(describe_accuracies(accuracies, base.path))
     with progress_bar(written, "upcycle") as progress:
         upcycle_directory(
             base,
@@ -92,6 +104,7 @@ def main(arguments: argparse.Namespace) -> int:
             template=arguments.template,
             seed=arguments.seed,
             router_std=arguments.router_std,
+            routers=routers,
             dtype=dtype,
             with_base=arguments.copy_base,
             force=arguments.force,

@@ -197,13 +197,13 @@ def test_a_moved_base_is_found_again(tmp_path, mistral_directory, delta_director
     assert all(torch.equal(expected[name], together[name]) for name in expected)
 
 
-def test_another_base_is_refused(delta_directory, mistral_directory, hf_model):
-    shutil.rmtree(mistral_directory)
-    hf_model("mistral", seed=1).save_pretrained(mistral_directory)
+def test_another_base_is_refused(delta_directory, mistral_directory, tiny_config, make_model):
+    from dataclasses import replace
+
+    save_model(make_model(replace(tiny_config, max_seq_len=256), 1, torch.float32), None, mistral_directory, force=True)
     with pytest.raises(UserError, match=r"is not the base of .* another SHA-256"):
         load_model(delta_directory)
-    shutil.rmtree(mistral_directory)
-    hf_model("mistral", vocab_size=33).save_pretrained(mistral_directory)
+    save_model(make_model(replace(tiny_config, vocab_size=33)), None, mistral_directory, force=True)
     with pytest.raises(UserError, match=r"is not the base of .* bytes, expected"):
         load_model(delta_directory)
 
