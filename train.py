@@ -19,9 +19,9 @@ import torch
 
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.config_flags import add_setting_flags, given_settings
-from checkpoints.merge import merge_model
 from checkpoints.model_io import LoadedModel, load_model, save_model
 from checkpoints.proof import prove
+from checkpoints.rewrite import merge_directory
 from checkpoints.run_directory import RunDirectory
 from checkpoints.upcycle import upcycle_model, upcycled_config
 from eval.display import CountDisplay, MetricsWriter, StageDisplay, make_console
@@ -207,7 +207,7 @@ class Session:
             save_model(loaded.model, loaded.tokenizer, loaded.path, template=loaded.template, base=reference)
         merged = self.directory.path / "mixtral"
         if self.config.merge and loaded.config.is_moe and loaded.config.is_delta and not merged.exists():
-            save_model(merge_model(loaded.model), loaded.tokenizer, merged, template=loaded.template)
+            merge_directory(loaded.path, merged)
 
 
 def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunConfig]:
