@@ -91,6 +91,7 @@ class KVCache:
         count, end = keys.shape[2], self.length + keys.shape[2]
         if end > self.max_len:
             raise ValueError(f"the cache was made for {self.max_len} tokens and is asked to hold {end}")
+        keys, values = keys.to(self.keys.dtype), values.to(self.values.dtype)
         buffers = (self.keys[layer], self.values[layer])
         if not self._wraps(count):
             slot = self.length % self.capacity

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from moe import generation
+from moe.cache import KVCache
 from moe.errors import UserError
-from moe.generation import fill_holes, generate, generate_many
-from moe.layers import AttentionPattern, attend, attend_one
+from moe.generation import cache_dtype, fill_holes, generate, generate_many
 from moe.sampling import Sampling, sample, uniforms
 
 WINDOWS = [None, 5]
@@ -138,15 +138,23 @@ def test_filling_holes_moves_rows_forward_only():
             assert moved <= len(ended)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_attention_of_one_query(masked):
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(3, h, n, 8, dtype=torch.float64, generator=generator) for h, n in ((6, 1), (2, 11), (2, 11)))
-    mask = torch.rand(3, 1, 1, 11, generator=generator) < 0.6 if masked else None
-    wanted = attend(q, k, v, AttentionPattern(mask=mask))
-    narrow = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), AttentionPattern(mask=mask))
-    assert attend_one(q, k, v, mask).sub(wanted).abs().max() < 1e-6  # its softmax is float32
-    assert narrow.dtype == torch.bfloat16 and narrow.sub(wanted).abs().max() < 0.05
+@pytest.mark.parametrize("window", WINDOWS)
+@torch.no_grad()
+def test_a_cache_wider_than_the_model(tiny_config, window, make_model):
+    """bfloat16 models keep a float32 cache on a CPU; the values in it are the same, so only attention is more exact."""
+    model = make_model(replace(tiny_config, sliding_window=window), dtype=torch.bfloat16, std=0.05)
+    assert cache_dtype(model) == torch.float32 and cache_dtype(model.double()) == torch.float64
+    model = model.bfloat16()
+    tokens = torch.tensor(prompts_of(9, 9))
+    logits = []
+    for dtype in (torch.float32, torch.bfloat16):
+        cache = KVCache(model.config, 2, 12, dtype)
+        parts = [model(part, cache=cache).logits for part in tokens.split((5, 1, 3), dim=1)]
+        logits.append(torch.cat(parts, dim=1).double())
+        assert parts[0].dtype == torch.bfloat16
+    exact = model.double()(tokens).logits
+    errors = [float((found - exact).abs().max()) for found in logits]
+    assert max(errors) < 0.02 * float(exact.abs().max())
 
 
 @pytest.mark.parametrize("window", WINDOWS)
