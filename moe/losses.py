@@ -7,13 +7,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 
 def token_losses(hidden: Tensor, output_weight: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
     """Cross-entropy of each scored position, without ever holding all logits.
 
-    Chunks are recomputed in the backward pass, so memory is ``chunk * V`` logits instead of ``N * V``.
+    Memory is ``chunk * V`` logits instead of ``N * V``. Where the output projection is frozen, a chunk's gradient is
+    computed while its logits are there; where it learns, chunks are recomputed in the backward pass.
 
     Args:
         hidden: [N, D] final hidden states of the positions that predict ``targets``.
@@ -23,11 +25,11 @@ def token_losses(hidden: Tensor, output_weight: Tensor, targets: Tensor, chunk: 
     Returns:
         [N] float32 losses in nats (float64 for float64 inputs).
     """
+    if torch.is_grad_enabled() and hidden.requires_grad and not output_weight.requires_grad:
+        return _FrozenHeadLosses.apply(hidden, output_weight, targets, chunk)
 
     def chunk_losses(states: Tensor, wanted: Tensor) -> Tensor:
-        logits = F.linear(states, output_weight)  # [chunk, V]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        return F.cross_entropy(logits, wanted, reduction="none")
+        return F.cross_entropy(_wide(F.linear(states, output_weight)), wanted, reduction="none")
 
     recompute = torch.is_grad_enabled() and hidden.shape[0] > chunk
     parts = []
@@ -37,6 +39,36 @@ def token_losses(hidden: Tensor, output_weight: Tensor, targets: Tensor, chunk: 
         else:
             parts.append(chunk_losses(states, wanted))
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _FrozenHeadLosses(torch.autograd.Function):
+    """Losses and, in the same pass, ``d loss_i / d hidden_i = (softmax_i - onehot_i) W`` for each position i."""
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        losses = torch.empty(hidden.shape[0], dtype=_wide(hidden[:0]).dtype, device=hidden.device)  # [N]
+        slopes = torch.empty_like(hidden)  # [N, D]
+        for start in range(0, hidden.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            wanted = targets[rows, None]  # [chunk, 1]
+            logits = _wide(F.linear(hidden[rows], weight))  # [chunk, V]
+            normalizer = logits.logsumexp(dim=-1, keepdim=True)  # [chunk, 1]
+            losses[rows] = (normalizer - logits.gather(1, wanted)).squeeze(1)
+            probabilities = logits.sub_(normalizer).exp_()
+            probabilities.scatter_add_(1, wanted, -torch.ones_like(normalizer))
+            torch.mm(probabilities.to(weight.dtype), weight, out=slopes[rows])
+        ctx.save_for_backward(slopes)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        (slopes,) = ctx.saved_tensors
+        return (slopes * gradient[:, None]).to(slopes.dtype), None, None, None
 
 
 def expert_counts(expert_ids: Tensor, num_experts: int, weight: Tensor | None = None) -> Tensor:

@@ -30,6 +30,26 @@ def test_chunked_cross_entropy_and_its_gradients(count):
     assert all((a - b).abs().max() < 1e-12 for a, b in zip(*gradients))
 
 
+@pytest.mark.parametrize("count", [0, 1, 7, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_losses_under_a_frozen_output_projection(count, dtype):
+    hidden = torch.randn(count, 6, dtype=dtype, generator=generator(), requires_grad=True)
+    weight = torch.randn(11, 6, dtype=dtype, generator=generator(1))
+    targets = torch.randint(0, 11, (count,), generator=generator(2))
+    losses = token_losses(hidden, weight, targets, chunk=7)
+    exact = hidden.detach().double().requires_grad_()
+    wanted = F.cross_entropy(exact @ weight.double().T, targets, reduction="none")
+    bound = 1e-12 if dtype == torch.float64 else 0.05  # bfloat16 logits up to 8 are rounded to 1/32
+    assert losses.dtype == (dtype if dtype == torch.float64 else torch.float32)
+    assert torch.allclose(losses.double(), wanted, atol=bound, rtol=0)
+    scale = torch.randn(count, dtype=torch.float64, generator=generator(3))
+    (losses * scale).sum().backward()
+    (wanted * scale).sum().backward()
+    assert torch.allclose(hidden.grad.double(), exact.grad, atol=bound, rtol=bound)
+    with torch.no_grad():
+        assert torch.allclose(token_losses(hidden, weight, targets, chunk=7).double(), losses.double(), atol=bound)
+
+
 def test_balance_loss_is_one_when_balanced_and_e_when_collapsed():
     even = torch.zeros(8, 4)
     assert balance_loss(even, torch.full((4,), 0.25)).item() == pytest.approx(1.0)
