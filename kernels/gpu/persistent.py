@@ -38,7 +38,7 @@ def persistent_gemm_kernel(
         e, r0, r1, row_tile, column_tile, poison = locate(pid, offsets_ptr, rows_total, column_tiles, E, BM, GROUP_M)
         first = r0 + row_tile * BM
         rows = first + tl.arange(0, BM)
-        row_mask = (rows < r1) & (e >= 0)
+        row_mask = rows < r1  # a surplus tile has no rows
         weight_row = tl.maximum(e, 0) * N + column_tile * BN
         acc = tl.zeros((BM, BN), tl.float32)
         if SWIGLU:

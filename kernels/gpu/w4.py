@@ -131,7 +131,7 @@ def w4_swap_kernel(
     GATHER: tl.constexpr, SWIGLU: tl.constexpr, SAVE_H: tl.constexpr, ASM: tl.constexpr,
     SPLIT_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """The same product transposed, ``w @ x.T``: the weights are the tensor cores' wide operand, tokens come in eights."""
+    """The same product transposed, ``w @ x.T``: weights are the tensor cores' wide operand, tokens come in eights."""
     split = tl.program_id(1)
     column_tiles: tl.constexpr = (N + BN - 1) // BN
     GROUPS: tl.constexpr = K // 128

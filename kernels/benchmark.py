@@ -1,0 +1,103 @@
+"""``python -m kernels.benchmark``: the expert layers of this package against others, on the machine at hand.
+
+On a CPU: float32 against transformers' Mixtral block. On a GPU: bf16 and int4 against every peer that is installed,
+after a correctness check of each. Prints a table, writes JSON and a plot. ``--tune FILE`` instead measures tiles and
+writes a table for the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def plot(result: dict[str, Any], path: Path) -> bool:
+    """Milliseconds against tokens, ours and every peer, one panel a phase; False where matplotlib is missing."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError:
+        return False
+    panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        if row.get("routing", "uniform") == "uniform":
+            panels.setdefault((row["shape"], row["phase"]), []).append(row)
+    if not panels:
+        return False
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4), squeeze=False)
+    for axis, ((shape, phase), rows) in zip(axes[0], panels.items()):
+        rows = sorted(rows, key=lambda row: row["tokens"])
+        for name in dict.fromkeys(name for row in rows for name in row["ms"]):
+            points = [(row["tokens"], row["ms"][name]) for row in rows if name in row["ms"]]
+            axis.plot(*zip(*points), marker="o", linewidth=2.5 if name == "ours" else 1, label=name)
+        axis.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms", title=f"{shape}\n{phase}")
+        axis.legend(fontsize=7)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.benchmark", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="what to measure")
+    parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder for the JSON and the plot")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds of each measurement")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time for a GPU's cases; the bars' cases come first")
+    parser.add_argument("--quick", action="store_true", help="on a GPU, only the cases that the bars are about")
+    parser.add_argument("--tune", type=Path, metavar="FILE", help="measure tiles on this GPU and write its table")
+    args = parser.parse_args(argv)
+    cuda = torch.cuda.is_available()
+    device = ("cuda" if cuda else "cpu") if args.device == "auto" else args.device
+    if (device == "cuda" or args.tune) and not cuda:
+        print("error: no GPU that torch can use was found; run with --device cpu", file=sys.stderr)
+        return 2
+    if args.repeats < 1:
+        print(f"error: --repeats: expected at least 1, got {args.repeats}", file=sys.stderr)
+        return 2
+    deadline = time.monotonic() + 60 * args.minutes
+    if args.tune:
+        from kernels.tune import tune
+        from kernels.tuning import write_table
+
+        arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
+        table, log = tune(deadline)
+        write_table(args.tune, arch, table)
+        print(f"{len(log)} measurements; wrote {args.tune}; use it with KERNELS_TUNING_TABLE={args.tune}")
+        return 0
+    if device == "cpu":
+        try:
+            import transformers  # noqa: F401
+        except ImportError:
+            print("error: the CPU benchmark compares with transformers; pip install transformers", file=sys.stderr)
+            return 2
+        from kernels import benchmark_cpu
+
+        result = benchmark_cpu.run(args.repeats)
+        print(benchmark_cpu.table(result))
+    else:
+        from kernels import benchmark_gpu
+
+        result = benchmark_gpu.run(deadline, args.quick, args.repeats)
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / f"{device}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    plot(result, args.output / f"{device}.png")
+    print(f"wrote {args.output}/{device}.json")
+    wrong = [row for row in result["rows"] if not row.get("correct", True)]
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,168 @@
+"""Other implementations of the same expert layer, for the GPU benchmark: those that this machine has.
+
+Every peer takes the same weights, gates and ids. The benchmark measures a peer only after its output agreed with
+float64, and otherwise reports why not.
+
+Shape legend: T tokens, K experts per token, E experts, D model width, F hidden width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import int4
+from kernels.dispatch import sort_by_expert
+
+
+class Layer(NamedTuple):
+    """Weights [E, F, D], [E, D, F], [E, F, D] in bf16 and one routing."""
+
+    w1: Tensor
+    w2: Tensor
+    w3: Tensor
+    gates: Tensor
+    ids: Tensor
+
+
+Forward = Callable[[Tensor], Tensor]
+
+
+def _with_leaves(forward: Forward, *leaves: Tensor) -> Forward:
+    """Remembers parameters of the peer's own, whose gradients a training step must drop too."""
+    forward.leaves = leaves
+    return forward
+
+
+def expert_loop(layer: Layer) -> Forward:
+    """One cuBLAS product per expert and projection; reads the counts on the host, as such loops do."""
+
+    def forward(x: Tensor) -> Tensor:
+        top_k = layer.ids.shape[1]
+        order, _, offsets = sort_by_expert(layer.ids, layer.w1.shape[0])
+        token = order // top_k
+        gate = layer.gates.reshape(-1)[order].unsqueeze(1)
+        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        bounds = offsets.tolist()
+        for e in range(layer.w1.shape[0]):
+            rows = token[bounds[e] : bounds[e + 1]]
+            part = x[rows]
+            y = F.linear(F.silu(F.linear(part, layer.w1[e])) * F.linear(part, layer.w3[e]), layer.w2[e])
+            out = out.index_add(0, rows, y.float() * gate[bounds[e] : bounds[e + 1]])
+        return out.to(x.dtype)
+
+    return forward
+
+
+def torch_grouped_mm(layer: Layer) -> Forward:
+    """`torch.nn.functional.grouped_mm` on sorted rows."""
+    grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm
+
+    def forward(x: Tensor) -> Tensor:
+        top_k = layer.ids.shape[1]
+        order, inverse, offsets = sort_by_expert(layer.ids, layer.w1.shape[0])
+        xs, ends = x[order // top_k], offsets[1:]
+        h1 = grouped_mm(xs, layer.w1.transpose(1, 2), offs=ends)
+        h3 = grouped_mm(xs, layer.w3.transpose(1, 2), offs=ends)
+        y = grouped_mm(F.silu(h1) * h3, layer.w2.transpose(1, 2), offs=ends)
+        y = y[inverse].view(x.shape[0], top_k, -1).float() * layer.gates.unsqueeze(-1)
+        return y.sum(1).to(x.dtype)
+
+    return forward
+
+
+def transformers_experts(implementation: str) -> Callable[[Layer], Forward]:
+    """transformers' MixtralExperts with one of its implementations."""
+
+    def build(layer: Layer) -> Forward:
+        from transformers import MixtralConfig
+        from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+
+        experts, hidden, width = layer.w1.shape
+        config = MixtralConfig(
+            hidden_size=width,
+            intermediate_size=hidden,
+            num_local_experts=experts,
+            num_experts_per_tok=layer.ids.shape[1],
+        )
+        config._experts_implementation = implementation
+        with torch.device("meta"):
+            module = MixtralExperts(config)
+        module.gate_up_proj = torch.nn.Parameter(torch.cat((layer.w1, layer.w3), 1).detach())
+        module.down_proj = torch.nn.Parameter(layer.w2.detach())
+        return _with_leaves(lambda x: module(x, layer.ids, layer.gates.to(x.dtype)), *module.parameters())
+
+    return build
+
+
+def scattermoe(layer: Layer) -> Forward:
+    from scattermoe.mlp import GLUMLP
+
+    experts, hidden, width = layer.w1.shape
+    module = GLUMLP(width, hidden, experts, layer.ids.shape[1], activation=torch.nn.SiLU()).to(layer.w1)
+    with torch.no_grad():
+        module.experts.weight.copy_(torch.cat((layer.w3, layer.w1), 1))  # up half first, then the gated half
+        module.output_experts.weight.copy_(layer.w2)
+    return _with_leaves(lambda x: module(x, layer.gates.to(x.dtype), layer.ids), *module.parameters())
+
+
+def liger(layer: Layer) -> Forward:
+    from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
+
+    gate_up = torch.cat((layer.w1, layer.w3), 1).detach().requires_grad_(layer.w1.requires_grad)
+    return _with_leaves(
+        lambda x: LigerFusedMoEFunction.apply(x, gate_up, layer.w2, layer.ids, layer.gates.to(x.dtype)), gate_up
+    )
+
+
+def int4pack_loop(layer: Layer) -> Forward:
+    """torch's own int4 product, one expert at a time, on weights quantised as this package does it."""
+
+    def convert(weight: Tensor) -> tuple[Tensor, Tensor]:
+        packed = int4.pack(weight)
+        _, columns, width = packed.shape3
+        low, high = packed.packed & 0xF, packed.packed >> 4
+        q = torch.cat((low, high), -1)[0].transpose(0, 1).reshape(columns, width)  # [N, K] values 0..15
+        pairs = (q[:, ::2] << 4 | q[:, 1::2]).to(torch.uint8).contiguous()
+        scales = packed.scales[0].unsqueeze(-1)  # [K / 128, N, 1]
+        return torch._convert_weight_to_int4pack(pairs, 8), torch.cat(
+            (scales, torch.zeros_like(scales)), -1
+        ).contiguous()
+
+    count = layer.w1.shape[0]
+    w1, w2, w3 = ([convert(w[e]) for e in range(count)] for w in (layer.w1, layer.w2, layer.w3))
+
+    def product(x: Tensor, weight: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm(x, weight[0], int4.GROUP, weight[1])
+
+    def forward(x: Tensor) -> Tensor:
+        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        ids = layer.ids.tolist()
+        for e in range(count):
+            rows = [t for t, chosen in enumerate(ids) if e in chosen]
+            if rows:
+                index = torch.tensor(rows, device=x.device)
+                part = x[index]
+                y = product(F.silu(product(part, w1[e])) * product(part, w3[e]), w2[e])
+                gate = (layer.gates[index] * (layer.ids[index] == e)).sum(1, keepdim=True)
+                out.index_add_(0, index, y.float() * gate)
+        return out.to(x.dtype)
+
+    return forward
+
+
+PEERS: dict[str, Callable[[Layer], Forward]] = {
+    "expert loop": expert_loop,
+    "grouped_mm": torch_grouped_mm,
+    "transformers eager": transformers_experts("eager"),
+    "transformers grouped_mm": transformers_experts("grouped_mm"),
+    "transformers batched_mm": transformers_experts("batched_mm"),
+    "scattermoe": scattermoe,
+    "liger": liger,
+}
+INT4_PEERS: dict[str, Callable[[Layer], Forward]] = {"int4pack loop": int4pack_loop}
+EVERY_TOKEN_COPIES_WEIGHTS = {"transformers batched_mm": 32}  # most tokens for which it fits in memory

@@ -1,0 +1,252 @@
+"""Every Triton kernel in Triton's interpreter against the float64 reference; `test_interpreter.py` runs this file.
+
+The interpreter must be chosen (TRITON_INTERPRET=1) before triton is imported, hence a process of its own. Errors are
+largest difference over largest reference value: 1e-6 where all values are float32.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from kernels import int4, ops, reference
+from kernels.dispatch import LowRank, sort_by_expert
+from kernels.gpu import common, launch, launch_w4
+from kernels.tuning import Tile
+
+assert os.environ.get("TRITON_INTERPRET") == "1"
+
+BOUND = 1e-6
+SMALL = Tile(16, 16, 16, 4, 1, group_m=2)
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    assert got.shape == want.shape
+    return ((got.double() - want.double()).abs().max() / want.double().abs().max().clamp_min(1e-30)).item()
+
+
+def ids_of(kind: str, tokens: int, top_k: int, experts: int) -> torch.Tensor:
+    if kind == "one-hot":
+        return torch.full((tokens, top_k), experts - 1)
+    weight = torch.tensor([9.0, 1, 1, 0.2, 0.1, 0.1, 0.1, 0.1])[:experts] if kind == "skewed" else torch.ones(experts)
+    ids = (torch.rand(tokens, experts) * weight).topk(top_k, -1).indices
+    return ids * 0 + ids.clamp(max=max(0, experts - 3)) if kind == "empty" else ids  # the last two experts get nothing
+
+
+def low_rank(rank: int, width: int, hidden: int, *lead: int) -> LowRank:
+    shapes = (rank, width), (hidden, rank), (rank, hidden), (width, rank), (rank, width), (hidden, rank)
+    return LowRank(*((torch.randn(*lead, *shape) * 0.3).requires_grad_() for shape in shapes))
+
+
+def compare(function, reference_function, leaves: list[torch.Tensor], bound: float = BOUND) -> None:
+    """Values and all gradients of ``function(*leaves)`` against the reference in float64."""
+    doubles = [t.detach().double().requires_grad_() for t in leaves]
+    got, want = function(*leaves), reference_function(*doubles)
+    assert error(got, want) <= bound
+    grad = torch.randn(want.shape)
+    ours = torch.autograd.grad(got, leaves, grad)
+    again = torch.autograd.grad(function(*leaves), leaves, grad)
+    for a, b, c in zip(ours, torch.autograd.grad(want, doubles, grad.double()), again):
+        assert error(a, b) <= bound
+        assert torch.equal(a, c)  # bitwise repeatable
+
+
+CASES = [
+    # tokens, experts, top_k, routing, width, hidden
+    (1, 1, 1, "uniform", 16, 16),
+    (1, 8, 3, "uniform", 40, 72),
+    (5, 4, 2, "one-hot", 33, 70),
+    (33, 4, 2, "skewed", 80, 112),
+    (33, 8, 3, "empty", 24, 48),
+    (64, 4, 1, "uniform", 64, 130),
+    (64, 2, 2, "uniform", 17, 40),
+    (33, 3, 1, "empty", 48, 20),
+]
+
+
+@pytest.mark.parametrize(("tokens", "experts", "top_k", "kind", "width", "hidden"), CASES)
+def test_experts(tokens, experts, top_k, kind, width, hidden):
+    torch.manual_seed(tokens + experts)
+    x = torch.randn(width, tokens).t().requires_grad_()  # not contiguous
+    w1, w3 = (torch.randn(experts, hidden, width).div(width**0.5).requires_grad_() for _ in range(2))
+    w2 = torch.randn(experts, hidden, width).div(hidden**0.5).transpose(1, 2).requires_grad_()  # not contiguous
+    gates, ids = torch.rand(tokens, top_k, requires_grad=True), ids_of(kind, tokens, top_k, experts)
+    with launch.record_launches() as launches, torch.no_grad():
+        ops.experts_forward(x, w1, w2, w3, gates, ids)
+    assert len(launches) <= 4
+    compare(
+        lambda *a: ops.experts_forward(*a, ids), lambda *a: reference.experts_forward(*a, ids), [x, w1, w2, w3, gates]
+    )
+
+
+@pytest.mark.parametrize(("tokens", "experts", "top_k", "kind", "width", "hidden"), [CASES[i] for i in (1, 2, 5, 7)])
+def test_delta_experts(tokens, experts, top_k, kind, width, hidden):
+    torch.manual_seed(tokens + experts)
+    base = [torch.randn(shape).div(6).requires_grad_() for shape in ((hidden, width), (width, hidden), (hidden, width))]
+    shared, factors = low_rank(5, width, hidden), low_rank(6, width, hidden, experts)
+    x, gates = torch.randn(tokens, width, requires_grad=True), torch.rand(tokens, top_k, requires_grad=True)
+    ids = ids_of(kind, tokens, top_k, experts)
+
+    def run(function):
+        def call(x, w1, w2, w3, gates, *f):
+            return function(x, w1, w2, w3, LowRank(*f[:6]), LowRank(*f[6:]), gates, ids, 0.7, 1.3)
+
+        return call
+
+    leaves = [x, *base, gates, *shared, *factors]
+    compare(run(ops.delta_experts_forward), run(reference.delta_experts_forward), leaves)
+
+
+@pytest.mark.parametrize(("tokens", "top_k", "experts"), [(2, 2, 3), (1, 1, 1), (17, 2, 2)])
+def test_int4_experts(tokens, top_k, experts):
+    torch.manual_seed(tokens)
+    width, hidden = 128, 256
+    shapes = (experts, hidden, width), (experts, width, hidden), (experts, hidden, width)
+    packed = [int4.pack(torch.randn(shape) / 9) for shape in shapes]
+    full = [int4.unpack(w, torch.float64) for w in packed]
+    x, gates = torch.randn(tokens, width, requires_grad=True), torch.rand(tokens, top_k, requires_grad=True)
+    ids = ids_of("uniform", tokens, top_k, experts)
+    want = reference.experts_forward(x.double(), *full, gates.double(), ids)
+    with torch.no_grad(), launch.record_launches() as launches:
+        assert error(ops.int4_experts_forward(x, *packed, gates, ids), want) <= BOUND
+    assert ("w4_gemv_kernel" in launches) == (tokens * top_k <= 4) and len(launches) <= 4
+    compare(
+        lambda x, gates: ops.int4_experts_forward(x, *packed, gates, ids),
+        lambda x, gates: reference.experts_forward(x, *full, gates, ids),
+        [x, gates],
+    )
+
+
+def test_int4_base_with_deltas():
+    torch.manual_seed(0)
+    packed = [int4.pack(torch.randn(shape) / 9) for shape in ((128, 128), (128, 128), (128, 128))]
+    full = [int4.unpack(w, torch.float64)[0] for w in packed]
+    factors, ids = low_rank(4, 128, 128, 2), ids_of("uniform", 5, 1, 2)
+    x, gates = torch.randn(5, 128, requires_grad=True), torch.ones(5, 1)
+    compare(
+        lambda x, *f: ops.delta_experts_forward(x, *packed, None, LowRank(*f), gates, ids),
+        lambda x, *f: reference.delta_experts_forward(x, *full, None, LowRank(*f), gates.double(), ids),
+        [x, *factors],
+    )
+
+
+@pytest.mark.parametrize("columns", [128, 100])
+@pytest.mark.parametrize(
+    ("swap", "tile"), [(True, Tile(8, 32, 128, 4, 1, 8, 2)), (False, Tile(16, 64, 128, 4, 1, 8, 2))]
+)
+def test_int4_products_split_over_the_inner_width(columns, swap, tile):
+    torch.manual_seed(1)
+    x, w = torch.randn(19, 384), int4.pack(torch.randn(3, columns, 384))
+    dispatch = sort_by_expert(ids_of("skewed", 19, 1, 3), 3)
+    got = launch_w4.linear(x, w, dispatch, 19, gather=True, tile=tile, swap=swap)
+    want = reference.grouped_linear(x.double()[dispatch.order], int4.unpack(w, torch.float64), dispatch.offsets)
+    assert got.shape[0] == 2 and error(got.sum(0), want) <= BOUND
+
+
+def test_int4_scale_in_the_weight_costs_one_bf16_rounding():
+    torch.manual_seed(2)
+    x, w = torch.randn(64, 256), int4.pack(torch.randn(2, 96, 256))
+    dispatch = sort_by_expert(ids_of("uniform", 64, 1, 2), 2)
+    want = reference.grouped_linear(x.double(), int4.unpack(w, torch.float64), dispatch.offsets)
+    got = launch_w4.linear(x, w, dispatch, 64, tile=Tile(64, 32, 128, 4, 1), swap=False)
+    assert error(got, want) <= 2**-8  # each weight is rounded to bf16: half a unit in the eighth bit
+    exact = launch_w4.linear(x, w, dispatch, 64, tile=Tile(32, 32, 128, 4, 1), swap=False)
+    assert error(exact, want) <= BOUND
+
+
+def test_int4_gradient_of_the_input_and_dequantise():
+    torch.manual_seed(3)
+    w, v = int4.pack(torch.randn(2, 100, 256)), int4.pack(torch.randn(2, 100, 256))
+    dispatch = sort_by_expert(ids_of("uniform", 21, 1, 2), 2)
+    dy, dz = torch.randn(21, 100), torch.randn(21, 100)
+    got = launch_w4.linear_dx(dy, w, dispatch, 21, dy2=dz, w2=v, tile=Tile(16, 32, 128, 4, 1))
+    full = [int4.unpack(t, torch.float64).transpose(1, 2) for t in (w, v)]
+    want = sum(reference.grouped_linear(d.double(), f, dispatch.offsets) for d, f in zip((dy, dz), full))
+    assert error(got, want) <= BOUND
+    assert torch.equal(launch_w4.dequantise(w, torch.float32), int4.unpack(w, torch.float32))
+    assert torch.equal(launch_w4.dequantise(w), int4.unpack(w, torch.float32).bfloat16())
+
+
+def test_low_rank_as_one_more_inner_step():
+    torch.manual_seed(4)
+    x, w, xa, b = torch.randn(33, 40), torch.randn(4, 24, 40), torch.randn(33, 6), torch.randn(4, 24, 6)
+    dispatch = sort_by_expert(ids_of("empty", 33, 1, 4), 4)
+    got = launch.grouped_gemm(x, w, dispatch, 33, xa=xa, b=b, scale=0.5, tile=SMALL)
+    want = reference.grouped_linear(x.double(), w.double(), dispatch.offsets)
+    want = 0.5 * (want + reference.grouped_linear(xa.double(), b.double(), dispatch.offsets))
+    assert error(got, want) <= BOUND
+
+
+@pytest.mark.parametrize("swiglu", [False, True])
+@pytest.mark.parametrize("gather", [False, True])
+def test_persistent_kernel(gather, swiglu):
+    torch.manual_seed(5)
+    ids = ids_of("empty", 33, 1, 4)
+    dispatch = sort_by_expert(ids, 4)
+    x, w, w3 = torch.randn(33, 32), torch.randn(4, 48, 32) / 6, torch.randn(4, 48, 32) / 6
+    y, h1, h3 = (torch.full((33, 48), 7.0) for _ in range(3))
+    saved = (h1, h3) if swiglu else (None, None)
+    launch.persistent_launch(SMALL, x, w, w3 if swiglu else None, y, *saved, dispatch, 1, gather, programs=3)
+    rows = x.double()[dispatch.order] if gather else x.double()
+    want = reference.grouped_linear(rows, w.double(), dispatch.offsets)
+    if swiglu:
+        assert error(h1, want) <= BOUND
+        want = torch.nn.functional.silu(want) * reference.grouped_linear(rows, w3.double(), dispatch.offsets)
+    assert error(y, want) <= BOUND
+
+
+def test_grouped_linear_and_accumulation():
+    torch.manual_seed(6)
+    offsets = torch.tensor([0, 5, 5, 21], dtype=torch.int32)
+    x, w = torch.randn(21, 40, requires_grad=True), torch.randn(3, 24, 40, requires_grad=True)
+    compare(lambda *a: ops.grouped_linear(*a, offsets), lambda *a: reference.grouped_linear(*a, offsets), [x, w])
+    dy, grad = torch.randn(21, 24), torch.randn(3, 24, 40)
+    want = grad.double() + torch.stack(
+        [dy[a:b].double().t() @ x[a:b].detach().double() for a, b in ((0, 5), (5, 5), (5, 21))]
+    )
+    ops.accumulate_weight_gradient(x.detach(), dy, offsets, grad)
+    assert error(grad, want) <= BOUND
+
+
+@pytest.mark.parametrize("broken", [[0, 5, 5, 20], [1, 5, 5, 21], [0, 9, 5, 21]])
+def test_broken_offsets_give_nan_and_never_a_number(broken):
+    x, w = torch.randn(21, 24), torch.randn(3, 24, 24)
+    offsets = torch.tensor(broken, dtype=torch.int32)
+    assert ops.grouped_linear(x, w, offsets).isnan().all()
+    y = torch.zeros(21, 48)
+    dispatch = sort_by_expert(torch.zeros(21, 1, dtype=torch.long), 3)._replace(offsets=offsets)
+    launch.persistent_launch(SMALL, x[:, :16], w[:, :, :16].repeat(1, 2, 1), None, y, None, None, dispatch, 1, False, 2)
+    assert y.isnan().all()
+
+
+def test_expert_id_out_of_range_gives_nan():
+    weights = [torch.randn(2, 16, 16) for _ in range(3)]
+    ids = torch.tensor([[0], [2], [1]])
+    assert ops.experts_forward(torch.randn(3, 16), *weights, torch.ones(3, 1), ids).isnan().all()
+
+
+@triton.jit
+def _traps(a_ptr, b_ptr, i_ptr, dot_ptr, cast_ptr, int_ptr):
+    r = tl.arange(0, 16)
+    at = r[:, None] * 16 + r[None, :]
+    a, b = tl.load(a_ptr + at), tl.load(b_ptr + at)
+    tl.store(dot_ptr + at, common.dot(a, b, tl.zeros((16, 16), tl.float32)))
+    tl.store(cast_ptr + at, common.cast(tl.load(int_ptr + at), tl.bfloat16))
+    tl.store(
+        i_ptr + at, common.from_int((tl.load(i_ptr + at) * 0 + r[:, None] - 8).to(tl.int8), tl.bfloat16).to(tl.int32)
+    )
+
+
+def test_bf16_is_right_in_the_interpreter():
+    torch.manual_seed(7)
+    a, b = torch.randn(16, 16).bfloat16(), torch.randn(16, 16).bfloat16()
+    product, values = torch.zeros(16, 16), torch.randn(16, 16) * 3
+    rounded, integers = torch.zeros(16, 16, dtype=torch.bfloat16), torch.zeros(16, 16, dtype=torch.int32)
+    _traps[(1,)](a, b, integers, product, rounded, values)
+    assert error(product, a.double() @ b.double()) <= BOUND
+    assert torch.equal(rounded, values.bfloat16())
+    assert torch.equal(integers, (torch.arange(16) - 8).to(torch.int32)[:, None].expand(16, 16))

@@ -1,0 +1,57 @@
+"""All tiles of all tables compile for sm_86 and sm_90 without a spill, on a machine without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels import compile_check, tuning
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "kernels.compile_check", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_every_tile_compiles_clean_for_both_architectures():
+    pytest.importorskip("triton", reason="triton is not installed")
+    result = run("--arch", "sm_86", "sm_90", "--json")
+    content = json.loads(result.stdout)
+    problems = {f"{r['arch']} {r['op']} {r['flags']} {r['tile']}": compile_check.problem(r) for r in content["rows"]}
+    assert {k: v for k, v in problems.items() if v} == {} and content["failed"] == 0 and result.returncode == 0
+    for arch in ("sm_86", "sm_90"):
+        rows = [r for r in content["rows"] if r["arch"] == arch]
+        tiles = {(r["op"], tuple(r["tile"])) for r in rows}
+        assert tiles >= {(op, tuple(t)) for op, rules in tuning.TABLES[arch].items() for _, t in rules}
+    assert all(r["shared"] <= 99 * 1024 for r in content["rows"] if r["arch"] == "sm_86")
+    assert all(r["descriptor_loads"] for r in content["rows"] if r["op"].startswith("persistent"))
+
+
+def test_what_makes_a_kernel_unfit():
+    row = {"arch": "sm_86", "spills": 0, "stack": 0, "shared": 99 * 1024, "multiplies": True, "tensor_instructions": 4}
+    assert compile_check.problem(row) is None
+    assert "71 spill" in compile_check.problem(row | {"spills": 71})
+    assert "8 bytes of stack" in compile_check.problem(row | {"stack": 8})
+    assert "99 allowed" in compile_check.problem(row | {"shared": 99 * 1024 + 1})
+    assert compile_check.problem(row | {"arch": "sm_90", "shared": 99 * 1024 + 1}) is None
+    assert "tensor-core" in compile_check.problem(row | {"tensor_instructions": 0})
+    assert compile_check.problem(row | {"error": "CompilationError: x"}) == "CompilationError: x"
+
+
+def test_resident_blocks():
+    assert compile_check.resident_blocks(86, 168, 48 * 1024, 4) == 2  # shared memory binds
+    assert compile_check.resident_blocks(86, 255, 1024, 8) == 1  # registers bind
+    assert compile_check.resident_blocks(90, 32, 0, 4) == 16  # warps bind
+
+
+def test_an_unknown_architecture_is_told():
+    result = run("--arch", "sm_75")
+    assert result.returncode == 2 and result.stderr.strip() == "error: no tile table for sm_75; tables: sm_86, sm_90"
