@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.config_flags import add_setting_flags, given_settings
@@ -23,20 +24,20 @@ from checkpoints.model_io import LoadedModel, load_model, save_model
 from checkpoints.proof import prove
 from checkpoints.rewrite import merge_directory
 from checkpoints.run_directory import RunDirectory
-from checkpoints.upcycle import upcycle_model, upcycled_config
+from checkpoints.run_inputs import base_config, disk_needed, plan_run, require_disk
+from checkpoints.upcycle import upcycle_model
 from eval.display import CountDisplay, MetricsWriter, StageDisplay, make_console
 from eval.evaluate import evaluate
 from eval.report import loss_table, markdown_report, routing_table, score_table
-from moe.config import ModelConfig
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.sources import DataSets, load_data
 from moe.experts import widen_trainable
 from moe.hardware import choose_device, choose_dtype, describe_hardware
-from moe.memory import GIB, available_memory, plan_memory
+from moe.memory import GIB, MemoryPlan, available_memory
 from moe.model import Transformer, count_parameters
 from moe.prompt import choose_template
 from moe.tokenizer import load_tokenizer
-from moe.training.config import RunConfig, load_preset, make_config, parse_setting, preset_names
+from moe.training.config import TINY, RunConfig, load_preset, make_config, parse_setting, preset_names
 from moe.training.ridge import ridge_routers
 from moe.training.stages import make_stage
 from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokenizer
@@ -48,16 +49,18 @@ MODELS = ("base", "dense adapter", "mixture")
 def main(arguments: argparse.Namespace) -> int:
     # 1. Plan: settings, device, what exists already.
     console = make_console()
-    directory, config = open_run(arguments)
+    resumed, config = read_settings(arguments)
     device = choose_device(config.device)
     dtype = choose_dtype(device, config.dtype)
     console.print(f"{describe_hardware(device)}, weights in {str(dtype).removeprefix('torch.')}", highlight=False)
     torch.manual_seed(config.seed)
 
-    # 2. Load: data first, for its mistakes cost least; then the base.
+    # 2. Load: data first, for its mistakes cost least; then the base. What would stop the run leaves no directory.
     data = load_data(config)
+    plan = plan_run(config, base_config(config), dtype)
     if arguments.dry_run:
-        return dry_run(config, data, device, dtype, console)
+        return dry_run(config, data, plan, device, console)
+    directory = resumed or create_run(arguments, config, plan)
     metrics = MetricsWriter(directory.path, config.languages)
     session = Session(config, directory, data, console, metrics)
     base = session.load_base(dtype, device)
@@ -115,14 +118,16 @@ def main(arguments: argparse.Namespace) -> int:
 class Session:
     """What the steps share: settings, data, the run's directory, and where to print."""
 
-    def __init__(self, config: RunConfig, directory: RunDirectory, data: DataSets, console, metrics: MetricsWriter):
+    def __init__(
+        self, config: RunConfig, directory: RunDirectory, data: DataSets, console: Console, metrics: MetricsWriter
+    ):
         self.config, self.directory, self.data = config, directory, data
         self.console, self.metrics = console, metrics
 
     def load_base(self, dtype: torch.dtype, device: torch.device) -> LoadedModel:
         """Loads the dense model; the tiny one is trained first."""
         path = self.config.base
-        if path == "tiny":
+        if path == TINY:
             path = self.directory.path / "base"
             if not path.exists():
                 self._train_tiny_base(path, device)
@@ -210,8 +215,8 @@ class Session:
             merge_directory(loaded.path, merged)
 
 
-def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunConfig]:
-    """The run's directory and settings: of the run to resume, or a new one (none for a dry run)."""
+def read_settings(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunConfig]:
+    """The run to resume, if there is one, and the settings: that run's, or a preset's with the changes given."""
     given = given_settings(arguments)
     for text in arguments.set:
         name, separator, value = text.partition("=")
@@ -219,52 +224,44 @@ def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunCon
             arguments.parser.error(f"--set {text}: expected NAME=VALUE")
         given[name] = parse_setting(name, value)
     if arguments.resume:
-        if given or arguments.config or arguments.preset != "tiny":
+        if given or arguments.config or arguments.preset != TINY:
             arguments.parser.error("--resume goes on with the run's own settings; leave the others out")
         directory = RunDirectory.resume(Path(arguments.resume))
         return directory, RunConfig(**directory.settings["config"])
-    config = make_config(load_preset(arguments.config or arguments.preset), given)
-    if arguments.dry_run:
-        return None, config
+    return None, make_config(load_preset(arguments.config or arguments.preset), given).with_absolute_paths()
+
+
+def create_run(arguments: argparse.Namespace, config: RunConfig, plan: MemoryPlan) -> RunDirectory:
+    """Starts a run's directory, if the disk has room for it."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = Path(arguments.runs) / (arguments.name or f"{arguments.preset}-{stamp}")
+    path = Path(arguments.runs) / (arguments.name or f"{Path(arguments.config or arguments.preset).stem}-{stamp}")
+    require_disk(config, plan, path)
     settings = {
         "config": config.to_dict(),
         "command": shlex.join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
     }
-    load_data(config)  # a run without data leaves no directory behind
-    return RunDirectory.create(path, settings), config
+    return RunDirectory.create(path, settings)
 
 
-def dry_run(config: RunConfig, data: DataSets, device: torch.device, dtype: torch.dtype, console) -> int:
+def dry_run(config: RunConfig, data: DataSets, plan: MemoryPlan, device: torch.device, console: Console) -> int:
     """Prints what a run would take: data, parameters, memory, disk."""
     for language, pairs in data.train.items():
         held_out = ", ".join(f"{len(split[language])} {name}" for name, split in data.held_out.items())
         console.print(f"{language}: {len(pairs)} training pairs, {held_out}", highlight=False)
-    base = tiny_config(1536) if config.base == "tiny" else model_config(config)
-    sizes = (config.form, config.experts_per_token, config.expert_rank, config.shared_rank)
-    mixture = upcycled_config(base, config.languages, *sizes)
-    plan = plan_memory(mixture, config.tokens_per_batch, dtype, config.recompute)
     free = available_memory(device)
     console.print(f"{plan.describe()}; {free / GIB:.1f} GiB there", highlight=False)
     if plan.total > free:
         console.print("[bold]does not fit[/bold]: lower tokens_per_batch or the ranks, or set recompute")
     disk = shutil.disk_usage(Path.cwd()).free
-    needed = 3 * 4 * plan.trainable * 2  # states of three stages: weights and two moments, old and new at once
-    console.print(f"at most {needed / GIB:.1f} GiB on disk for states; {disk / GIB:.0f} GiB free", highlight=False)
+    console.print(
+        f"at most {disk_needed(config, plan) / GIB:.1f} GiB on disk; {disk / GIB:.0f} GiB free", highlight=False
+    )
     return 0
 
 
-def model_config(config: RunConfig) -> ModelConfig:
-    """Sizes of the base, read without its weights."""
-    from checkpoints.model_io import read_config
-
-    return read_config(config.base)
-
-
-def report(directory: RunDirectory, config: RunConfig, console, device: torch.device) -> None:
+def report(directory: RunDirectory, config: RunConfig, console: Console, device: torch.device) -> None:
     """Prints the tables and writes ``report.md``."""
     scored = {name: directory.results.get(f"scores of {name}") for name in MODELS}
     results: dict[str, dict[str, Any]] = {

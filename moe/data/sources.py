@@ -10,9 +10,8 @@ from pathlib import Path
 from moe.data.pairs import Pair, load_split
 from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
-from moe.training.config import RunConfig
+from moe.training.config import SYNTHETIC, RunConfig
 
-SYNTHETIC = "synthetic"
 SYNTHETIC_TRAIN, SYNTHETIC_HELD_OUT = 10_000, 400  # pairs per language that are drawn unless fewer are asked for
 
 Pairs = dict[str, list[Pair]]

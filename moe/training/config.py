@@ -8,7 +8,7 @@ from __future__ import annotations
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from moe.config import EXPERT_FORMS
 from moe.errors import UserError, did_you_mean
 from moe.languages import DEFAULT_LANGUAGES, get_language
 
+TINY, SMOLLM2, SYNTHETIC = "tiny", "smollm2", "synthetic"  # names of a base and of data that are no paths
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
 
 
@@ -115,6 +116,15 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON-able values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def with_absolute_paths(self) -> RunConfig:
+        """The same settings with files named so that a run can be resumed from any working directory."""
+        found = {name: str(Path(getattr(self, name)).absolute()) for name in ("base", "data") if self._is_path(name)}
+        return replace(self, **found)
+
+    def _is_path(self, name: str) -> bool:
+        value = getattr(self, name)
+        return bool(value) and value not in (TINY, SMOLLM2, SYNTHETIC) and Path(value).exists()
 
     @property
     def adapter_rank(self) -> int:
