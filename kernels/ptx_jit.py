@@ -20,7 +20,11 @@ from kernels.gpu.launch import row_grid
 from kernels.gpu.variants import Variant, variants
 from kernels.tuning import TABLES
 
-_CTYPES = {"i32": ctypes.c_int32, "fp32": ctypes.c_float}
+
+def _ctype(argument: Any) -> type:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p
+    return ctypes.c_float if isinstance(argument, float) else ctypes.c_int32
 
 
 def _check(result: tuple[Any, ...]) -> Any:
@@ -40,13 +44,11 @@ def run_ptx(ptx: str, name: str, shared: int, grid: int, warps: int, arguments: 
         function = _check(driver.cuModuleGetFunction(module, name.encode()))
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _check(driver.cuFuncSetAttribute(function, attribute, shared))
-        values = tuple(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments)
-        types = tuple(
-            ctypes.c_void_p
-            if isinstance(a, Tensor) or a is None
-            else _CTYPES["fp32" if isinstance(a, float) else "i32"]
-            for a in arguments
-        )
+        # Triton declares pointers for scratch memory after the kernel's own parameters; no kernel here uses any
+        declared = ptx.split(name, 1)[1].split(")", 1)[0].count(".param")
+        scratch = [ctypes.c_void_p] * (declared - len(arguments))
+        values = (*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments), *(0 for _ in scratch))
+        types = (*(_ctype(a) for a in arguments), *scratch)
         stream = torch.cuda.current_stream().cuda_stream
         _check(driver.cuLaunchKernel(function, grid, 1, 1, 32 * warps, 1, 1, shared, stream, (values, types), 0))
         torch.cuda.synchronize()
@@ -57,12 +59,6 @@ def run_ptx(ptx: str, name: str, shared: int, grid: int, warps: int, arguments: 
 def _variant(op: str) -> Variant:
     """The largest tile of ``op`` in sm_86's table."""
     return [v for v in variants(TABLES["sm_86"]) if v.op == op][-1]
-
-
-def _scratch_arguments(ptx: str, name: str, given: list[Any]) -> list[Any]:
-    """Triton adds pointers for scratch memory after the declared parameters; nothing here uses any."""
-    declared = ptx.split(name, 1)[1].split(")", 1)[0].count(".param")
-    return given + [None] * (declared - len(given))
 
 
 def check_sm86_down_projection(rows: int = 512) -> dict[str, Any]:
@@ -91,7 +87,7 @@ def check_sm86_down_projection(rows: int = 512) -> dict[str, Any]:
         _, ptx, shared, name = compile_variant(86, variant)
         given = [tensors[a] for a in variant.kernel.arg_names if a not in c]
         grid = row_grid(rows, n, experts, variant.tile)
-        run_ptx(ptx, name, shared, grid, variant.tile.warps, _scratch_arguments(ptx, name, given))
+        run_ptx(ptx, name, shared, grid, variant.tile.warps, given)
         source = (dispatch.order // top_k) if op == "swiglu" else torch.arange(rows, device="cuda")
         want = torch.empty(rows, n, device="cuda", dtype=torch.float64)
         bounds = dispatch.offsets.tolist()

@@ -46,6 +46,10 @@ def _dual(flags: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in flags.items() if k not in ("x2_ptr", "w2_ptr")}
 
 
+def _low_rank_step(flags: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in flags.items() if k not in ("xa_ptr", "b_ptr")}
+
+
 _SWIGLU = {"GATHER": True, "TWO_INPUTS": False, "HAS_BASE": False, "x2_ptr": None, "base1_ptr": None, "base3_ptr": None}
 _BACKWARD = {"PRODUCT": True, "GATHER": True, "HAS_BASE": False, "GATHER_BASE": False, "base_ptr": None}
 _ONE = {"q3_ptr": None, "s3_ptr": None, "h1_ptr": None, "h3_ptr": None, "SWIGLU": False, "SAVE_H": False}
@@ -79,6 +83,12 @@ _FLAGS: dict[str, list[tuple[str, Any, dict[str, Any], dict[str, str]]]] = {
             "pair dX",
             gemm.grouped_gemm_kernel,
             {**_dual(_gemm_flags(TRANSPOSED=True, DUAL=True)), "N": WIDTH, "K": RANK},
+            {},
+        ),
+        (
+            "W and B A",
+            gemm.grouped_gemm_kernel,
+            {**_low_rank_step(_gemm_flags(RANK=RANK, RANK_STEP=RANK)), **DOWN},
             {},
         ),
     ],
