@@ -36,7 +36,6 @@ from moe.errors import UserError, did_you_mean
 Status = Literal["passed", "failed", "compile_error", "runtime_error", "timeout", "unavailable"]
 STATUSES: tuple[Status, ...] = ("passed", "failed", "compile_error", "runtime_error", "timeout", "unavailable")
 
-_COMPILE_SECONDS = 120.0  # compilers are trusted, but not to be quick on a busy machine
 _MEBIBYTE = 1 << 20
 _MEMORY = {"python": 1024 * _MEBIBYTE, "cpp": 1024 * _MEBIBYTE}  # address space; the other two reserve far more
 _FILE_BYTES = 64 * _MEBIBYTE  # any file, standard output among them
@@ -92,15 +91,15 @@ def missing_tools(language: str) -> tuple[str, ...]:
     return tuple(tool for tool in _TOOLS[_known(language)] if shutil.which(tool) is None)
 
 
-def run_program(language: str, source: str, timeout_s: float = 10.0) -> ProgramOutput:
-    """Compiles and runs a complete program (Java: the class ``Main``); ``timeout_s`` is for the run alone."""
+def run_program(language: str, source: str, timeout_s: float = 10.0, compile_timeout_s: float = 120.0) -> ProgramOutput:
+    """Compiles and runs a complete program (Java: the class ``Main``); both limits are wall time in seconds."""
     if missing := missing_tools(language):
         return ProgramOutput("unavailable", stderr=f"{' and '.join(missing)} not found on the path")
     with tempfile.TemporaryDirectory(prefix="execution-") as folder:
         Path(folder, _SOURCES[language]).write_text(source, encoding="utf-8", errors="replace")
         compiler, program = _commands(language)
         if compiler:
-            built = _run(compiler, folder, _COMPILE_SECONDS, memory=0)
+            built = _run(compiler, folder, compile_timeout_s, memory=0)
             if built.code != 0:
                 return ProgramOutput("timeout" if built.code is None else "compile_error", built.stdout, built.stderr)
         ended = _run(program, folder, timeout_s, memory=_MEMORY.get(language, 0))

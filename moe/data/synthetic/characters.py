@@ -27,7 +27,7 @@ def _one_of(key: str, name: str, members: str) -> Part:
         f'@v in "{members}"',
         f'"{members}".indexOf(@v) >= 0',
         f'"{members}".includes(@v)',
-        f'std::string("{members}").find(@v) != std::string::npos',
+        f'std::strchr("{members}", @v) != nullptr',
         members,
     )
 

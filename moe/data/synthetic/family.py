@@ -98,6 +98,31 @@ def c_like(java: str) -> dict[str, str]:
     return {"java": re.sub(r"\bconst (?=int|double|boolean|String)", "", plain), "javascript": javascript, "cpp": cpp}
 
 
+def grid_like(java: str) -> dict[str, str]:
+    """As ``c_like`` for loops over ``@m`` with ``ROWS`` and ``COLS``; translates ``int[][] result = new ...`` too."""
+    code = c_like(java)
+    sizes = {"java": "length", "javascript": "length", "cpp": "size()"}
+    code = {
+        key: body.replace("ROWS", f"@m.{sizes[key]}").replace("COLS", f"@m[0].{sizes[key]}")
+        for key, body in code.items()
+    }
+    code["javascript"] = re.sub(
+        r"int\[\]\[\] result = new int\[(.*?)\]\[(.*?)\];",
+        r"const result = Array.from({ length: \1 }, () => new Array(\2).fill(0));",
+        code["javascript"],
+    )
+    code["cpp"] = re.sub(
+        r"int\[\]\[\] result = new int\[(.*?)\]\[(.*?)\];",
+        r"std::vector<std::vector<int>> result(\1, std::vector<int>(\2));",
+        code["cpp"].replace(".length", ".size()"),
+    )
+    if "size()" in code["cpp"]:
+        code["cpp"] = (
+            code["cpp"].replace("for (int i", "for (std::size_t i").replace("for (int j", "for (std::size_t j")
+        )
+    return code
+
+
 @dataclass(frozen=True)
 class Case:
     """One call: JSON-able arguments (see ``types.to_json``) and the value that the oracle expects."""
@@ -198,6 +223,8 @@ def _with_signature(language: str, signature: Signature, body: str) -> str:
         head = f"public static {java_type(signature.returns)}"
     else:
         head = cpp_type(signature.returns)
+    if len(head) + len(signature.name) + len(parameters) > 105:
+        parameters = "\n    " + parameters.replace(", const", ",\n    const")
     return f"{head} {signature.name}({parameters}) {{\n{_indented(body)}\n}}\n"
 
 

@@ -133,6 +133,7 @@ _CPP_HARNESS = """
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <numeric>
@@ -184,12 +185,13 @@ bool same(const M& actual, const std::map<K, V>& expected) {
     return true;
 }
 
-template <typename Call, typename E>
-void check(const char* label, Call call, const E& expected) {
+// The arguments are variables here: an answer may take them by non-const reference.
+template <typename Call, typename E, typename... Arguments>
+void check(const char* label, Call call, const E& expected, Arguments... arguments) {
     bool passed = false;
     std::string shown = "got another value";
     try {
-        passed = same(call(), expected);
+        passed = same(call(arguments...), expected);
     } catch (const std::exception& error) {
         shown = std::string("raised ") + error.what();
     }
@@ -302,14 +304,13 @@ def _cpp(solutions: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         includes += re.findall(r"^\s*#include.*$", code, re.M)
         code = re.sub(r"^\s*#include.*$", "", code, flags=re.M)
         name = entry_point("cpp", code, tests["function"])
-        lines = []
+        # One generic call per solution, not one per case: it is the templates that cost compile time.
+        lines = [f"    const auto call = [](auto&... arguments) {{ return s{index}::{name}(arguments...); }};"]
         for number, (arguments, expected) in enumerate(_calls("cpp", tests)):
-            # Variables, not temporaries: an answer may take its arguments by non-const reference.
             types = [cpp_type(type_) for _, type_ in tests["parameters"]]
-            values = "".join(f"{t} a{i} = {v}; " for i, (t, v) in enumerate(zip(types, arguments, strict=True)))
-            call = f"s{index}::{name}({', '.join(f'a{i}' for i in range(len(arguments)))})"
+            values = "".join(f", {t}({v})" for t, v in zip(types, arguments, strict=True))
             expects = f"{cpp_type(tests['returns'])}({expected})"
-            lines.append(f'    {{ {values}harness::check("{index}.{number}", [&] {{ return {call}; }}, {expects}); }}')
+            lines.append(f'    harness::check("{index}.{number}", call, {expects}{values});')
         parts.append(f"namespace s{index} {{\n{code}\n}}\nstatic void run{index}() {{\n" + "\n".join(lines) + "\n}")
         main.append(f"    run{index}();")
     body = "int main() {\n" + "\n".join(main) + "\n}"

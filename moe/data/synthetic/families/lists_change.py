@@ -41,7 +41,11 @@ def update_matching(predicate: Part, transform: Part) -> Blueprint:
         parts={"pred": (predicate, "@x"), "out": (transform, "@x")},
         code={
             "python": "return [@out if @pred else @x for @x in @xs]",
-            "java": "return @xs.stream().map(@x -> @pred ? @out : @x).collect(Collectors.toList());",
+            "java": """
+                return @xs.stream()
+                        .map(@x -> @pred ? @out : @x)
+                        .collect(Collectors.toList());
+            """,
             "javascript": "return @xs.map((@x) => (@pred ? @out : @x));",
             "cpp": """
                 std::vector<int> result;
@@ -72,7 +76,11 @@ def replace_matching(predicate: Part, replacement: int) -> Blueprint:
         parts={"pred": (predicate, "@x")},
         code={
             "python": f"return [{replacement} if @pred else @x for @x in @xs]",
-            "java": f"return @xs.stream().map(@x -> @pred ? {replacement} : @x).collect(Collectors.toList());",
+            "java": f"""
+                return @xs.stream()
+                        .map(@x -> @pred ? {replacement} : @x)
+                        .collect(Collectors.toList());
+            """,
             "javascript": f"return @xs.map((@x) => (@pred ? {replacement} : @x));",
             "cpp": f"""
                 std::vector<int> result = @xs;
@@ -173,7 +181,11 @@ def partition(predicate: Part) -> Blueprint:
         nouns=NUMBERS,
         parts={"pred": (predicate, "@x")},
         code={
-            "python": "return [@x for @x in @xs if @pred] + [@x for @x in @xs if not (@pred)]",
+            "python": """
+                matching = [@x for @x in @xs if @pred]
+                rest = [@x for @x in @xs if not (@pred)]
+                return matching + rest
+            """,
             "java": """
                 List<Integer> result = new ArrayList<>();
                 List<Integer> rest = new ArrayList<>();
@@ -183,7 +195,11 @@ def partition(predicate: Part) -> Blueprint:
                 result.addAll(rest);
                 return result;
             """,
-            "javascript": "return [...@xs.filter((@x) => @pred), ...@xs.filter((@x) => !(@pred))];",
+            "javascript": """
+                const matching = @xs.filter((@x) => @pred);
+                const rest = @xs.filter((@x) => !(@pred));
+                return [...matching, ...rest];
+            """,
             "cpp": """
                 std::vector<int> result = @xs;
                 std::stable_partition(result.begin(), result.end(), [](int @x) { return @pred; });

@@ -42,7 +42,11 @@ def sum_matching(predicate: Part, transform: Part) -> Blueprint:
                 }
                 return total;
             """,
-            "javascript": "return @xs.filter((@x) => @pred).reduce((total, @x) => total + @out, 0);",
+            "javascript": """
+                return @xs
+                    .filter((@x) => @pred)
+                    .reduce((total, @x) => total + @out, 0);
+            """,
             "cpp": """
                 int total = 0;
                 for (int @x : @xs) {
@@ -354,7 +358,8 @@ def find_matching(predicate: Part, side: str, goal: str) -> Blueprint:
             """,
             "javascript": javascript,
             "cpp": f"""
-                auto found = std::find_if({iterators}, [](int @x) {{ return @pred; }});
+                const auto matches = [](int @x) {{ return @pred; }};
+                const auto found = std::find_if({iterators}, matches);
                 return found == {end} ? {default} : {position if index else "*found"};
             """,
         },

@@ -339,7 +339,11 @@ def every_kth(start: int, step: int, goal: str) -> Blueprint:
     template = template.replace("START", str(start)).replace("STEP", str(step))
     java = template.replace("SIZE", "@xs.size()").replace("ITEM", "@xs.get(i)").replace("FIRST", f"@xs.get({start})")
     javascript = template.replace("SIZE", "@xs.length").replace("ITEM", "@xs[i]").replace("FIRST", f"@xs[{start}]")
-    javascript = javascript.replace(declare, "const result = []").replace("add(", "push(").replace("int ", "let ")
+    javascript = (
+        javascript.replace("List<Integer> result = new ArrayList<>()", "const result = []")
+        .replace("add(", "push(")
+        .replace("int ", "let ")
+    )
     cpp = template.replace("SIZE", "@xs.size()").replace("ITEM", "@xs[i]").replace("FIRST", f"@xs[{start}]")
     cpp = cpp.replace("List<Integer> result = new ArrayList<>()", "std::vector<int> result").replace(
         "add(", "push_back("

@@ -91,7 +91,12 @@ def axis_totals(predicate: Part, axis: str, goal: str) -> Blueprint:
                     .map(row -> {cast}Arrays.stream(row).filter(value -> @pred){stream})
                     .collect(Collectors.toList());
         """,
-        "javascript": f"return @m.map((row) => row.filter((value) => @pred){reduce});",
+        "javascript": f"""
+            return @m.map((row) => {{
+                const chosen = row.filter((value) => @pred);
+                return chosen{reduce};
+            }});
+        """,
         "cpp": f"""
             std::vector<int> result;
             for (const auto& row : @m) {{
@@ -218,7 +223,7 @@ def filter_rows(predicate: Part, measure: str) -> Blueprint:
             """,
         },
         oracle=lambda m: list(filter(lambda row: predicate.apply(measured(row)), m)),
-        inputs=MATRICES,
+        inputs=(*MATRICES, ([[-5, -1], [40, 60], [-9, 3]],)),
     )
 
 

@@ -4,34 +4,9 @@ from __future__ import annotations
 
 import re
 
-from moe.data.synthetic.family import Blueprint, Part, c_like, family
+from moe.data.synthetic.family import Blueprint, Part, family, grid_like
 from moe.data.synthetic.inputs import MATRICES, SQUARE_MATRICES
 from moe.data.synthetic.parts import ABSOLUTE, CUBE, DOUBLE, INT_PREDICATES, MATRIX, SAME, SQUARE
-
-
-def _grid(java: str) -> dict[str, str]:
-    """As ``c_like`` for loops over ``@m`` with ``ROWS`` and ``COLS``; translates ``int[][] result = new ...`` too."""
-    code = c_like(java)
-    sizes = {"java": "length", "javascript": "length", "cpp": "size()"}
-    code = {
-        key: body.replace("ROWS", f"@m.{sizes[key]}").replace("COLS", f"@m[0].{sizes[key]}")
-        for key, body in code.items()
-    }
-    code["javascript"] = re.sub(
-        r"int\[\]\[\] result = new int\[(.*?)\]\[(.*?)\];",
-        r"const result = Array.from({ length: \1 }, () => new Array(\2).fill(0));",
-        code["javascript"],
-    )
-    code["cpp"] = re.sub(
-        r"int\[\]\[\] result = new int\[(.*?)\]\[(.*?)\];",
-        r"std::vector<std::vector<int>> result(\1, std::vector<int>(\2));",
-        code["cpp"].replace(".length", ".size()"),
-    )
-    if "size()" in code["cpp"]:
-        code["cpp"] = (
-            code["cpp"].replace("for (int i", "for (std::size_t i").replace("for (int j", "for (std::size_t j")
-        )
-    return code
 
 
 @family(
@@ -56,7 +31,7 @@ def diagonal(which: str, goal: str, transform: Part) -> Blueprint:
         "largest": ("int largest = Integer.MIN_VALUE", "largest = Math.max(largest, @out)"),
         "smallest": ("int smallest = Integer.MAX_VALUE", "smallest = Math.min(smallest, @out)"),
     }[goal]
-    code = _grid(f"""
+    code = grid_like(f"""
         {declare};
         for (int i = 0; i < ROWS; i++) {{
             const int value = {item};
@@ -105,7 +80,7 @@ def diagonal_matrix(on: int, off: int) -> Blueprint:
         nouns=({"n": "n"}, {"n": "size"}),
         code={
             "python": f"return [[{on} if i == j else {off} for j in range(@n)] for i in range(@n)]",
-            **_grid(f"""
+            **grid_like(f"""
                 int[][] result = new int[@n][@n];
                 for (int i = 0; i < @n; i++) {{
                     for (int j = 0; j < @n; j++) {{
@@ -153,7 +128,7 @@ def table(value: str, offset: int, times: int) -> Blueprint:
         nouns=({},),
         code={
             "python": f"return [[{inner} for j in range(columns)] for i in range(rows)]",
-            **_grid(f"""
+            **grid_like(f"""
                 int[][] result = new int[rows][columns];
                 for (int i = 0; i < rows; i++) {{
                     for (int j = 0; j < columns; j++) {{
@@ -199,7 +174,7 @@ def combine_matrices(operation: str, transform: Part) -> Blueprint:
     """
     if transform is SAME:
         body = re.sub(r" *const int value.*\n", "", body).replace("@out", other)
-    code = _grid(body)
+    code = grid_like(body)
     apply = {
         "sum": lambda x, y: x + y,
         "difference": lambda x, y: x - y,
@@ -250,7 +225,7 @@ def edge_total(edge: str, predicate: Part, goal: str) -> Blueprint:
     declare, update = ("int total = 0", "total += value") if goal == "sum" else ("int count = 0", "count++")
     items = {"python": python if row_wise else f"({python[1:-1]})"}
     head = f"{loop} {{" if row_wise else f"for (int[] row : @m) {{\n            const int value = {loop};"
-    code = _grid(f"""
+    code = grid_like(f"""
         {declare};
         {head}
             if (@pred) {{
@@ -289,7 +264,7 @@ def edge_total(edge: str, predicate: Part, goal: str) -> Blueprint:
                 and predicate.apply(m[i][j])
             ]
         ),
-        inputs=MATRICES,
+        inputs=(*MATRICES, ([[-5, -1], [40, 60], [-9, 3]],)),
     )
 
 
@@ -318,7 +293,7 @@ def triangle_sum(side: str, diagonal: bool, predicate: Part) -> Blueprint:
         parts={"pred": (predicate, "@m[i][j]")},
         code={
             "python": f"return sum(@m[i][j] for i in range(len(@m)) for j in range({bounds}) if @pred)",
-            **_grid(f"""
+            **grid_like(f"""
                 int total = 0;
                 for (int i = 0; i < ROWS; i++) {{
                     for (int j = {start}; {test}; j++) {{
@@ -389,7 +364,7 @@ def rearrange(how: str) -> Blueprint:
         nouns=MATRIX,
         code={
             "python": f"return {python}",
-            **_grid(f"""
+            **grid_like(f"""
                 int[][] result = new int[{rows}][{columns}];
                 for (int i = 0; i < {rows}; i++) {{
                     for (int j = 0; j < {columns}; j++) {{

@@ -46,7 +46,7 @@ def digits(predicate: Part, goal: str) -> Blueprint:
         return {result};
     """
     values = {"sum": "total + digit", "count": "", "product": "total * digit"}[goal]
-    reduce = ".length" if goal == "count" else f".reduce((total, digit) => {values}, {start[-1]})"
+    reduce = ".length" if goal == "count" else f"\n                    .reduce((total, digit) => {values}, {start[-1]})"
     stream = {"sum": ".sum()", "count": ".count()", "product": ".reduce(1, (a, b) -> a * b)"}[goal]
     return Blueprint(
         texts=(
@@ -69,7 +69,11 @@ def digits(predicate: Part, goal: str) -> Blueprint:
                         .filter(digit -> @pred)
                         {stream};
             """,
-            "javascript": f"return [...String(@x)].map(Number).filter((digit) => @pred){reduce};",
+            "javascript": f"""
+                return [...String(@x)]
+                    .map(Number)
+                    .filter((digit) => @pred){reduce};
+            """,
             "cpp": java_like.replace("count++", "++count"),
         },
         oracle=lambda x: {"sum": sum, "count": len, "product": math.prod}[goal](
@@ -121,6 +125,8 @@ def check_digits(predicate: Part, quantifier: str) -> Blueprint:
             (5,),
             (4,),
             (144,),
+            (89,),
+            (98,),
             (30,),
         ),
     )

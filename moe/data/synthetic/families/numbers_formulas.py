@@ -85,13 +85,24 @@ def convert_unit(unit: tuple[str, str, float], forward: bool, round_down: bool) 
         returns="int" if round_down else "float",
         nouns=({},),
         code=code,
-        # Inputs are such that no product comes within rounding error of a whole number, but for 0.
-        oracle=lambda amount: int(amount * scale + 1e-9) if round_down else amount * scale,
-        inputs=((0.0,), (1.3,), (2.7,), (10.9,), (123.4,), (8888.8,)),
+        oracle=lambda amount: int(amount * scale) if round_down else amount * scale,
+        # Rounding down is only asked of results that are not within rounding error of a whole number.
+        inputs=[
+            (amount,)
+            for amount in (0.0, 1.3, 2.7, 10.9, 123.4, 8888.8, 3.14159, 47.123456, 999.00123)
+            if amount == 0 or not round_down or 0.001 < amount * scale % 1 < 0.999
+        ],
     )
 
 
-@family("numbers", plus=(1, 2, 3, 5, 8), times=(2, 3, 4, 10), minus=(1, 4, 6, 7), first=("add", "multiply"))
+@family(
+    "numbers",
+    plus=(1, 2, 3, 5, 8),
+    times=(2, 3, 4, 10),
+    minus=(1, 4, 6, 7),
+    first=("add", "multiply"),
+    allowed=lambda plus, times, minus, first: first == "add" or minus != times,
+)
 def formula(plus: int, times: int, minus: int, first: str) -> Blueprint:
     steps = {
         "add": f"Add {plus} to a @x, multiply the result by {times} and subtract {minus}",

@@ -233,7 +233,11 @@ def sequence(start: int, step: int, change: str) -> Blueprint:
 
 
 @family(
-    "numbers", starts=((0, 1), (1, 1), (2, 1), (1, 3), (3, 2)), factor=(1, 2, 3), second=("plus", "minus", "plus twice")
+    "numbers",
+    starts=((0, 1), (1, 1), (2, 1), (1, 3), (3, 2)),
+    factor=(1, 2, 3),
+    second=("plus", "minus", "plus twice"),
+    allowed=lambda starts, factor, second: (starts, factor, second) != ((1, 1), 2, "minus"),
 )
 def recurrence(starts: tuple[int, int], factor: int, second: str) -> Blueprint:
     first, then = starts

@@ -295,6 +295,7 @@ def two_numbers(predicate: Part, joint: str) -> Blueprint:
             (105, 1),
             (420, 30),
             (60, 120),
+            (14, 28),
             (-7, -9),
             (9, 14),
         ),

@@ -1,0 +1,171 @@
+"""The synthetic tasks: enough of them, the same every time, and held-out problems that training never sees."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from moe.data.synthetic import LANGUAGES, SPLITS, families, generate_pairs, generate_problems
+from moe.data.synthetic.family import describe
+from moe.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[3]
+CATEGORIES = {"numbers", "strings", "lists", "maps", "matrices"}
+
+
+@pytest.fixture(scope="module")
+def blueprints():
+    """Every problem there is, as (family, split, parameters, blueprint)."""
+    return [
+        (family, split, point, family.build(**point))
+        for family in families()
+        for split in SPLITS
+        for point in family.split_points(split)
+    ]
+
+
+def test_at_least_sixty_families_over_all_categories():
+    names = [family.name for family in families()]
+    assert len(set(names)) == len(names) >= 64
+    counts = Counter(family.category for family in families())
+    assert set(counts) == CATEGORIES
+    assert min(counts.values()) >= 8
+
+
+def test_split_sizes_and_every_family_in_training(blueprints):
+    sizes = Counter(split for _, split, _, _ in blueprints)
+    assert sizes["validation"] >= 400
+    assert sizes["test"] >= 400
+    assert {family.name for family, split, _, _ in blueprints if split == "train"} == {f.name for f in families()}
+
+
+def test_splits_have_no_problem_text_or_code_in_common(blueprints):
+    texts: dict[str, tuple] = {}
+    codes: dict[str, str] = {}
+    for family, split, point, blueprint in blueprints:
+        problem = (family.name, describe(point))
+        for surface in range(blueprint.surfaces):
+            # A text asks for one problem only, so a rewording of a held-out problem cannot be in training either.
+            assert texts.setdefault(blueprint.text(surface), problem) == problem
+        for nouns in range(len(blueprint.nouns)):
+            code = blueprint.solution("java", nouns)
+            code = re.sub(rf"\b{blueprint.signature('java', nouns).name}\b", "f", code)
+            assert codes.setdefault(code, split) == split, code
+
+
+def test_held_out_problems_combine_parts_known_from_training(blueprints):
+    known = {value for _, split, point, _ in blueprints if split == "train" for _, value in describe(point)}
+    for family, split, point, _ in blueprints:
+        if split != "train":
+            assert {value for _, value in describe(point)} <= known, family.name
+
+
+def test_texts_are_sentences_and_names_are_filled_in(blueprints):
+    for family, _, _, blueprint in blueprints:
+        for surface in range(blueprint.surfaces):
+            text = blueprint.text(surface)
+            assert 5 <= len(text.split()) <= 40, text
+            assert text[0].isupper() and text.endswith("."), text
+            assert not re.search(r"@|~|  | [,;]|\b(False|None|True)\b", text), (family.name, text)
+            assert not re.search(r"\ba (item|age|even|odd|empty)\b", text), (family.name, text)
+
+
+def test_solutions_are_short(blueprints):
+    for _, _, _, blueprint in blueprints:
+        for language in LANGUAGES:
+            code = blueprint.solution(language, 0)
+            assert 2 <= code.count("\n") <= 16, code
+            assert max(map(len, code.split("\n"))) <= 120, code
+            assert not re.search(r"@|\b(VALUE|ITEM|ROWS|COLS|SIZE|LENGTH|UPDATE|DECLARE|NAME|OUT|CUT|DIV)\b", code), (
+                code
+            )
+
+
+def test_expected_values_fit_in_32_bits_and_inputs_are_not_changed(blueprints):
+    def numbers(value):
+        if isinstance(value, list | tuple):
+            for item in value:
+                yield from numbers(item)
+        elif isinstance(value, int | float):
+            yield value
+
+    for family, _, _, blueprint in blueprints:
+        before = repr(blueprint.inputs)
+        cases = blueprint.cases()
+        assert repr(blueprint.inputs) == before, family.name
+        assert len(cases) >= 3
+        assert all(abs(number) < 2**31 for case in cases for number in numbers((case.arguments, case.expected)))
+        # More than one answer: else a function that ignores its arguments would pass.
+        assert len({repr(case.expected) for case in cases}) > 1, family.name
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_ten_thousand_distinct_training_pairs(language):
+    pairs = generate_pairs(language, 10_000, seed=1)
+    assert len({(pair.text, pair.code) for pair in pairs}) == 10_000
+    assert {pair.language for pair in pairs} == {language}
+    assert len({pair.id.split("(")[0] for pair in pairs}) == len(families())
+    tests = json.loads(pairs[0].tests)
+    assert tests["function"] in pairs[0].code
+    assert all(name in pairs[0].code for name, _ in tests["parameters"])
+
+
+def test_pairs_and_problems_are_the_same_tasks_in_every_language():
+    problems = generate_problems(30, seed=5, split="test")
+    for language in LANGUAGES:
+        pairs = generate_pairs(language, 30, seed=5, split="test")
+        assert [pair.text for pair in pairs] == [problem.text for problem in problems]
+        assert [pair.code for pair in pairs] == [problem.solutions[language] for problem in problems]
+        assert [json.loads(pair.tests) for pair in pairs] == [problem.tests_for(language) for problem in problems]
+
+
+def test_held_out_draws_give_every_problem_once_before_rewordings():
+    problems = generate_problems(400, seed=2, split="validation")
+    assert len({problem.id for problem in problems}) == 400
+
+
+def test_seeds_differ_and_prefixes_agree():
+    first, other = generate_pairs("cpp", 50, seed=0), generate_pairs("cpp", 50, seed=1)
+    assert first != other
+    assert generate_pairs("cpp", 20, seed=0) == first[:20]
+
+
+def test_same_pairs_whatever_the_hash_seed():
+    script = (
+        "import hashlib; from moe.data.synthetic import LANGUAGES, SPLITS, generate_pairs\n"
+        "pairs = [generate_pairs(lang, 300, seed=3, split=split) for lang in LANGUAGES for split in SPLITS]\n"
+        "print(hashlib.sha256(repr(pairs).encode()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1")
+    }
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: generate_pairs("pyton", 1), "did you mean 'python'"),
+        (lambda: generate_pairs("go", 1), "it writes python, java, javascript, cpp"),
+        (lambda: generate_pairs("java", 1, split="valid"), "unknown split 'valid'"),
+        (lambda: generate_pairs("java", -1), "cannot be negative"),
+        (lambda: generate_problems(10**6, split="test"), "the test split has"),
+    ],
+)
+def test_impossible_requests_get_one_line(call, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        call()
+    assert "\n" not in str(caught.value)
