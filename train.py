@@ -270,10 +270,10 @@ def report(directory: RunDirectory, config: RunConfig, console: Console, device:
     found = scored["mixture"]["specialization"]
     for split in config.test_sets:
         console.print(loss_table(results, split, config.languages))
-    title = "Routing of held-out response tokens"
+    title = "Routing of held-out response tokens: gate weight of each expert"
     console.print(routing_table(found["table"], config.languages, title))
     console.print(
-        f"I(language; expert) per layer, bits: {' '.join(f'{x:.2f}' for x in found['information'])} "
+        f"I(language; first-choice expert) per layer, bits: {' '.join(f'{x:.2f}' for x in found['information'])} "
         f"(shuffled labels: at most {max(found['shuffled']):.3f})",
         highlight=False,
     )

@@ -46,7 +46,7 @@ def loss_table(results: Results, split: str, languages: Sequence[str]) -> Table:
 
 
 def routing_table(shares: Sequence[Sequence[float]], languages: Sequence[str], title: str) -> Table:
-    """Share of each language's routed slots that each expert got; expert i is language i's."""
+    """Share of each language's gate weight (or routed slots) that each expert got; expert i is language i's."""
     table = Table(title=title, title_justify="left")
     table.add_column("tokens of \\ expert")
     names = language_names(languages)
@@ -75,11 +75,16 @@ def markdown_report(summary: Mapping[str, Any]) -> str:
         lines.append("")
     if summary.get("specialization"):
         found = summary["specialization"]
-        lines += ["## Routing", "", f"| tokens of | {' | '.join(names)} |", "|" + "---|" * (len(names) + 1)]
+        lines += [
+            "## Routing: gate weight of each expert",
+            "",
+            f"| tokens of | {' | '.join(names)} |",
+            "|" + "---|" * (len(names) + 1),
+        ]
         for name, row in zip(names, found["table"], strict=True):
             lines.append(f"| {name} | {' | '.join(f'{share:.1%}' for share in row)} |")
         information = ", ".join(f"{bits:.2f}" for bits in found["information"])
         chance = max(found["shuffled"])
-        lines += ["", f"I(language; expert) in bits, layer by layer: {information}."]
+        lines += ["", f"I(language; first-choice expert) in bits, layer by layer: {information}."]
         lines += [f"With shuffled labels at most {chance:.3f} bits.", ""]
     return "\n".join(lines)

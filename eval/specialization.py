@@ -25,35 +25,46 @@ def mutual_information(counts: Tensor) -> float:
 class RoutingCounter:
     """Counts which experts the response tokens of each language visit, layer by layer.
 
-    Pass it as ``on_output`` to :func:`eval.perplexity.held_out_loss`. A second table has the same slots with every
-    example's language drawn anew: the mutual information that chance alone gives with this much data.
+    Pass it as ``on_output`` to :func:`eval.perplexity.held_out_loss`. Two tables are kept: gate weight per expert (what
+    share of the output is whose), and each token's first choice. A third has the first choices with every example's
+    language drawn anew: the mutual information that chance alone gives with this much data.
     """
 
     def __init__(self, languages: int, layers: int, experts: int, seed: int = 0):
-        self.counts = torch.zeros(layers, languages, experts, dtype=torch.float64)
-        self.shuffled = torch.zeros_like(self.counts)
+        self.weights = torch.zeros(layers, languages, experts, dtype=torch.float64)
+        self.first = torch.zeros_like(self.weights)
+        self.shuffled = torch.zeros_like(self.weights)
         self._generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, batch: Batch, output: ModelOutput) -> None:
-        languages, experts = self.counts.shape[1:]
+        languages, experts = self.first.shape[1:]
         lengths = torch.tensor(batch.documents)
         drawn = torch.randint(0, languages, (len(batch.documents),), generator=self._generator)
-        random_labels = torch.repeat_interleave(drawn, lengths)  # [S]
         positions = batch.positions.cpu()
+        labels = batch.languages.cpu()[positions]  # [N]
+        random_labels = torch.repeat_interleave(drawn, lengths)[positions]  # [N]
         for layer, routing in enumerate(output.routing):
-            chosen = routing.expert_ids.cpu()[positions]  # [N, K]
-            for table, labels in ((self.counts, batch.languages.cpu()), (self.shuffled, random_labels)):
-                slots = labels[positions][:, None] * experts + chosen
-                table[layer] += torch.bincount(slots.flatten(), minlength=languages * experts).view(languages, experts)
+            chosen, gates = routing.expert_ids.cpu()[positions], routing.gates.cpu()[positions].double()  # [N, K]
+            self.weights[layer] += _count(labels, chosen, gates, languages, experts)
+            ones = torch.ones_like(gates[:, :1])
+            self.first[layer] += _count(labels, chosen[:, :1], ones, languages, experts)
+            self.shuffled[layer] += _count(random_labels, chosen[:, :1], ones, languages, experts)
 
     def specialization(self) -> Specialization:
         """The result once everything is counted."""
-        table = self.counts.sum(dim=0)
+        table = self.weights.sum(dim=0)
         return Specialization(
-            table=(table / table.sum(dim=1, keepdim=True).clamp_min(1)).tolist(),
-            information=[mutual_information(layer) for layer in self.counts],
+            table=(table / table.sum(dim=1, keepdim=True).clamp_min(1e-12)).tolist(),
+            information=[mutual_information(layer) for layer in self.first],
             shuffled=[mutual_information(layer) for layer in self.shuffled],
         )
+
+
+def _count(labels: Tensor, chosen: Tensor, weights: Tensor, languages: int, experts: int) -> Tensor:
+    """[G, E] weight of each (language, expert): labels [N], chosen and weights [N, K]."""
+    slots = labels[:, None] * experts + chosen  # [N, K]
+    counts = torch.bincount(slots.flatten(), weights=weights.flatten(), minlength=languages * experts)
+    return counts.view(languages, experts)
 
 
 @dataclass(frozen=True)
@@ -61,8 +72,8 @@ class Specialization:
     """What :class:`RoutingCounter` counted.
 
     Attributes:
-        table: [G][E] share of each language's slots that went to each expert, over all layers.
-        information: [L] I(language; expert) in bits, per layer; at most log2(min(G, E)).
+        table: [G][E] share of each language's gate weight that each expert has, over all layers.
+        information: [L] I(language; first-choice expert) in bits, per layer; at most log2(min(G, E)).
         shuffled: [L] the same with shuffled language labels.
     """
 
