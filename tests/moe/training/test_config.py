@@ -1,0 +1,94 @@
+"""Settings: presets, types, overrides and what wrong ones get."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from moe.errors import UserError
+from moe.training.config import RunConfig, load_preset, make_config, parse_setting, preset_names
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_are_valid(name):
+    config = make_config(load_preset(name), {"base": "x", "data": "y"})
+    assert config.languages == ("python", "java", "javascript", "cpp")
+
+
+def test_the_expected_presets_are_there():
+    assert {"tiny", "smollm2-135m", "mistral-7b-24gb", "mistral-7b-80gb"} <= set(preset_names())
+
+
+def test_every_setting_has_a_help_text():
+    assert all(len(item.metadata["help"]) > 10 for item in fields(RunConfig))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("branch_steps", "30", 30),
+        ("branch_steps", "1e3", 1000),
+        ("branch_lr", "3e-4", 3e-4),
+        ("branch_lr", "1", 1.0),
+        ("merge", "true", True),
+        ("merge", "no", False),
+        ("languages", "python, cpp", ("python", "cpp")),
+        ("base", "some/dir", "some/dir"),
+    ],
+)
+def test_parsing(name, text, value):
+    parsed = parse_setting(name, text)
+    assert parsed == value and type(parsed) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("branch_steps", "3.5", "whole number"),
+        ("branch_steps", "inf", "whole number"),
+        ("branch_lr", "fast", "expected a number"),
+        ("merge", "perhaps", "true or false"),
+        ("brunch_lr", "1", "did you mean 'branch_lr'"),
+    ],
+)
+def test_settings_that_do_not_parse(name, text, message):
+    with pytest.raises(UserError, match=message):
+        parse_setting(name, text)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("branch_steps = ", "not a TOML file"),
+        ("branch_stepz = 3", "did you mean 'branch_steps'"),
+        ('branch_steps = "three"', "whole number"),
+        ("branch_steps = 2.5", "expected int"),
+        ("branch_steps = true", "expected int"),
+        ("languages = [1, 2]", "list of names"),
+    ],
+)
+def test_files_of_settings_that_are_wrong(tmp_path, content, message):
+    path = tmp_path / "my.toml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_preset(str(path))
+
+
+def test_a_file_of_settings(tmp_path):
+    path = tmp_path / "my.toml"
+    path.write_text('branch_lr = 1\nlanguages = ["python", "cpp"]\n')
+    config = make_config(load_preset(str(path)), {"branch_steps": 7})
+    assert (config.branch_lr, config.languages, config.branch_steps) == (1.0, ("python", "cpp"), 7)
+
+
+def test_paths_become_absolute_and_names_do_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "tiny").mkdir()
+    config = RunConfig(base="tiny", data="pairs").with_absolute_paths()
+    assert config.base == "tiny" and config.data == str(tmp_path / "pairs")
+
+
+def test_the_baseline_has_as_many_active_parameters():
+    assert RunConfig(shared_rank=48, expert_rank=16, experts_per_token=2).adapter_rank == 80
