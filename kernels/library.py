@@ -30,8 +30,11 @@ def has_triton() -> bool:
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """CUDA tensors where triton is there, and CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)."""
-    if not has_triton():
+    """CUDA tensors where triton is there, and CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
+
+    Float64 stays with torch: Triton has no float64 products on tensor cores.
+    """
+    if tensor.dtype == torch.float64 or not has_triton():
         return False
     return tensor.is_cuda or os.environ.get("TRITON_INTERPRET", "0") == "1"
 

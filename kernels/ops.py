@@ -53,6 +53,9 @@ def _routing(x: Tensor, gates: Tensor, expert_ids: Tensor) -> Tensor:
     _shape("expert_ids", expert_ids, (x.shape[0], expert_ids.shape[1]))
     _shape("gates", gates, tuple(expert_ids.shape))
     _check(gates.is_floating_point(), f"gates: expected a floating dtype, got {gates.dtype}")
+    _check(not expert_ids.is_floating_point(), f"expert_ids: expected an integer tensor, got {expert_ids.dtype}")
+    for name, tensor in (("gates", gates), ("expert_ids", expert_ids)):
+        _check(tensor.device == x.device, f"{name}: expected device {x.device} as x has, got {tensor.device}")
     return gates.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 

@@ -1,0 +1,69 @@
+"""The benchmark compares like with like, writes its files and says what is missing; no test looks at a time."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from kernels import benchmark, benchmark_cpu, gpu_suite
+from kernels.benchmark_gpu import _costs
+from kernels.peers import Layer, expert_loop
+
+
+def test_cpu_benchmark_measures_the_same_layer_as_transformers(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("transformers", reason="the CPU benchmark compares with transformers")
+    monkeypatch.setattr(benchmark_cpu, "SHAPES", {"tiny": (16, 24)})
+    monkeypatch.setattr(benchmark_cpu, "TRAIN_TOKENS", (6,))
+    monkeypatch.setattr(benchmark_cpu, "CACHE_BYTES", 1)
+    monkeypatch.setattr(benchmark_cpu, "read_bandwidth", lambda: 1e9)
+    assert benchmark.main(["--device", "cpu", "--repeats", "1", "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "cpu.json").read_text())
+    assert [(r["phase"], r["tokens"]) for r in result["rows"]] == [("forward+backward", 6), ("decode", 1)]
+    assert all(r["max_relative_error"] < 1e-4 for r in result["rows"])
+    assert set(result["rows"][1]["ms"]) == {"ours", *benchmark_cpu.PEERS}
+    assert "of bandwidth" in capsys.readouterr().out and (tmp_path / "cpu.png").stat().st_size > 1000
+
+
+def test_medians_are_taken_in_turns():
+    calls = []
+    benchmark_cpu.interleaved_medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, warmup=1)
+    assert calls == ["a", "b"] * 3
+
+
+def test_the_loop_peer_computes_the_layer():
+    torch.manual_seed(0)
+    weights = torch.randn(3, 12, 8), torch.randn(3, 8, 12), torch.randn(3, 12, 8)
+    gates, ids = torch.rand(5, 2), torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2], [2, 1]])
+    x = torch.randn(5, 8)
+    from kernels import reference
+
+    torch.testing.assert_close(
+        expert_loop(Layer(*weights, gates, ids))(x), reference.experts_forward(x, *weights, gates, ids)
+    )
+
+
+def test_bytes_count_only_the_experts_that_were_hit():
+    layer = Layer(*(torch.empty(4, 4, 8) for _ in range(3)), torch.ones(1, 2), torch.tensor([[0, 2]]))
+    flop, moved = _costs(layer, 1, 2)
+    assert flop == 2 * 3 * 8 * 4 * 2 and moved == 3 * 8 * 4 * 2 * 2 + 2 * 8 * 2 + 4 * 2 * 4
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+@pytest.mark.parametrize("arguments", [["--device", "cuda"], ["--tune", "table.json"]])
+def test_without_a_gpu_the_commands_say_so(arguments, capsys):
+    assert benchmark.main(arguments) == 2 and gpu_suite.main([]) == 2
+    assert capsys.readouterr().err.count("error: no GPU that torch can use was found") == 2
+
+
+def test_a_wrong_number_of_repeats(capsys):
+    assert benchmark.main(["--repeats", "0"]) == 2
+    assert "--repeats: expected at least 1, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("step", ["correctness", "no_host_synchronisation", "cuda_graph"])
+def test_layers_on_the_gpu(step):
+    assert not gpu_suite._failed(getattr(gpu_suite, step)())
