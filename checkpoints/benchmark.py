@@ -56,6 +56,16 @@ class Measured:
         )
 
 
+# A process starts with the peak memory of the one it was forked from, so the job's parent has to be a small one.
+_CHILD = """
+import json, os, sys
+child = os.fork()
+if child == 0:
+    os.dup2(2, 1)
+    os.execvp(sys.argv[1], sys.argv[1:])
+_, status, usage = os.wait4(child, 0)
+print(json.dumps([os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime, usage.ru_maxrss]))
+"""
 HEADER = f"{'job':<24} {'seconds':>8} {'cpu s':>8} {'peak MB':>9} {'GB out':>8} {'MB/s':>8}"
 
 
@@ -89,8 +99,19 @@ def make_input(directory: Path, config: ModelConfig) -> None:
     tensors = [
         random_tensor(to_huggingface(name), shape, seed) for seed, (name, shape) in enumerate(expected_tensors(config))
     ]
-    output = Output(tensors, {"config.json": to_config_json(config, "bfloat16")}, max_shard_bytes=2 << 30)
-    write_model_directory(directory, output)
+    documents = {
+        "config.json": to_config_json(config, "bfloat16", {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}),
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<0>"},
+    }
+    files = {"tokenizer.json": placeholder_tokenizer().encode()}
+    write_model_directory(directory, Output(tensors, documents, files, max_shard_bytes=2 << 30))
+
+
+def placeholder_tokenizer() -> str:
+    """A tokenizer.json of 256 tokens: mergekit-moe does not start without one."""
+    from tokenizers import Tokenizer, models
+
+    return Tokenizer(models.WordLevel({f"<{index}>": index for index in range(256)}, unk_token="<0>")).to_str()
 
 
 def measure(name: str, command: Sequence[str], output: Path, log: Path) -> Measured:
@@ -102,14 +123,14 @@ def measure(name: str, command: Sequence[str], output: Path, log: Path) -> Measu
     subprocess.run(["sync"], check=True)
     start = time.perf_counter()
     with open(log, "wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        helper = [sys.executable, "-S", "-c", _CHILD, *command]
+        report = subprocess.run(helper, stdout=subprocess.PIPE, stderr=file, check=True).stdout
     subprocess.run(["sync"], check=True)
     seconds = time.perf_counter() - start
-    if process.returncode:
-        raise UserError(f"{name} failed with exit code {process.returncode}; see {log}")
-    return Measured(name, seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024, directory_bytes(output))
+    status, cpu_seconds, peak = json.loads(report)
+    if status:
+        raise UserError(f"{name} failed with exit code {status}; see {log}")
+    return Measured(name, seconds, cpu_seconds, peak * 1024, directory_bytes(output))
 
 
 def mergekit_config(source: Path) -> str:

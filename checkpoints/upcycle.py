@@ -10,6 +10,7 @@ it and add low-rank changes that start at zero.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from checkpoints.files import DiskUsage, free_bytes, new_directory
 from checkpoints.formats import Checkpoint
 from checkpoints.formats.delta import base_reference
-from checkpoints.formats.names import to_huggingface
+from checkpoints.formats.names import expected_tensors, to_huggingface
 from checkpoints.initialise import delta_tensors, router_tensor
 from checkpoints.model_io import copy_base, write_delta_files
 from checkpoints.parameters import base_rename, main_dtype, meta_model, require_complete, set_parameter
@@ -245,10 +246,14 @@ def fingerprint(tensors: Sequence[Tensor] | None) -> str | None:
 
 
 def parameter_counts(config: ModelConfig) -> tuple[int, int]:
-    """Numbers of parameters, all and those that one token uses."""
+    """Numbers of parameters, all and those that one token uses. Computed from shapes alone: no tensor is made."""
+    shapes = dict(expected_tensors(config.dense() if config.is_delta else config))
+    if config.is_delta:
+        for layer in range(config.n_layers):
+            shapes |= {t.name: t.shape for t in new_tensors(config, layer, 0, ROUTER_STD, torch.float32)}
     total = active = 0
-    for name, parameter in meta_model(config).named_parameters():
-        count = parameter.numel()
+    for name, shape in shapes.items():
+        count = math.prod(shape)
         total += count
         per_expert = ".experts." in name or ".expert_deltas." in name
         active += count * config.num_experts_per_tok // config.num_experts if per_expert else count

@@ -218,7 +218,8 @@ def _noted_shards(directory: Path, identity: str) -> dict[str, Any]:
     for name in (JOB, MANIFEST):
         if (directory / name).is_file():
             document = read_json_object(directory / name)
-            return document["files"] if document.get("job") == identity else {}
+            files = document.get("files")
+            return files if document.get("job") == identity and isinstance(files, dict) else {}
     return {}
 
 

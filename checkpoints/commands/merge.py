@@ -14,12 +14,14 @@ from checkpoints.commands.common import (
     print_disk,
     progress_bar,
 )
+from checkpoints.extras import checkpoint_tokenizer
 from checkpoints.files import format_bytes, json_bytes
 from checkpoints.formats.delta import DeltaCheckpoint
 from checkpoints.merge import full_config, merged_tensors, open_any
-from checkpoints.model_io import load_model
-from checkpoints.proof import PROOF_FILE, prove
+from checkpoints.parameters import main_dtype
+from checkpoints.proof import PROOF_FILE
 from checkpoints.rewrite import write_rewritten
+from checkpoints.streamed_proof import prove_directories
 from checkpoints.writer import SMALL_FILES_BYTES, add_to_directory
 from moe.errors import UserError
 
@@ -63,10 +65,10 @@ def main(arguments: argparse.Namespace) -> int:
         )
     print(f"wrote {arguments.out} ({format_bytes(written)} of tensors)")
     if not arguments.no_proof:
-        delta, merged = load_model(arguments.source), load_model(arguments.out)
-        proof = prove(delta.model, merged.model, delta.tokenizer)
-        print(f"against the delta model: {proof.describe()}")
-        if dtype in (torch.bfloat16, torch.float16) or merged.model.dtype != torch.float32:
-            print("(the merged weights were rounded to the written dtype, so a difference is expected)")
+        tokenizer = checkpoint_tokenizer(source.base)
+        proof, how = prove_directories(source, open_any(arguments.out), tokenizer, torch.float32)
+        print(f"against the delta model: {proof.describe()}\n({how})")
+        if main_dtype({tensor.name: tensor for tensor in tensors}).itemsize < 4:
+            print("the merged weights were rounded to 16 bit, so a difference is expected")
         add_to_directory(arguments.out, PROOF_FILE, json_bytes(proof.to_json()))
     return 0

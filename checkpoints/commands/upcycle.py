@@ -15,13 +15,16 @@ from checkpoints.commands.common import (
     print_disk,
     progress_bar,
 )
+from checkpoints.extras import checkpoint_tokenizer
 from checkpoints.files import format_bytes, json_bytes, require_new
 from checkpoints.formats import Checkpoint, open_checkpoint
-from checkpoints.model_io import DTYPE_NAMES, load_model
+from checkpoints.merge import open_any
+from checkpoints.model_io import DTYPE_NAMES
 from checkpoints.parameters import main_dtype
-from checkpoints.proof import PROOF_FILE, prove
+from checkpoints.proof import PROOF_FILE
 from checkpoints.ridge import describe_accuracies, ridge_gates
 from checkpoints.smollm2 import resolve_model_path
+from checkpoints.streamed_proof import prove_directories
 from checkpoints.upcycle import (
     ROUTER_STD,
     new_tensors,
@@ -55,6 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default="random",
         help="ridge: fitted on labelled prompts, for which the dense model is loaded",
     )
+    parser.add_argument("--router-prompts", type=int, default=48, help="ridge: generated prompts per language")
     parser.add_argument("--router-std", type=float, default=ROUTER_STD, help="standard deviation of the first routers")
     parser.add_argument("--seed", type=int, default=0, help="of routers and deltas")
     parser.add_argument("--copy-base", action="store_true", help="form delta: put a copy of the base into OUT/base")
@@ -94,7 +98,7 @@ def main(arguments: argparse.Namespace) -> int:
     routers = None
     if arguments.router == "ridge":
         require_new(arguments.out, arguments.force)
-        routers, accuracies = ridge_gates(base, config.expert_languages, seed=arguments.seed)
+        routers, accuracies = ridge_gates(base, config.expert_languages, arguments.router_prompts, arguments.seed)
         print(describe_accuracies(accuracies, base.path))
     with progress_bar(written, "upcycle") as progress:
         upcycle_directory(
@@ -128,12 +132,8 @@ def planned_bytes(base: Checkpoint, config: ModelConfig, dtype: torch.dtype | No
 
 
 def prove_and_store(base: Checkpoint, out: Path, dtype: torch.dtype, stored: torch.dtype | None) -> int:
-    """Loads both models, prints the proof and stores it in ``proof.json``; 1 when it does not hold.
-
-    ``stored``: the dtype to which the weights were converted, so that the dense model is rounded alike.
-    """
-    dense, mixture = load_model(base.path, stored or dtype), load_model(out, dtype)
-    proof = prove(dense.model.to(dtype), mixture.model, dense.tokenizer)
-    print(proof.describe())
+    """Compares both models, prints the proof and stores it in ``proof.json``; 1 when it does not hold."""
+    proof, how = prove_directories(base, open_any(out), checkpoint_tokenizer(base), dtype, stored)
+    print(f"{proof.describe()}\n({how})")
     add_to_directory(out, PROOF_FILE, json_bytes(proof.to_json()))
     return 0 if proof.holds else 1

@@ -13,9 +13,11 @@ from safetensors.torch import load_file
 from checkpoints import load_model, read_config, save_model, upcycle_model
 from checkpoints.__main__ import main
 from checkpoints.formats import open_checkpoint
+from checkpoints.merge import open_any
 from checkpoints.parameters import flat_tensors
-from checkpoints.proof import prove
+from checkpoints.proof import prompt_ids, prove
 from checkpoints.safetensors_file import load_tensors, save_tensors
+from checkpoints.streamed_proof import prove_directories, prove_streamed, streamed_logits
 from checkpoints.upcycle import parameter_counts, upcycle_directory, upcycled_config
 from moe.config import ModelConfig
 from moe.errors import UserError
@@ -43,6 +45,31 @@ def test_at_step_0_the_mixture_is_the_dense_model(tiny_config, make_model, form,
     assert proof.same_greedy_text and proof.holds
     for name, parameter in mixture.named_parameters():
         assert parameter.requires_grad and parameter.dtype == dtype, name
+
+
+@pytest.mark.parametrize("form", ["full", "delta shared"])
+def test_models_too_large_for_memory_are_compared_layer_by_layer(tmp_path, tiny_config, make_model, form):
+    from dataclasses import replace
+
+    config = replace(tiny_config, sliding_window=30, tie_embeddings=form == "full")
+    dense = make_model(config)
+    save_model(dense, None, tmp_path / "base")
+    mixture = upcycle_model(dense, LANGUAGES, **FORMS[form])
+    save_model(mixture, None, tmp_path / "same", base=tmp_path / "base")
+    with torch.no_grad():
+        ffn = mixture.layers[1].feed_forward
+        (ffn.experts.w2 if form == "full" else ffn.expert_deltas.b2)[1] += 0.05
+        mixture.norm.weight[0] += 0.1
+    save_model(mixture, None, tmp_path / "changed", base=tmp_path / "base")
+    sources = [open_any(tmp_path / name) for name in ("base", "same", "changed")]
+    proof, how = prove_directories(sources[0], sources[1], None, torch.float64, memory=0)
+    assert how.startswith("layer by layer") and proof.holds and proof.max_abs_logit_difference <= 1e-12
+    changed = prove_streamed(sources[0], sources[2], None, torch.float64)
+    assert not changed.holds
+    prompt = prompt_ids(None, 97)[0]
+    with torch.no_grad():
+        expected = mixture(torch.tensor([prompt])).logits[0]
+    assert (next(streamed_logits(sources[2], [prompt], torch.float64)) - expected).abs().max() <= 1e-12
 
 
 def test_a_changed_mixture_fails_the_proof(tiny_config, make_model):

@@ -212,13 +212,19 @@ def test_small_files_go_along(tmp_path, tiny_config, make_model):
     class Words:
         vocab_size, bos_id, eos_id, pad_id, add_bos = 97, 1, 2, 0, True
 
+        def special_id(self, token):
+            return 5 if token == "<|im_end|>" else None
+
         def save(self, directory):
             (directory / "tokenizer.json").write_text("{}")
+            (directory / "tokenizer_config.json").write_text('{"kind": "fast"}')
 
     save_model(make_model(tiny_config), Words(), tmp_path / "out", template="chatml", files={"README.md": b"# card"})
     out = tmp_path / "out"
     assert json.loads((out / "prompt_template.json").read_text()) == {"template": "chatml"}
-    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == 2
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == [2, 5]
+    chat = json.loads((out / "tokenizer_config.json").read_text())
+    assert chat["kind"] == "fast" and "<|im_start|>" in chat["chat_template"]
     assert json.loads((out / "config.json").read_text())["bos_token_id"] == 1
     assert (out / "README.md").read_text() == "# card" and (out / "tokenizer.json").exists()
     (out / "tokenizer.json").unlink()
