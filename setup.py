@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["kernels*", "moe*", "checkpoints*", "eval*"]),
-    package_data={"": ["*.toml", "*.txt", "*.json"]},
+    package_data={"moe": ["presets/*.toml"]},
     py_modules=["train", "generate"],
     install_requires=[
         "torch>=2.11",
@@ -19,7 +19,6 @@ setup(
         "numpy",
         "safetensors>=0.5",
         "sentencepiece>=0.2.3",  # earlier ones end the process when a text has too few pairs to merge
-        "protobuf",  # sentencepiece's model format, to build one from a GGUF vocabulary
         "tokenizers>=0.21",
         "gguf>=0.17",
         "jinja2",
