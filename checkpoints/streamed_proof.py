@@ -83,8 +83,8 @@ def streamed_hidden(source: Source, prompts: list[list[int]], dtype: torch.dtype
             pattern = make_pattern(length, config.sliding_window, None, x.device)
             states[index] = block(x, cos, sin, pattern, None, layer, None, None)[0]
     norm = RMSNorm(config.dim, config.norm_eps)
-    norm.weight.copy_(_find(source, "norm.weight"))
-    return [norm.to(dtype)(x)[0] for x in states]
+    norm.weight = nn.Parameter(_find(source, "norm.weight").to(dtype))
+    return [norm(x)[0] for x in states]
 
 
 def streamed_logits(source: Source, prompts: list[list[int]], dtype: torch.dtype) -> Iterator[Tensor]:
