@@ -33,7 +33,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder ``shared/data`` beside the repository (or in SHARED_DIR); tests that need it are skipped without it."""
+    """The folder ``shared/data`` beside the repository (or in SHARED_DIR); tests that need it are skipped without."""
     folder = Path(os.environ.get("SHARED_DIR", ROOT.parent / "shared")) / "data"
     if not folder.is_dir():
         pytest.skip("no shared/data folder beside the repository")
