@@ -1,49 +1,244 @@
-"""Comments and docstrings are removed before parsing, in just the way the published metric does it."""
+"""Comments and docstrings are removed before parsing, in just the way the published metric does it.
+
+It removes Python's with the pure-Python ``tokenize`` module of Python 3.11 and earlier, putting the tokens together
+again with spaces between them. What follows gives the same text without making the tokens, under every Python.
+"""
 
 from __future__ import annotations
 
-import io
 import re
-import tokenize
 
-_LITERAL_OR_COMMENT = re.compile(r"""//[^\n]*|/\*.*?\*/|'(?:\\.|[^\\'])*'|"(?:\\.|[^\\"])*\"""", re.DOTALL)
+_OPENING = re.compile(r"//|/\*|['\"]")
+_LITERALS = {"'": re.compile(r"'(?:\\.|[^\\'])*'", re.DOTALL), '"': re.compile(r'"(?:\\.|[^\\"])*"', re.DOTALL)}
 
 
 def drop_blank_lines(text: str) -> str:
     """Leaves out the lines that hold only whitespace."""
-    return "\n".join([line for line in text.split("\n") if line.strip()])
+    return "\n".join([line for line in text.split("\n") if line and not line.isspace()])
 
 
 def strip_c_like(text: str) -> str:
     """A comment becomes one space; quoted literals stay. Template strings, regex literals and ``#`` are not known."""
-    if "//" in text or "/*" in text:
-        text = _LITERAL_OR_COMMENT.sub(lambda m: " " if m[0][0] == "/" else m[0], text)
-    return drop_blank_lines(text)
-
-
-def strip_python(text: str) -> str:
-    """Comments, docstrings and strings in column 0 go; gaps between tokens become spaces."""
+    if "//" not in text and "/*" not in text:
+        return drop_blank_lines(text)
     parts: list[str] = []
-    previous, last_line, last_column = tokenize.INDENT, -1, 0
-    for kind, string, (line, column), (end_line, end_column), _ in tokenize.generate_tokens(io.StringIO(text).readline):
-        if line > last_line:
-            last_column = 0
-        if column > last_column:
-            parts.append(" " * (column - last_column))
-        is_docstring = kind == tokenize.STRING and (previous in (tokenize.INDENT, tokenize.NEWLINE) or column == 0)
-        if kind != tokenize.COMMENT and not is_docstring:
-            parts.append(string)
-        previous, last_line, last_column = kind, end_line, end_column
+    last_close = text.rfind("*/")
+    unclosed = ""  # a quote that was not closed once is not closed later either
+    copied = start = 0
+    while opening := _OPENING.search(text, start):
+        start, mark = opening.start(), opening[0]
+        if mark == "//":
+            end = text.find("\n", start)
+            end = len(text) if end < 0 else end
+        elif mark == "/*":
+            if last_close < start + 2:
+                start += 1
+                continue
+            end = text.find("*/", start + 2) + 2
+        else:
+            literal = None if mark in unclosed else _LITERALS[mark].match(text, start)
+            if literal is None:
+                unclosed += mark
+                start += 1
+            else:
+                start = literal.end()
+            continue
+        parts += (text[copied:start], " ")
+        copied = start = end
+    parts.append(text[copied:])
     return drop_blank_lines("".join(parts))
 
 
+class _Untokenizable(Exception):
+    """The text has no tokens: it ends within a string or brackets, or a line is indented like no line before it."""
+
+
+_PLACES = re.compile(r"[#'\"\\()\[\]{}]")  # where in a line of Python more than a plain token begins
+_QUOTED = re.compile(r"[#'\"\\]")
+_PREFIX = re.compile(r"(?<!\w)(?:[bB][rR]?|[rR][bBfF]?|[uU]|[fF][rR]?)\Z")
+_INDENT = re.compile(r"[ \t\f]*")
+_COMMENT = re.compile(r"#[^\r\n]*")
+_LINE_JOIN = re.compile(r"\\\r?\n")
+_SHORT = {
+    "'": re.compile(r"'[^\n'\\]*(?:\\.[^\n'\\]*)*('|\\\r?\n)"),
+    '"': re.compile(r'"[^\n"\\]*(?:\\.[^\n"\\]*)*("|\\\r?\n)'),
+}
+_CONTINUED = {"'": re.compile(r"[^'\\]*(?:\\.[^'\\]*)*'"), '"': re.compile(r'[^"\\]*(?:\\.[^"\\]*)*"')}
+_LONG = {
+    "'": re.compile(r"[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*'''", re.DOTALL),
+    '"': re.compile(r'[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"""', re.DOTALL),
+}
+# A gap becomes spaces, unless no token follows it: then the tokenizer hands its characters out one by one.
+_GAP = re.compile(r"(?<![ \f\t])[ \f\t]++(?=\w|\r?\n|\Z|[%&()*+,\-./:;<=>@\[\]^{|}~]|!=)")
+
+
+class _PythonStripper:
+    """Goes through a text line by line, copying all but comments and strings that stand for themselves."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.out: list[str] = []
+        self.gaps = "\t" in text or "\f" in text
+        self.copied = 0  # the text up to here is in ``out``
+        self.level = 0  # open brackets; negative after one too many was closed
+        self.at_start = True  # the last token was an indent or the end of a statement: a string would be a docstring
+        # The tokenizer forgets that it gave up a string, and gives up the next string of several lines as well.
+        self.gave_up = False
+
+    def run(self) -> str:
+        text, size = self.text, len(self.text)
+        indents = [0]
+        joined = False  # the line before ended in a backslash
+        position = 0
+        while position < size:
+            end = text.find("\n", position) + 1 or size
+            first = position
+            if self.level == 0 and not joined:
+                first = _INDENT.match(text, position).end()
+                if first == size:
+                    break
+                if text[first] in "#\r\n":
+                    if text[first] == "\r" and not text[first:end].isspace():
+                        self.out += (" " * (first - position), text[first:end])
+                    self.at_start = False
+                    position = end
+                    continue
+                self._indent(position, first, indents)
+            self.copied = first
+            if _QUOTED.search(text, first, end) is None:
+                line = text[first:end]
+                self.level += line.count("(") + line.count("[") + line.count("{")
+                self.level -= line.count(")") + line.count("]") + line.count("}")
+                self._copy(end)
+                joined = False
+                self.at_start = self.level <= 0
+                position = end
+            else:
+                position, joined = self._line(position, first, end)
+        if self.level or joined:
+            raise _Untokenizable
+        return "".join(self.out)
+
+    def _indent(self, start: int, first: int, indents: list[int]) -> None:
+        gap = self.text[start:first]
+        column = first - start
+        if self.gaps and ("\t" in gap or "\f" in gap):
+            column = len(gap[gap.rfind("\f") + 1 :].expandtabs(8))
+        if column > indents[-1]:
+            indents.append(column)
+            self.out.append(gap)
+            self.at_start = True
+            return
+        if column < indents[-1]:
+            if column not in indents:
+                raise _Untokenizable
+            del indents[indents.index(column) + 1 :]
+            self.at_start = False
+        elif _LINE_JOIN.match(self.text, first):
+            return  # the gap before a joined line goes, as no token follows it
+        self.out.append(" " * len(gap))
+
+    def _copy(self, end: int) -> None:
+        part = self.text[self.copied : end]
+        if self.gaps:
+            part = _GAP.sub(lambda gap: " " * len(gap[0]), part)
+        self.out.append(part)
+        self.copied = end
+
+    def _line(self, start: int, position: int, end: int) -> tuple[int, bool]:
+        """Copies what is left of a line; the start of the next one, and whether a backslash joins it."""
+        text = self.text
+        while place := _PLACES.search(text, position, end):
+            mark, at = place[0], place.start()
+            if mark in "([{":
+                self.level += 1
+            elif mark in ")]}":
+                self.level -= 1
+            elif mark == "#":
+                self._copy(at)
+                position = self.copied = _COMMENT.match(text, at).end()
+                self.at_start = False
+                continue
+            elif mark == "\\":
+                if _LINE_JOIN.match(text, at):
+                    gap = len(text[self.copied : at]) - len(text[self.copied : at].rstrip(" \f\t"))
+                    self._copy(at - gap)
+                    self.at_start = self.at_start and not text[position : at - gap].strip(" \f\t")
+                    return end, True
+            else:
+                prefix = _PREFIX.search(text, position, at)
+                token = prefix.start() if prefix else at
+                stop, is_string = self._string(at, mark)
+                if stop:
+                    alone = self.at_start and not text[position:token].strip(" \f\t")
+                    removed = is_string and (alone or token == start)
+                    if removed or self.gaps:
+                        self._copy(token)
+                        if not removed:
+                            self.out.append(text[token:stop])
+                        self.copied = stop
+                    self.at_start = False
+                    if stop > end or (not is_string and stop == end):
+                        if not is_string:
+                            self._copy(stop)
+                            return stop, False
+                        start = text.rfind("\n", 0, stop) + 1
+                        end = text.find("\n", stop) + 1 or len(text)
+                    position = stop
+                    continue
+            self.at_start = False
+            position = at + 1
+        self._copy(end)
+        self.at_start = self.level <= 0
+        return end, False
+
+    def _string(self, at: int, quote: str) -> tuple[int, bool]:
+        """Where the string that opens at ``at`` ends (0 if it is a lone quote), and whether it is a whole string."""
+        text = self.text
+        if text.startswith(quote * 3, at):
+            literal = _LONG[quote].match(text, at + 3)
+            end = text.find("\n", at) + 1 or len(text)
+            if not self.gave_up or (literal and literal.end() <= end):
+                if literal is None:
+                    raise _Untokenizable
+                return literal.end(), True
+            return self._continued(_LONG[quote], end)
+        literal = _SHORT[quote].match(text, at)
+        if literal is None:
+            return 0, False
+        if literal[1] == quote:
+            return literal.end(), True
+        return self._continued(_CONTINUED[quote], literal.end())
+
+    def _continued(self, closing: re.Pattern[str], position: int) -> tuple[int, bool]:
+        """The end of a string that goes on, line by line, as long as its lines end in a backslash."""
+        text = self.text
+        while position < len(text):
+            end = text.find("\n", position) + 1 or len(text)
+            rest = closing.match(text, position, end)
+            if rest:
+                self.gave_up = False
+                return rest.end(), True
+            if not text.endswith(("\\\n", "\\\r\n"), position, end):
+                self.gave_up = True
+                return end, False
+            position = end
+        raise _Untokenizable
+
+
+def strip_python(text: str) -> str:
+    """Comments, docstrings and strings in column 0 go; gaps between tokens become spaces, joined lines one line.
+
+    Text that has no tokens (unbalanced brackets, an unclosed string, a bad indent) stays as it is.
+    """
+    try:
+        return drop_blank_lines(_PythonStripper(text).run())
+    except _Untokenizable:
+        return text
+
+
 def strip_comments(text: str, language: str) -> str:
-    """The text that is parsed; Python text that cannot be split into tokens stays as it is, and so does all Ruby."""
+    """The text that is parsed. Nothing is removed from Ruby."""
     if language == "ruby":
         return text
-    if language != "python":
-        return strip_c_like(text)
-    try:
-        return strip_python(text)
-    except (tokenize.TokenError, SyntaxError):
-        return text
+    return strip_python(text) if language == "python" else strip_c_like(text)

@@ -1,265 +1,294 @@
-"""Dataflow edges of a syntax tree, in the way of the published metric (see ``dataflow_rules``)."""
+"""Dataflow edges: which variables the value of each variable comes from.
+
+Runs the program of :mod:`eval.codebleu.program` in one loop without recursion. A branch notes what it changes, so joining
+branches costs what they changed and not what is known; a loop that is nested in others runs once per state that it
+starts from, where visiting every loop twice would visit k nested ones 2**k times.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from tree_sitter import Node
-
-from eval.codebleu.dataflow_rules import Rules
 from eval.codebleu.name_order import NameOrder
+from eval.codebleu.program import (
+    AGAIN,
+    ASSIGN,
+    COMES_FROM,
+    DEFINE,
+    FORK,
+    JOIN,
+    LOOP,
+    LOOP_END,
+    ONCE,
+    SIDE,
+    SIDE_END,
+    SKIP,
+)
+from eval.codebleu.tree import Reading
 
-STRINGS = frozenset({"string_literal", "string", "character_literal"})
-COMES_FROM, COMPUTED_FROM = "comesFrom", "computedFrom"
+RELATIONS = ("comesFrom", "computedFrom")
+MEMORY_DEPTH = 2  # loops in so many others are remembered
+LONG = 64  # a set of definitions larger than this is joined lazily
+
+Edge = tuple  # (variable, relation, source variables...)
+Found = dict[int, tuple[str, ...]]  # 2 * token + relation -> source names
 
 
-class _Broken(Exception):
-    """The published metric raises here and then counts the text as having no dataflow."""
+class BrokenRule(Exception):
+    """A rule asks for a part that the node lacks; the published metric then counts the text as having no dataflow."""
 
 
-class DataflowReader:
-    def __init__(self, root: Node, text: str, rules: Rules):
-        self.rules = rules
-        self.spans: dict[tuple, tuple[int, str]] = {}
-        lines = text.split("\n")
-        for index, node in enumerate(leaves(root)):
-            (row, column), (end_row, end_column) = node.start_point, node.end_point
-            if row == end_row:
-                token = lines[row][column:end_column]
+class _Joined:
+    """Many definitions of one variable, joined without copying; marked at most once."""
+
+    __slots__ = ("marked", "parts")
+
+    def __init__(self, parts: tuple):
+        self.parts = parts
+        self.marked = False
+
+
+Definitions = int | frozenset | _Joined  # the tokens that may have given a variable its value
+
+
+def _join(parts: Sequence[Definitions]) -> Definitions:
+    distinct = dict.fromkeys(parts)
+    if len(distinct) == 1:
+        return parts[0]
+    if any(type(part) is _Joined for part in distinct):
+        return _Joined(tuple(distinct))
+    whole = frozenset().union(*[(part,) if type(part) is int else part for part in distinct])
+    return whole if len(whole) <= LONG else _Joined(tuple(distinct))
+
+
+class Dataflow:
+    """Runs the program of one text."""
+
+    def __init__(self, reading: Reading, order: NameOrder):
+        self.names, self.program, self.same, self.order = reading.names, reading.program, reading.same, order
+        self.found: Found = {}
+        self.marked: set[int] = set()  # tokens that are an end of an edge
+        self.states: dict[str, Definitions] = {}
+        self.journal: dict[str, Definitions | None] | None = None  # values before the open branch changed them
+        self.loops: list[tuple] = []  # (what was found before, round, key, names) of every open loop
+        self.forks: list[tuple] = []  # (outer journal, changes of each side, changes of the main line)
+        self.memory: dict[tuple, tuple[Found, dict[str, Definitions]]] = {}
+
+    def run(self) -> None:
+        """Runs the program.
+
+        Raises:
+            BrokenRule: a node lacks a part that its rule needs.
+        """
+        names, program, states, same, marked = self.names, self.program, self.states, self.same, self.marked
+        found = self.found
+        position, length = 0, len(program)
+        while position < length:
+            step = program[position]
+            position += 1
+            if type(step) is int:
+                token = step if step >= 0 else ~step
+                name = names[token]
+                if same:
+                    token = same.get(token, token)
+                definitions = states.get(name)
+                key = token + token
+                if definitions is None:
+                    if step >= 0:
+                        if self.journal is not None and name not in self.journal:
+                            self.journal[name] = None
+                        states[name] = token
+                    sources = ()
+                else:
+                    marked.add(token)
+                    if type(definitions) is int:
+                        marked.add(definitions)
+                    else:
+                        self._mark(definitions)
+                    sources = (name,)
+                before = found.get(key)
+                if before is None:
+                    found[key] = sources
+                elif before != sources or len(before) > 1:
+                    found[key] = self.order.join(before, sources)
             else:
-                token = "".join([lines[row][column:], *lines[row + 1 : end_row], lines[end_row][:end_column]])
-            self.spans[node.start_point, node.end_point] = index, token
-        self.items: list[tuple[int, str, str, list[str]]] = []
-        self.marked: set[int] = set()
+                operation = step[0]
+                if operation == ASSIGN:
+                    self._assign(*step[1:])
+                elif operation == FORK:
+                    self.forks.append((self.journal, [], None))
+                    self.journal = {}
+                elif operation == SIDE:
+                    outer, sides, _ = self.forks.pop()
+                    self.forks.append((outer, sides, self._undo()))
+                    self.journal = {}
+                elif operation == SIDE_END:
+                    outer, sides, main = self.forks[-1]
+                    sides.append(self._undo())
+                    self.journal = {}
+                    for name, definitions in main.items():
+                        self._set(name, definitions)
+                elif operation == JOIN:
+                    self._join_sides(step[1])
+                elif operation == LOOP:
+                    position += self._enter_loop(position, step)
+                    found = self.found
+                elif operation == AGAIN:
+                    before, round_number, *rest = self.loops.pop()
+                    self.loops.append((before, round_number + 1, *rest))
+                    if not round_number:
+                        position -= step[1]
+                elif operation == LOOP_END:
+                    self._leave_loop()
+                    found = self.found
+                elif operation == DEFINE:
+                    for token in self._tokens(step[1], step[2]):
+                        self._add(token, COMES_FROM, (), False)
+                        self._set(names[token], token)
+                elif operation == SKIP:
+                    position += step[1]
+                elif operation == ONCE:
+                    if self.loops[-1][1]:
+                        position += step[1]
+                else:
+                    raise BrokenRule
 
-    def token(self, node: Node) -> tuple[int, str]:
-        try:
-            return self.spans[node.start_point, node.end_point]
-        except KeyError:
-            raise _Broken from None
+    def _tokens(self, start: int, stop: int) -> Sequence[int]:
+        same = self.same
+        return [same.get(token, token) for token in range(start, stop)] if same else range(start, stop)
 
-    def tokens(self, node: Node | None) -> list[tuple[int, str]]:
-        if node is None:
-            raise _Broken
-        found = []
-        for leaf in leaves(node):
-            index, text = self.token(leaf)
-            if leaf.type != text:
-                found.append((index, text))
-        return found
+    def _set(self, name: str, definitions: Definitions) -> None:
+        if self.journal is not None and name not in self.journal:
+            self.journal[name] = self.states.get(name)
+        self.states[name] = definitions
 
-    def child(self, node: Node, selector) -> Node | None:
-        if isinstance(selector, int):
-            return node.children[selector] if selector < len(node.children) else None
-        return node.child_by_field_name(selector)
+    def _mark(self, definitions: Definitions) -> None:
+        stack = [definitions]
+        while stack:
+            part = stack.pop()
+            if type(part) is int:
+                self.marked.add(part)
+            elif type(part) is frozenset:
+                self.marked |= part
+            elif not part.marked:
+                part.marked = True
+                stack.extend(part.parts)
 
-    def edge(self, target, relation, sources):
-        self.items.append((target[0], target[1], relation, [name for _, name in sources]))
-        if sources:
-            self.marked.add(target[0])
-            self.marked.update(index for index, _ in sources)
+    def _add(self, token: int, relation: int, sources: tuple[str, ...], apart: bool) -> None:
+        key = token + token + relation
+        before = self.found.get(key)
+        if apart:
+            self.found[key] = self.order.extend(before, sources)
+        elif before is None:
+            self.found[key] = sources
+        else:
+            self.found[key] = self.order.join(before, sources)
 
-    def assign(self, left, right, relation, states, joined):
-        for target in left:
-            if joined:
-                self.edge(target, relation, right)
+    def _assign(self, start: int, stop: int, source: int, source_stop: int, relation: int, apart: bool) -> None:
+        sources = self._tokens(source, source_stop)
+        names = tuple(self.names[source:source_stop])
+        if len(names) == 1:
+            apart = False
+        for token in self._tokens(start, stop):
+            if names:
+                self.marked.add(token)
+            if names or not apart:
+                self._add(token, relation, names, apart)
+            self._set(self.names[token], token)
+        if start < stop:
+            self.marked.update(sources)
+
+    def _undo(self) -> dict[str, Definitions]:
+        """Takes back what the open side of a branch changed and returns it."""
+        changed, states = {}, self.states
+        for name, before in self.journal.items():
+            changed[name] = states[name]
+            if before is None:
+                del states[name]
             else:
-                for source in right:
-                    self.edge(target, relation, [source])
-            states[target[1]] = {target[0]}
+                states[name] = before
+        return changed
 
-    def visit_all(self, nodes, states):
-        for node in nodes:
-            states = self.visit(node, states)
-        return states
+    def _join_sides(self, keep_base: bool) -> None:
+        outer, sides, _ = self.forks.pop()
+        sides.append(self._undo())
+        self.journal = outer
+        states = self.states
+        joined = {}
+        for name in dict.fromkeys([name for side in sides for name in side]):
+            base = states.get(name)
+            parts = [side.get(name, base) for side in sides]
+            if keep_base:
+                parts.append(base)
+            joined[name] = _join([part for part in parts if part is not None])
+        for name, definitions in joined.items():
+            self._set(name, definitions)
 
-    def visit(self, node: Node | None, states: dict) -> dict:
-        if node is None:
-            raise _Broken
-        rules, kind = self.rules, node.type
-        if is_leaf(node):
-            states = dict(states)
-            index, name = self.token(node)
-            if kind == name:
-                return states
-            if name in states:
-                self.items.append((index, name, COMES_FROM, [name]))
-                self.marked |= states[name]
-                self.marked.add(index)
-                return states
-            if kind == "identifier":
-                states[name] = {index}
-            self.items.append((index, name, COMES_FROM, []))
-            return states
-        if kind in rules.definitions:
-            definition = rules.definitions[kind]
-            name, value = self.child(node, definition.name), self.child(node, definition.value)
-            n = len(node.children)
-            if (definition.children > 0 and n != definition.children) or (
-                definition.children < 0 and n < -definition.children
-            ):
-                value = None
-            if value is None:
-                states = dict(states)
-                for index, text in self.tokens(name):
-                    self.items.append((index, text, COMES_FROM, []))
-                    states[text] = {index}
-                return states
-            left, right = self.tokens(name), self.tokens(value)
-            states = dict(self.visit(value, states))
-            self.assign(left, right, COMES_FROM, states, False)
-            return states
-        if kind in rules.assignments or kind in rules.clauses or kind in rules.pattern_loops:
-            if kind in rules.pattern_loops:
-                return self.loop(lambda s: self.pattern_round(node, s), states)
-            return self.assignment(node, states)
-        if kind in rules.increments:
-            both = self.tokens(node)
-            states = dict(states)
-            self.assign(both, both, COMPUTED_FROM, states, False)
-            return states
-        if kind in rules.branches:
-            return self.branch(node, states)
-        if kind in rules.counted_loops:
-            return self.loop(lambda s: self.counted(node, s), states, 1)
-        if kind in rules.foreach_loops:
-            return self.loop(lambda s: self.foreach(node, s), states)
-        if kind in rules.repeated:
-            return self.loop(lambda s: self.visit_all(node.children, s), states)
-        early = [c for c in node.children if c.type in rules.clauses]
-        return self.visit_all(early + [c for c in node.children if c.type not in rules.clauses], states)
+    def _enter_loop(self, position: int, step: tuple) -> int:
+        """Opens a loop, or repeats what it gave before; returns how much of the program to skip."""
+        key = names = None
+        if len(self.loops) >= MEMORY_DEPTH:
+            names = tuple(dict.fromkeys(self.names[step[1] : step[2]]))
+            key = (position, *map(self.states.get, names))
+            if key in self.memory:
+                found, after = self.memory[key]
+                self._merge(found)
+                for name, definitions in after.items():
+                    self._set(name, definitions)
+                return step[3]
+        self.loops.append((self.found, 0, key, names))
+        self.found = {}
+        return 0
 
-    def sides(self, node):
-        left, right = node.child_by_field_name("left"), node.child_by_field_name("right")
-        if left is None or right is None:
-            raise _Broken
-        lefts = [c for c in left.children if c.type != ","]
-        rights = [c for c in right.children if c.type != ","]
-        if len(lefts) != len(rights) or not lefts:
-            lefts, rights = [left], [right]
-        return lefts, rights
+    def _leave_loop(self) -> None:
+        before, _, key, names = self.loops.pop()
+        found, self.found = self.found, before
+        self._merge(found)
+        if key is not None:
+            self.memory[key] = found, {name: self.states[name] for name in names if name in self.states}
 
-    def assignment(self, node, states):
-        rules = self.rules
-        if not rules.tuple_assignments:
-            left, right = node.child_by_field_name("left"), node.child_by_field_name("right")
-            states = dict(self.visit(right, states))
-            self.assign(self.tokens(left), self.tokens(right), COMPUTED_FROM, states, False)
-            return states
-        if node.type in rules.clauses:
-            lefts, rights = [node.child_by_field_name("left")], [node.children[-1]]
-        elif "left" and node.child_by_field_name("right") is None and not rules.positional_assignments:
-            return states
-        else:
-            lefts, rights = self.sides(node)
-            if node.type in rules.positional_assignments:
-                lefts, rights = [node.children[0]], [node.children[-1]]
-        states = dict(self.visit_all(rights, states))
-        for left, right in zip(lefts, rights):
-            self.assign(self.tokens(left), self.tokens(right), COMPUTED_FROM, states, True)
-        return states
-
-    def pattern_round(self, node, states):
-        lefts, rights = self.sides(node)
-        states = dict(self.visit_all(rights, states))
-        for left, right in zip(lefts, rights):
-            self.assign(self.tokens(left), self.tokens(right), COMPUTED_FROM, states, True)
-        if node.children[-1].type == "block":
-            states = self.visit(node.children[-1], states)
-        return states
-
-    def counted(self, node, states):
-        states = self.visit_all(node.children, states)
-        marker, again = self.rules.counted_loops[node.type], False
-        for child in node.children:
-            if again:
-                states = self.visit(child, states)
-            elif child.type == marker:
-                again = True
-                update = self.rules.update_field and child.child_by_field_name(self.rules.update_field)
-                if update:
-                    states = self.visit(update, states)
-        return states
-
-    def foreach(self, node, states):
-        loop = self.rules.foreach_loops[node.type]
-        if loop.by_kind:
-            named = [c for c in node.children if c.type == loop.by_kind] + [None, None]
-            source, target = named[:2]
-        else:
-            source, target = self.child(node, loop.source), self.child(node, loop.target)
-        states = dict(self.visit(source, states))
-        self.assign(self.tokens(target), self.tokens(source), COMPUTED_FROM, states, self.rules.tuple_assignments)
-        return self.visit(self.child(node, loop.body), states)
-
-    def loop(self, round_, states, times=2):
-        outer, self.items = self.items, []
-        for _ in range(times):
-            states = round_(states)
-        merged: dict[tuple, list[str]] = {}
-        for index, name, relation, names in self.items:
-            key = (index, name, relation)
-            merged[key] = union(merged[key], names) if key in merged else names
-        self.items = outer + [(*key, names) for key, names in merged.items()]
-        return states
-
-    def branch(self, node, states):
-        rules = self.rules
-        current, results, alternative = dict(states), [], False
-        has_else = rules.else_word in node.type
-        for child in node.children:
-            has_else = has_else or rules.else_word in child.type
-            if child.type in rules.alternatives or alternative:
-                alternative = rules.sticky_branches
-                results.append(self.visit(child, states))
+    def _merge(self, found: Found) -> None:
+        mine, join = self.found, self.order.join
+        for key, sources in found.items():
+            if key in mine:
+                mine[key] = join(mine[key], sources)
             else:
-                current = self.visit(child, current)
-        results.append(current)
-        if rules.base_survives == "always" or (rules.base_survives == "unless else" and not has_else):
-            results.append(states)
-        joined: dict = {}
-        for result in results:
-            for name, indices in result.items():
-                joined[name] = joined.get(name, frozenset()) | indices
-        return joined
+                mine[key] = sources
+
+    def items(self) -> list[tuple[int, str, int, tuple[str, ...]]]:
+        """(token, name, relation, source names) of every token that is an end of an edge, in order."""
+        found, names = self.found, self.names
+        items = []
+        last = -1
+        for key in sorted(found):
+            token = key >> 1
+            if token in self.marked:
+                if token == last:  # published: the later relation, the sources of both
+                    keys = list(found)
+                    first, second = sorted((key - 1, key), key=keys.index)
+                    items[-1] = (token, names[token], second & 1, self.order.join(found[first], found[second]))
+                else:
+                    items.append((token, names[token], key & 1, found[key]))
+                last = token
+        return items
 
 
-def union(left: Sequence[str], right: Sequence[str]) -> tuple[str, ...]:
-    return NameOrder().join(left, right)
-
-
-def is_leaf(node: Node) -> bool:
-    return (not node.child_count or node.type in STRINGS) and node.type != "comment"
-
-
-def leaves(node: Node) -> list[Node]:
-    found, stack = [], [node]
-    while stack:
-        node = stack.pop()
-        if is_leaf(node):
-            found.append(node)
-        else:
-            stack.extend(reversed(node.children))
-    return found
-
-
-def dataflow_edges(root: Node, text: str, rules: Rules) -> Counter:
-    """Edges with their variables numbered in order of first sight: (variable, relation, source variables) -> count."""
-    reader = DataflowReader(root, text, rules)
+def dataflow_edges(reading: Reading, order: NameOrder) -> Counter[Edge]:
+    """Edges with their variables numbered in order of first sight, and how often each occurs."""
+    flow = Dataflow(reading, order)
     try:
-        reader.visit(root, {})
-    except (_Broken, RecursionError):
+        flow.run()
+    except BrokenRule:
         return Counter()
-    merged: dict = {}
-    for index, name, relation, names in reader.items:
-        if index in reader.marked:
-            merged[index] = (name, relation, union(merged[index][2], names) if index in merged else names)
     variables: dict[str, int] = {}
+    number = variables.setdefault
     edges = []
-    for index in sorted(merged):
-        name, relation, names = merged[index]
-        for n in (*names, name):
-            variables.setdefault(n, len(variables))
-        edges.append((variables[name], relation, tuple(variables[n] for n in names)))
+    for _, name, relation, sources in flow.items():
+        if len(sources) == 1:
+            source = number(sources[0], len(variables))
+            edges.append((number(name, len(variables)), relation, source))
+        else:
+            numbers = [number(source, len(variables)) for source in sources]
+            edges.append((number(name, len(variables)), relation, *numbers))
     return Counter(edges)

@@ -51,7 +51,8 @@ class Rules:
         tuple_assignments: ``a, b = c, d`` is matched part by part, and one edge holds all tokens of a right side.
         positional_assignments: assignments whose sides are the first and the last child.
         increments: nodes that read and write all their tokens.
-        branches: nodes with alternatives, and the kinds of children that begin an alternative.
+        branches: nodes with alternatives.
+        alternatives: kinds of children that begin an alternative.
         sticky_branches: after the first alternative all further children are alternatives too.
         base_survives: whether what held before a branch holds after it: always, never, or unless an "else" was seen.
         counted_loops: kind -> kind of the child after which the children are visited once more.
@@ -59,8 +60,8 @@ class Rules:
         foreach_loops: loops over collections.
         pattern_loops: Python's ``for``: tuple targets, and a body only where the last child is a block.
         repeated: nodes whose children are all visited twice.
-        first: kinds of children visited before their siblings.
         clauses: comprehension clauses, an assignment from the last child to the field ``left``.
+        clauses_first: nodes whose clauses are visited before their other children.
         else_word: part of a kind's name that says the branch covers the other case.
     """
 
@@ -79,7 +80,16 @@ class Rules:
     pattern_loops: frozenset[str] = frozenset()
     repeated: frozenset[str] = frozenset()
     clauses: frozenset[str] = frozenset()
+    clauses_first: frozenset[str] = frozenset()
     else_word: str = "else"
+
+    @property
+    def special(self) -> frozenset[str]:
+        """All kinds that have a rule."""
+        return frozenset().union(
+            self.definitions, self.assignments, self.increments, self.branches, self.counted_loops, self.foreach_loops,
+            self.pattern_loops, self.repeated, self.clauses, self.clauses_first,
+        )  # fmt: skip
 
 
 def _kinds(text: str) -> frozenset[str]:
@@ -113,6 +123,7 @@ REFERENCE_RULES: MappingProxyType[str, Rules] = MappingProxyType(
             pattern_loops=_kinds("for_statement"),
             repeated=_kinds("while_statement"),
             clauses=_kinds("for_in_clause"),
+            clauses_first=_kinds("list_comprehension set_comprehension dictionary_comprehension generator_expression"),
         ),
         "java": Rules(
             definitions=_map(variable_declarator=Definition("name", "value")),

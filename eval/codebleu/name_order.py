@@ -8,9 +8,13 @@ objects with those hashes lists them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import _imp
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 
 _MASK = (1 << 64) - 1
+LONGEST_REMEMBERED = 50  # names in a list whose order is remembered
+MOST_STEPS = 4_000_000  # joining more names one by one takes too long (so it does in the published metric)
 
 
 def _rounds(v0: int, v1: int, v2: int, v3: int, count: int) -> tuple[int, int, int, int]:
@@ -41,13 +45,26 @@ def siphash13(data: bytes) -> int:
     return v0 ^ v1 ^ v2 ^ v3
 
 
+@cache
+def _fast_siphash13() -> Callable[[bytes], int]:
+    """CPython's own function, which it keeps for the hashes of ``.pyc`` files, where it gives the same numbers."""
+    sample = b"one of each: words and a tail"
+    try:
+        if int.from_bytes(_imp.source_hash(0, sample), "little") == siphash13(sample):
+            return lambda data: int.from_bytes(_imp.source_hash(0, data), "little")
+    except (AttributeError, TypeError):
+        pass
+    return siphash13
+
+
+@lru_cache(maxsize=65536)
 def string_hash(text: str) -> int:
     """``hash(text)`` of CPython 3.11 and later under PYTHONHASHSEED=0."""
     if not text:
         return 0
     widest = max(text)
     encoding = "latin-1" if widest <= "\xff" else "utf-16-le" if widest <= "\uffff" else "utf-32-le"
-    value = siphash13(text.encode(encoding, "surrogatepass"))
+    value = _fast_siphash13()(text.encode(encoding, "surrogatepass"))
     value -= (value >> 63) << 64
     return -2 if value == -1 else value
 
@@ -77,12 +94,25 @@ class NameOrder:
         together = (*left, *right)
         answer = self._joined.get(together)
         if answer is None:
-            if len(set(together)) < 2:
-                answer = together[:1]
-            else:
-                answer = tuple([name.text for name in set([self._name(text) for text in together])])
-            self._joined[together] = answer
+            answer = self._list(together)
+            if len(together) <= LONGEST_REMEMBERED:
+                self._joined[together] = answer
         return answer
+
+    def extend(self, before: tuple[str, ...] | None, names: Sequence[str]) -> tuple[str, ...]:
+        """Joins ``names`` to ``before`` one by one; without ``before`` the first one stands as it is."""
+        if before is None:
+            before, names = tuple(names[:1]), names[1:]
+        if len(names) * (len(names) + len(before)) > MOST_STEPS:
+            return self.join(before, names)
+        for name in names:
+            before = self.join(before, (name,))
+        return before
+
+    def _list(self, together: tuple[str, ...]) -> tuple[str, ...]:
+        if len(together) < 2 or together.count(together[0]) == len(together):
+            return together[:1]
+        return tuple([name.text for name in set([self._name(text) for text in together])])
 
     def _name(self, text: str) -> _Name:
         name = self._names.get(text)

@@ -8,42 +8,103 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 ORDERS = 4
 KEYWORD_WEIGHT, OTHER_WEIGHT = 5, 1  # in fifths
 SMOOTHING = 0.1  # Chen and Cherry 2014, method 1: stands in for a numerator of zero
 
-NGramCounts = tuple[Counter, ...]
+Gram = str | tuple[str, ...]
 
 
-def count_ngrams(tokens: Sequence[str]) -> NGramCounts:
-    """How often each n-gram of order 1 to 4 occurs."""
-    return tuple(Counter(zip(*(tokens[i:] for i in range(n)))) if n > 1 else Counter(tokens) for n in range(1, 5))
+class NGrams:
+    """The n-grams of order 1 to 4 of one list of tokens."""
+
+    def __init__(self, tokens: Sequence[str], keywords: frozenset[str]):
+        self.tokens = tokens
+        self.length = len(tokens)
+        self.keywords = keywords
+        self.unigrams = Counter(tokens)
+        self._indices: list[tuple[frozenset[Gram], dict[Gram, int]] | None] = [None] * (ORDERS + 1)
+
+    def grams(self, order: int) -> Iterable[Gram]:
+        """The n-grams of order 2 to 4, one after the other."""
+        tokens = self.tokens
+        return zip(*[tokens[i:] for i in range(order)])
+
+    def index(self, order: int) -> tuple[frozenset[Gram], dict[Gram, int]]:
+        """The n-grams that occur, and how often those do that occur more than once."""
+        found = self._indices[order]
+        if found is None:
+            distinct = frozenset(self.grams(order))
+            repeated: dict[Gram, int] = {}
+            if len(distinct) < self.length - order + 1:
+                repeated = {gram: count for gram, count in Counter(self.grams(order)).items() if count > 1}
+            found = self._indices[order] = (distinct, repeated)
+        return found
+
+    def total(self, order: int) -> int:
+        """Number of n-grams, at least 1."""
+        return max(1, self.length - order + 1)
+
+    def counts(self, order: int) -> Counter[Gram]:
+        """How often each n-gram occurs."""
+        return Counter(self.grams(order)) if order > 1 else self.unigrams
+
+    @cached_property
+    def mass(self) -> int:
+        """Weight of all tokens, in fifths."""
+        keywords = sum([n for token, n in self.unigrams.items() if token in self.keywords])
+        return self.length * OTHER_WEIGHT + keywords * (KEYWORD_WEIGHT - OTHER_WEIGHT)
 
 
-def overlap(left: Counter, right: Counter) -> int:
-    """Size of the multiset intersection."""
-    return sum(min(left[gram], right[gram]) for gram in left.keys() & right.keys())
+def overlap(reference: NGrams, hypothesis: NGrams, order: int) -> int:
+    """Size of the multiset intersection of the n-grams of one order above 1; only the reference is indexed."""
+    distinct, repeated = reference.index(order)
+    shared = distinct.intersection(hypothesis.grams(order))
+    matches = len(shared)
+    if repeated and matches:
+        again = Counter(filter(repeated.__contains__, hypothesis.grams(order)))
+        matches += sum([min(count, repeated[gram]) - 1 for gram, count in again.items()])
+    return matches
 
 
-def clipped_matches(hypothesis: Counter, references: Sequence[Counter]) -> int:
-    """N-grams of the hypothesis, each counted at most as often as in the reference that has most of it."""
-    if len(references) == 1:
-        return overlap(hypothesis, references[0])
-    best: Counter = Counter()
-    for reference in references:
-        best |= reference
-    return overlap(hypothesis, best)
+def overlaps(reference: NGrams, hypothesis: NGrams) -> tuple[list[int], int]:
+    """N-grams of order 1 to 4 that both have, and the weight of the unigrams among them, in fifths."""
+    x, y, keywords = reference.unigrams, hypothesis.unigrams, reference.keywords
+    matches = mass = 0
+    for token in x.keys() & y.keys():
+        n, m = x[token], y[token]
+        if m < n:
+            n = m
+        matches += n
+        if token in keywords:
+            mass += n
+    found = [matches, 0, 0, 0]
+    for order in range(2, ORDERS + 1):
+        if not matches:
+            break
+        found[order - 1] = matches = overlap(reference, hypothesis, order)
+    return found, found[0] * OTHER_WEIGHT + mass * (KEYWORD_WEIGHT - OTHER_WEIGHT)
 
 
-def keyword_mass(counts: Counter, keywords: frozenset[str]) -> int:
-    """Weight of the tokens, in fifths."""
-    return sum(n * (KEYWORD_WEIGHT if token in keywords else OTHER_WEIGHT) for token, n in counts.items())
+def clipped_overlaps(references: Sequence[NGrams], hypothesis: NGrams) -> list[int]:
+    """N-grams of the hypothesis, each counted at most as often as in the one of several references with most of it."""
+    found = []
+    for order in range(1, ORDERS + 1):
+        most: Counter[Gram] = Counter()
+        for reference in references:
+            most |= reference.counts(order)
+        counts = hypothesis.counts(order)
+        found.append(sum([min(counts[gram], most[gram]) for gram in counts.keys() & most.keys()]))
+    return found
 
 
 def closest_length(lengths: Sequence[int], target: int) -> int:
     """The reference length nearest to the hypothesis' length; the shorter one of two equally near."""
+    if len(lengths) == 1:
+        return lengths[0]
     return min(lengths, key=lambda length: (abs(length - target), length))
 
 

@@ -1,0 +1,104 @@
+"""What a score is made of: whole numbers that add up, so that the corpus may be split in any way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from operator import add
+from typing import NamedTuple
+
+from eval.codebleu.errors import CodeBLEUError
+from eval.codebleu.ngrams import KEYWORD_WEIGHT, ORDERS, brevity_penalty, geometric_mean
+
+Weights = Sequence[float]
+EQUAL_WEIGHTS: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
+"""Of n-gram, weighted n-gram, syntax and dataflow match."""
+
+
+@dataclass(frozen=True)
+class CodeBLEUScore:
+    """The score and its four parts, each from 0 to 1."""
+
+    codebleu: float
+    ngram_match_score: float
+    weighted_ngram_match_score: float
+    syntax_match_score: float
+    dataflow_match_score: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The scores under the names of the fields."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+class Counts(NamedTuple):
+    """Counts of one pair or of many. Unigrams of the weighted match are counted in fifths."""
+
+    hypothesis_length: int = 0
+    reference_length: int = 0
+    weighted_reference_length: int = 0
+    ngram_matches_1: int = 0
+    ngram_matches_2: int = 0
+    ngram_matches_3: int = 0
+    ngram_matches_4: int = 0
+    ngrams_1: int = 0
+    ngrams_2: int = 0
+    ngrams_3: int = 0
+    ngrams_4: int = 0
+    weighted_matches_1: int = 0
+    weighted_matches_2: int = 0
+    weighted_matches_3: int = 0
+    weighted_matches_4: int = 0
+    weighted_1: int = 0
+    weighted_2: int = 0
+    weighted_3: int = 0
+    weighted_4: int = 0
+    syntax_matches: int = 0
+    subtrees: int = 0
+    dataflow_matches: int = 0
+    edges: int = 0
+
+    def merge(self, other: Counts) -> Counts:
+        """The counts of both together."""
+        return Counts(*map(add, self, other))
+
+    def parts(self) -> tuple[float, float, float, float]:
+        """N-gram, weighted n-gram, syntax and dataflow match; 0 for a part of which the references have nothing."""
+        matches, totals, weighted_matches, weighted = (self[i : i + ORDERS] for i in range(3, 19, ORDERS))
+        ngram = geometric_mean(matches, totals) * brevity_penalty(self.reference_length, self.hypothesis_length)
+        in_ones = weighted_matches[0] / KEYWORD_WEIGHT, weighted[0] / KEYWORD_WEIGHT
+        recall = geometric_mean((in_ones[0], *weighted_matches[1:]), (in_ones[1], *weighted[1:]))
+        recall *= brevity_penalty(self.weighted_reference_length, self.hypothesis_length)
+        syntax = self.syntax_matches / self.subtrees if self.subtrees else 0.0
+        dataflow = self.dataflow_matches / self.edges if self.edges else 0.0
+        return ngram, recall, syntax, dataflow
+
+
+def merge_all(counts: Iterable[Counts]) -> Counts:
+    """The counts of all together."""
+    return Counts(*map(sum, zip(*counts, strict=True)))
+
+
+def reference_score(counts: Counts, weights: Weights) -> CodeBLEUScore:
+    """The score of mode ``reference``: a dataflow match of 0 counts as 1, whatever it comes from."""
+    parts = counts.parts()
+    total = sum(weight * part for weight, part in zip(weights, (*parts[:3], parts[3] or 1.0)))
+    return CodeBLEUScore(total, *parts)
+
+
+def check_weights(weights: Weights) -> tuple[float, ...]:
+    """The weights as floats; all zeros mean that only the parts are wanted.
+
+    Raises:
+        CodeBLEUError: they are not four numbers from 0 to 1 that sum to 1.
+    """
+    try:
+        found = tuple(float(weight) for weight in weights)
+    except (TypeError, ValueError):
+        found = ()
+    if len(found) == 4 and all(0 <= weight <= 1 for weight in found):
+        if abs(sum(found) - 1) <= 1e-6 or not any(found):
+            return found
+        problem = f"sum to {sum(found):g}"
+    else:
+        problem = "are not four numbers from 0 to 1"
+    raise CodeBLEUError(f"weights {weights!r} {problem}; expected four that sum to 1, such as 0.25,0.25,0.25,0.25")
