@@ -20,10 +20,11 @@ from rich.console import Console
 
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.config_flags import add_setting_flags, given_settings
+from checkpoints.files import free_bytes
 from checkpoints.model_io import LoadedModel, load_model, save_model
 from checkpoints.proof import prove
 from checkpoints.rewrite import merge_directory
-from checkpoints.run_directory import RunDirectory
+from checkpoints.run_directory import RESULTS_FILE, RUN_FILE, RunDirectory
 from checkpoints.run_inputs import base_config, disk_needed, plan_run, require_disk
 from checkpoints.upcycle import upcycle_model
 from eval.display import CountDisplay, MetricsWriter, StageDisplay, make_console
@@ -31,13 +32,14 @@ from eval.evaluate import evaluate
 from eval.report import loss_table, markdown_report, routing_table, score_table
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.sources import DataSets, load_data
+from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.hardware import choose_device, choose_dtype, describe_hardware
 from moe.memory import GIB, MemoryPlan, available_memory
 from moe.model import Transformer, count_parameters
 from moe.prompt import choose_template
 from moe.tokenizer import load_tokenizer
-from moe.training.config import TINY, RunConfig, load_preset, make_config, parse_setting, preset_names
+from moe.training.config import TINY, RunConfig, load_preset, load_settings, make_config, parse_setting, preset_names
 from moe.training.ridge import ridge_routers
 from moe.training.stages import make_stage
 from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokenizer
@@ -52,25 +54,46 @@ def main(arguments: argparse.Namespace) -> int:
     resumed, config = read_settings(arguments)
     device = choose_device(config.device)
     dtype = choose_dtype(device, config.dtype)
-    console.print(f"{describe_hardware(device)}, weights in {str(dtype).removeprefix('torch.')}", highlight=False)
+    if config.form == "full" and dtype.itemsize < 4:
+        raise UserError(f"full experts cannot learn in {dtype}, small steps are rounded away; add --dtype float32")
+    say(console, f"{describe_hardware(device)}, weights in {str(dtype).removeprefix('torch.')}")
     torch.manual_seed(config.seed)
-
-    # 2. Load: data first, for its mistakes cost least; then the base. What would stop the run leaves no directory.
     data = load_data(config)
     plan = plan_run(config, base_config(config), dtype)
+    if plan.total > available_memory(device):
+        console.print("[bold]this may not fit into memory[/bold]: lower tokens_per_batch or ranks, or set recompute")
     if arguments.dry_run:
-        return dry_run(config, data, plan, device, console)
+        return dry_run(config, data, plan, device, arguments.runs, console)
     directory = resumed or create_run(arguments, config, plan)
-    metrics = MetricsWriter(directory.path, config.languages)
-    session = Session(config, directory, data, console, metrics)
+    try:
+        return make_experts(config, directory, data, device, dtype, console)
+    except UserError:
+        # A mistake that only showed on loading leaves no directory behind; work that was done is kept.
+        if not any((directory.path / name).exists() for name in ("state", RESULTS_FILE)):
+            shutil.rmtree(directory.path, ignore_errors=True)
+        raise
+
+
+def make_experts(
+    config: RunConfig,
+    directory: RunDirectory,
+    data: DataSets,
+    device: torch.device,
+    dtype: torch.dtype,
+    console: Console,
+) -> int:
+    """The recipe after the plan."""
+    # 2. Load the base and encode the data; the tiny base is trained first.
+    session = Session(config, directory, data, console)
     base = session.load_base(dtype, device)
     encoded = encode_pairs(data.train, base.tokenizer, base.template, config.max_tokens)
     for language, count in encoded.too_long.items():
         if count:
-            console.print(f"left out {count} {language} pairs of more than {config.max_tokens} tokens", highlight=False)
+            say(console, f"left out {count} {language} pairs of more than {config.max_tokens} tokens")
     batches = MixedBatches(encoded.examples, config.tokens_per_batch, config.seed)
-    passes = config.accumulate * (config.branch_steps + config.mix_steps) / batches.epoch_batches
-    console.print(f"one pass over the data is {batches.epoch_batches:,.0f} batches; this run makes {passes:.2f} passes")
+    trained = config.accumulate * (config.branch_steps + config.mix_steps)
+    passes = trained / batches.epoch_batches
+    say(console, f"one pass over the data is {batches.epoch_batches:,.0f} batches; this run makes {passes:.2f} passes")
 
     # 3. Score the base.
     session.score(base, "base", chat=config.chat_base)
@@ -79,18 +102,21 @@ def main(arguments: argparse.Namespace) -> int:
     model = session.upcycle(base.model, config.languages, config.expert_rank, config.shared_rank)
     if "proof" not in directory.results:
         proof = prove(base.model, model, base.tokenizer)
-        console.print(f"upcycled to {count_parameters(model) / 1e6:,.1f} M parameters: {proof.describe()}")
+        say(console, f"upcycled to {count_parameters(model) / 1e6:,.1f} M parameters: {proof.describe()}")
+        if not proof.holds:
+            say(console, "warning: the mixture is not the dense model at the start, as it should be up to rounding")
         directory.note("proof", proof.to_json())
 
     # 5. Branch: all languages in one run, each token on the expert of its language.
     session.train(model, "branch", batches)
 
     # 6. Route: the router's start, in closed form from labelled hidden states.
-    if directory.load_state("mix") is None:
-        labelled = [batches[i].to(device) for i in range(config.ridge_batches + 1)]
+    if not directory.has_state("mix"):
+        # Batches that no stage trains on.
+        labelled = [batches[trained + i].to(device) for i in range(config.ridge_batches + 1)]
         accuracy = ridge_routers(model, labelled, config.ridge)
         shares = " ".join(f"{share:.0%}" for share in accuracy)
-        console.print(f"router from ridge regression: tokens sent to their language, layer by layer: {shares}")
+        say(console, f"router from ridge regression: tokens sent to their language, layer by layer: {shares}")
         directory.note("ridge_accuracy", accuracy)
 
     # 7. Mix: learned top-k routing with balance loss and z-loss.
@@ -100,6 +126,7 @@ def main(arguments: argparse.Namespace) -> int:
     mixture = LoadedModel(model, model.config, base.tokenizer, base.template, directory.path / "model")
     session.score(mixture, "mixture")
     session.write(mixture, base)
+    del model, mixture
 
     # 9. The baseline: one dense adapter with as many active parameters, trained on the same data for as many steps.
     if config.baseline:
@@ -110,7 +137,7 @@ def main(arguments: argparse.Namespace) -> int:
         session.write(dense, base)
 
     # 10. Report.
-    metrics.close()
+    session.metrics.close()
     report(directory, config, console, device)
     return 0
 
@@ -118,11 +145,9 @@ def main(arguments: argparse.Namespace) -> int:
 class Session:
     """What the steps share: settings, data, the run's directory, and where to print."""
 
-    def __init__(
-        self, config: RunConfig, directory: RunDirectory, data: DataSets, console: Console, metrics: MetricsWriter
-    ):
-        self.config, self.directory, self.data = config, directory, data
-        self.console, self.metrics = console, metrics
+    def __init__(self, config: RunConfig, directory: RunDirectory, data: DataSets, console: Console):
+        self.config, self.directory, self.data, self.console = config, directory, data, console
+        self.metrics = MetricsWriter(directory.path, config.languages)
 
     def load_base(self, dtype: torch.dtype, device: torch.device) -> LoadedModel:
         """Loads the dense model; the tiny one is trained first."""
@@ -136,13 +161,18 @@ class Session:
             base = LoadedModel(base.model, base.config, load_tokenizer(path), base.template, base.path)
         template = self.config.template if self.config.template != "auto" else choose_template(base.tokenizer)
         base.model.requires_grad_(False)
-        self.console.print(
-            f"base {base.path}: {count_parameters(base.model) / 1e6:,.1f} M parameters, prompts as {template}"
-        )
+        size = count_parameters(base.model) / 1e6
+        say(self.console, f"base {base.path}: {size:,.1f} M parameters, prompts as {template}")
         return LoadedModel(base.model, base.config, base.tokenizer, template, base.path)
 
     def _train_tiny_base(self, path: Path, device: torch.device) -> None:
         tokenizer = train_tiny_tokenizer(self.data.train, self.directory.path / "tokenizer", self.config.seed)
+        # Whether any pair fits is asked before minutes go into the base; encoding a few mostly answers it.
+        few = {language: pairs[:20] for language, pairs in self.data.train.items()}
+        try:
+            encode_pairs(few, tokenizer, "plain", self.config.max_tokens)
+        except UserError:
+            encode_pairs(self.data.train, tokenizer, "plain", self.config.max_tokens)
         model = Transformer(tiny_config(tokenizer.vocab_size)).reset(self.config.seed).to(device)
         examples = encode_files(self.data.train, tokenizer, self.config.max_tokens)
         self.train(model, "pretrain", MixedBatches(examples, self.config.tokens_per_batch, self.config.seed + 1))
@@ -174,6 +204,7 @@ class Session:
         state = self.directory.load_state(name)
         if state is not None:
             trainer.restore(state)
+            self.metrics.resume(name, trainer.step)
         saved = time.monotonic()
 
         def on_step(step: StepReport) -> None:
@@ -224,17 +255,20 @@ def read_settings(arguments: argparse.Namespace) -> tuple[RunDirectory | None, R
             arguments.parser.error(f"--set {text}: expected NAME=VALUE")
         given[name] = parse_setting(name, value)
     if arguments.resume:
-        if given or arguments.config or arguments.preset != TINY:
-            arguments.parser.error("--resume goes on with the run's own settings; leave the others out")
+        if given or arguments.config or arguments.preset or arguments.name:
+            arguments.parser.error("--resume goes on with the run's own settings and name; leave the others out")
         directory = RunDirectory.resume(Path(arguments.resume))
-        return directory, RunConfig(**directory.settings["config"])
-    return None, make_config(load_preset(arguments.config or arguments.preset), given).with_absolute_paths()
+        return directory, RunConfig.from_dict(directory.settings.get("config"), str(directory.path / RUN_FILE))
+    changes = load_settings(arguments.config) if arguments.config else {}
+    return None, make_config(load_preset(arguments.preset or TINY), changes, given).with_absolute_paths()
 
 
 def create_run(arguments: argparse.Namespace, config: RunConfig, plan: MemoryPlan) -> RunDirectory:
     """Starts a run's directory, if the disk has room for it."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = Path(arguments.runs) / (arguments.name or f"{Path(arguments.config or arguments.preset).stem}-{stamp}")
+    path = Path(arguments.runs) / (
+        arguments.name or f"{Path(arguments.config or arguments.preset or TINY).stem}-{stamp}"
+    )
     require_disk(config, plan, path)
     settings = {
         "config": config.to_dict(),
@@ -245,20 +279,22 @@ def create_run(arguments: argparse.Namespace, config: RunConfig, plan: MemoryPla
     return RunDirectory.create(path, settings)
 
 
-def dry_run(config: RunConfig, data: DataSets, plan: MemoryPlan, device: torch.device, console: Console) -> int:
+def dry_run(
+    config: RunConfig, data: DataSets, plan: MemoryPlan, device: torch.device, runs: str, console: Console
+) -> int:
     """Prints what a run would take: data, parameters, memory, disk."""
     for language, pairs in data.train.items():
         held_out = ", ".join(f"{len(split[language])} {name}" for name, split in data.held_out.items())
-        console.print(f"{language}: {len(pairs)} training pairs, {held_out}", highlight=False)
-    free = available_memory(device)
-    console.print(f"{plan.describe()}; {free / GIB:.1f} GiB there", highlight=False)
-    if plan.total > free:
-        console.print("[bold]does not fit[/bold]: lower tokens_per_batch or the ranks, or set recompute")
-    disk = shutil.disk_usage(Path.cwd()).free
-    console.print(
-        f"at most {disk_needed(config, plan) / GIB:.1f} GiB on disk; {disk / GIB:.0f} GiB free", highlight=False
-    )
+        say(console, f"{language}: {len(pairs)} training pairs, {held_out}")
+    say(console, f"{plan.describe()}; {available_memory(device) / GIB:.1f} GiB free")
+    disk = free_bytes(Path(runs))
+    say(console, f"at most {disk_needed(config, plan) / GIB:.1f} GiB on disk; {disk / GIB:.0f} GiB free")
     return 0
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is: no markup, no colours, no breaks."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def report(directory: RunDirectory, config: RunConfig, console: Console, device: torch.device) -> None:
@@ -272,11 +308,9 @@ def report(directory: RunDirectory, config: RunConfig, console: Console, device:
         console.print(loss_table(results, split, config.languages))
     title = "Routing of held-out response tokens: gate weight of each expert"
     console.print(routing_table(found["table"], config.languages, title))
-    console.print(
-        f"I(language; first-choice expert) per layer, bits: {' '.join(f'{x:.2f}' for x in found['information'])} "
-        f"(shuffled labels: at most {max(found['shuffled']):.3f})",
-        highlight=False,
-    )
+    bits = " ".join(f"{x:.2f}" for x in found["information"])
+    chance = max(found["shuffled"])
+    say(console, f"I(language; first-choice expert) per layer, bits: {bits} (shuffled labels: at most {chance:.3f})")
     for split in config.test_sets:
         console.print(score_table(results, split, config.languages))
     summary = {
@@ -289,18 +323,17 @@ def report(directory: RunDirectory, config: RunConfig, console: Console, device:
         "specialization": found,
     }
     (directory.path / "report.md").write_text(markdown_report(summary), encoding="utf-8")
-    console.print(f"report: {directory.path / 'report.md'}", highlight=False, soft_wrap=True)
+    say(console, f"report: {directory.path / 'report.md'}")
     example = "Return the sum of all even numbers in a list."
     command = f'python generate.py "{example}" --language {config.languages[0]} --model {directory.path / "model"}'
-    console.print(f"write code with it: {command}", highlight=False, soft_wrap=True)
+    say(console, f"write code with it: {command}")
 
 
 def make_parser() -> ArgumentParser:
     """The command line: one flag for each setting, besides where the run comes from and goes."""
     parser = ArgumentParser(prog="train.py", description=__doc__.split("\n\n")[0])
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--preset", default="tiny", choices=preset_names(), help="settings to start from")
-    source.add_argument("--config", metavar="FILE", help="a TOML file of settings in the place of a preset")
+    parser.add_argument("--preset", choices=preset_names(), help=f"settings to start from (default: {TINY})")
+    parser.add_argument("--config", metavar="FILE", help="a TOML file of settings that change the preset's")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="change a setting; repeatable")
     parser.add_argument("--name", help="name of the run's directory (default: the preset and the time)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept")
@@ -312,4 +345,4 @@ def make_parser() -> ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run(make_parser(), main))
+    sys.exit(run(make_parser(), main, also=(OSError,)))

@@ -34,7 +34,10 @@ class RunDirectory:
             raise UserError(
                 f"{path} exists; give another --name, or continue that run with: python train.py --resume {path}"
             )
-        path.mkdir(parents=True)
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be made ({error.strerror}); give another --runs directory") from None
         replace_file(path / RUN_FILE, json_bytes(dict(settings)))
         return cls(path, dict(settings), {})
 
@@ -60,6 +63,10 @@ class RunDirectory:
     def save_state(self, state: StageState) -> None:
         """Keeps a stage's state, in place of its older one."""
         save_train_state(self.path / "state" / state.stage, state.tensors, {"step": state.step, "stage": state.stage})
+
+    def has_state(self, stage: str) -> bool:
+        """Whether a stage has been started."""
+        return has_train_state(self.path / "state" / stage)
 
     def load_state(self, stage: str) -> StageState | None:
         """The newest state of a stage; None when there is none."""

@@ -26,14 +26,28 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self.languages = tuple(languages)
         path = directory / "metrics.csv"
-        fresh = not path.exists()
+        fresh = not path.exists() or path.stat().st_size == 0
+        self._path = path
         self._file = path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
         if fresh:
             experts = [f"share_{a}_to_{b}" for a in languages for b in languages]
             names = ["loss", *(f"loss_{x}" for x in languages), "balance_loss", "z_loss", "learning_rate"]
             self._csv.writerow(["stage", "step", *names, "gradient_norm", "tokens", "seconds", *experts])
+            self._file.flush()
         self._board = _tensorboard(directory / "tensorboard")
+
+    def resume(self, stage: str, step: int) -> None:
+        """Drops the rows of ``stage`` after ``step``, which are about to be made again."""
+        self._file.close()
+        with self._path.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.reader(file) if row and (row[0] != stage or int(row[1]) <= step)]
+        temporary = self._path.with_suffix(".partial")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+        temporary.replace(self._path)
+        self._file = self._path.open("a", newline="", encoding="utf-8")
+        self._csv = csv.writer(self._file)
 
     def write(self, report: StepReport) -> None:
         """Adds one step."""

@@ -106,6 +106,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor
     if q.dtype != k.dtype:  # a cache may be wider than the model
         return attend(q.to(k.dtype), k, v, pattern).to(q.dtype)
     grouped = q.shape[1] != k.shape[1]
+    if grouped and pattern.mask is not None and q.is_cuda:
+        # No fused GPU kernel takes a mask together with grouped heads; without one, all scores would be stored.
+        share = q.shape[1] // k.shape[1]
+        k, v, grouped = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1), False
     # A single query at the end sees every key it is given, so it needs no causal mask.
     causal = pattern.mask is None and q.shape[2] > 1
     return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.mask, is_causal=causal, enable_gqa=grouped)

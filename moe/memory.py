@@ -83,9 +83,9 @@ def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute:
 
 
 def available_memory(device: torch.device) -> int:
-    """Bytes that a run on ``device`` can have: the card's memory, or the machine's free memory."""
+    """Bytes that are free on ``device``: of the card, or of the machine."""
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.mem_get_info(device)[0]
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             for line in file:

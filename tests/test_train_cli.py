@@ -98,6 +98,37 @@ def test_a_killed_run_goes_on_and_ends_the_same(finished, tmp_path):
     assert json.loads((again / "results.json").read_text())["scores of mixture"] == wanted["scores of mixture"]
 
 
+def test_a_run_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch):
+    """Interrupted after the second step of the branch stage: the same results, no step twice in the metrics."""
+    directory, _ = finished
+    train_step = train_script.Trainer.train_step
+
+    def interrupted(trainer):
+        if trainer.stage.name == "branch" and trainer.step == 2:
+            raise KeyboardInterrupt
+        return train_step(trainer)
+
+    monkeypatch.setattr(train_script.Trainer, "train_step", interrupted)
+    stopped = train("--runs", tmp_path, "--name", "x", *SMALL, "--no-baseline", "--save-minutes", "0", check=False)
+    assert stopped.returncode == 130
+    monkeypatch.undo()
+    train("--resume", tmp_path / "x")
+    results = [json.loads((place / "results.json").read_text()) for place in (directory, tmp_path / "x")]
+    assert results[0]["scores of mixture"] == results[1]["scores of mixture"]
+    rows = [row.split(",")[:2] for row in (tmp_path / "x" / "metrics.csv").read_text().splitlines()]
+    assert rows[0] == ["stage", "step"] and len(rows) == 9 and len({tuple(row) for row in rows}) == 9
+
+
+def test_runs_that_cannot_be_resumed(tmp_path):
+    for settings, message in (({}, "no settings"), ({"config": {"branch_stepz": 1}}, "did you mean 'branch_steps'")):
+        (tmp_path / "run.json").write_text(json.dumps(settings))
+        done = train("--resume", tmp_path, check=False)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+    (tmp_path / "file").write_text("")
+    done = train("--runs", tmp_path / "file" / "deeper", *SMALL, check=False)
+    assert done.returncode == 2 and "--runs" in done.stderr
+
+
 def test_dry_run_writes_nothing(tmp_path):
     done = train("--dry-run", "--runs", tmp_path / "runs", *SMALL)
     assert "parameters" in done.stdout and "60 training pairs" in done.stdout
@@ -124,16 +155,23 @@ def test_dry_run_writes_nothing(tmp_path):
         (["--max-tokens", "8"], "fits into 8 tokens"),
         (["--max-tokens", "9999"], "more than tokens_per_batch"),
         (["--test-sets", "nowhere"], "no split 'nowhere'"),
+        (["--set", "test_sets="], "at least one split"),
+        (["--seed", "99999999999999999999999"], "below 2**63"),
+        (["--warmup", "nan"], "finite number"),
+        (["--warmup", "1.5"], "between 0 and 1"),
+        (["--template", "alpaca"], "alpaca"),
+        (["--max-tokens", "1"], "token"),
+        (["--form", "full", "--dtype", "bfloat16"], "add --dtype float32"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    given = [] if "--resume" in arguments else SMALL
-    done = train("--runs", tmp_path / "runs", "--name", "x", *given, *arguments, check=False)
+    given = [] if "--resume" in arguments else ["--runs", tmp_path / "runs", "--name", "x", *SMALL]
+    done = train(*given, *arguments, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr and done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
-    assert not (tmp_path / "runs" / "x" / "model").exists()
+    assert not (tmp_path / "runs" / "x").exists()
 
 
 def test_a_run_that_exists_is_not_overwritten(finished):

@@ -98,8 +98,10 @@ def make_batch(examples: Sequence[Example]) -> Batch:
         positions.extend(range(offset + example.response_start - 1, offset + len(example.tokens) - 1))
         targets.extend(example.tokens[example.response_start :])
     lengths = tuple(len(example.tokens) for example in examples)
-    as_tensor = torch.tensor
-    return Batch(as_tensor(tokens)[None], lengths, as_tensor(languages), as_tensor(positions), as_tensor(targets))
+    ids, owners, places, wanted = (
+        torch.tensor(values, dtype=torch.int64) for values in (tokens, languages, positions, targets)
+    )
+    return Batch(ids[None], lengths, owners, places, wanted)
 
 
 class MixedBatches:

@@ -5,16 +5,18 @@ A setting's help, unit and default stand beside it once; command lines and ``--s
 
 from __future__ import annotations
 
+import math
 import tomllib
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from moe.config import EXPERT_FORMS
 from moe.errors import UserError, did_you_mean
 from moe.languages import DEFAULT_LANGUAGES, get_language
+from moe.prompt import check_template
 
 TINY, SMOLLM2, SYNTHETIC = "tiny", "smollm2", "synthetic"  # names of a base and of data that are no paths
 PRESETS = Path(__file__).resolve().parent.parent / "presets"
@@ -63,7 +65,7 @@ class RunConfig:
     warmup: float = setting(0.03, "share of a stage's steps in which the learning rate rises")
     min_lr: float = setting(0.1, "learning rate at a stage's end, as a share of its peak")
     weight_decay: float = setting(0.1, "AdamW weight decay of matrices; the router has none")
-    clip: float = setting(1.0, "largest norm of a step's gradient")
+    clip: float = setting(1.0, "largest norm of a step's gradient, 0 for no clipping")
     balance_loss_weight: float = setting(0.01, "weight of the load-balancing loss")
     z_loss_weight: float = setting(0.001, "weight of the router z-loss")
     ridge: float = setting(0.01, "ridge penalty of the router's start, relative to the mean squared hidden state")
@@ -84,6 +86,19 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("languages", "test_sets"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"{item.name} is {value}, expected a finite number")
+        if self.seed >= 2**63:
+            raise UserError(f"seed is {self.seed}, expected a number below 2**63")
+        for name in ("warmup", "min_lr"):
+            if getattr(self, name) > 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
+        if self.template != "auto":
+            check_template(self.template)
+        if not self.test_sets or len(set(self.test_sets)) != len(self.test_sets):
+            raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected at least one split, each once")
         if not self.languages:
             raise UserError("languages is empty, expected at least one, for example --languages python java")
         if len(set(self.languages)) != len(self.languages):
@@ -125,6 +140,13 @@ class RunConfig:
     def _is_path(self, name: str) -> bool:
         value = getattr(self, name)
         return bool(value) and value not in (TINY, SMOLLM2, SYNTHETIC) and Path(value).exists()
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str) -> RunConfig:
+        """Inverse of :meth:`to_dict`; raises :class:`UserError` naming ``source`` for anything else."""
+        if not isinstance(values, dict):
+            raise UserError(f"{source} has no settings under 'config'; start the run anew")
+        return cls(**check_settings(values, source))
 
     @property
     def adapter_rank(self) -> int:
@@ -174,26 +196,32 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
     return value
 
 
-def load_preset(name_or_path: str) -> dict[str, Any]:
-    """Settings of a preset by name or of a TOML file; raises :class:`UserError` naming what is wrong in it."""
-    path = PRESETS / f"{name_or_path}.toml"
+def load_preset(name: str) -> dict[str, Any]:
+    """Settings of a preset that comes with the project; raises :class:`UserError` for an unknown name."""
+    if name not in preset_names():
+        names = preset_names()
+        raise UserError(f"unknown preset {name!r}{did_you_mean(name, names)}; presets: {', '.join(names)}")
+    return load_settings(PRESETS / f"{name}.toml")
+
+
+def load_settings(path: str | Path) -> dict[str, Any]:
+    """Settings of a TOML file; raises :class:`UserError` naming what is wrong in it."""
+    path = Path(path)
     if not path.is_file():
-        path = Path(name_or_path)
-        if path.suffix != ".toml":
-            names = preset_names()
-            raise UserError(
-                f"unknown preset {name_or_path!r}{did_you_mean(name_or_path, names)}; presets: {', '.join(names)}"
-            )
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; expected a TOML file of settings")
+        raise UserError(f"{path}: no such file; expected a TOML file of settings")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not a TOML file: {error}") from None
+    return check_settings(values, str(path))
+
+
+def check_settings(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The settings in their types; raises :class:`UserError` naming ``source`` for an unknown or wrong one."""
     kinds = setting_types()
     for name in values:
         if name not in kinds:
-            raise UserError(f"{path}: unknown setting {name!r}{did_you_mean(name, kinds)}")
+            raise UserError(f"{source}: unknown setting {name!r}{did_you_mean(name, kinds)}")
     return {name: _coerce(name, kinds[name], value) for name, value in values.items()}
 
 
@@ -205,15 +233,11 @@ def make_config(preset: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Run
     return RunConfig(**values)
 
 
-def defaults() -> dict[str, Any]:
-    """Default of each setting."""
-    return {item.name: item.default for item in fields(RunConfig) if item.default is not MISSING}
-
-
 __all__ = [
     "RunConfig",
-    "defaults",
+    "check_settings",
     "load_preset",
+    "load_settings",
     "make_config",
     "parse_setting",
     "preset_names",

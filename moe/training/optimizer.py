@@ -65,8 +65,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
         prefix = name + "/"
         state = {key[len(prefix) :]: value.clone() for key, value in tensors.items() if key.startswith(prefix)}
         if state:
-            moved = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
-            optimizer.state[parameter] = moved
+            # The fused optimizer keeps its step counter beside the parameter, too.
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
 def _named(optimizer: torch.optim.Optimizer, names: list[str]) -> list[tuple[str, nn.Parameter]]:

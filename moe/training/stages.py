@@ -26,6 +26,7 @@ class Stage:
         learning_rate: peak.
         router_learning_rate: peak of the routers.
         forced: route each token to the expert of its language with gate 1.
+        skip: steps whose batches an earlier stage has used, so that no stage repeats another's data.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Stage:
     learning_rate: float
     router_learning_rate: float
     forced: bool = False
+    skip: int = 0
 
 
 def make_stage(name: str, config: RunConfig) -> Stage:
@@ -45,7 +47,7 @@ def make_stage(name: str, config: RunConfig) -> Stage:
         case "branch":
             return Stage(name, config.branch_steps, config.branch_lr, config.branch_lr, forced=True)
         case "mix":
-            return Stage(name, config.mix_steps, config.branch_lr, config.mix_lr)
+            return Stage(name, config.mix_steps, config.branch_lr, config.mix_lr, skip=config.branch_steps)
     raise ValueError(f"unknown stage {name!r}, expected one of {', '.join(STAGES)}")
 
 

@@ -97,7 +97,7 @@ class Trainer:
     Args:
         model: changed in place.
         stage: what learns and how.
-        batches: the data; step ``i`` uses batches ``i * accumulate`` and on, so a resumed run sees the same data.
+        batches: the data; step ``i`` uses batches ``(skip + i) * accumulate`` and on, also in a resumed run.
         languages: names, in the order of the batches' language indices.
         config: the run's settings.
     """
@@ -141,7 +141,7 @@ class Trainer:
         self.model.eval()
 
     def _batches_of_step(self) -> list[Batch]:
-        first = self.step * self.config.accumulate
+        first = (self.stage.skip + self.step) * self.config.accumulate
         return [self.batches[first + i].to(self.model.device) for i in range(self.config.accumulate)]
 
     def train_step(self) -> StepReport:
@@ -163,9 +163,9 @@ class Trainer:
             sums.tokens += torch.bincount(owners, minlength=count)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.clip or float("inf"))
         if not torch.isfinite(norm):
+            rates = {"pretrain": "pretrain_lr", "mix": "mix_lr or branch_lr"}.get(self.stage.name, "branch_lr")
             raise UserError(
-                f"the gradient is not finite in step {self.step + 1} of stage {self.stage.name}; set a lower "
-                f"{'mix' if self.stage.name == 'mix' else 'branch'}_lr (it is {self.stage.learning_rate:g})"
+                f"the gradient is not finite in step {self.step + 1} of stage {self.stage.name}; set a lower {rates}"
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -7,7 +7,7 @@ from dataclasses import fields
 import pytest
 
 from moe.errors import UserError
-from moe.training.config import RunConfig, load_preset, make_config, parse_setting, preset_names
+from moe.training.config import RunConfig, load_preset, load_settings, make_config, parse_setting, preset_names
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -72,13 +72,14 @@ def test_files_of_settings_that_are_wrong(tmp_path, content, message):
     path = tmp_path / "my.toml"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
-        load_preset(str(path))
+        load_settings(path)
 
 
 def test_a_file_of_settings(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text('branch_lr = 1\nlanguages = ["python", "cpp"]\n')
-    config = make_config(load_preset(str(path)), {"branch_steps": 7})
+    config = make_config(load_preset("tiny"), load_settings(path), {"branch_steps": 7})
+    assert config.pretrain_steps == load_preset("tiny")["pretrain_steps"]
     assert (config.branch_lr, config.languages, config.branch_steps) == (1.0, ("python", "cpp"), 7)
 
 

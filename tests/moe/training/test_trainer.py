@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe.data.packing import Example, MixedBatches
+from moe.data.packing import Example, MixedBatches, make_batch
 from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.losses import token_losses
@@ -121,6 +121,21 @@ def test_resumed_training_equals_uninterrupted_training(delta, batches):
     resumed.run()
     for name, parameter in delta.named_parameters():
         assert torch.equal(parameter, wanted[name]), name
+
+
+def test_branch_and_mix_together_use_the_batches_of_the_baseline(delta, batches, monkeypatch):
+    config = replace(CONFIG, branch_steps=3, mix_steps=2, accumulate=2)
+    used = {}
+    for name in ("branch", "mix", "adapter"):
+        trainer = Trainer(delta, make_stage(name, config), batches, LANGUAGES, config)
+        seen = used.setdefault(name, [])
+        monkeypatch.setattr(MixedBatches, "__getitem__", lambda self, i, seen=seen: seen.append(i) or _batch(self, i))
+        trainer.run()
+    assert used["branch"] + used["mix"] == used["adapter"] == list(range(10))
+
+
+def _batch(batches: MixedBatches, index: int):
+    return make_batch(batches.group(index))
 
 
 def test_a_state_of_another_stage_is_refused(delta, batches):
