@@ -1,8 +1,8 @@
 """Dataflow edges: which variables the value of each variable comes from.
 
-Runs the program of :mod:`eval.codebleu.program` in one loop without recursion. A branch notes what it changes, so joining
-branches costs what they changed and not what is known; a loop that is nested in others runs once per state that it
-starts from, where visiting every loop twice would visit k nested ones 2**k times.
+Runs the program of :mod:`eval.codebleu.program` in one loop without recursion. A branch notes what it changes, so
+joining branches costs what they changed and not what is known; a loop that is nested in others runs once per state that
+it starts from, where visiting every loop twice would visit k nested ones 2**k times.
 """
 
 from __future__ import annotations

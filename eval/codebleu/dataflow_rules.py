@@ -1,4 +1,4 @@
-"""Which syntax nodes define, use and join variables, for each language: data for :mod:`eval.codebleu.dataflow`.
+"""Which syntax nodes define, use and join variables, for each language: data for :mod:`eval.codebleu.program`.
 
 Mode ``reference`` follows the published metric, whose rules are older than today's grammars: C and C++ borrow the rules
 of C#, some kinds no longer exist, and a child named by position may not be the one that was meant. The scores depend on
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Literal
 
 Selector = str | int
-"""A child: by field name, or by position."""
+"""A child: by field name, or by position, from the end if negative."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ class Rules:
         clauses: comprehension clauses, an assignment from the last child to the field ``left``.
         clauses_first: nodes whose clauses are visited before their other children.
         else_word: part of a kind's name that says the branch covers the other case.
+        tuple_kinds: kinds of sides that are matched part by part; all kinds if there are none given.
+        compounds: whether ``x += y`` takes its value from ``x`` too.
+        lenient: a node that lacks a part that its rule needs is read without a rule, instead of giving up the text.
     """
 
     definitions: Mapping[str, Definition] = field(default_factory=dict)
@@ -82,6 +85,9 @@ class Rules:
     clauses: frozenset[str] = frozenset()
     clauses_first: frozenset[str] = frozenset()
     else_word: str = "else"
+    tuple_kinds: frozenset[str] | None = None
+    compounds: bool = False
+    lenient: bool = False
 
     @property
     def special(self) -> frozenset[str]:

@@ -26,17 +26,37 @@ _GRAMMARS = MappingProxyType(
         "typescript": ("tree_sitter_typescript", "language_typescript"),
     }
 )
+_ALIASES = MappingProxyType(
+    {
+        "py": "python", "js": "javascript", "c++": "cpp", "golang": "go", "rs": "rust", "c#": "c_sharp",
+        "cs": "c_sharp", "csharp": "c_sharp", "rb": "ruby", "ts": "typescript",
+    }
+)  # fmt: skip
 LANGUAGES: tuple[str, ...] = tuple(_GRAMMARS)
-REFERENCE_LANGUAGES: tuple[str, ...] = tuple(name for name in LANGUAGES if name != "typescript")
+"""Languages of mode ``corrected``; mode ``reference`` knows all but TypeScript."""
+
+
+def find_language(name: str) -> str:
+    """The key of a language given by key or by a usual short name.
+
+    Raises:
+        CodeBLEUError: there is no such language.
+    """
+    key = _ALIASES.get(str(name).lower(), name)
+    if key not in _GRAMMARS:
+        close = difflib.get_close_matches(str(name).lower(), LANGUAGES, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        raise CodeBLEUError(f"unknown language {name!r}{hint}; known languages: {', '.join(LANGUAGES)}")
+    return key
 
 
 def load_grammar(language: str) -> Language:
-    """The tree-sitter grammar of ``language``; :class:`CodeBLEUError` when it is unknown or not installed."""
-    if language not in _GRAMMARS:
-        close = difflib.get_close_matches(str(language), LANGUAGES, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise CodeBLEUError(f"unknown language {language!r}{hint}; known languages: {', '.join(LANGUAGES)}")
-    module, function = _GRAMMARS[language]
+    """The tree-sitter grammar of ``language``.
+
+    Raises:
+        CodeBLEUError: the language is unknown or its grammar is not installed.
+    """
+    module, function = _GRAMMARS[find_language(language)]
     try:
         return Language(getattr(importlib.import_module(module), function)())
     except ImportError:

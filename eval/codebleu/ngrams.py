@@ -116,8 +116,8 @@ def brevity_penalty(reference_length: int, hypothesis_length: int) -> float:
 
 
 def geometric_mean(numerators: Sequence[float], denominators: Sequence[float]) -> float:
-    """Smoothed geometric mean of the four precisions (or recalls); 0 when not one unigram matches."""
+    """Smoothed geometric mean of the precisions (or recalls) of each order; 0 when not one unigram matches."""
     if numerators[0] == 0:
         return 0.0
-    logs = (math.log((n or SMOOTHING) / d) / ORDERS for n, d in zip(numerators, denominators))
+    logs = (math.log((n or SMOOTHING) / d) / len(numerators) for n, d in zip(numerators, denominators))
     return math.exp(math.fsum(logs))

@@ -33,7 +33,7 @@ Step = int | tuple
 Program = list[Step]
 
 
-# A direct child: its kind and field, where its tokens and its steps begin, and what lists its own children, if anything.
+# A direct child: its kind and field, where its tokens and its steps begin, and what lists its own children, if wanted.
 Child = tuple[int, int | None, int, int, "Context | None"]
 KIND, FIELD, TOKEN, STEP, INNER = range(5)
 
@@ -65,8 +65,17 @@ class Context:
         self.rearrange(token, program)
 
     def without_rule(self, program: Program) -> Program:
-        """The program that the children have added."""
-        return program[self.first_step :]
+        """The program that the children have added, without commas (one can be a token where text is not ASCII)."""
+        steps: Program = []
+        for index in range(len(self.children)):
+            start, end = self.steps(index, program)
+            if self.name(index) != ",":
+                steps += self.of_child(program[start:end])
+        return steps
+
+    def of_child(self, steps: Program) -> Program:
+        """What of ``steps`` a child has added."""
+        return steps
 
     def rearrange(self, token: int, program: Program) -> None:
         """What the rule of this node does; nothing here."""
@@ -74,7 +83,8 @@ class Context:
     def index(self, selector: str | int) -> int | None:
         """The position of a child by field or position."""
         if isinstance(selector, int):
-            return selector if selector < len(self.children) else None
+            count = len(self.children)
+            return selector % count if -count <= selector < count else None
         number = self.kinds.fields.get(selector, -1)
         for index, child in enumerate(self.children):
             if child[FIELD] == number:
@@ -101,6 +111,23 @@ class Context:
         """Puts ``steps`` in the place of all that the children have added."""
         program[self.first_step :] = steps
 
+    def give_up(self, program: Program) -> None:
+        """What becomes of a node that lacks a part that its rule needs."""
+        if not self.kinds.rules.lenient:
+            self.replace(program, (BROKEN,))
+
+    def is_compound(self) -> bool:
+        """Whether this is an assignment like ``x += y`` whose target is a source too, and the rules say so."""
+        if not self.kinds.rules.compounds:
+            return False
+        operators = (self.name(index) for index in range(len(self.children)))
+        return any(name.endswith("=") and name not in ("=", ":=") for name in operators)
+
+    def update(self, left: int, right: int, token: int, program: Program) -> None:
+        """Lets the left side take its value from both sides."""
+        target, end = self.tokens(left, token), self.tokens(right, token)[1]
+        program.append((ASSIGN, *target, target[0], end, COMPUTED_FROM, True))
+
     def keep(self, index: int, program: Program) -> None:
         """Leaves of what the children have added only the part of one of them."""
         start, end = self.steps(index, program)
@@ -110,6 +137,20 @@ class Context:
             program[self.first_step] = (SKIP, head - 1)
         elif head:
             del program[self.first_step : start]
+
+
+class SideContext(Context):
+    """One side of a tuple assignment; lists its parts, which the assignment matches with those of the other side."""
+
+    __slots__ = ("end",)
+
+    def rearrange(self, token: int, program: Program) -> None:
+        self.end = token
+
+    def commas(self) -> set[int]:
+        """Steps of the commas between the parts that are variable tokens, as they can be where text is not ASCII."""
+        ranges = enumerate(self.tokens(index, self.end) for index in range(len(self.children)))
+        return {~start for index, (start, end) in ranges if start < end and self.name(index) == ","}
 
 
 class DefinitionContext(Context):
@@ -122,7 +163,7 @@ class DefinitionContext(Context):
         if (rule.children > 0 and count != rule.children) or count < -rule.children:
             value = None
         if name is None:
-            self.replace(program, (BROKEN,))
+            self.give_up(program)
         elif value is None:
             self.replace(program, (DEFINE, *self.tokens(name, token)))
         else:
@@ -136,7 +177,9 @@ class AssignmentContext(Context):
     def rearrange(self, token: int, program: Program) -> None:
         left, right = self.index("left"), self.index("right")
         if left is None or right is None:
-            self.replace(program, (BROKEN,))
+            self.give_up(program)
+        elif self.is_compound():
+            self.update(left, right, token, program)
         else:
             self.keep(right, program)
             program.append((ASSIGN, *self.tokens(left, token), *self.tokens(right, token), COMPUTED_FROM, True))
@@ -150,7 +193,7 @@ class TupleAssignmentContext(Context):
     asks = True
 
     def begin(self, kind: int, field: int | None, token: int, program: Program) -> Context | None:
-        return Context(kind, self.kinds, token, program) if field in self.kinds.sides else None
+        return SideContext(kind, self.kinds, token, program) if field in self.kinds.sides else None
 
     def rearrange(self, token: int, program: Program) -> None:
         left, right = self.index("left"), self.index("right")
@@ -158,7 +201,12 @@ class TupleAssignmentContext(Context):
         positional = kind in rules.positional_assignments
         if left is None or right is None:
             nothing = right is None and not positional and kind not in rules.pattern_loops
-            self.replace(program, *([] if nothing else [(BROKEN,)]))
+            if nothing:
+                self.replace(program)
+            else:
+                self.give_up(program)
+        elif self.is_compound():
+            self.update(left, right, token, program)
         elif positional:
             self.keep(len(self.children) - 1, program)
             sides = self.tokens(0, token), self.tokens(len(self.children) - 1, token)
@@ -169,15 +217,20 @@ class TupleAssignmentContext(Context):
     def pair(self, left: int, right: int, token: int, program: Program) -> None:
         """Leaves the program of the right side and appends the assignments."""
         sides = [self.pieces(index, token) for index in (left, right)]
-        if len(sides[0]) == len(sides[1]) and sides[0]:
+        apart = self.kinds.rules.tuple_kinds
+        matched = apart is None or (self.name(left) in apart and self.name(right) in apart)
+        if matched and len(sides[0]) == len(sides[1]) and sides[0]:
             if len(sides[0]) > 1 and (self.name(left) in STRINGS or self.name(right) in STRINGS):
-                self.replace(program, (BROKEN,))  # the parts of a string literal are no tokens
+                self.give_up(program)  # the parts of a string literal are no tokens
                 return
-            raw = self.children[right][INNER].raw
-            if raw is None:
-                self.keep(right, program)
+            inner = self.children[right][INNER]
+            if inner.raw is not None:
+                self.replace(program, *inner.raw)
+            elif commas := inner.commas():
+                start, end = self.steps(right, program)
+                self.replace(program, *(step for step in program[start:end] if step not in commas))
             else:
-                self.replace(program, *raw)
+                self.keep(right, program)
         else:
             sides = [[self.tokens(index, token)] for index in (left, right)]
             self.keep(right, program)
@@ -214,7 +267,7 @@ class ClauseContext(Context):
     def rearrange(self, token: int, program: Program) -> None:
         left, right = self.index("left"), len(self.children) - 1
         if left is None:
-            self.replace(program, (BROKEN,))
+            self.give_up(program)
         else:
             self.keep(right, program)
             program.append((ASSIGN, *self.tokens(left, token), *self.tokens(right, token), COMPUTED_FROM, False))
@@ -262,13 +315,9 @@ class BranchContext(Context):
             program.append((SIDE,))
         return None
 
-    def without_rule(self, program: Program) -> Program:
-        steps: Program = []
-        for index in range(len(self.children)):
-            start, end = self.steps(index, program)
-            while end > start and program[end - 1] in ((SIDE,), (SIDE_END,)):
-                end -= 1
-            steps += program[start:end]
+    def of_child(self, steps: Program) -> Program:
+        while steps and steps[-1] in ((SIDE,), (SIDE_END,)):
+            steps = steps[:-1]
         return steps
 
     def rearrange(self, token: int, program: Program) -> None:
@@ -333,7 +382,8 @@ class ForEachContext(LoopContext):
             source, target = self.index(rule.source), self.index(rule.target)
         body = self.index(rule.body)
         if source is None or target is None or body is None:
-            self.replace(program, (BROKEN,))
+            self.give_up(program)
+            close_loop(self, program, token, None)
             return
         parts = [program[slice(*self.steps(index, program))] for index in (source, body)]
         apart = not rules.tuple_assignments

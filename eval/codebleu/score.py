@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
+from eval.codebleu.corrected import CorrectedScorer, corrected_score
 from eval.codebleu.counts import (
     EQUAL_WEIGHTS,
     CodeBLEUScore,
@@ -15,6 +16,7 @@ from eval.codebleu.counts import (
     reference_score,
 )
 from eval.codebleu.errors import CodeBLEUError
+from eval.codebleu.languages import find_language
 from eval.codebleu.scorer import Scorer
 
 Mode = Literal["reference", "corrected"]
@@ -31,13 +33,15 @@ class PairCounter(Protocol):
 def make_scorer(language: str, mode: Mode = "reference") -> PairCounter:
     """The scorer of a language in a mode; it remembers the texts that it has read."""
     if mode == "reference":
-        return Scorer(language)
+        return Scorer(find_language(language))
+    if mode == "corrected":
+        return CorrectedScorer(find_language(language))
     raise CodeBLEUError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
 
 
 def score_of(mode: Mode) -> Callable[[Counts, Weights], CodeBLEUScore]:
     """How counts become a score in a mode."""
-    return reference_score
+    return reference_score if mode == "reference" else corrected_score
 
 
 def codebleu(

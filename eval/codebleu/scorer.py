@@ -32,15 +32,16 @@ T = TypeVar("T")
 class TextCache(Generic[T]):
     """Remembers what was made of a text; forgets the oldest ones beyond a total length."""
 
-    def __init__(self, make: Callable[[str], T], capacity: int = REMEMBERED):
-        self._make, self._capacity = make, capacity
+    def __init__(self, capacity: int = REMEMBERED):
+        self._capacity = capacity
         self._known: dict[str, T] = {}
         self._length = 0
 
-    def __getitem__(self, text: str) -> T:
+    def get(self, text: str, make: Callable[[str], T]) -> T:
+        """What ``make`` gives for the text."""
         found = self._known.get(text)
         if found is None:
-            found = self._known[text] = self._make(text)
+            found = self._known[text] = make(text)
             self._length += len(text)
             while self._length > self._capacity and len(self._known) > 1:
                 oldest = next(iter(self._known))
@@ -57,10 +58,10 @@ class TextCache(Generic[T]):
 class Code:
     """What is read from a text without comments."""
 
-    def __init__(self, scorer: Scorer, text: str):
-        self._scorer, self.text = scorer, text
-        tree = scorer.parse(text)
-        self._reading: Reading | None = read_tree(tree, text, scorer.kinds, scorer.numbers)
+    def __init__(self, text: str, tree: Tree, kinds: Kinds, numbers: Numbers, order: NameOrder):
+        self.text = text
+        self._order = order
+        self._reading: Reading | None = read_tree(tree, text, kinds, numbers)
         self.subtrees = self._reading.subtrees
         self.printed = self._reading.printed
         if len(self.subtrees) >= DEEPEST - 2 and depth(tree, STRINGS) > DEEPEST:
@@ -75,8 +76,7 @@ class Code:
     def edges(self) -> Counter[Edge]:
         """Dataflow edges and how often each occurs."""
         reading, self._reading = self._reading, None
-        scorer = self._scorer
-        return dataflow_edges(reading, scorer.order) if reading else Counter()
+        return dataflow_edges(reading, self._order) if reading else Counter()
 
     @cached_property
     def edge_count(self) -> int:
@@ -102,20 +102,23 @@ class Scorer:
         self._keywords = KEYWORDS[language] if keywords is None else keywords
         self._split = tokenizer or str.split
         self._parser = Parser(grammar)
-        self._ngrams = TextCache(self._read_ngrams)
-        self._codes = TextCache(self._read_code)
-        self._stripped = TextCache(self._strip)
+        self._ngrams: TextCache[NGrams] = TextCache()
+        self._codes: TextCache[Code] = TextCache()
+        self._stripped: TextCache[str] = TextCache()
         self.numbers: Numbers = {}
         self.order = NameOrder()
 
-    def _read_ngrams(self, text: str) -> NGrams:
-        return NGrams(self._split(text), self._keywords)
+    def ngrams(self, text: str) -> NGrams:
+        """The n-grams of a text."""
+        return self._ngrams.get(text, lambda text: NGrams(self._split(text), self._keywords))
 
-    def _read_code(self, text: str) -> Code:
-        return Code(self, text)
+    def code(self, text: str) -> Code:
+        """What is read from a text without comments."""
+        return self._codes.get(text, lambda text: Code(text, self.parse(text), self.kinds, self.numbers, self.order))
 
-    def _strip(self, text: str) -> str:
-        return strip_comments(text, self.language)
+    def strip(self, text: str) -> str:
+        """The text without comments."""
+        return self._stripped.get(text, lambda text: strip_comments(text, self.language))
 
     def parse(self, text: str) -> Tree:
         """The syntax tree of ``text``."""
@@ -137,9 +140,8 @@ class Scorer:
             self._codes.clear()
             self.numbers, self.order = {}, NameOrder()
         references, hypothesis = [text.strip() for text in references], hypothesis.strip()
-        said = self._ngrams[hypothesis]
-        matches = totals = syntax = dataflow = (0, 0, 0, 0)
-        meant = [self._ngrams[text] for text in references]
+        said = self.ngrams(hypothesis)
+        meant = [self.ngrams(text) for text in references]
         pairs = [overlaps(ngrams, said) for ngrams in meant]
         matches = pairs[0][0] if len(meant) == 1 else clipped_overlaps(meant, said)
         weighted = [sum(mass for _, mass in pairs), *(sum(found[n] for found, _ in pairs) for n in (1, 2, 3))]
@@ -149,8 +151,8 @@ class Scorer:
         ]
         syntax = subtrees = dataflow = edges = 0
         for text in references:
-            hypothesis = self._stripped[hypothesis]  # once more for each reference, as published
-            reference, candidate = self._codes[self._stripped[text]], self._codes[hypothesis]
+            hypothesis = self.strip(hypothesis)  # once more for each reference, as published
+            reference, candidate = self.code(self.strip(text)), self.code(hypothesis)
             subtrees += len(reference.subtrees)
             syntax += self._syntax_matches(reference, candidate)
             if reference.edge_count:

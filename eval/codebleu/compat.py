@@ -1,0 +1,47 @@
+"""A drop-in for the function of the ``codebleu`` package from PyPI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from eval.codebleu.counts import EQUAL_WEIGHTS, Weights, merge_all, reference_score
+from eval.codebleu.errors import CodeBLEUError
+from eval.codebleu.languages import find_language
+from eval.codebleu.score import count_each
+from eval.codebleu.scorer import Scorer
+
+
+def calc_codebleu(
+    references: Sequence[str] | Sequence[Sequence[str]],
+    predictions: Sequence[str],
+    lang: str,
+    weights: Weights = EQUAL_WEIGHTS,
+    tokenizer: Callable[[str], list[str]] | None = None,
+    keywords_dir: Path | None = None,
+) -> dict[str, float]:
+    """Corpus score with the signature, the keys and the numbers of ``codebleu.calc_codebleu`` 0.7.0.
+
+    Args:
+        references: for each prediction its references, or the one reference.
+        predictions: the texts to score.
+        lang: a language of mode ``reference``.
+        weights: of n-gram, weighted n-gram, syntax and dataflow match; any four numbers.
+        tokenizer: splits a text for the n-gram parts; ``str.split`` without one.
+        keywords_dir: a folder with a file ``LANG.txt`` of keywords, one a line; the usual ones without it.
+
+    Raises:
+        CodeBLEUError: as for :func:`eval.codebleu.codebleu`, but for the sum of the weights.
+    """
+    if len(weights) != 4:
+        raise CodeBLEUError(f"{len(weights)} weights; expected four")
+    language = find_language(lang)
+    keywords = None
+    if keywords_dir is not None:
+        path = Path(keywords_dir) / f"{lang}.txt"
+        try:
+            keywords = frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        except OSError as error:
+            raise CodeBLEUError(f"{path} cannot be read: {error.strerror or error}") from None
+    counts = count_each(references, predictions, Scorer(language, keywords, tokenizer))
+    return reference_score(merge_all(counts), weights).as_dict()

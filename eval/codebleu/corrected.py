@@ -1,0 +1,204 @@
+"""Mode ``corrected``: CodeBLEU as its paper means it, with the faults that users of its implementations report mended.
+
+1. **No dataflow is not perfect dataflow.** A part of which the references have nothing (no edge, no token) is left out
+   and the weights of the others are scaled up to sum to 1; a true mismatch counts 0. (Published: 0 counts as 1.)
+2. **The weighted n-gram match is a precision** like BLEU's, with keywords five times as heavy, and its brevity penalty
+   compares real lengths. (Published: a recall whose references all have length 2.)
+3. **Short code can be perfect.** N-gram orders longer than the code are left out, so identical texts score 1.
+   (Published: they count as 0 of 1, ``x = 1`` against itself gives 0.76.)
+4. **The best of several references counts.** (Published: the weighted, syntax and dataflow parts sum over all of them,
+   so one more reference lowers the score.)
+5. **Subtrees match one to one**, so a statement written once matches once. (Published: membership, so one statement
+   matches four equal ones.)
+6. **Operators are visible**: ``a + b`` and ``a - b`` are different subtrees, and so are ``static`` and none.
+7. **Comments and docstrings are left out by the parse tree**, in all four parts and all languages, Ruby and PHP's ``#``
+   included, so nothing within a literal is mistaken for a comment. (Published: regular expressions; not at all in Ruby,
+   not in the n-gram parts.)
+8. **Tokens come from the parse tree**, so ``a+b`` and ``a + b`` are the same. (Published: split at whitespace.)
+9. **Positions are bytes throughout**, so names are right after a non-ASCII character on the line.
+10. **Every language has rules of dataflow for its own grammar**: C and C++ no longer borrow those of C#, JavaScript
+    knows plain assignment, Go ``:=``, Rust ``let``, Python ``:=``, ``as`` and tuples, and ``x += y`` takes its value from
+    ``x`` too. A node that lacks a part is read as it is. (Published: one such node, and the text has no dataflow.)
+11. **Edges are compared by name** once renamed local variables are matched by what stands around them, so one more
+    variable does not rename all that follow, and the order in which a set lists its elements plays no role.
+    A renamed local variable is no difference in any part; a wrong one is.
+12. **TypeScript** can be scored.
+
+The parts remain those of the paper (Ren et al. 2020), and so do the weights.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+
+from tree_sitter import Parser
+
+from eval.codebleu.corrected_rules import CORRECTED_RULES
+from eval.codebleu.corrected_tree import CorrectedKinds, CorrectedReading, read_corrected
+from eval.codebleu.counts import CodeBLEUScore, Counts, Weights, check_weights
+from eval.codebleu.dataflow import Dataflow
+from eval.codebleu.errors import CodeBLEUError
+from eval.codebleu.keywords import KEYWORDS
+from eval.codebleu.languages import load_grammar
+from eval.codebleu.name_order import NameOrder
+from eval.codebleu.ngrams import KEYWORD_WEIGHT, ORDERS, brevity_penalty, geometric_mean
+from eval.codebleu.renaming import match_variables
+from eval.codebleu.scorer import MOST_NUMBERS, TextCache
+from eval.codebleu.tree import Numbers
+
+NamedEdge = tuple[str, int, str]  # variable, relation, source variable
+
+
+class CorrectedCode:
+    """What is read from one text."""
+
+    def __init__(self, reading: CorrectedReading):
+        self.reading = reading
+
+    @cached_property
+    def subtrees(self) -> Counter[int]:
+        """How often each subtree occurs."""
+        return Counter(self.reading.subtrees)
+
+    @cached_property
+    def edges(self) -> Counter[NamedEdge]:
+        """How often each dataflow edge occurs."""
+        return Counter((name, relation, source) for _, name, relation, source in self.placed_edges)
+
+    @cached_property
+    def placed_edges(self) -> list[tuple[int, str, int, str]]:
+        """Every dataflow edge with the number of the token that gets the value."""
+        flow = Dataflow(self.reading, NameOrder())
+        flow.run()
+        return [
+            (token, name, relation, source) for token, name, relation, sources in flow.items() for source in sources
+        ]
+
+
+@lru_cache
+def _kinds(language: str) -> CorrectedKinds:
+    return CorrectedKinds(language, load_grammar(language), CORRECTED_RULES[language])
+
+
+class CorrectedScorer:
+    """Counts pairs of one language in mode ``corrected``."""
+
+    def __init__(self, language: str):
+        self._parser = Parser(load_grammar(language))
+        self._kinds = _kinds(language)
+        self._keywords = KEYWORDS[language]
+        self._numbers: Numbers = {}
+        self._codes: TextCache[CorrectedCode] = TextCache()
+
+    def read(self, text: str) -> CorrectedCode:
+        """What is read from a text.
+
+        Raises:
+            CodeBLEUError: the text is not valid Unicode.
+        """
+        return self._codes.get(text, self._read)
+
+    def _read(self, text: str) -> CorrectedCode:
+        try:
+            source = text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            raise CodeBLEUError(f"a text has the lone surrogate U+{code:04X}, which is no valid Unicode") from None
+        return CorrectedCode(read_corrected(self._parser.parse(source), source, self._kinds, self._numbers))
+
+    def count(self, references: Sequence[str], hypothesis: str) -> Counts:
+        """Counts of one hypothesis against the reference that it is most like.
+
+        Raises:
+            CodeBLEUError: no reference, or a text that is not valid Unicode.
+        """
+        if not references:
+            raise CodeBLEUError("no reference; expected at least one")
+        if len(self._numbers) > MOST_NUMBERS:
+            self._codes.clear()
+            self._numbers = {}
+        candidate = self.read(hypothesis)
+        counts = [self._count(self.read(text), candidate) for text in references]
+        return max(counts, key=lambda found: corrected_score(found, (0.25,) * 4).codebleu)
+
+    def _count(self, reference: CorrectedCode, candidate: CorrectedCode) -> Counts:
+        partners = match_variables(reference.reading, candidate.reading)
+        meant, said = reference.reading.tokens, renamed_tokens(candidate.reading, partners)
+        edges = renamed_edges(candidate.edges, partners)
+        matches, totals, mass_matches, mass = [], [], 0, 0
+        for order in range(1, ORDERS + 1):
+            ours, theirs = (Counter(zip(*[tokens[i:] for i in range(order)])) for tokens in (meant, said))
+            shared = ours & theirs
+            matches.append(shared.total())
+            totals.append(theirs.total())
+            if order == 1:
+                mass_matches, mass = (sum(n * self._weight(t) for (t,), n in c.items()) for c in (shared, theirs))
+        return Counts(
+            len(said),
+            len(meant),
+            len(meant),
+            *matches,
+            *totals,
+            mass_matches,
+            *matches[1:],
+            mass,
+            *totals[1:],
+            (reference.subtrees & candidate.subtrees).total(),
+            reference.subtrees.total() if meant else 0,
+            (reference.edges & edges).total(),
+            reference.edges.total(),
+        )
+
+    def _weight(self, token: str) -> int:
+        return KEYWORD_WEIGHT if token in self._keywords else 1
+
+
+def renamed_tokens(reading: CorrectedReading, partners: dict[str, str]) -> list[str]:
+    """The tokens with the local variables named as their partners are."""
+    if not partners:
+        return reading.tokens
+    pairs = zip(reading.tokens, reading.variables)
+    return [partners.get(text, text) if is_variable else text for text, is_variable in pairs]
+
+
+def renamed_edges(edges: Counter[NamedEdge], partners: dict[str, str]) -> Counter[NamedEdge]:
+    """The edges with the local variables named as their partners are."""
+    if not partners:
+        return edges
+    renamed: Counter[NamedEdge] = Counter()
+    for (name, relation, source), count in edges.items():
+        renamed[partners.get(name, name), relation, partners.get(source, source)] += count
+    return renamed
+
+
+def corrected_score(counts: Counts, weights: Weights) -> CodeBLEUScore:
+    """The score of mode ``corrected``; parts of which the references have nothing do not count.
+
+    Raises:
+        CodeBLEUError: the weights do not sum to 1.
+    """
+    weights = check_weights(weights)
+    if not any(weights):
+        raise CodeBLEUError(f"weights {weights!r} sum to 0; mode 'corrected' needs weights that sum to 1")
+    penalty = brevity_penalty(counts.reference_length, counts.hypothesis_length)
+    ngrams = [counts[i : i + ORDERS] for i in range(3, 3 + 4 * ORDERS, ORDERS)]
+    parts = [penalty * _mean(matches, totals) for matches, totals in (ngrams[:2], ngrams[2:])]
+    parts.append(counts.syntax_matches / counts.subtrees if counts.subtrees else 0.0)
+    parts.append(counts.dataflow_matches / counts.edges if counts.edges else 0.0)
+    known = [counts.reference_length > 0] * 2 + [counts.subtrees > 0, counts.edges > 0]
+    if not any(known):  # no reference has any code
+        return CodeBLEUScore(float(counts.hypothesis_length == 0), *parts)
+    mass = sum(weight for weight, is_known in zip(weights, known) if is_known)
+    used = weights if mass else [1.0] * 4  # all the weight is on parts that do not count
+    mass = mass or float(sum(known))
+    total = sum(weight * part for weight, part, is_known in zip(used, parts, known) if is_known)
+    return CodeBLEUScore(min(1.0, total / mass), *parts)
+
+
+def _mean(matches: Sequence[int], totals: Sequence[int]) -> float:
+    orders = [order for order in range(ORDERS) if totals[order]]
+    if not orders:
+        return 0.0
+    return geometric_mean([matches[i] for i in orders], [totals[i] for i in orders])

@@ -1,0 +1,119 @@
+"""Scores many pairs, on several cores if wanted; one bad pair is one error and never more than that."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache
+from itertools import islice
+
+from eval.codebleu.counts import Counts
+from eval.codebleu.errors import CodeBLEUError
+from eval.codebleu.languages import find_language
+from eval.codebleu.score import Mode, PairCounter, make_scorer
+
+CHUNK = 64  # pairs that a process gets at a time; pairs with the same reference are best kept together
+AHEAD = 4  # chunks per process that are handed out before the first one is back
+
+Task = tuple[str, Sequence[str], str]
+"""Language, references, hypothesis."""
+Outcome = Counts | str
+"""Counts, or what is wrong with the pair."""
+
+
+class PairCounters:
+    """Counts pairs of any language in one process; makes the scorer of a language when it is first needed."""
+
+    def __init__(self, mode: Mode):
+        self._mode = mode
+        self._scorers: dict[str, PairCounter] = {}
+
+    def count(self, task: Task) -> Outcome:
+        """Counts of one pair, or what is wrong with it."""
+        language, references, hypothesis = task
+        try:
+            language = find_language(language)
+            if language not in self._scorers:
+                self._scorers[language] = make_scorer(language, self._mode)
+            return self._scorers[language].count(references, hypothesis)
+        except CodeBLEUError as error:
+            return str(error)
+        except Exception as error:  # one pair must not end the run of all others
+            self._scorers.pop(language, None)
+            return f"scoring failed with {type(error).__name__}: {error}"
+
+
+@cache
+def _counters_of_process(mode: Mode) -> PairCounters:
+    return PairCounters(mode)
+
+
+def _count_chunk(mode: Mode, tasks: Sequence[Task]) -> list[Outcome]:
+    counters = _counters_of_process(mode)
+    return [counters.count(task) for task in tasks]
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_pairs(
+    tasks: Iterable[Task], mode: Mode = "reference", jobs: int = 1, on_progress: Callable[[int], None] | None = None
+) -> Iterator[Outcome]:
+    """Counts or the error of every pair, in order; ``jobs`` processes, ``on_progress`` gets how many are done.
+
+    The outcome does not depend on ``jobs``. A pair that kills its process becomes an error as well.
+    """
+    outcomes = map(PairCounters(mode).count, tasks) if jobs <= 1 else _count_parallel(tasks, mode, jobs)
+    for done, outcome in enumerate(outcomes, start=1):
+        yield outcome
+        if on_progress is not None:
+            on_progress(done)
+
+
+def _executor(jobs: int) -> ProcessPoolExecutor:
+    # A process that was forked from one with threads can hang, so new ones are started afresh.
+    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _count_parallel(tasks: Iterable[Task], mode: Mode, jobs: int) -> Iterator[Outcome]:
+    remaining = iter(tasks)
+    waiting: deque[tuple[list[Task], Future[list[Outcome]]]] = deque()
+    executor = _executor(jobs)
+    try:
+        while True:
+            while len(waiting) < AHEAD * jobs and (chunk := list(islice(remaining, CHUNK))):
+                waiting.append((chunk, executor.submit(_count_chunk, mode, chunk)))
+            if not waiting:
+                return
+            chunk, future = waiting.popleft()
+            try:
+                outcomes = future.result()
+            except BrokenProcessPool:
+                executor.shutdown(wait=False, cancel_futures=True)
+                outcomes = _count_one_by_one(chunk, mode)
+                executor = _executor(jobs)
+                waiting = deque((other, executor.submit(_count_chunk, mode, other)) for other, _ in waiting)
+            yield from outcomes
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _count_one_by_one(tasks: Sequence[Task], mode: Mode) -> list[Outcome]:
+    """Finds the pair of a chunk that kills its process."""
+    outcomes: list[Outcome] = []
+    executor = _executor(1)
+    for task in tasks:
+        try:
+            outcomes += executor.submit(_count_chunk, mode, [task]).result()
+        except BrokenProcessPool:
+            outcomes.append("scoring this pair ends its process; its text is too much for the parser")
+            executor.shutdown(wait=False)
+            executor = _executor(1)
+    executor.shutdown()
+    return outcomes
