@@ -1,0 +1,103 @@
+"""``python -m eval codebleu`` and the drop-in function."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from eval.__main__ import main
+from eval.codebleu import codebleu
+from eval.codebleu.compat import calc_codebleu
+
+GOOD = [
+    {"id": "p", "lang": "python", "hypothesis": "x = a + 1", "references": ["x = a + 2", "y = a"]},
+    {"id": "j", "lang": "java", "hypothesis": "int x = 1;", "references": ["int y = 1;"]},
+    {"id": "q", "lang": "python", "hypothesis": "y = b", "references": ["y = c"], "weights": [0, 0, 1, 0]},
+]
+BAD = {
+    "nope": "not JSON",
+    "[1]": "no JSON object",
+    '{"id": "n", "lang": "python", "hypothesis": "x"}': "'references' is missing",
+    '{"id": "r", "lang": "python", "hypothesis": "x", "references": []}': "no reference",
+    '{"id": "l", "lang": "pyton", "hypothesis": "x", "references": ["x"]}': "did you mean 'python'?",
+    '{"id": "s", "lang": "python", "hypothesis": "\\ud800", "references": ["x"]}': "lone surrogate U+D800",
+    '{"id": "w", "lang": "python", "hypothesis": "x", "references": ["x"], "weights": [1, 1, 1, 1]}': "sum to 4",
+}
+
+
+def score(row, weights=(0.25,) * 4):
+    return codebleu([row["references"]], [row["hypothesis"]], row["lang"], row.get("weights", weights)).as_dict()
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    def write(lines):
+        path = tmp_path / "pairs.jsonl"
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        return str(path)
+
+    return write
+
+
+def test_scores_every_pair(pairs, capsys):
+    assert main(["codebleu", "--pairs", pairs(map(json.dumps, GOOD))]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"id": row["id"], **score(row)} for row in GOOD]
+
+
+def test_bad_lines_are_errors_and_the_others_are_scored(pairs, capsys):
+    assert main(["codebleu", "--pairs", pairs([*BAD, json.dumps(GOOD[0])])]) == 1
+    out, err = capsys.readouterr()
+    *bad, good = [json.loads(line) for line in out.splitlines()]
+    assert good == {"id": "p", **score(GOOD[0])}
+    for number, (line, reason) in enumerate(zip(bad, BAD.values(), strict=True), start=1):
+        assert line["error"].startswith(f"line {number} (id {line['id']}): ") and reason in line["error"]
+    assert err.startswith(f"error: {len(BAD)} of {len(BAD) + 1} pairs were not scored; first: line 1 ")
+    assert err.count("\n") == 1
+
+
+def test_pool_gives_what_one_process_gives(pairs, tmp_path):
+    path = pairs([*map(json.dumps, GOOD), *BAD] * 8)
+    texts = []
+    for jobs in "12":
+        output = tmp_path / f"out{jobs}.jsonl"
+        assert main(["codebleu", "--pairs", path, "--jobs", jobs, "--output", str(output)]) == 1
+        texts.append(output.read_text())
+    assert texts[0] == texts[1] and texts[0].count("\n") == 8 * (len(GOOD) + len(BAD))
+    assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*"))
+
+
+def test_corpus_has_one_score_for_each_language(pairs, capsys):
+    assert main(["codebleu", "--pairs", pairs(map(json.dumps, GOOD)), "--corpus"]) == 0
+    python, java = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    both = codebleu([GOOD[0]["references"], GOOD[2]["references"]], ["x = a + 1", "y = b"], "python")
+    assert python == {"lang": "python", "pairs": 2, **both.as_dict()}
+    assert java == {"lang": "java", "pairs": 1, **score(GOOD[1])}
+
+
+def test_files_with_one_example_a_line(tmp_path, capsys):
+    for name, text in {"hyp": "x = 1\ny = 2\n", "a": "x = 1\ny = 3\n", "b": "z = 1\ny = 2\n"}.items():
+        (tmp_path / name).write_text(text)
+    flags = ["--hyp", str(tmp_path / "hyp"), "--refs", str(tmp_path / "a"), str(tmp_path / "b"), "--lang", "python"]
+    assert main(["codebleu", *flags]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == {"id": 2, **codebleu([["y = 3", "y = 2"]], ["y = 2"], "python").as_dict()}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--pairs", "missing.jsonl"], ["--weights", "1,1,1,1"], ["--jobs", "0"], ["--mode", "other"]],
+)
+def test_unusable_arguments_exit_with_2(pairs, capsys, flags):
+    path = [] if not flags or "--pairs" in flags else ["--pairs", pairs([json.dumps(GOOD[0])])]
+    with pytest.raises(SystemExit) as stop:
+        main(["codebleu", *path, *flags])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_drop_in():
+    expected = codebleu([["x = 1"]], ["x = 2"], "python").as_dict()
+    assert calc_codebleu(["x = 1"], ["x = 2"], "python") == expected
+    assert calc_codebleu([["x = 1"]], ["x = 2"], lang="python", weights=(0.25,) * 4) == expected
