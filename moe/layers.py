@@ -19,7 +19,7 @@ from moe.config import ModelConfig
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang and Sennrich, 2019), computed in float32 and cast back before the weight."""
+    """Root-mean-square norm (Zhang and Sennrich, 2019), computed in float32 at least, cast back before the weight."""
 
     def __init__(self, dim: int, eps: float):
         super().__init__()
@@ -27,7 +27,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 

@@ -33,6 +33,11 @@ def route_in_float64(router, hidden: torch.Tensor):
     return logits, gates / gates.sum(-1, keepdim=True), experts
 
 
+def norm_in_float64(norm, x: torch.Tensor) -> torch.Tensor:
+    """Transformers' norms round to float32 in every dtype; a rounding that flips moves float64 logits by 1e-7."""
+    return norm.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))
+
+
 def build(family: str, changes: dict, dtype: torch.dtype):
     changes = dict(changes)
     theta = changes.pop("rope_theta", 10000.0)
@@ -49,8 +54,11 @@ def build(family: str, changes: dict, dtype: torch.dtype):
     config._experts_implementation = "eager"  # grouped_mm has no float64
     torch.manual_seed(3)
     model = getattr(transformers, f"{family}ForCausalLM")(config).to(dtype).eval()
-    if family == "Mixtral" and dtype == torch.float64:
-        for layer in model.model.layers:
+    if dtype == torch.float64:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.forward = partial(norm_in_float64, module)
+        for layer in model.model.layers if family == "Mixtral" else ():
             layer.mlp.gate.forward = partial(route_in_float64, layer.mlp.gate)
     with torch.no_grad():
         for parameter in model.parameters():  # weights large enough that every part matters
