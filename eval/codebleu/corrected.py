@@ -17,8 +17,8 @@
 8. **Tokens come from the parse tree**, so ``a+b`` and ``a + b`` are the same. (Published: split at whitespace.)
 9. **Positions are bytes throughout**, so names are right after a non-ASCII character on the line.
 10. **Every language has rules of dataflow for its own grammar**: C and C++ no longer borrow those of C#, JavaScript
-    knows plain assignment, Go ``:=``, Rust ``let``, Python ``:=``, ``as`` and tuples, and ``x += y`` takes its value from
-    ``x`` too. A node that lacks a part is read as it is. (Published: one such node, and the text has no dataflow.)
+    knows plain assignment, Go ``:=``, Rust ``let``, Python ``:=``, ``as`` and tuples, and ``x += y`` takes its value
+    from ``x`` too. A node that lacks a part is read as it is. (Published: one such node, and the text has no dataflow.)
 11. **Edges are compared by name** once renamed local variables are matched by what stands around them, so one more
     variable does not rename all that follow, and the order in which a set lists its elements plays no role.
     A renamed local variable is no difference in any part; a wrong one is.

@@ -68,6 +68,7 @@ class CorrectedReading:
 
     Attributes:
         subtrees: number of every subtree without its comments, and with its operators.
+        kinds: the kind of each of those.
         places: where each of those lies, as bytes (from, to).
         tokens: text of every token but comments.
         variables: whether that token is a name that could be a local variable.
@@ -79,6 +80,7 @@ class CorrectedReading:
     """
 
     subtrees: list[int] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
     places: list[tuple[int, int]] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     variables: list[bool] = field(default_factory=list)
@@ -134,6 +136,7 @@ def read_corrected(tree: Tree, source: bytes, kinds: CorrectedKinds, numbers: Nu
             if not cursor.goto_parent():
                 if not reading.subtrees:
                     reading.subtrees.append(tree.root_node.kind_id)
+                    reading.kinds.append(tree.root_node.type)
                     reading.places.append((tree.root_node.start_byte, tree.root_node.end_byte))
                 return reading
             closing = context
@@ -149,6 +152,7 @@ def read_corrected(tree: Tree, source: bytes, kinds: CorrectedKinds, numbers: Nu
                     names.append(_text(source, node))
                     reading.name_places.append((node.start_byte, node.end_byte))
             reading.subtrees.append(number)
+            reading.kinds.append(kind_names[kind])
             reading.places.append((node.start_byte, node.end_byte))
             if field_number:
                 shape.append(-field_number)

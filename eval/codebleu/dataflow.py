@@ -256,8 +256,8 @@ class Dataflow:
             else:
                 mine[key] = sources
 
-    def items(self) -> list[tuple[int, str, int, tuple[str, ...]]]:
-        """(token, name, relation, source names) of every token that is an end of an edge, in order."""
+    def items(self) -> list[Item]:
+        """Every token that is an end of an edge, in order."""
         found, names = self.found, self.names
         items = []
         last = -1
@@ -274,21 +274,30 @@ class Dataflow:
         return items
 
 
-def dataflow_edges(reading: Reading, order: NameOrder) -> Counter[Edge]:
-    """Edges with their variables numbered in order of first sight, and how often each occurs."""
-    flow = Dataflow(reading, order)
-    try:
-        flow.run()
-    except BrokenRule:
-        return Counter()
+Item = tuple[int, str, int, tuple[str, ...]]
+"""Token, name, relation, source names."""
+
+
+def edges_of(items: Sequence[Item]) -> list[Edge]:
+    """The edge of every item, with the variables numbered in order of first sight, sources first."""
     variables: dict[str, int] = {}
     number = variables.setdefault
-    edges = []
-    for _, name, relation, sources in flow.items():
+    edges: list[Edge] = []
+    for _, name, relation, sources in items:
         if len(sources) == 1:
             source = number(sources[0], len(variables))
             edges.append((number(name, len(variables)), relation, source))
         else:
             numbers = [number(source, len(variables)) for source in sources]
             edges.append((number(name, len(variables)), relation, *numbers))
-    return Counter(edges)
+    return edges
+
+
+def dataflow_edges(reading: Reading, order: NameOrder) -> Counter[Edge]:
+    """How often each edge of a text occurs; none if a rule asks for a part that a node lacks."""
+    flow = Dataflow(reading, order)
+    try:
+        flow.run()
+    except BrokenRule:
+        return Counter()
+    return Counter(edges_of(flow.items()))

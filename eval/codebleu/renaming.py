@@ -55,10 +55,8 @@ def match_variables(reference: CorrectedReading, hypothesis: CorrectedReading) -
     partner_ranks = {name: rank for rank, name in enumerate(reference.locals)}
     chosen: dict[str, str] = {}
     taken: set[str] = set()
-    for (name, partner), _ in sorted(
-        alike.items(),
-        key=lambda item: (-item[1], item[0][0] != item[0][1], ranks[item[0][0]], partner_ranks[item[0][1]]),
-    ):
+    order = sorted(alike, key=lambda two: (-alike[two], two[0] != two[1], ranks[two[0]], partner_ranks[two[1]]))
+    for name, partner in order:
         if name not in chosen and partner not in taken:
             chosen[name] = partner
             taken.add(partner)

@@ -1,0 +1,231 @@
+"""``python -m eval codebleu``: scores pairs from files and explains scores."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+from eval.codebleu.counts import EQUAL_WEIGHTS, Counts, check_weights, merge_all
+from eval.codebleu.errors import CodeBLEUError
+from eval.codebleu.explain import explain
+from eval.codebleu.explain_html import render_html
+from eval.codebleu.explain_text import write_text
+from eval.codebleu.files import PairRow, count_lines, read_line_files, read_pairs
+from eval.codebleu.languages import find_language
+from eval.codebleu.pool import count_pairs, usable_cores
+from eval.codebleu.score import MODES, score_of
+
+SOME_FAILED = 1  # exit code when a pair could not be scored
+PAIRS_PER_JOB = 500  # fewer than this are not worth another process
+ANY = "\0"  # --explain without an id
+
+
+def add_parser(subparsers: Any) -> argparse.ArgumentParser:
+    """Adds the subcommand ``codebleu`` to ``python -m eval``."""
+    parser = subparsers.add_parser(
+        "codebleu",
+        help="score code by CodeBLEU",
+        description="Scores each hypothesis against its references and writes one JSON object a line. A pair that "
+        "cannot be scored gives a line with 'error', and exit code 1 after all others are scored.",
+    )
+    parser.add_argument(
+        "--pairs", type=Path, help="JSON Lines (also .gz): id, lang, hypothesis, references, optionally weights"
+    )
+    parser.add_argument("--hyp", type=Path, help="CodeXGLUE's form: a file with one hypothesis a line")
+    parser.add_argument("--refs", type=Path, nargs="+", help="files with one reference a line, as many as --hyp has")
+    parser.add_argument("--lang", help="language of --hyp and --refs")
+    parser.add_argument("--output", type=Path, help="write the scores to this file (default: print them)")
+    parser.add_argument("--corpus", action="store_true", help="one score for all pairs of a language together")
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default="reference",
+        help="reference: the numbers of the published metric; corrected: with its known faults mended",
+    )
+    parser.add_argument(
+        "--weights",
+        type=_weights,
+        metavar="A,B,C,D",
+        help="of n-gram, weighted n-gram, syntax and dataflow match, for lines without their own (default: 0.25 each)",
+    )
+    parser.add_argument("--jobs", type=int, help="processes (default: one per core for long input)")
+    parser.add_argument(
+        "--explain",
+        nargs="?",
+        const=ANY,
+        metavar="ID",
+        help="show why a pair (the first, or this id) scores as it does",
+    )
+    parser.add_argument("--html", type=Path, help="with --explain: write a page to this file")
+    return parser
+
+
+def _weights(text: str) -> tuple[float, ...]:
+    try:
+        return check_weights(text.split(","))
+    except CodeBLEUError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the subcommand; returns the exit code."""
+    _check(args)
+    if args.explain is not None:
+        return _explain(args)
+    errors: list[str] = []
+    corpora: dict[str, list[tuple[Counts, tuple[float, ...] | None]]] = {}
+    pairs = 0
+    with _output(args.output) as out:
+        for row, outcome in _outcomes(args):
+            pairs += 1
+            try:
+                if isinstance(outcome, str):
+                    raise CodeBLEUError(outcome)
+                if args.corpus:
+                    corpora.setdefault(find_language(row.language), []).append((outcome, row.weights))
+                else:
+                    weights = row.weights or args.weights or EQUAL_WEIGHTS
+                    _write(out, {"id": row.id, **score_of(args.mode)(outcome, weights).as_dict()})
+            except CodeBLEUError as error:
+                errors.append(f"line {row.line} (id {row.id}): {error}")
+                _write(out, {"id": row.id, "error": errors[-1]})
+        for language, found in corpora.items():
+            weights = _corpus_weights(language, {weights for _, weights in found}, args.weights)
+            score = score_of(args.mode)(merge_all(counts for counts, _ in found), weights)
+            _write(out, {"lang": language, "pairs": len(found), **score.as_dict()})
+    if not pairs:
+        raise CodeBLEUError("nothing to score; the input has no pairs")
+    if errors:
+        message = f"error: {len(errors)} of {pairs} pairs were not scored; first: {errors[0]}"
+        print(" ".join(message.split()).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+    return SOME_FAILED if errors else 0
+
+
+def _corpus_weights(
+    language: str, own: set[tuple[float, ...] | None], given: tuple[float, ...] | None
+) -> tuple[float, ...]:
+    if len(own) == 1 and (weights := next(iter(own))) is not None:
+        return weights
+    weights = given or EQUAL_WEIGHTS
+    if own != {None}:
+        print(
+            f"note: the {language} pairs have different weights; the corpus is scored with {weights}", file=sys.stderr
+        )
+    return weights
+
+
+def _check(args: argparse.Namespace) -> None:
+    if bool(args.pairs) == bool(args.hyp):
+        raise CodeBLEUError("one source of pairs is needed; give --pairs FILE, or --hyp FILE --refs FILE --lang L")
+    if args.hyp and not (args.refs and args.lang):
+        raise CodeBLEUError("--hyp needs the references and the language too; give --refs FILE and --lang L")
+    if args.pairs and (args.refs or args.lang):
+        raise CodeBLEUError("--refs and --lang belong to --hyp; with --pairs each line has its own references and lang")
+    if args.html and args.explain is None:
+        raise CodeBLEUError("--html writes the page of an explanation; give --explain too")
+    if args.jobs is not None and args.jobs < 1:
+        raise CodeBLEUError(f"--jobs is {args.jobs}; it must be at least 1")
+    if args.lang:
+        args.lang = find_language(args.lang)
+    for path in (args.pairs, args.hyp, *(args.refs or ())):
+        if path and not path.is_file():
+            raise CodeBLEUError(f"{path} is no file; expected one to read pairs from")
+    for path in (args.output, args.html):
+        if path and not path.parent.is_dir():
+            raise CodeBLEUError(f"{path.parent} is no directory; make it first, or give another path")
+
+
+def _rows(args: argparse.Namespace) -> Iterator[PairRow]:
+    if args.pairs:
+        return read_pairs(args.pairs)
+    return read_line_files(args.hyp, args.refs, args.lang)
+
+
+def _outcomes(args: argparse.Namespace) -> Iterator[tuple[PairRow, Counts | str]]:
+    """Every row with its counts or what is wrong with it, in the order of the file."""
+    total = count_lines(args.pairs or args.hyp)
+    jobs = args.jobs or max(1, min(usable_cores(), total // PAIRS_PER_JOB))
+    rows: deque[PairRow] = deque()  # read, but not yet given on
+
+    def tasks() -> Iterator[tuple[str, tuple[str, ...], str]]:
+        for row in _rows(args):
+            rows.append(row)
+            if row.error is None:
+                yield row.language, row.references, row.hypothesis
+
+    with _progress(total) as advance:
+        for done, outcome in enumerate(count_pairs(tasks(), args.mode, jobs), start=1):
+            while rows[0].error is not None:
+                yield rows[0], rows.popleft().error or ""
+            yield rows.popleft(), outcome
+            advance(done)
+        for row in rows:
+            yield row, row.error or ""
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a bar on a terminal; gives what is to be called with the number of pairs done."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("scoring", total=total)
+        yield lambda done: progress.update(bar, completed=done)
+
+
+@contextlib.contextmanager
+def _output(path: Path | None) -> Iterator[TextIO]:
+    """A file that appears whole when all is written, or standard output."""
+    if path is None:
+        yield sys.stdout
+        return
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CodeBLEUError(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write(out: TextIO, row: dict[str, Any]) -> None:
+    out.write(json.dumps(row) + "\n")
+
+
+def _explain(args: argparse.Namespace) -> int:
+    wanted = None if args.explain == ANY else args.explain
+    row = next((row for row in _rows(args) if wanted is None or str(row.id) == wanted), None)
+    if row is None:
+        raise CodeBLEUError("there is no pair" if wanted is None else f"there is no pair with the id {wanted!r}")
+    if row.error:
+        raise CodeBLEUError(f"line {row.line}, id {row.id!r}: {row.error}")
+    if not row.references:
+        raise CodeBLEUError(f"line {row.line}, id {row.id!r}: no reference; expected at least one")
+    weights = row.weights or args.weights or EQUAL_WEIGHTS
+    found = [explain(text, row.hypothesis, row.language, weights, args.mode) for text in row.references]
+    pages = []
+    for number, explanation in enumerate(found, start=1):
+        title = f"CodeBLEU of {row.id}" + (f", reference {number} of {len(found)}" if len(found) > 1 else "")
+        pages.append(render_html(explanation, title))
+        if not args.html:
+            print(title)
+            write_text(explanation, sys.stdout)
+    if args.html:
+        best = max(range(len(found)), key=lambda i: found[i].score.codebleu)
+        with _output(args.html) as out:
+            out.write(pages[best])
+        print(f"wrote {args.html}")
+    return 0
