@@ -12,7 +12,8 @@ from tree_sitter import Language, Node, Tree
 
 from eval.codebleu.corrected_rules import BINDERS, MEMBERS, PATTERNS, VARIABLES
 from eval.codebleu.dataflow_rules import Rules
-from eval.codebleu.program import Context, Opener, Program, StringContext, contexts
+from eval.codebleu.instructions import Context, Program
+from eval.codebleu.program import Opener, StringContext, contexts
 from eval.codebleu.tree import ERROR, FIRST_NUMBER, Numbers
 
 PUNCTUATION = frozenset("( ) [ ] { } , ; : . ' \" ` \"\"\" '''".split()) | {"\n", ""}

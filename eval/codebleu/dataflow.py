@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from eval.codebleu.name_order import NameOrder
-from eval.codebleu.program import (
+from eval.codebleu.instructions import (
     AGAIN,
     ASSIGN,
     COMES_FROM,
@@ -25,6 +24,7 @@ from eval.codebleu.program import (
     SIDE_END,
     SKIP,
 )
+from eval.codebleu.name_order import NameOrder
 from eval.codebleu.tree import Reading
 
 RELATIONS = ("comesFrom", "computedFrom")

@@ -12,9 +12,9 @@ from eval.codebleu.corrected import CorrectedScorer, corrected_score, renamed_ed
 from eval.codebleu.counts import EQUAL_WEIGHTS, CodeBLEUScore, Counts, Weights, check_weights, reference_score
 from eval.codebleu.dataflow import RELATIONS, BrokenRule, Dataflow, Edge, edges_of
 from eval.codebleu.errors import CodeBLEUError
+from eval.codebleu.instructions import STRINGS
 from eval.codebleu.languages import find_language
 from eval.codebleu.ngrams import ORDERS
-from eval.codebleu.program import STRINGS
 from eval.codebleu.renaming import match_variables
 from eval.codebleu.score import MODES, Mode
 from eval.codebleu.scorer import DEEPEST, Scorer

@@ -14,11 +14,11 @@ from eval.codebleu.counts import Counts
 from eval.codebleu.dataflow import Edge, dataflow_edges
 from eval.codebleu.dataflow_rules import REFERENCE_RULES
 from eval.codebleu.errors import CodeBLEUError
+from eval.codebleu.instructions import STRINGS
 from eval.codebleu.keywords import KEYWORDS
 from eval.codebleu.languages import load_grammar
 from eval.codebleu.name_order import NameOrder
 from eval.codebleu.ngrams import KEYWORD_WEIGHT, NGrams, clipped_overlaps, closest_length, overlaps
-from eval.codebleu.program import STRINGS
 from eval.codebleu.tree import Kinds, Numbers, Reading, depth, printed_subtrees, read_tree
 
 REMEMBERED = 2_000_000  # characters of text whose reading is kept

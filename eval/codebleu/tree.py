@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from tree_sitter import Language, Node, Tree
 
 from eval.codebleu.dataflow_rules import Rules
-from eval.codebleu.program import Context, Opener, Program, StringContext, contexts
+from eval.codebleu.instructions import Context, Program
+from eval.codebleu.program import Opener, StringContext, contexts
 
 ERROR = 0xFFFF  # tree-sitter's kind of a node that it could not parse
 FIRST_NUMBER = ERROR + 1  # smaller numbers are those of the kinds themselves, without named children

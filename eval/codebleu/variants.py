@@ -84,9 +84,9 @@ class VariantMaker:
     def _reorder(self, source: bytes, nodes: list[Node]) -> bytes | None:
         pairs = []
         for first, second in _neighbours(nodes):
-            names, others = _names(first), _names(second)
-            jumps = {first.type, second.type} & _JUMPS or any(n.type in _JUMPS for n in _all_nodes(first))
-            if not jumps and not names & others and _text(first) != _text(second):
+            jumps = any(node.type in _JUMPS for node in (*_all_nodes(first), second))
+            dependent = _written(first) & _names(second) or _names(first) & _written(second)
+            if not jumps and not dependent and _text(first) != _text(second):
                 pairs.append((first, second))
         if not pairs:
             return None
@@ -171,6 +171,20 @@ def _neighbours(nodes: list[Node]) -> Iterator[tuple[Node, Node]]:
 
 def _names(node: Node) -> set[str]:
     return {_text(n) for n in _all_nodes(node) if n.type in VARIABLES and not n.child_count}
+
+
+def _written(node: Node) -> set[str]:
+    """Names that a statement may change: what stands on the left, in a declaration, or before a call or increment."""
+    found: set[str] = set()
+    for inner in _all_nodes(node):
+        if "assignment" in inner.type or "declarator" in inner.type:
+            target = inner.child_by_field_name("left") or inner.child_by_field_name("name")
+            found |= _names(target or inner.children[0])
+        elif "update" in inner.type or "call" in inner.type or "invocation" in inner.type:
+            found |= _names(inner.children[0])
+        elif inner.type in ("for_statement", "for_in_statement", "enhanced_for_statement", "for_range_loop"):
+            found |= _names(inner)
+    return found
 
 
 def _is_operator(node: Node) -> bool:
