@@ -1,0 +1,127 @@
+"""How often CodeBLEU ranks code that keeps the meaning before code that breaks it.
+
+    python -m eval.codebleu_ranking [--problems 50] [--languages python java javascript cpp] [--seed 0]
+
+The reference is the solution of a made-up problem. Of each, variants are made: renamed variables, reordered statements
+and comments keep the meaning; a wrong operator, a wrong variable and a dropped statement break it. The problem's tests
+say which variant really passes and which fails; the others are left out. Then every passing variant meets every failing
+one of the same problem: the ranking is right when the passing one scores higher in the given mode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from checkpoints.cli import ArgumentParser, run
+from eval.codebleu import CodeBLEUError
+from eval.codebleu.counts import EQUAL_WEIGHTS
+from eval.codebleu.score import MODES, Mode, make_scorer, score_of
+from eval.codebleu.variants import Variant, VariantMaker
+from eval.execution import missing_tools, run_many
+from moe.data.synthetic import LANGUAGES, generate_pairs
+from moe.errors import UserError
+
+KEEPING = ("renamed", "reordered", "commented")
+BREAKING = ("operator", "variable", "dropped")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A reference and its variants, sorted by what the tests say."""
+
+    language: str
+    reference: str
+    kept: tuple[Variant, ...]
+    broken: tuple[Variant, ...]
+
+
+def make_problems(language: str, count: int, seed: int) -> list[Problem]:
+    """Makes variants of ``count`` solutions and runs all of them against the tests."""
+    maker = VariantMaker(language, seed)
+    pairs = generate_pairs(language, count, seed=seed, split="test")
+    variants = [(pair, [*maker.keeping(pair.code)], [*maker.breaking(pair.code)]) for pair in pairs]
+    jobs = [(language, v.text, pair.tests or "") for pair, kept, broken in variants for v in kept + broken]
+    results = iter(run_many(jobs))
+    problems = []
+    for pair, kept, broken in variants:
+        passed = tuple(v for v, result in [(v, next(results)) for v in kept] if result.passed)
+        failed = tuple(v for v, result in [(v, next(results)) for v in broken] if not result.passed)
+        problems.append(Problem(language, pair.code, passed, failed))
+    return problems
+
+
+def rank(problems: Sequence[Problem], mode: Mode) -> Counter[tuple[str, str, str]]:
+    """(kind of keeping variant, kind of breaking variant, "right" | "tied" | "wrong") -> how often."""
+    found: Counter[tuple[str, str, str]] = Counter()
+    for problem in problems:
+        scorer, score = make_scorer(problem.language, mode), score_of(mode)
+
+        def total(variant: Variant) -> float:
+            counts = scorer.count([problem.reference], variant.text)  # noqa: B023 called within this round only
+            return score(counts, EQUAL_WEIGHTS).codebleu  # noqa: B023
+
+        kept = [(variant.kind, total(variant)) for variant in problem.kept]
+        broken = [(variant.kind, total(variant)) for variant in problem.broken]
+        for kind, value in kept:
+            for other, lower in broken:
+                outcome = "tied" if abs(value - lower) < 1e-12 else "right" if value > lower else "wrong"
+                found[kind, other, outcome] += 1
+    return found
+
+
+def share(found: Counter[tuple[str, str, str]], kept: str | None = None, broken: str | None = None) -> str:
+    """Share of right rankings as a percentage, with the share of ties where there are some."""
+    sums: Counter[str] = Counter()
+    for (kind, other, outcome), count in found.items():
+        if kept in (None, kind) and broken in (None, other):
+            sums[outcome] += count
+    total = sums.total()
+    if not total:
+        return "-"
+    tied = f" ({100 * sums['tied'] / total:.1f}% tied)" if sums["tied"] else ""
+    return f"{100 * sums['right'] / total:.1f}%{tied}"
+
+
+def main(args: argparse.Namespace) -> int:
+    """Prints the share of right rankings per language and per kind of variants."""
+    for language in args.languages:
+        if tools := missing_tools(language):
+            raise UserError(f"{language} needs {', '.join(tools)} to run its tests; install it or leave it out")
+    everything: dict[Mode, Counter[tuple[str, str, str]]] = defaultdict(Counter)
+    print(f"{'':<22}{'rankings':>9}" + "".join(f"{mode:>22}" for mode in MODES))
+    for language in args.languages:
+        problems = make_problems(language, args.problems, args.seed)
+        found = {mode: rank(problems, mode) for mode in MODES}
+        print(
+            f"{language:<22}{found['reference'].total():>9}" + "".join(f"{share(found[m]):>22}" for m in MODES),
+            flush=True,
+        )
+        for mode in MODES:
+            everything[mode].update(found[mode])
+    print(f"{'all':<22}{everything['reference'].total():>9}" + "".join(f"{share(everything[m]):>22}" for m in MODES))
+    for kept in KEEPING:
+        for broken in BREAKING:
+            count = sum(n for (k, b, _), n in everything["reference"].items() if (k, b) == (kept, broken))
+            cells = "".join(f"{share(everything[m], kept, broken):>22}" for m in MODES)
+            print(f"{kept + ' > ' + broken:<22}{count:>9}{cells}")
+    return 0
+
+
+def build_parser() -> ArgumentParser:
+    """The parser of the command line."""
+    parser = ArgumentParser(
+        prog="python -m eval.codebleu_ranking",
+        description="How often each mode of CodeBLEU ranks code that keeps the meaning before code that breaks it.",
+    )
+    parser.add_argument("--problems", type=int, default=50, help="problems per language")
+    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), help="languages")
+    parser.add_argument("--seed", type=int, default=0, help="of problems and variants")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run(build_parser(), main, also=(CodeBLEUError,)))
