@@ -31,6 +31,8 @@ RELATIONS = ("comesFrom", "computedFrom")
 MEMORY_DEPTH = 2  # loops in so many others are remembered
 LONG = 64  # a set of definitions larger than this is joined lazily
 
+UNREAD, NEW, USED = range(3)  # a token that was read as a name without a value, and one with a value
+
 Edge = tuple  # (variable, relation, source variables...)
 Found = dict[int, tuple[str, ...]]  # 2 * token + relation -> source names
 
@@ -67,8 +69,9 @@ class Dataflow:
 
     def __init__(self, reading: Reading, order: NameOrder):
         self.names, self.program, self.same, self.order = reading.names, reading.program, reading.same, order
-        self.found: Found = {}
-        self.marked: set[int] = set()  # tokens that are an end of an edge
+        self.read = [UNREAD] * len(reading.names)  # how each token was read
+        self.found: Found = {}  # what assignments give
+        self.marked: set[int] = set()  # tokens that are an end of an edge; besides those that were read as USED
         self.states: dict[str, Definitions] = {}
         self.journal: dict[str, Definitions | None] | None = None  # values before the open branch changed them
         self.loops: list[tuple] = []  # (what was found before, round, key, names) of every open loop
@@ -81,8 +84,9 @@ class Dataflow:
         Raises:
             BrokenRule: a node lacks a part that its rule needs.
         """
-        names, program, states, same, marked = self.names, self.program, self.states, self.same, self.marked
-        found = self.found
+        names, program, states, same, read = self.names, self.program, self.states, self.same, self.read
+        definitions_of, mark = states.get, self.marked.add
+        journal = self.journal
         position, length = 0, len(program)
         while position < length:
             step = program[position]
@@ -92,67 +96,60 @@ class Dataflow:
                 name = names[token]
                 if same:
                     token = same.get(token, token)
-                definitions = states.get(name)
-                key = token + token
-                if definitions is None:
-                    if step >= 0:
-                        if self.journal is not None and name not in self.journal:
-                            self.journal[name] = None
-                        states[name] = token
-                    sources = ()
-                else:
-                    marked.add(token)
+                definitions = definitions_of(name)
+                if definitions is not None:
+                    read[token] = USED
                     if type(definitions) is int:
-                        marked.add(definitions)
+                        mark(definitions)
                     else:
                         self._mark(definitions)
-                    sources = (name,)
-                before = found.get(key)
-                if before is None:
-                    found[key] = sources
-                elif before != sources or len(before) > 1:
-                    found[key] = self.order.join(before, sources)
-            else:
-                operation = step[0]
-                if operation == ASSIGN:
-                    self._assign(*step[1:])
-                elif operation == FORK:
-                    self.forks.append((self.journal, [], None))
-                    self.journal = {}
-                elif operation == SIDE:
-                    outer, sides, _ = self.forks.pop()
-                    self.forks.append((outer, sides, self._undo()))
-                    self.journal = {}
-                elif operation == SIDE_END:
-                    outer, sides, main = self.forks[-1]
-                    sides.append(self._undo())
-                    self.journal = {}
-                    for name, definitions in main.items():
-                        self._set(name, definitions)
-                elif operation == JOIN:
-                    self._join_sides(step[1])
-                elif operation == LOOP:
-                    position += self._enter_loop(position, step)
-                    found = self.found
-                elif operation == AGAIN:
-                    before, round_number, *rest = self.loops.pop()
-                    self.loops.append((before, round_number + 1, *rest))
-                    if not round_number:
-                        position -= step[1]
-                elif operation == LOOP_END:
-                    self._leave_loop()
-                    found = self.found
-                elif operation == DEFINE:
-                    for token in self._tokens(step[1], step[2]):
-                        self._add(token, COMES_FROM, (), False)
-                        self._set(names[token], token)
-                elif operation == SKIP:
+                    continue
+                if not read[token]:
+                    read[token] = NEW
+                if step >= 0:
+                    if journal is not None and name not in journal:
+                        journal[name] = None
+                    states[name] = token
+                continue
+            operation = step[0]
+            if operation == ASSIGN:
+                self._assign(step)
+            elif operation == FORK:
+                self.forks.append((journal, [], None))
+                journal = self.journal = {}
+            elif operation == SIDE:
+                outer, sides, _ = self.forks.pop()
+                self.forks.append((outer, sides, self._undo()))
+                journal = self.journal = {}
+            elif operation == SIDE_END:
+                outer, sides, main = self.forks[-1]
+                sides.append(self._undo())
+                journal = self.journal = {}
+                for name, definitions in main.items():
+                    self._set(name, definitions)
+            elif operation == JOIN:
+                self._join_sides(step[1])
+                journal = self.journal
+            elif operation == LOOP:
+                position += self._enter_loop(position, step)
+            elif operation == AGAIN:
+                before, round_number, *rest = self.loops.pop()
+                self.loops.append((before, round_number + 1, *rest))
+                if not round_number:
+                    position -= step[1]
+            elif operation == LOOP_END:
+                self._leave_loop()
+            elif operation == DEFINE:
+                for token in self._tokens(step[1], step[2]):
+                    self._add(token, COMES_FROM, (), False)
+                    self._set(names[token], token)
+            elif operation == SKIP:
+                position += step[1]
+            elif operation == ONCE:
+                if self.loops[-1][1]:
                     position += step[1]
-                elif operation == ONCE:
-                    if self.loops[-1][1]:
-                        position += step[1]
-                else:
-                    raise BrokenRule
+            else:
+                raise BrokenRule
 
     def _tokens(self, start: int, stop: int) -> Sequence[int]:
         same = self.same
@@ -185,7 +182,8 @@ class Dataflow:
         else:
             self.found[key] = self.order.join(before, sources)
 
-    def _assign(self, start: int, stop: int, source: int, source_stop: int, relation: int, apart: bool) -> None:
+    def _assign(self, step: tuple) -> None:
+        _, start, stop, source, source_stop, relation, apart = step
         sources = self._tokens(source, source_stop)
         names = tuple(self.names[source:source_stop])
         if len(names) == 1:
@@ -258,19 +256,26 @@ class Dataflow:
 
     def items(self) -> list[Item]:
         """Every token that is an end of an edge, in order."""
-        found, names = self.found, self.names
-        items = []
-        last = -1
-        for key in sorted(found):
+        names, marked = self.names, self.marked
+        assigned: dict[int, tuple[int, tuple[str, ...]]] = {}
+        for key, sources in self.found.items():
             token = key >> 1
-            if token in self.marked:
-                if token == last:  # published: the later relation, the sources of both
-                    keys = list(found)
-                    first, second = sorted((key - 1, key), key=keys.index)
-                    items[-1] = (token, names[token], second & 1, self.order.join(found[first], found[second]))
-                else:
-                    items.append((token, names[token], key & 1, found[key]))
-                last = token
+            if token in assigned:  # published: the later relation, the sources of both
+                sources = self.order.join(assigned[token][1], sources)
+            assigned[token] = key & 1, sources
+        items = []
+        for token, read in enumerate(self.read):
+            if token in assigned:
+                if read == USED or token in marked:
+                    relation, sources = assigned[token]
+                    if read == USED:
+                        sources = self.order.join(sources, (names[token],))
+                    items.append((token, names[token], relation, sources))
+            elif read == USED:
+                name = names[token]
+                items.append((token, name, COMES_FROM, (name,)))
+            elif read and token in marked:
+                items.append((token, names[token], COMES_FROM, ()))
         return items
 
 

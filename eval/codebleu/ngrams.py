@@ -26,31 +26,23 @@ class NGrams:
         self.length = len(tokens)
         self.keywords = keywords
         self.unigrams = Counter(tokens)
-        self._indices: list[tuple[frozenset[Gram], dict[Gram, int]] | None] = [None] * (ORDERS + 1)
+        self._counts: list[Counter[Gram] | None] = [None, self.unigrams, None, None, None]
 
     def grams(self, order: int) -> Iterable[Gram]:
         """The n-grams of order 2 to 4, one after the other."""
         tokens = self.tokens
         return zip(*[tokens[i:] for i in range(order)])
 
-    def index(self, order: int) -> tuple[frozenset[Gram], dict[Gram, int]]:
-        """The n-grams that occur, and how often those do that occur more than once."""
-        found = self._indices[order]
+    def counts(self, order: int) -> Counter[Gram]:
+        """How often each n-gram occurs."""
+        found = self._counts[order]
         if found is None:
-            distinct = frozenset(self.grams(order))
-            repeated: dict[Gram, int] = {}
-            if len(distinct) < self.length - order + 1:
-                repeated = {gram: count for gram, count in Counter(self.grams(order)).items() if count > 1}
-            found = self._indices[order] = (distinct, repeated)
+            found = self._counts[order] = Counter(self.grams(order))
         return found
 
     def total(self, order: int) -> int:
         """Number of n-grams, at least 1."""
         return max(1, self.length - order + 1)
-
-    def counts(self, order: int) -> Counter[Gram]:
-        """How often each n-gram occurs."""
-        return Counter(self.grams(order)) if order > 1 else self.unigrams
 
     @cached_property
     def mass(self) -> int:
@@ -60,14 +52,12 @@ class NGrams:
 
 
 def overlap(reference: NGrams, hypothesis: NGrams, order: int) -> int:
-    """Size of the multiset intersection of the n-grams of one order above 1; only the reference is indexed."""
-    distinct, repeated = reference.index(order)
-    shared = distinct.intersection(hypothesis.grams(order))
-    matches = len(shared)
-    if repeated and matches:
-        again = Counter(filter(repeated.__contains__, hypothesis.grams(order)))
-        matches += sum([min(count, repeated[gram]) - 1 for gram, count in again.items()])
-    return matches
+    """Size of the multiset intersection of the n-grams of one order above 1."""
+    counts = reference.counts(order)
+    shared = list(filter(counts.__contains__, hypothesis.grams(order)))
+    if len(set(shared)) == len(shared):
+        return len(shared)
+    return sum([min(count, counts[gram]) for gram, count in Counter(shared).items()])
 
 
 def overlaps(reference: NGrams, hypothesis: NGrams) -> tuple[list[int], int]:

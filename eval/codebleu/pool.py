@@ -14,7 +14,7 @@ from itertools import islice
 from eval.codebleu.counts import Counts
 from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.languages import find_language
-from eval.codebleu.score import Mode, PairCounter, make_scorer
+from eval.codebleu.score import Mode, PairCounter, make_scorer, paused_collection
 
 CHUNK = 64  # pairs that a process gets at a time; pairs with the same reference are best kept together
 AHEAD = 4  # chunks per process that are handed out before the first one is back
@@ -34,7 +34,10 @@ class PairCounters:
 
     def count(self, task: Task) -> Outcome:
         """Counts of one pair, or what is wrong with it."""
-        language, references, hypothesis = task
+        with paused_collection():
+            return self._count(*task)
+
+    def _count(self, language: str, references: Sequence[str], hypothesis: str) -> Outcome:
         try:
             language = find_language(language)
             if language not in self._scorers:
