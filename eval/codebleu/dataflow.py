@@ -7,7 +7,6 @@ it starts from, where visiting every loop twice would visit k nested ones 2**k t
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 
 from eval.codebleu.instructions import (
@@ -58,6 +57,8 @@ def _join(parts: Sequence[Definitions]) -> Definitions:
     distinct = dict.fromkeys(parts)
     if len(distinct) == 1:
         return parts[0]
+    if len(distinct) == 2 and type(parts[0]) is type(parts[1]) is int and parts[0] != parts[1]:
+        return frozenset(distinct)
     if any(type(part) is _Joined for part in distinct):
         return _Joined(tuple(distinct))
     whole = frozenset().union(*[(part,) if type(part) is int else part for part in distinct])
@@ -184,18 +185,24 @@ class Dataflow:
 
     def _assign(self, step: tuple) -> None:
         _, start, stop, source, source_stop, relation, apart = step
-        sources = self._tokens(source, source_stop)
-        names = tuple(self.names[source:source_stop])
-        if len(names) == 1:
-            apart = False
+        names, found, order, journal, states = self.names, self.found, self.order, self.journal, self.states
+        sources = tuple(names[source:source_stop])
+        if sources and start < stop:
+            self.marked.update(self._tokens(source, source_stop))
+            self.marked.update(self._tokens(start, stop))
+        apart = apart and len(sources) != 1
         for token in self._tokens(start, stop):
-            if names:
-                self.marked.add(token)
-            if names or not apart:
-                self._add(token, relation, names, apart)
-            self._set(self.names[token], token)
-        if start < stop:
-            self.marked.update(sources)
+            if sources or not apart:
+                key = token + token + relation
+                before = found.get(key)
+                if apart:
+                    found[key] = order.extend(before, sources)
+                else:
+                    found[key] = sources if before is None else order.join(before, sources)
+            name = names[token]
+            if journal is not None and name not in journal:
+                journal[name] = states.get(name)
+            states[name] = token
 
     def _undo(self) -> dict[str, Definitions]:
         """Takes back what the open side of a branch changed and returns it."""
@@ -210,18 +217,21 @@ class Dataflow:
 
     def _join_sides(self, keep_base: bool) -> None:
         outer, sides, _ = self.forks.pop()
-        sides.append(self._undo())
+        main = self._undo()
         self.journal = outer
-        states = self.states
-        joined = {}
+        base_of = self.states.get
+        if not sides:
+            for name, definitions in main.items():
+                base = base_of(name)
+                self._set(name, _join((definitions, base)) if keep_base and base is not None else definitions)
+            return
+        sides.append(main)
         for name in dict.fromkeys([name for side in sides for name in side]):
-            base = states.get(name)
+            base = base_of(name)
             parts = [side.get(name, base) for side in sides]
             if keep_base:
                 parts.append(base)
-            joined[name] = _join([part for part in parts if part is not None])
-        for name, definitions in joined.items():
-            self._set(name, definitions)
+            self._set(name, _join([part for part in parts if part is not None]))
 
     def _enter_loop(self, position: int, step: tuple) -> int:
         """Opens a loop, or repeats what it gave before; returns how much of the program to skip."""
@@ -264,18 +274,17 @@ class Dataflow:
                 sources = self.order.join(assigned[token][1], sources)
             assigned[token] = key & 1, sources
         items = []
-        for token, read in enumerate(self.read):
+        for token, (name, read) in enumerate(zip(names, self.read)):
             if token in assigned:
                 if read == USED or token in marked:
                     relation, sources = assigned[token]
                     if read == USED:
-                        sources = self.order.join(sources, (names[token],))
-                    items.append((token, names[token], relation, sources))
+                        sources = self.order.join(sources, (name,))
+                    items.append((token, name, relation, sources))
             elif read == USED:
-                name = names[token]
                 items.append((token, name, COMES_FROM, (name,)))
             elif read and token in marked:
-                items.append((token, names[token], COMES_FROM, ()))
+                items.append((token, name, COMES_FROM, ()))
         return items
 
 
@@ -291,18 +300,21 @@ def edges_of(items: Sequence[Item]) -> list[Edge]:
     for _, name, relation, sources in items:
         if len(sources) == 1:
             source = number(sources[0], len(variables))
-            edges.append((number(name, len(variables)), relation, source))
+            edges.append((source if name == sources[0] else number(name, len(variables)), relation, source))
         else:
             numbers = [number(source, len(variables)) for source in sources]
             edges.append((number(name, len(variables)), relation, *numbers))
     return edges
 
 
-def dataflow_edges(reading: Reading, order: NameOrder) -> Counter[Edge]:
+def dataflow_edges(reading: Reading, order: NameOrder) -> dict[Edge, int]:
     """How often each edge of a text occurs; none if a rule asks for a part that a node lacks."""
     flow = Dataflow(reading, order)
     try:
         flow.run()
     except BrokenRule:
-        return Counter()
-    return Counter(edges_of(flow.items()))
+        return {}
+    counts: dict[Edge, int] = {}
+    for edge in edges_of(flow.items()):
+        counts[edge] = counts.get(edge, 0) + 1
+    return counts

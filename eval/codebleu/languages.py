@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from functools import cache
 from types import MappingProxyType
 
 from tree_sitter import Language
@@ -50,6 +51,7 @@ def find_language(name: str) -> str:
     return key
 
 
+@cache
 def load_grammar(language: str) -> Language:
     """The tree-sitter grammar of ``language``.
 

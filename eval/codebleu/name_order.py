@@ -9,11 +9,10 @@ objects with those hashes lists them.
 from __future__ import annotations
 
 import _imp
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 
 _MASK = (1 << 64) - 1
-LONGEST_REMEMBERED = 50  # names in a list whose order is remembered
 MOST_STEPS = 4_000_000  # joining more names one by one takes too long (so it does in the published metric)
 
 
@@ -62,7 +61,7 @@ def string_hash(text: str) -> int:
     """``hash(text)`` of CPython 3.11 and later under PYTHONHASHSEED=0."""
     if not text:
         return 0
-    widest = max(text)
+    widest = "" if text.isascii() else max(text)
     encoding = "latin-1" if widest <= "\xff" else "utf-16-le" if widest <= "\uffff" else "utf-32-le"
     value = _fast_siphash13()(text.encode(encoding, "surrogatepass"))
     value -= (value >> 63) << 64
@@ -82,36 +81,56 @@ class _Name:
         return self.value
 
 
+@cache
+def _mask(count: int) -> int:
+    """One less than the slots of a CPython set of so many elements, made from a list."""
+    slots, fill = 8, 0
+    while fill < count:
+        fill += 1
+        if fill * 5 >= (slots - 1) * 3:
+            least = fill * (4 if fill <= 50_000 else 2)
+            while slots <= least:
+                slots *= 2
+    return slots - 1
+
+
+def _in_slots(names: Iterable[str], count: int) -> tuple[str, ...] | None:
+    """The names in the order of a set where each has a slot of its own, as most small sets do; else None."""
+    mask = 7 if count < 5 else _mask(count)
+    slots = {string_hash(name) & mask: name for name in names}
+    return tuple([slots[slot] for slot in sorted(slots)]) if len(slots) == count else None
+
+
 class NameOrder:
-    """Joins lists of names in a fixed order; remembers names and answers for as long as it lives."""
+    """Joins lists of names in a fixed order; remembers names for as long as it lives."""
 
     def __init__(self) -> None:
         self._names: dict[str, _Name] = {}
-        self._joined: dict[tuple[str, ...], tuple[str, ...]] = {}
 
     def join(self, left: Sequence[str], right: Sequence[str]) -> tuple[str, ...]:
         """``tuple(set(left + right))`` in the order that it has under PYTHONHASHSEED=0."""
-        together = (*left, *right)
-        answer = self._joined.get(together)
-        if answer is None:
-            answer = self._list(together)
-            if len(together) <= LONGEST_REMEMBERED:
-                self._joined[together] = answer
-        return answer
+        distinct = dict.fromkeys((*left, *right))
+        if len(distinct) < 2:
+            return tuple(distinct)
+        return _in_slots(distinct, len(distinct)) or self._in_set((*left, *right))
 
     def extend(self, before: tuple[str, ...] | None, names: Sequence[str]) -> tuple[str, ...]:
         """Joins ``names`` to ``before`` one by one; without ``before`` the first one stands as it is."""
+        distinct = dict.fromkeys(names if before is None else (*before, *names))
+        if len(distinct) < 2:
+            return tuple(distinct)
+        whole = _in_slots(distinct, len(distinct))  # where no names meet, only the last step counts
+        if whole is not None:
+            return whole
         if before is None:
             before, names = tuple(names[:1]), names[1:]
         if len(names) * (len(names) + len(before)) > MOST_STEPS:
-            return self.join(before, names)
+            return self._in_set((*before, *names))
         for name in names:
-            before = self.join(before, (name,))
+            before = self._in_set((*before, name))
         return before
 
-    def _list(self, together: tuple[str, ...]) -> tuple[str, ...]:
-        if len(together) < 2 or together.count(together[0]) == len(together):
-            return together[:1]
+    def _in_set(self, together: tuple[str, ...]) -> tuple[str, ...]:
         return tuple([name.text for name in set([self._name(text) for text in together])])
 
     def _name(self, text: str) -> _Name:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from typing import Generic, TypeVar
@@ -73,15 +72,15 @@ class Code:
         return frozenset(self.subtrees)
 
     @cached_property
-    def edges(self) -> Counter[Edge]:
+    def edges(self) -> dict[Edge, int]:
         """Dataflow edges and how often each occurs."""
         reading, self._reading = self._reading, None
-        return dataflow_edges(reading, self._order) if reading else Counter()
+        return dataflow_edges(reading, self._order) if reading else {}
 
     @cached_property
     def edge_count(self) -> int:
         """Number of edges."""
-        return self.edges.total()
+        return sum(self.edges.values())
 
 
 @lru_cache
@@ -179,6 +178,6 @@ class Scorer:
         return sum(printed in known for printed in printed_subtrees(self.parse(reference.text).root_node))
 
 
-def shared_edges(reference: Counter[Edge], hypothesis: Counter[Edge]) -> int:
+def shared_edges(reference: dict[Edge, int], hypothesis: dict[Edge, int]) -> int:
     """Size of the multiset intersection."""
     return sum([min(reference[edge], hypothesis[edge]) for edge in reference.keys() & hypothesis.keys()])
