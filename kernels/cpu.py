@@ -45,6 +45,14 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     return F.linear(x, w)
 
 
+def part_linear(x: Tensor, w: Tensor) -> Tensor:
+    """:func:`linear` for some rows of a larger batch, with the bits that they have in the product of the whole batch.
+
+    oneDNN rounds a single row otherwise than each row of two or more, so a single one is multiplied twice.
+    """
+    return linear(x, w) if x.shape[0] != 1 or x.dtype != torch.float32 else linear(torch.cat((x, x)), w)[:1]
+
+
 def matvec(x: Tensor, w: Tensor) -> Tensor:
     """``x @ w.T`` for one row x [1, D]: the rows of w in four batches, which BLAS spreads over the threads."""
     parts = 4
@@ -100,15 +108,21 @@ def token_of_row(dispatch: ExpertDispatch, top_k: int) -> Tensor:
 
 
 def sum_rows(rows: Tensor, dispatch: ExpertDispatch, top_k: int, weights: Tensor | None = None) -> Tensor:
-    """Sum over a token's rows, ``sum_j weights[t, j] * rows[inverse[t, j]]``, in float32 (float64 for float64)."""
+    """Sum over a token's rows, ``sum_j weights[t, j] * rows[inverse[t, j]]``, in float32 (float64 for float64).
+
+    With weights it is computed as ``s a_0 + sum_j w_j (a_j - a_0)``, s the weights' sum: where all rows of a token are
+    equal and s is 1, the result is that row to the last bit, so experts that are copies give back the dense network.
+    """
     acc = accumulation_dtype(rows.dtype)
     slots = dispatch.inverse.view(-1, top_k)  # [T, K]
-    total = None
-    for j in range(top_k):
-        part = rows.index_select(0, slots[:, j]).to(acc)  # [T, ...]
-        if weights is not None:
-            part.mul_(weights[:, j : j + 1])
-        total = part if total is None else total.add_(part)
+    first = rows.index_select(0, slots[:, 0]).to(acc)  # [T, ...]
+    if weights is None:
+        for j in range(1, top_k):
+            first.add_(rows.index_select(0, slots[:, j]))
+        return first.to(rows.dtype)
+    total = first * (weights[:, :1] + weights[:, 1:].sum(1, keepdim=True))
+    for j in range(1, top_k):
+        total.addcmul_(rows.index_select(0, slots[:, j]).to(acc).sub_(first), weights[:, j : j + 1])
     return total.to(rows.dtype)
 
 
@@ -132,10 +146,11 @@ def experts_fwd(
     h1 = x.new_empty(xs.shape[0], w1.shape[1])  # [R, F]
     h3 = torch.empty_like(h1)
     y = torch.empty_like(xs)  # [R, D]
+    product = linear if x.shape[0] == 1 else part_linear
     for e, a, b in segments(dispatch.offsets, xs.shape[0]):
-        h1[a:b] = linear(xs[a:b], w1[e])
-        h3[a:b] = linear(xs[a:b], w3[e])
-        y[a:b] = linear(F.silu(h1[a:b]).mul_(h3[a:b]), w2[e])
+        h1[a:b] = product(xs[a:b], w1[e])
+        h3[a:b] = product(xs[a:b], w3[e])
+        y[a:b] = product(F.silu(h1[a:b]).mul_(h3[a:b]), w2[e])
     return sum_rows(y, dispatch, top_k, gates), h1, h3, dispatch
 
 

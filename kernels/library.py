@@ -47,6 +47,32 @@ def _given(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tens
     return [t if n else None for t, n in zip(tensors, needs)]
 
 
+# -------------------------------------------------------------------------------------------------------- linear
+
+
+@torch.library.custom_op("language_experts::linear", mutates_args=())
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    return cpu.linear(x, weight)
+
+
+@linear.register_fake
+def _(x, weight):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _linear_setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _linear_grad(ctx, dy):
+    x, weight = ctx.saved_tensors
+    need_x, need_weight = ctx.needs_input_grad
+    return cpu.linear(dy, weight.t()) if need_x else None, dy.t() @ x if need_weight else None
+
+
+linear.register_autograd(_linear_grad, setup_context=_linear_setup)
+
+
 # ------------------------------------------------------------------------------------------------ grouped linear
 
 

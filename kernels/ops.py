@@ -11,10 +11,12 @@ r rank.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import int4, library, library_int4
 from kernels.cpu import grouped_linear_dw
+from kernels.cpu import linear as cpu_linear
 from kernels.dispatch import ExpertDispatch, LowRank, sort_by_expert
 from kernels.int4 import Int4Weight
 
@@ -27,6 +29,7 @@ __all__ = [
     "experts_forward",
     "grouped_linear",
     "int4_experts_forward",
+    "linear",
     "sort_by_expert",
 ]
 
@@ -70,6 +73,19 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _wants_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` by the routine that the base products of `delta_experts_forward` use.
+
+    A dense feed-forward that calls this and experts that equal it round alike, so their outputs are the same bits.
+    x [..., D], weight [N, D] -> [..., N]. Differentiable in both.
+    """
+    if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight)
+    rows = x.reshape(-1, x.shape[-1])
+    y = library.linear(rows, weight) if _wants_grad(x, weight) else cpu_linear(rows, weight)
+    return y.view(*x.shape[:-1], weight.shape[0])
 
 
 def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:

@@ -41,7 +41,10 @@ def select_top_k(router_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(router_logits.dtype, torch.float32)
     probabilities = torch.softmax(router_logits.to(wide), dim=-1)  # [T, E]
     gates, expert_ids = torch.topk(probabilities, k, dim=-1)  # [T, K]
-    return gates / gates.sum(dim=-1, keepdim=True), expert_ids
+    gates = gates / gates.sum(dim=-1, keepdim=True)
+    rest = gates[:, 1:]
+    # The best expert's share is what the others leave, so that the gates add up to 1 to the last bit.
+    return torch.cat((1.0 - rest.sum(dim=-1, keepdim=True), rest), dim=-1), expert_ids
 
 
 def force_experts(expert_ids: Tensor) -> Routing:

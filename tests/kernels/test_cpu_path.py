@@ -150,6 +150,30 @@ def test_identical_experts_equal_the_dense_network(dtype):
     torch.testing.assert_close(ops.delta_experts_forward(x, w1, w2, w3, None, zero, gates, ids), dense)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_untrained_deltas_give_the_bits_of_the_dense_network(dtype, top_k):
+    """Equal activations, weighted by gates that add up to 1, are that activation again to the last bit."""
+    torch.manual_seed(16)
+    x = torch.randn(70, 64).to(dtype) * 50
+    w1, w2, w3 = (w[0].detach() for w in full_weights(1, 64, 96, dtype))
+    dense = ops.linear(torch.nn.functional.silu(ops.linear(x, w1)) * ops.linear(x, w3), w2)
+    shares = torch.softmax(torch.randn(70, top_k) * 3, -1)[:, 1:]
+    gates = torch.cat((1 - shares.sum(-1, keepdim=True), shares), -1)
+    zero = LowRank(*(torch.zeros_like(t, dtype=dtype) for t in low_rank(2, 64, 96, (4,))))
+    mixture = ops.delta_experts_forward(x, w1, w2, w3, None, zero, gates, routing(70, top_k, 4))
+    assert torch.equal(mixture, dense)
+
+
+@pytest.mark.parametrize("shape", [(1, 12), (7, 12), (2, 5, 12)])
+def test_linear_and_its_gradients(shape):
+    torch.manual_seed(17)
+    x, weight = torch.randn(shape, requires_grad=True), torch.randn(9, 12, requires_grad=True)
+    assert_same(ops.linear(x, weight), torch.nn.functional.linear(x, weight), (x, weight), tol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(ops.linear(x, weight), torch.nn.functional.linear(x, weight))
+
+
 def test_bf16_stays_close_to_float64():
     torch.manual_seed(7)
     x = torch.randn(33, 64)
