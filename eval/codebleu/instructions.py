@@ -53,7 +53,9 @@ class Context:
         """Rearranges the program of the children; ``token`` is the end of the tokens."""
         if self.parts_of is not None:
             self.parts_of.children = self.children
-            self.parts_of.raw = self.without_rule(program)
+            apart = self.kinds.rules.tuple_kinds
+            if apart is None or self.kinds.names[self.kind] in apart:
+                self.parts_of.raw = self.without_rule(program)
         self.rearrange(token, program)
 
     def without_rule(self, program: Program) -> Program:
