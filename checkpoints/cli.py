@@ -32,9 +32,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         flags = [flag for action in self._actions for flag in action.option_strings]
-        hint = "".join(
-            did_you_mean(word.split("=")[0], flags) for word in re.findall(r"(?<!\S)--?[\w-]+(?:=\S*)?", message)[:1]
-        )
+        words = [word.split("=")[0] for word in re.findall(r"(?<!\S)--?[\w-]+(?:=\S*)?", message)[:1]]
+        hint = "".join(did_you_mean(word, flags) for word in words if word not in flags)
         print(f"error: {' '.join(message.split())}{hint}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from moe.errors import UserError
 
 MAX_JSON_BYTES = 64 << 20  # the largest index of a real model (Mixtral-8x22B) has 170 kB; a tokenizer.json 20 MB
 CHUNK_BYTES = 4 << 20
+MODEL_FILES = ("config.json", "manifest.json", "params.json")  # or tensor files: what tells a model
 
 DiskUsage = Callable[[Path], int]  # free bytes at a path; a parameter so that tests can have a full disk
 
@@ -179,12 +180,37 @@ def publish_directory(finished: Path, target: Path) -> None:
         fsync_path(target.parent)
 
 
-def require_new(target: Path, force: bool) -> None:
-    """Raises :class:`UserError` when the output directory exists and may not be replaced."""
+def require_new(target: Path, force: bool, reads: Iterable[Path] = ()) -> None:
+    """Checks that an output directory can be made without losing anything.
+
+    Args:
+        force: an existing directory may be replaced; only one that is empty or holds a model, so that a mistyped path
+            never costs anybody's other files.
+        reads: files that the job reads. ``target`` must not contain them, even with ``force``: replacing the base of a
+            delta directory by that delta directory would leave neither.
+
+    Raises:
+        UserError: it exists and may not be replaced, contains what is read, or lies below a file.
+    """
+    place = target.resolve()
+    read = next((path for path in reads if place in (path.resolve(), *path.resolve().parents)), None)
+    if read is not None:
+        raise UserError(f"{target} is where {read} is read from; give another output directory")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UserError(f"{target} exists and is not a directory; give another output directory")
-    if target.exists() and not force:
+    above = next(path for path in target.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise UserError(f"{target} cannot be made, because {above} is a file; give another output directory")
+    if not target.exists():
+        return
+    if not force:
         raise UserError(f"{target} exists already; give another output directory, or --force to replace it when done")
+    found = [path.name for path in target.iterdir()]
+    if found and not any(name in MODEL_FILES or name.endswith(".safetensors") for name in found):
+        raise UserError(
+            f"{target} holds something that is no model, for example {min(found)}; --force does not replace that: give "
+            "another output directory"
+        )
 
 
 def partial_path(target: Path) -> Path:
@@ -212,7 +238,11 @@ def _runs(process: int) -> bool:
 
 @contextmanager
 def new_directory(
-    target: Path, force: bool = False, needed: int = 0, disk_free: DiskUsage = free_bytes
+    target: Path,
+    force: bool = False,
+    needed: int = 0,
+    disk_free: DiskUsage = free_bytes,
+    reads: Iterable[Path] = (),
 ) -> Iterator[Path]:
     """Gives a temporary sibling of ``target`` to fill; on success it becomes ``target``, on an error it is removed.
 
@@ -220,7 +250,7 @@ def new_directory(
         UserError: ``target`` exists and ``force`` is not given, or ``needed`` bytes do not fit on the disk.
     """
     target = target.absolute()
-    require_new(target, force)
+    require_new(target, force, reads)
     require_free_space(target, needed, disk_free)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(target)

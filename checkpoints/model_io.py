@@ -222,7 +222,8 @@ def _save_delta(
     needed = sum(t.nbytes for t in tensors) + SMALL_FILES_BYTES
     if base is None:
         needed += sum(t.nbytes for name, t in parameters.items() if not is_own(name))
-    with new_directory(directory, force, needed, disk_free) as temporary:
+    reads = [] if base is None else [reference.path]
+    with new_directory(directory, force, needed, disk_free, reads) as temporary:
         if base is None:
             reference = _save_base(model, temporary / "base", tokenizer, dtype, disk_free)
             place = {**reference.to_json(temporary), "path": str((directory / "base").absolute())}
@@ -303,6 +304,8 @@ def copy_base(checkpoint: Checkpoint, directory: Path) -> BaseReference:
 
 def relink(path: Path, base: Path) -> None:
     """Makes a delta directory point to where its base is now; raises :class:`UserError` when it is another model."""
+    if not is_delta(path):
+        raise UserError(f"{path} is no delta directory; give one that upcycle --form delta or train.py wrote")
     _, settings = read_delta_config(path)
     checkpoint = find_base(path, settings, base, thorough=True)
     settings["base"] = {**settings["base"], **base_reference(checkpoint).to_json(path)}

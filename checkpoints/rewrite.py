@@ -12,7 +12,7 @@ from checkpoints.extras import carried_files, checkpoint_tokenizer, original_set
 from checkpoints.files import DiskUsage, free_bytes
 from checkpoints.formats import Checkpoint
 from checkpoints.formats.config_json import to_config_json
-from checkpoints.formats.delta import DeltaCheckpoint, open_delta
+from checkpoints.formats.delta import EXPERTS, DeltaCheckpoint, open_delta
 from checkpoints.merge import full_config, merged_tensors
 from checkpoints.model_card import model_card
 from checkpoints.model_io import dtype_name, small_files
@@ -30,12 +30,17 @@ def dense_part(source: Source) -> Checkpoint:
     return source.base if isinstance(source, DeltaCheckpoint) else source
 
 
-def source_identity(source: Source) -> list[list[Any]]:
-    """Names, sizes and times of the files that a job reads, to tell whether a rerun reads the same."""
+def source_files(source: Source) -> list[Path]:
+    """The files that decide a model's weights; for delta experts their own and their base's."""
     files = list(dense_part(source).weight_files)
     if isinstance(source, DeltaCheckpoint):
-        files += [source.path / "experts.safetensors", source.path / "config.json"]
-    return [[str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+        files += [source.path / EXPERTS, source.path / "config.json"]
+    return files
+
+
+def source_identity(source: Source) -> list[list[Any]]:
+    """Names, sizes and times of the files that a job reads, to tell whether a rerun reads the same."""
+    return [[str(f.absolute()), f.stat().st_size, f.stat().st_mtime_ns] for f in source_files(source)]
 
 
 def small_parts(
@@ -97,7 +102,15 @@ def write_rewritten(
     contents |= dict(files or {})
     output = Output(list(tensors), documents, contents, max_shard_bytes=max_shard_bytes)
     identity = job_identity({"job": [job, source_identity(source), documents["config.json"], max_shard_bytes]})
-    return write_model_directory(target, output, force=force, identity=identity, progress=progress, disk_free=disk_free)
+    return write_model_directory(
+        target,
+        output,
+        force=force,
+        identity=identity,
+        progress=progress,
+        disk_free=disk_free,
+        reads=source_files(source),
+    )
 
 
 def merge_directory(source: Path, target: Path) -> None:

@@ -26,7 +26,7 @@ from checkpoints.formats.names import expected_tensors, to_huggingface
 from checkpoints.initialise import delta_tensors, router_tensor
 from checkpoints.model_io import copy_base, write_delta_files
 from checkpoints.parameters import base_rename, main_dtype, meta_model, require_complete, set_parameter
-from checkpoints.rewrite import small_parts, write_rewritten
+from checkpoints.rewrite import small_parts, source_files, write_rewritten
 from checkpoints.safetensors_file import StoredTensor, memory_tensor, tensor_bytes
 from checkpoints.writer import (
     MAX_SHARD_BYTES,
@@ -69,6 +69,16 @@ def upcycled_config(
         raise UserError(f"languages {' '.join(languages)} name one twice; give each language once")
     if form == "full" and not languages:
         raise UserError("full experts need at least one language; give --languages python java ...")
+    if languages and experts_per_token > len(languages):
+        raise UserError(
+            f"{experts_per_token} experts per token, of {len(languages)}; name more languages, or add "
+            f"--experts-per-token {len(languages)}"
+        )
+    if form == "delta" and max(expert_rank, shared_rank) > config.dim:
+        raise UserError(
+            f"rank {max(expert_rank, shared_rank)} is more than the model's width of {config.dim}; a low-rank "
+            "delta has a small one, for example 16"
+        )
     ranks = {"expert_rank": expert_rank if languages else 0, "shared_rank": shared_rank} if form == "delta" else {}
     return replace(
         config,
@@ -226,7 +236,7 @@ def upcycle_directory(
     needed = sum(tensor.nbytes for tensor in added) + SMALL_FILES_BYTES
     if with_base:
         needed += sum(path.stat().st_size for path in base.weight_files)
-    with new_directory(target, force, needed, disk_free) as temporary:
+    with new_directory(target, force, needed, disk_free, source_files(base)) as temporary:
         if with_base:
             copied = copy_base(base, temporary / "base")
             place = {**copied.to_json(temporary), "path": str((target / "base").absolute())}

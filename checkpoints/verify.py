@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files import CHUNK_BYTES, inside, read_json_object, sha256_file
+from checkpoints.files import CHUNK_BYTES, MODEL_FILES, inside, read_json_object, sha256_file
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.delta import find_base, is_delta, open_delta, read_delta_config
 from checkpoints.safetensors_file import ByteRange, SafetensorsFile
@@ -40,6 +40,8 @@ def manifest_files(directory: Path) -> dict[str, dict[str, Any]]:
     """Reads a manifest's entries; raises :class:`UserError` when it is missing or damaged."""
     path = directory / MANIFEST
     if not path.is_file():
+        if not any((directory / name).is_file() for name in MODEL_FILES):
+            raise UserError(f"{directory} holds no model; give a model directory")
         raise UserError(
             f"{directory} has no {MANIFEST}, so its bytes cannot be checked; write one with: "
             f"python -m checkpoints verify {directory} --write"

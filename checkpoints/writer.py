@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -246,6 +246,7 @@ def write_model_directory(
     identity: str | None = None,
     progress: Progress = lambda count: None,
     disk_free: DiskUsage = free_bytes,
+    reads: Iterable[Path] = (),
 ) -> dict[str, Any]:
     """Writes a model directory so that it appears whole or not at all.
 
@@ -253,6 +254,7 @@ def write_model_directory(
         identity: with a fingerprint of the job (:func:`job_identity`), finished shards survive a kill and are reused
             by the next run; without one an interrupted run leaves nothing.
         progress: told the bytes of every chunk that was written or verified.
+        reads: files that the tensors come from, which ``target`` must not replace.
 
     Returns:
         The manifest, also written as ``manifest.json``: bytes and SHA-256 of every file.
@@ -263,7 +265,7 @@ def write_model_directory(
     target = target.absolute()
     if identity is not None and not force and target.is_dir() and _noted_shards(target, identity):
         return read_json_object(target / MANIFEST)  # this very job was finished before
-    require_new(target, force)
+    require_new(target, force, reads)
     shards = plan_shards(output)
     target.parent.mkdir(parents=True, exist_ok=True)
     directory = partial_path(target)

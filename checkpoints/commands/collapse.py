@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from checkpoints.commands.common import (
     add_dtype_argument,
     add_output_arguments,
+    check_output,
     chosen_dtype,
     print_disk,
     progress_bar,
@@ -15,7 +17,9 @@ from checkpoints.commands.common import (
 from checkpoints.files import format_bytes
 from checkpoints.merge import collapsed_tensors, expert_shares, open_any
 from checkpoints.rewrite import write_rewritten
+from checkpoints.smollm2 import resolve_model_path
 from checkpoints.writer import SMALL_FILES_BYTES
+from moe.errors import UserError
 
 
 def language_weight(text: str) -> tuple[str, float]:
@@ -25,6 +29,15 @@ def language_weight(text: str) -> tuple[str, float]:
         return name, float(value if equals else "1")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no weight; write for example python=2") from None
+
+
+def by_language(weights: Sequence[tuple[str, float]] | None) -> dict[str, float] | None:
+    """Weights by language; raises :class:`UserError` for a language that is given two."""
+    names = [name for name, _ in weights or ()]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"--weights names {twice} twice; give each language one weight")
+    return dict(weights) if weights else None
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -42,8 +55,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
-    source = open_any(arguments.source)
-    shares = expert_shares(source.config, dict(arguments.weights) if arguments.weights else None)
+    source = open_any(resolve_model_path(arguments.source))
+    shares = expert_shares(source.config, by_language(arguments.weights))
+    check_output(arguments, source)
     dtype = chosen_dtype(arguments.dtype)
     tensors = list(collapsed_tensors(source, shares, dtype))
     written = sum(tensor.nbytes for tensor in tensors)

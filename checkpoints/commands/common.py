@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from checkpoints.files import format_bytes, free_bytes
+from checkpoints.files import format_bytes, free_bytes, require_free_space, require_new
 from checkpoints.model_io import DTYPE_NAMES
-from checkpoints.writer import Progress
-from moe.errors import UserError
+from checkpoints.rewrite import Source, source_files
+from checkpoints.writer import MANIFEST, Progress
 
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "b": 1}
 
@@ -32,16 +32,49 @@ def byte_size(text: str) -> int:
     return value
 
 
-def layer_range(text: str) -> tuple[int, int]:
-    """Parses ``16-31`` (both included) or ``16``; for argparse."""
-    first, dash, last = text.partition("-")
+def check_output(arguments: argparse.Namespace, source: Source, strict: bool = False) -> None:
+    """Refuses an OUT that cannot be written, before the work begins.
+
+    ``strict`` is for jobs with long work before the first byte: without it, an OUT that a job wrote is left to the
+    writer, which finds out whether this very job was finished before.
+
+    Raises:
+        UserError: see :func:`checkpoints.files.require_new`.
+    """
+    wrote = not strict and not arguments.dry_run and (arguments.out / MANIFEST).is_file()
+    require_new(arguments.out, arguments.force or wrote, source_files(source))
+
+
+def warn_ignored(flags: Iterable[str], reason: str) -> None:
+    """Says on stderr which given flags change nothing."""
+    for flag in flags:
+        print(f"warning: {flag} is ignored: {reason}", file=sys.stderr)
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """A parser of whole numbers of at least ``least``; for argparse."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+        return value
+
+    return parse
+
+
+def spread(text: str) -> float:
+    """Parses a standard deviation; for argparse."""
     try:
-        bounds = int(first), int(last if dash else first)
+        value = float(text)
     except ValueError:
-        bounds = (-1, -1)
-    if not 0 <= bounds[0] <= bounds[1]:
-        raise argparse.ArgumentTypeError(f"{text!r} is no range of layers; write for example 16-31")
-    return bounds
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no standard deviation; write for example 0.02")
+    return value
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,13 +96,8 @@ def chosen_dtype(name: str) -> torch.dtype | None:
 
 def print_disk(target: Path, needed: int) -> None:
     """Prints what a job would write and refuses when the disk is too small."""
-    free = free_bytes(target)
-    print(f"would write {format_bytes(needed)} to {target}; free on that disk: {format_bytes(free)}")
-    if free < needed:
-        raise UserError(
-            f"not enough disk for {target}: {format_bytes(needed)} needed, {format_bytes(free)} free; "
-            "free some space or give an output path on another disk"
-        )
+    print(f"would write {format_bytes(needed)} to {target}; free on that disk: {format_bytes(free_bytes(target))}")
+    require_free_space(target, needed)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from checkpoints.commands.common import (
     add_dtype_argument,
     add_output_arguments,
+    check_output,
     chosen_dtype,
     print_disk,
     progress_bar,
@@ -39,6 +40,7 @@ def main(arguments: argparse.Namespace) -> int:
     if is_delta(path):
         raise UserError(f"{path} has delta experts; type: python -m checkpoints merge {path} {arguments.out}")
     source = open_checkpoint(path)
+    check_output(arguments, source)
     dtype = chosen_dtype(arguments.dtype)
     tensors = [
         renamed(in_dtype(source.tensors[name], dtype), to_huggingface(name))

@@ -20,8 +20,8 @@ from moe.config import ModelConfig
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser("diff", help="compare two models, of any formats, tensor by tensor")
-    parser.add_argument("first", type=Path)
-    parser.add_argument("second", type=Path)
+    parser.add_argument("first", type=Path, help="a model in any supported format")
+    parser.add_argument("second", type=Path, help="the model to compare it with")
     parser.add_argument("--all", action="store_true", help="list every tensor that differs, not the 20 largest")
     parser.set_defaults(main=main)
 

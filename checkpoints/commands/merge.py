@@ -10,6 +10,7 @@ import torch
 from checkpoints.commands.common import (
     add_dtype_argument,
     add_output_arguments,
+    check_output,
     chosen_dtype,
     print_disk,
     progress_bar,
@@ -21,6 +22,7 @@ from checkpoints.merge import full_config, merged_tensors, open_any
 from checkpoints.parameters import main_dtype
 from checkpoints.proof import PROOF_FILE
 from checkpoints.rewrite import write_rewritten
+from checkpoints.smollm2 import resolve_model_path
 from checkpoints.streamed_proof import prove_directories
 from checkpoints.writer import SMALL_FILES_BYTES, add_to_directory
 from moe.errors import UserError
@@ -39,11 +41,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
-    source = open_any(arguments.source)
+    source = open_any(resolve_model_path(arguments.source))
     if not isinstance(source, DeltaCheckpoint):
         raise UserError(
             f"{arguments.source} has no delta experts; merge takes what upcycle --form delta or train.py wrote"
         )
+    check_output(arguments, source)
     dtype = chosen_dtype(arguments.dtype)
     tensors = list(merged_tensors(source, dtype))
     written = sum(tensor.nbytes for tensor in tensors)

@@ -7,11 +7,19 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.commands.common import add_output_arguments, directory_bytes, print_disk, progress_bar
+from checkpoints.commands.common import (
+    add_output_arguments,
+    check_output,
+    directory_bytes,
+    print_disk,
+    progress_bar,
+    whole,
+)
 from checkpoints.files import format_bytes
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.delta import is_delta
 from checkpoints.formats.names import expected_tensors
+from checkpoints.formats.quantized import is_quantized
 from checkpoints.model_io import LoadedModel, load_model
 from checkpoints.quantize import (
     InputMoments,
@@ -42,8 +50,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default="nearest",
         help="nearest: streamed, bounded memory; gptq: calibrated on prompts, loads the model",
     )
-    parser.add_argument("--calibration", type=int, default=24, help="gptq: prompts with solutions per language")
-    parser.add_argument("--evaluation", type=int, default=24, help="perplexity: other prompts per language")
+    parser.add_argument(
+        "--calibration", type=whole(1), default=24, metavar="N", help="gptq: prompts with solutions per language"
+    )
+    parser.add_argument(
+        "--evaluation", type=whole(1), default=24, metavar="N", help="perplexity: other prompts per language"
+    )
     parser.add_argument("--no-perplexity", action="store_true", help="do not load both models to measure them")
     add_output_arguments(parser)
     parser.set_defaults(main=main)
@@ -55,8 +67,9 @@ def main(arguments: argparse.Namespace) -> int:
     if is_delta(path):
         raise UserError(f"{path} has delta experts; type first: python -m checkpoints merge {path} FULL")
     source = open_checkpoint(path)
-    if arguments.calibration < 1 or arguments.evaluation < 1:
-        raise UserError("--calibration and --evaluation count prompts; give at least 1")
+    if is_quantized(source.settings):
+        raise UserError(f"{path} is in int4 already; give the model that it was made from")
+    check_output(arguments, source, strict=arguments.method == "gptq")
     feed_forward = [(n, s) for n, s in expected_tensors(source.config) if ".feed_forward." in n and ".gate." not in n]
     rounded = sum(is_quantizable(name, shape) for name, shape in feed_forward)
     planned = list(quantized_tensors(source))

@@ -10,13 +10,17 @@ import torch
 from checkpoints.commands.common import (
     add_dtype_argument,
     add_output_arguments,
+    check_output,
     chosen_dtype,
     directory_bytes,
     print_disk,
     progress_bar,
+    spread,
+    warn_ignored,
+    whole,
 )
 from checkpoints.extras import checkpoint_tokenizer
-from checkpoints.files import format_bytes, json_bytes, require_new
+from checkpoints.files import format_bytes, json_bytes
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.merge import open_any
 from checkpoints.model_io import DTYPE_NAMES
@@ -35,7 +39,7 @@ from checkpoints.upcycle import (
 )
 from checkpoints.writer import SMALL_FILES_BYTES, add_to_directory
 from moe.config import ModelConfig
-from moe.languages import DEFAULT_LANGUAGES
+from moe.languages import DEFAULT_LANGUAGES, LANGUAGES
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -44,13 +48,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("base", type=Path, help="the dense model: a directory, a GGUF file, a wheel, or 'smollm2'")
     parser.add_argument("out", type=Path, help="the directory to write")
     parser.add_argument(
-        "--languages", nargs="+", default=list(DEFAULT_LANGUAGES), help="one expert each, in this order"
+        "--languages",
+        nargs="+",
+        metavar="LANGUAGE",
+        default=list(DEFAULT_LANGUAGES),
+        help=f"one expert each, in this order, of {' '.join(LANGUAGES)}",
     )
-    parser.add_argument("--experts-per-token", type=int, default=2, help="experts that each token visits")
-    parser.add_argument("--form", choices=("full", "delta"), default="delta", help="copies, or low-rank changes of one")
-    parser.add_argument("--rank", type=int, default=16, help="rank of each expert's own delta (form delta)")
     parser.add_argument(
-        "--shared-rank", type=int, default=0, help="rank of the delta shared by all; 0: none (form delta)"
+        "--experts-per-token", type=whole(1), metavar="K", default=2, help="experts that each token visits"
+    )
+    parser.add_argument("--form", choices=("full", "delta"), default="delta", help="copies, or low-rank changes of one")
+    parser.add_argument("--rank", type=whole(1), default=16, help="rank of each expert's own delta (form delta)")
+    parser.add_argument(
+        "--shared-rank",
+        type=whole(0),
+        metavar="RANK",
+        default=0,
+        help="rank of the delta shared by all; 0: none (form delta)",
     )
     parser.add_argument(
         "--router",
@@ -58,8 +72,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         default="random",
         help="ridge: fitted on labelled prompts, for which the dense model is loaded",
     )
-    parser.add_argument("--router-prompts", type=int, default=48, help="ridge: generated prompts per language")
-    parser.add_argument("--router-std", type=float, default=ROUTER_STD, help="standard deviation of the first routers")
+    parser.add_argument(
+        "--router-prompts", type=whole(1), metavar="N", default=48, help="ridge: generated prompts per language"
+    )
+    parser.add_argument("--router-std", type=spread, default=ROUTER_STD, help="standard deviation of the first routers")
     parser.add_argument("--seed", type=int, default=0, help="of routers and deltas")
     parser.add_argument("--copy-base", action="store_true", help="form delta: put a copy of the base into OUT/base")
     parser.add_argument("--template", help="prompt template to store; left out: the base's own")
@@ -69,7 +85,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_dtype_argument(parser)
     add_output_arguments(parser)
-    parser.set_defaults(main=main)
+    parser.set_defaults(main=main, parser=parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -83,6 +99,8 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.rank,
         arguments.shared_rank,
     )
+    check_output(arguments, base, strict=arguments.router == "ridge")
+    warn_of_ignored(arguments)
     dtype = chosen_dtype(arguments.dtype)
     written, copied = planned_bytes(base, config, dtype)
     needed = written + (copied if arguments.copy_base else 0) + SMALL_FILES_BYTES
@@ -97,7 +115,6 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     routers = None
     if arguments.router == "ridge":
-        require_new(arguments.out, arguments.force)
         routers, accuracies = ridge_gates(base, config.expert_languages, arguments.router_prompts, arguments.seed)
         print(describe_accuracies(accuracies, base.path))
     with progress_bar(written, "upcycle") as progress:
@@ -119,6 +136,26 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.no_proof:
         return 0
     return prove_and_store(base, arguments.out, DTYPE_NAMES[arguments.proof_dtype], dtype)
+
+
+def warn_of_ignored(arguments: argparse.Namespace) -> None:
+    """Tells of flags that were given and change nothing."""
+
+    def given(*names: str) -> list[str]:
+        return [
+            "--" + name.replace("_", "-")
+            for name in names
+            if getattr(arguments, name) != arguments.parser.get_default(name)
+        ]
+
+    if arguments.form == "full":
+        warn_ignored(given("rank", "shared_rank", "copy_base"), "full experts are copies, without deltas or a base")
+    if arguments.router == "random":
+        warn_ignored(given("router_prompts"), "only --router ridge reads prompts")
+    else:
+        warn_ignored(given("router_std"), "the router is fitted, not drawn")
+    if arguments.no_proof:
+        warn_ignored(given("proof_dtype"), "--no-proof was given")
 
 
 def planned_bytes(base: Checkpoint, config: ModelConfig, dtype: torch.dtype | None) -> tuple[int, int]:

@@ -24,7 +24,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
     directory = arguments.directory
     if not directory.is_dir():
-        raise UserError(f"{directory} is no directory; give a model directory")
+        found = "is a file" if directory.exists() else "does not exist"
+        raise UserError(f"{directory} {found}; give a model directory")
     if arguments.write and not (directory / MANIFEST).exists():
         check_structure(directory)
         with progress_bar(directory_bytes(directory), "hash") as progress:

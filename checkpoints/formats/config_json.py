@@ -2,7 +2,7 @@
 
 transformers 5 writes rotary settings as ``rope_parameters``, older versions as ``rope_theta`` and ``rope_scaling``;
 both are read, and both are written where they agree, so that older and newer readers load the same model. Keys of our
-own (``expert_languages``, ``expert_layers``) ride along: transformers keeps keys it does not know.
+own (``expert_languages``) ride along: transformers keeps keys it does not know.
 """
 
 from __future__ import annotations
@@ -101,8 +101,16 @@ def parse_config(settings: Mapping[str, Any], told_by: Path) -> ModelConfig:
     """
     model_type = settings.get("model_type")
     if model_type not in MODEL_TYPES:
+        if model_type == DELTA_MODEL_TYPE:
+            raise UserError(
+                f"{told_by.parent} has delta experts on a base; expected a dense model or full experts: give its base, "
+                f"or type: python -m checkpoints merge {told_by.parent} OUT"
+            )
         hint = did_you_mean(str(model_type), MODEL_TYPES)
-        raise UserError(f"{told_by}: model_type is {str(model_type)[:80]!r}{hint}; supported: {', '.join(MODEL_TYPES)}")
+        raise UserError(
+            f"{told_by}: model_type is {str(model_type)[:80]!r}{hint}; supported: {', '.join(MODEL_TYPES)}: give a "
+            "model of one of these architectures"
+        )
     reader = ConfigReader(settings, told_by)
     _check_supported(reader)
     defaults = _DEFAULTS[model_type]

@@ -239,3 +239,25 @@ def test_json_is_read_with_a_limit(tmp_path):
         read_json(tmp_path / "b.json")
     with pytest.raises(UserError, match="cannot be read"):
         read_json(tmp_path)
+
+
+def test_force_replaces_models_and_nothing_else(tmp_path):
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    mine.mkdir()
+    write_model_directory(mine, Output(tensors(1), {}), force=True)  # an empty directory costs nobody anything
+    (mine / "manifest.json").unlink()
+    write_model_directory(mine, Output(tensors(1), {}), force=True)
+    write_model_directory(out, Output(tensors(1), {}))
+    stored = [tensor for tensor in SafetensorsFile(out / "model.safetensors").tensors.values()]
+    for target in (out, tmp_path):
+        with pytest.raises(UserError, match=r"is where .*model\.safetensors is read from"):
+            write_model_directory(target, Output(stored, {}), force=True, reads=[out / "model.safetensors"])
+    letters = tmp_path / "letters"
+    letters.mkdir()
+    (letters / "a.txt").write_text("dear")
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=r"no model, for example a\.txt"):
+        write_model_directory(letters, Output(tensors(1), {}), force=True)
+    with pytest.raises(UserError, match="is a file"):
+        write_model_directory(letters / "a.txt" / "below", Output(tensors(1), {}))
+    assert snapshot(tmp_path) == before
