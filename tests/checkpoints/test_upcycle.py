@@ -139,7 +139,7 @@ def test_the_seed_decides_routers_and_deltas(tiny_config, make_model):
         ({"languages": ("python", "pyhton")}, "unknown language 'pyhton'.*did you mean 'python'"),
         ({"languages": ("python", "python")}, "once"),
         ({"languages": (), "form": "full"}, "at least one language"),
-        ({"languages": LANGUAGES, "experts_per_token": 5}, "num_experts_per_tok is 5"),
+        ({"languages": LANGUAGES, "experts_per_token": 5}, "5 experts per token, of"),
         ({"languages": LANGUAGES, "expert_rank": 0}, "expert_rank"),
         ({"languages": LANGUAGES, "form": "half"}, "expert_form"),
     ],
