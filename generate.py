@@ -28,7 +28,7 @@ from moe.answers import Answer, Question, Writer, check_stop
 from moe.config import ModelConfig
 from moe.data.questions import check_output, json_lines, read_questions, write_rows
 from moe.errors import UserError
-from moe.hardware import choose_device, choose_dtype, describe_hardware
+from moe.hardware import choose_device, choose_dtype, describe_hardware, keep_freed_memory
 from moe.languages import LANGUAGES, get_language
 from moe.routing_stats import RoutingShares, expert_names
 from moe.sampling import Sampling
@@ -43,6 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
     stop = check_stop(arguments.stop)
     questions = read_input(arguments)
     device = choose_device(arguments.device)
+    keep_freed_memory(device)
     dtype = choose_dtype(device, arguments.dtype)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 

@@ -34,7 +34,7 @@ from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.sources import DataSets, load_data
 from moe.errors import UserError
 from moe.experts import widen_trainable
-from moe.hardware import choose_device, choose_dtype, describe_hardware
+from moe.hardware import choose_device, choose_dtype, describe_hardware, keep_freed_memory
 from moe.memory import GIB, MemoryPlan, available_memory
 from moe.model import Transformer, count_parameters
 from moe.prompt import choose_template
@@ -53,6 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
     console = make_console()
     resumed, config = read_settings(arguments)
     device = choose_device(config.device)
+    keep_freed_memory(device)
     dtype = choose_dtype(device, config.dtype)
     if config.form == "full" and dtype.itemsize < 4:
         raise UserError(f"full experts cannot learn in {dtype}, small steps are rounded away; add --dtype float32")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -81,3 +84,23 @@ def test_hardware_in_words(monkeypatch):
         torch.set_num_threads(threads)
     monkeypatch.setattr(hardware, "_cpu_name", lambda: "")
     assert describe_hardware(CPU).startswith("CPU, ")
+
+
+def test_freed_memory_is_kept_on_cpus_alone():
+    """Large tensors come out of the heap, which the process keeps, and not out of mappings, which it gives back."""
+    code = (
+        "import torch\n"
+        "from moe.hardware import keep_freed_memory\n"
+        "assert not keep_freed_memory(torch.device('cuda', 0))\n"
+        "kept = keep_freed_memory(torch.device('cpu'))\n"
+        "address = torch.ones(20_000_000).data_ptr()\n"
+        "heap = next(line.split()[0] for line in open('/proc/self/maps') if line.endswith('[heap]\\n'))\n"
+        "start, end = (int(bound, 16) for bound in heap.split('-'))\n"
+        "print(kept, start <= address < end)\n"
+    )
+    if not sys.platform.startswith("linux"):
+        pytest.skip("glibc alone is told")
+    kept, in_heap = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    ).stdout.split()
+    assert kept == in_heap
