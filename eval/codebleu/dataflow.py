@@ -8,6 +8,7 @@ it starts from, where visiting every loop twice would visit k nested ones 2**k t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import length_hint
 
 from eval.codebleu.instructions import (
     AGAIN,
@@ -72,7 +73,7 @@ class Dataflow:
         self.names, self.program, self.same, self.order = reading.names, reading.program, reading.same, order
         self.read = [UNREAD] * len(reading.names)  # how each token was read
         self.found: Found = {}  # what assignments give
-        self.marked: set[int] = set()  # tokens that are an end of an edge; besides those that were read as USED
+        self.marked = bytearray(len(reading.names))  # tokens that are an end of an edge, besides those read as USED
         self.states: dict[str, Definitions] = {}
         self.journal: dict[str, Definitions | None] | None = None  # values before the open branch changed them
         self.loops: list[tuple] = []  # (what was found before, round, key, names) of every open loop
@@ -86,22 +87,21 @@ class Dataflow:
             BrokenRule: a node lacks a part that its rule needs.
         """
         names, program, states, same, read = self.names, self.program, self.states, self.same, self.read
-        definitions_of, mark = states.get, self.marked.add
+        marked = self.marked
         journal = self.journal
-        position, length = 0, len(program)
-        while position < length:
-            step = program[position]
-            position += 1
+        # A list's iterator can be moved, which makes jumps rare work and every other step cheap.
+        steps = iter(program)
+        for step in steps:
             if type(step) is int:
                 token = step if step >= 0 else ~step
                 name = names[token]
                 if same:
                     token = same.get(token, token)
-                definitions = definitions_of(name)
-                if definitions is not None:
+                if name in states:
                     read[token] = USED
+                    definitions = states[name]
                     if type(definitions) is int:
-                        mark(definitions)
+                        marked[definitions] = 1
                     else:
                         self._mark(definitions)
                     continue
@@ -132,24 +132,23 @@ class Dataflow:
                 self._join_sides(step[1])
                 journal = self.journal
             elif operation == LOOP:
-                position += self._enter_loop(position, step)
+                position = len(program) - length_hint(steps)
+                if skipped := self._enter_loop(position, step):
+                    steps.__setstate__(position + skipped)
             elif operation == AGAIN:
                 before, round_number, *rest = self.loops.pop()
                 self.loops.append((before, round_number + 1, *rest))
                 if not round_number:
-                    position -= step[1]
+                    steps.__setstate__(len(program) - length_hint(steps) - step[1])
             elif operation == LOOP_END:
                 self._leave_loop()
             elif operation == DEFINE:
                 for token in self._tokens(step[1], step[2]):
                     self._add(token, COMES_FROM, (), False)
                     self._set(names[token], token)
-            elif operation == SKIP:
-                position += step[1]
-            elif operation == ONCE:
-                if self.loops[-1][1]:
-                    position += step[1]
-            else:
+            elif operation == SKIP or (operation == ONCE and self.loops[-1][1]):
+                steps.__setstate__(len(program) - length_hint(steps) + step[1])
+            elif operation != ONCE:
                 raise BrokenRule
 
     def _tokens(self, start: int, stop: int) -> Sequence[int]:
@@ -166,9 +165,10 @@ class Dataflow:
         while stack:
             part = stack.pop()
             if type(part) is int:
-                self.marked.add(part)
+                self.marked[part] = 1
             elif type(part) is frozenset:
-                self.marked |= part
+                for token in part:
+                    self.marked[token] = 1
             elif not part.marked:
                 part.marked = True
                 stack.extend(part.parts)
@@ -185,20 +185,26 @@ class Dataflow:
 
     def _assign(self, step: tuple) -> None:
         _, start, stop, source, source_stop, relation, apart = step
-        names, found, order, journal, states = self.names, self.found, self.order, self.journal, self.states
+        names, found, journal, states = self.names, self.found, self.journal, self.states
         sources = tuple(names[source:source_stop])
+        tokens: Sequence[int] = range(start, stop)
+        if self.same:
+            tokens = self._tokens(start, stop)
         if sources and start < stop:
-            self.marked.update(self._tokens(source, source_stop))
-            self.marked.update(self._tokens(start, stop))
+            marked = self.marked
+            for token in self._tokens(source, source_stop) if self.same else range(source, source_stop):
+                marked[token] = 1
+            for token in tokens:
+                marked[token] = 1
         apart = apart and len(sources) != 1
-        for token in self._tokens(start, stop):
+        for token in tokens:
             if sources or not apart:
                 key = token + token + relation
                 before = found.get(key)
                 if apart:
-                    found[key] = order.extend(before, sources)
+                    found[key] = self.order.extend(before, sources)
                 else:
-                    found[key] = sources if before is None else order.join(before, sources)
+                    found[key] = sources if before is None else self.order.join(before, sources)
             name = names[token]
             if journal is not None and name not in journal:
                 journal[name] = states.get(name)
@@ -217,14 +223,18 @@ class Dataflow:
 
     def _join_sides(self, keep_base: bool) -> None:
         outer, sides, _ = self.forks.pop()
+        if not sides:
+            states = self.states
+            for name, base in self.journal.items():
+                if keep_base and base is not None:
+                    states[name] = _join((states[name], base))
+                if outer is not None and name not in outer:
+                    outer[name] = base
+            self.journal = outer
+            return
         main = self._undo()
         self.journal = outer
         base_of = self.states.get
-        if not sides:
-            for name, definitions in main.items():
-                base = base_of(name)
-                self._set(name, _join((definitions, base)) if keep_base and base is not None else definitions)
-            return
         sides.append(main)
         for name in dict.fromkeys([name for side in sides for name in side]):
             base = base_of(name)
@@ -267,25 +277,67 @@ class Dataflow:
     def items(self) -> list[Item]:
         """Every token that is an end of an edge, in order."""
         names, marked = self.names, self.marked
-        assigned: dict[int, tuple[int, tuple[str, ...]]] = {}
-        for key, sources in self.found.items():
-            token = key >> 1
-            if token in assigned:  # published: the later relation, the sources of both
-                sources = self.order.join(assigned[token][1], sources)
-            assigned[token] = key & 1, sources
+        assigned = self._assigned()
         items = []
         for token, (name, read) in enumerate(zip(names, self.read)):
             if token in assigned:
-                if read == USED or token in marked:
+                if read == USED or marked[token]:
                     relation, sources = assigned[token]
                     if read == USED:
                         sources = self.order.join(sources, (name,))
                     items.append((token, name, relation, sources))
             elif read == USED:
                 items.append((token, name, COMES_FROM, (name,)))
-            elif read and token in marked:
+            elif read and marked[token]:
                 items.append((token, name, COMES_FROM, ()))
         return items
+
+    def edges(self) -> dict[Edge, int]:
+        """How often each edge occurs: what :func:`edges_of` makes of :meth:`items`, at a third of the cost."""
+        marked, join = self.marked, self.order.join
+        assigned = self._assigned()
+        variables: dict[str, int] = {}
+        uses: list[int] = []  # of each variable: edges from itself, which are most of all edges
+        counts: dict[Edge, int] = {}
+        for token, (name, read) in enumerate(zip(self.names, self.read)):
+            if token in assigned:
+                if read != USED and not marked[token]:
+                    continue
+                relation, sources = assigned[token]
+                if read == USED:
+                    sources = join(sources, (name,))
+            elif read == USED:
+                if name in variables:
+                    uses[variables[name]] += 1
+                else:
+                    variables[name] = len(uses)
+                    uses.append(1)
+                continue
+            elif read and marked[token]:
+                relation, sources = COMES_FROM, ()
+            else:
+                continue
+            for source in (*sources, name):
+                if source not in variables:
+                    variables[source] = len(uses)
+                    uses.append(0)
+            edge = (variables[name], relation, *[variables[source] for source in sources])
+            counts[edge] = counts.get(edge, 0) + 1
+        for variable, count in enumerate(uses):
+            if count:
+                edge = (variable, COMES_FROM, variable)
+                counts[edge] = counts.get(edge, 0) + count
+        return counts
+
+    def _assigned(self) -> dict[int, tuple[int, tuple[str, ...]]]:
+        """Token -> relation and sources; published: the later relation, the sources of both."""
+        assigned: dict[int, tuple[int, tuple[str, ...]]] = {}
+        for key, sources in self.found.items():
+            token = key >> 1
+            if token in assigned:
+                sources = self.order.join(assigned[token][1], sources)
+            assigned[token] = key & 1, sources
+        return assigned
 
 
 Item = tuple[int, str, int, tuple[str, ...]]
@@ -314,7 +366,4 @@ def dataflow_edges(reading: Reading, order: NameOrder) -> dict[Edge, int]:
         flow.run()
     except BrokenRule:
         return {}
-    counts: dict[Edge, int] = {}
-    for edge in edges_of(flow.items()):
-        counts[edge] = counts.get(edge, 0) + 1
-    return counts
+    return flow.edges()
