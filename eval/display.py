@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import math
 import sys
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from eval.report import routing_table
+from eval.report import routing_table, share_text
 from moe.training.trainer import StepReport
 
 PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
@@ -51,11 +53,13 @@ class MetricsWriter:
 
     def write(self, report: StepReport) -> None:
         """Adds one step."""
-        shares = [] if report.routing is None else [f"{x:.4f}" for x in report.routing.flatten().tolist()]
+        shares = [] if report.routing is None else report.routing.flatten().tolist()
         losses = ["" if x is None else f"{x:.5f}" for x in report.language_losses]
         numbers = [report.balance, report.z, report.learning_rate, report.gradient_norm]
         row = [report.stage, report.step, f"{report.loss:.5f}", *losses, *(f"{x:.6g}" for x in numbers)]
-        self._csv.writerow([*row, report.tokens, f"{report.seconds:.3f}", *shares])
+        self._csv.writerow(
+            [*row, report.tokens, f"{report.seconds:.3f}", *("" if math.isnan(x) else f"{x:.4f}" for x in shares)]
+        )
         self._file.flush()
         if self._board is None:
             return
@@ -118,8 +122,9 @@ class StageDisplay:
         rate = report.tokens / max(report.seconds, 1e-9)
         self._rate = rate if not self._rate else 0.9 * self._rate + 0.1 * rate
         if report.routing is not None:
-            old = self._routing
-            self._routing = report.routing if old is None else 0.9 * old + 0.1 * report.routing
+            new = report.routing
+            old = new if self._routing is None else torch.where(self._routing.isnan(), new, self._routing)
+            self._routing = torch.where(new.isnan(), old, 0.9 * old + 0.1 * new)  # a language may miss in a step
         losses = " ".join(f"{x} {v:.3f}" for x, v in zip(self.languages, report.language_losses) if v is not None)
         info = f"loss {report.loss:.3f} ({losses}) {self._rate:,.0f} tokens/s"
         self._progress.update(self._task, completed=report.step, info=info)
@@ -133,8 +138,8 @@ class StageDisplay:
             left = (report.steps - report.step) * report.tokens / max(self._rate, 1e-9)
             line = f"{self.title} {report.step}/{report.steps} {info}, {left:.0f} s left"
             if self._routing is not None:
-                own = [f"{self._routing[i, i]:.0%}" for i in range(len(self.languages))]
-                line += f", to own expert {' '.join(own)}"
+                own = (self._routing[i, i].item() for i in range(len(self.languages)))
+                line += f", to own expert {' '.join(share_text(share) for share in own)}"
             self.console.print(line, highlight=False, soft_wrap=True)
 
 

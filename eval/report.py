@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,11 @@ def loss_table(results: Results, split: str, languages: Sequence[str]) -> Table:
     return table
 
 
+def share_text(share: float) -> str:
+    """A share in percent; a dash for NaN, where nothing was counted."""
+    return "-" if math.isnan(share) else f"{share:.0%}"
+
+
 def routing_table(shares: Sequence[Sequence[float]], languages: Sequence[str], title: str) -> Table:
     """Share of each language's gate weight (or routed slots) that each expert got; expert i is language i's."""
     table = Table(title=title, title_justify="left")
@@ -53,7 +59,7 @@ def routing_table(shares: Sequence[Sequence[float]], languages: Sequence[str], t
     for name in names:
         table.add_column(name, justify="right")
     for row, (name, values) in enumerate(zip(names, shares, strict=True)):
-        cells = [f"[bold]{v:.0%}[/bold]" if column == row else f"{v:.0%}" for column, v in enumerate(values)]
+        cells = [f"[bold]{share_text(v)}[/bold]" if i == row else share_text(v) for i, v in enumerate(values)]
         table.add_row(name, *cells)
     return table
 

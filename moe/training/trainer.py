@@ -37,7 +37,8 @@ class StepReport:
         balance, z: mean over layers of the auxiliary losses, unweighted; 0 where no router learns.
         learning_rate: of this step's first parameter group; ``gradient_norm`` before clipping.
         tokens: tokens processed, prompts included; ``seconds`` they took.
-        routing: [G, E] float32 share of each language's slots that went to each expert; None without a router.
+        routing: [G, E] float32 share of each language's gate weight that went to each expert, all layers together, NaN
+            for a language without tokens in this step; None without a router.
     """
 
     stage: str
@@ -183,7 +184,7 @@ class Trainer:
             gradient_norm=norm.item(),
             tokens=sum(batch.tokens.shape[1] for batch in batches),
             seconds=time.perf_counter() - started,
-            routing=None if sums.routing is None else sums.routing / sums.routing.sum(-1, keepdim=True).clamp_min(1),
+            routing=None if sums.routing is None else sums.routing / sums.routing.sum(-1, keepdim=True),
         )
 
     def _auxiliary(self, output: ModelOutput, batch: Batch, sums: _Sums) -> Tensor | float:
@@ -207,7 +208,8 @@ class Trainer:
             balances.append(balance_loss(routing.router_logits, fractions))
             zs.append(z_loss(routing.router_logits))
             slots = batch.languages[:, None] * experts + routing.expert_ids  # [S, K]
-            table += torch.bincount(slots.flatten(), minlength=count * experts).view(count, experts).cpu()
+            gates = routing.gates.detach().float().flatten()
+            table += torch.bincount(slots.flatten(), gates, minlength=count * experts).view(count, experts).cpu()
         sums.routing = table if sums.routing is None else sums.routing + table
         balance, z = torch.stack(balances).mean(), torch.stack(zs).mean()
         sums.balance += balance.item()

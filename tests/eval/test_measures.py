@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 
+from eval.display import StageDisplay
 from eval.perplexity import held_out_loss, single_language_batches
 from eval.report import loss_table, markdown_report, routing_table, score_table
 from eval.specialization import RoutingCounter, mutual_information
 from moe.data.packing import Example, make_batch
-from moe.training.trainer import batch_losses, forward_batch
+from moe.training.trainer import StepReport, batch_losses, forward_batch
 
 
 def language_examples(language: int, count: int) -> list[Example]:
@@ -111,3 +113,18 @@ def test_tables_show_ratios_and_every_language():
     }
     text = markdown_report(summary)
     assert "| C++ | mixture | 0.5000 | 0.1000 |" in text and "10.0% | 90.0%" in text
+
+
+def test_a_language_that_misses_in_a_step_keeps_its_routing(capsys):
+    """The live table averages over the steps in which a language had tokens, and says nothing before the first."""
+    console = Console(force_terminal=False, width=200)
+    nan = float("nan")
+    display = StageDisplay(console, ["python", "cpp"], "mix", 3)
+    steps = [[0.5, 0.5], [nan, nan]], [[nan, nan], [0.2, 0.8]], [[nan, nan], [0.2, 0.8]]
+    for step, shares in enumerate(steps, start=1):
+        report = StepReport("mix", step, 3, 1.0, (1.0, None), 1.0, 0.1, 1e-3, 1.0, 64, 0.1, torch.tensor(shares))
+        display.update(report)
+        if step == 1:
+            assert display._routing[0].tolist() == [0.5, 0.5] and display._routing[1].isnan().all()
+    assert "to own expert 50% 80%" in capsys.readouterr().out
+    assert routing_table([[0.5, 0.5], [nan, nan]], ["python", "cpp"], "x").columns[1]._cells[1] == "-"
