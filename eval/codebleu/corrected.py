@@ -46,7 +46,7 @@ from eval.codebleu.name_order import NameOrder
 from eval.codebleu.ngrams import KEYWORD_WEIGHT, ORDERS, brevity_penalty, geometric_mean
 from eval.codebleu.renaming import match_variables
 from eval.codebleu.scorer import MOST_NUMBERS, TextCache
-from eval.codebleu.tree import Numbers
+from eval.codebleu.tree import new_numbers
 
 NamedEdge = tuple[str, int, str]  # variable, relation, source variable
 
@@ -89,7 +89,7 @@ class CorrectedScorer:
         self._parser = Parser(load_grammar(language))
         self._kinds = _kinds(language)
         self._keywords = KEYWORDS[language]
-        self._numbers: Numbers = {}
+        self._numbers = new_numbers()
         self._codes: TextCache[CorrectedCode] = TextCache()
 
     def read(self, text: str) -> CorrectedCode:
@@ -118,7 +118,7 @@ class CorrectedScorer:
             raise CodeBLEUError("no reference; expected at least one")
         if len(self._numbers) > MOST_NUMBERS:
             self._codes.clear()
-            self._numbers = {}
+            self._numbers = new_numbers()
         candidate = self.read(hypothesis)
         counts = [self._count(self.read(text), candidate) for text in references]
         return max(counts, key=lambda found: corrected_score(found, (0.25,) * 4).codebleu)

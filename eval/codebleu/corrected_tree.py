@@ -141,7 +141,7 @@ def read_corrected(tree: Tree, source: bytes, kinds: CorrectedKinds, numbers: Nu
                     reading.places.append((tree.root_node.start_byte, tree.root_node.end_byte))
                 return reading
             closing = context
-            number = numbers.setdefault(tuple(shape), len(numbers) + FIRST_NUMBER)
+            number = numbers[tuple(shape)]
             kind, field_number, shape, context, parent, binding, node = stack.pop()
             if closing is not None:
                 inner = None

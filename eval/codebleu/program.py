@@ -91,7 +91,12 @@ class TupleAssignmentContext(Context):
     asks = True
 
     def begin(self, kind: int, field: int | None, token: int, program: Program) -> Context | None:
-        return SideContext(kind, self.kinds, token, program) if field in self.kinds.sides else None
+        if field not in self.kinds.sides:
+            return None
+        for child in self.children:
+            if child[INNER] is not None and not child[INNER].children:
+                return None  # the left side has no parts that the right side's could be matched with
+        return SideContext(kind, self.kinds, token, program)
 
     def rearrange(self, token: int, program: Program) -> None:
         left, right = self.index("left"), self.index("right")
@@ -137,6 +142,8 @@ class TupleAssignmentContext(Context):
     def pieces(self, index: int, token: int) -> list[tuple[int, int]]:
         """Tokens of the children of a side, without commas; a string is one token whatever is in it."""
         inner = self.children[index][INNER]
+        if inner is None:
+            return []
         whole = self.tokens(index, token)
         pieces = [inner.tokens(i, whole[1]) for i in range(len(inner.children)) if inner.name(i) != ","]
         return [whole] * len(pieces) if self.name(index) in STRINGS else pieces

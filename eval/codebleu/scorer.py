@@ -18,7 +18,7 @@ from eval.codebleu.keywords import KEYWORDS
 from eval.codebleu.languages import load_grammar
 from eval.codebleu.name_order import NameOrder
 from eval.codebleu.ngrams import KEYWORD_WEIGHT, NGrams, clipped_overlaps, closest_length, overlaps
-from eval.codebleu.tree import Kinds, Numbers, Reading, depth, printed_subtrees, read_tree
+from eval.codebleu.tree import Kinds, Numbers, Reading, depth, new_numbers, printed_subtrees, read_tree
 
 REMEMBERED = 2_000_000  # characters of text whose reading is kept
 MOST_NUMBERS = 1_000_000  # distinct subtrees after which all is forgotten
@@ -104,7 +104,7 @@ class Scorer:
         self._ngrams: TextCache[NGrams] = TextCache()
         self._codes: TextCache[Code] = TextCache()
         self._stripped: TextCache[str] = TextCache()
-        self.numbers: Numbers = {}
+        self.numbers = new_numbers()
         self.order = NameOrder()
 
     def ngrams(self, text: str) -> NGrams:
@@ -137,7 +137,7 @@ class Scorer:
             raise CodeBLEUError("no reference; expected at least one")
         if len(self.numbers) > MOST_NUMBERS:
             self._codes.clear()
-            self.numbers, self.order = {}, NameOrder()
+            self.numbers, self.order = new_numbers(), NameOrder()
         references, hypothesis = [text.strip() for text in references], hypothesis.strip()
         said = self.ngrams(hypothesis)
         meant = [self.ngrams(text) for text in references]

@@ -8,7 +8,9 @@ depth times as much.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import count
 
 from tree_sitter import Language, Node, Tree
 
@@ -34,7 +36,13 @@ _NOT_PLAIN = {
     "ruby": frozenset(("<<", "-", "**", "[", "*", "&", '"', "`", "%w(", ")", "%i(", ':"', "/")),
 }
 
-Numbers = dict[tuple[int, ...] | str, int]
+Numbers = defaultdict[tuple[int, ...] | str, int]
+"""Shape of a subtree, or its printed form -> its number."""
+
+
+def new_numbers() -> Numbers:
+    """No subtree has a number yet; asking for one hands it out."""
+    return defaultdict(count(FIRST_NUMBER).__next__)
 
 
 class Kinds:
@@ -116,8 +124,8 @@ def read_tree(tree: Tree, text: str, kinds: Kinds, numbers: Numbers) -> Reading:
     empty: dict[int, int] = {}
     cursor = tree.walk()
     down, right, up = cursor.goto_first_child, cursor.goto_next_sibling, cursor.goto_parent
-    stack: list[tuple] = []
-    push, pop, number_of = stack.append, stack.pop, numbers.setdefault
+    stack: list[tuple[list[int], Context | None]] = []
+    push, pop, add_subtree, add_name, add_step = stack.append, stack.pop, subtrees.append, names.append, program.append
     # The open node's kind and the numbers of its children; a field is a negative number before its child.
     shape: list[int] = []
     context: Context | None = None  # of the open node, if it wants to know its children
@@ -132,8 +140,10 @@ def read_tree(tree: Tree, text: str, kinds: Kinds, numbers: Numbers) -> Reading:
             context.children.append((kind, field_number, len(names), len(program), inner))
         if meaning:
             field_number = cursor.field_id
+            if field_number:
+                shape.append(-field_number)
             if down():
-                push((kind, field_number, shape, context))
+                push((shape, context))
                 shape = [kind]
                 if meaning >= RULE:
                     context = _open(kinds, node, kind, meaning, len(names), program, inner)
@@ -142,13 +152,11 @@ def read_tree(tree: Tree, text: str, kinds: Kinds, numbers: Numbers) -> Reading:
                 inner = None
                 continue
             name = text[node.start_byte : node.end_byte]
-            if field_number:
-                shape.append(-field_number)
             shape.append(kind)
             if meaning == IDENTIFIER:
                 if name != "identifier":
-                    program.append(len(names))
-                    names.append(name)
+                    add_step(len(names))
+                    add_name(name)
             else:
                 if "\n" in name:
                     name = name.replace("\n", "")
@@ -162,12 +170,12 @@ def read_tree(tree: Tree, text: str, kinds: Kinds, numbers: Numbers) -> Reading:
                             del shape[-1]
                         elif field_number:
                             shape.append(-field_number)
-                        shape.append(number_of(printed, len(numbers) + FIRST_NUMBER))
+                        shape.append(numbers[printed])
                 if meaning != COMMENT and name != kind_names[kind]:
                     if not name and node.start_byte == node.end_byte:
                         empty[len(names)] = node.start_byte
-                    program.append(len(names) if meaning == CHECKED_IDENTIFIER else ~len(names))
-                    names.append(name)
+                    add_step(len(names) if meaning == CHECKED_IDENTIFIER else ~len(names))
+                    add_name(name)
         while not right():
             if not up():
                 if not subtrees:
@@ -176,27 +184,25 @@ def read_tree(tree: Tree, text: str, kinds: Kinds, numbers: Numbers) -> Reading:
                 last = {place: token for token, place in empty.items()}
                 reading.same = {token: last[place] for token, place in empty.items() if last[place] != token}
                 return reading
-            number = number_of(tuple(shape), len(numbers) + FIRST_NUMBER) if len(shape) > 1 else shape[0]
-            closing = context
-            kind, field_number, parents, context = pop()
-            if closing is not None:
+            number = numbers[tuple(shape)] if len(shape) > 1 else shape[0]
+            if context is not None:
                 inner = None
-                closing.close(len(names), program)
-                if type(closing) is StringContext:
-                    token = closing.first_token
-                    del program[closing.first_step :], names[token:]
+                context.close(len(names), program)
+                if type(context) is StringContext:
+                    token = context.first_token
+                    del program[context.first_step :], names[token:]
                     empty = {i: place for i, place in empty.items() if i < token} if empty else empty
-                    program.append(~token)
-                    names.append(closing.text(text))
-                elif type(closing) is AnonymousContext:
+                    add_step(~token)
+                    add_name(context.text(text))
+                elif type(context) is AnonymousContext:
                     reading.printed |= len(shape) > 1
-                    subtrees.append(number_of(str(closing.node), len(numbers) + FIRST_NUMBER))
-                    shape = parents
+                    add_subtree(numbers[str(context.node)])
+                    shape, context = pop()
+                    if shape[-1] < 0:
+                        del shape[-1]
                     continue
-            subtrees.append(number)
-            shape = parents
-            if field_number:
-                shape.append(-field_number)
+            add_subtree(number)
+            shape, context = pop()
             shape.append(number)
 
 
