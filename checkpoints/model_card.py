@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from moe.config import ModelConfig
 from moe.languages import LANGUAGES
@@ -21,29 +21,33 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def model_card(
     config: ModelConfig,
-    base: Path | str,
+    base: str,
     action: str,
     recipe: Mapping[str, str] | None = None,
     scores: Sequence[Sequence[str]] | None = None,
-    license_name: str = "other",
+    license_name: str | None = None,
 ) -> str:
     """Writes a model card in Markdown with the front matter that model hubs read.
 
     Args:
-        base: what the model was made from.
+        base: the name of what the model was made from.
         action: how, in words: "Upcycled to full experts".
-        recipe: settings of the training to list, by name.
-        scores: rows of a table of results, the header first.
-        license_name: of the weights; they carry the base's licence, so ``other`` when it is not known.
+        recipe: settings of the making or the training, by name.
+        scores: rows of a table of results, the header first; without them the card says that there are none.
+        license_name: of the base, which the weights carry on; None when its files state none, which the card then says.
     """
     languages = [language_name(key) for key in config.expert_languages]
-    kind = "sparse mixture of experts (Mixtral architecture)" if config.num_experts else "dense (Mistral architecture)"
-    name = Path(base).name
+    if config.is_delta:
+        kind = "set of low-rank changes to a dense model, which is needed beside it"
+    else:
+        kind = "sparse mixture of experts (Mixtral)" if config.num_experts else "dense model (Mistral architecture)"
+    name = base
     lines = [
         "---",
-        f"license: {license_name}",
-        f"base_model: {name}",
-        "library_name: transformers",
+        f"license: {license_name or 'other'}",
+        *([] if license_name else ["license_name: unknown"]),
+        f"base_model: {json.dumps(name, ensure_ascii=False)}",
+        *([] if config.is_delta else ["library_name: transformers"]),
         "pipeline_tag: text-generation",
         "tags:",
         "- code",
@@ -67,13 +71,13 @@ def model_card(
     lines += _table(facts)
     if recipe:
         lines += ["", "## Recipe", "", *_table([["setting", "value"], *([k, v] for k, v in recipe.items())])]
-    if scores:
-        lines += ["", "## Scores", "", *_table(scores)]
-    lines += [
-        "",
-        "## Licence and checks",
-        "",
-        "The weights are under the licence of the base. `manifest.json` has the SHA-256 of every file.",
-        "",
-    ]
+    lines += ["", "## Scores", ""]
+    lines += _table(scores) if scores else ["None are known: these weights have not been scored."]
+    if license_name:
+        licence = f"The weights are under the licence of the base: {license_name}."
+    else:
+        licence = (
+            f"The files of `{name}` state no licence; find it before you pass these weights on: it holds for them."
+        )
+    lines += ["", "## Licence and checks", "", f"{licence} `manifest.json` has the SHA-256 of every file.", ""]
     return "\n".join(lines)

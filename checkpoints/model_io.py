@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from checkpoints.card_facts import base_license, base_name, run_facts
 from checkpoints.extras import (
     GENERATION_FILE,
     checkpoint_tokenizer,
@@ -40,6 +41,7 @@ from checkpoints.formats.delta import (
     read_delta_config,
 )
 from checkpoints.formats.names import to_huggingface
+from checkpoints.model_card import model_card
 from checkpoints.parameters import base_rename, fill_model, flat_tensors, main_dtype, meta_model, require_complete
 from checkpoints.safetensors_file import StoredTensor, memory_tensor
 from checkpoints.smollm2 import resolve_model_path
@@ -176,7 +178,7 @@ def save_model(
         template: name of the prompt template, stored with the model.
         base: for delta experts, the dense model on disk that they change; None puts a copy of it in ``directory/base``.
         dtype: of the tensors on disk; None keeps the parameters'.
-        files: further small files by name (a model card, a licence, scores).
+        files: further small files by name (a licence, a model card in the place of the one made here).
         extra_config: keys of our own for ``config.json``.
         force: replace an existing directory once the new one is complete.
 
@@ -188,6 +190,8 @@ def save_model(
     """
     directory = Path(directory)
     documents, contents = small_files(tokenizer, template, files)
+    if "README.md" not in contents and (model.config.is_moe or model.config.is_delta):
+        contents["README.md"] = _card(model.config, directory, base)
     if model.config.is_delta:
         _save_delta(model, directory, documents, contents, base, dtype, tokenizer, force, disk_free)
         return directory
@@ -197,6 +201,18 @@ def save_model(
     output = Output(tensors, documents, contents, max_shard_bytes=max_shard_bytes)
     write_model_directory(directory, output, force=force, disk_free=disk_free)
     return directory
+
+
+def _card(config: ModelConfig, directory: Path, base: Path | str | BaseReference | None) -> bytes:
+    """The card of a model that was in memory: with recipe and scores where ``directory`` is part of a training run."""
+    facts = run_facts(directory)
+    name, license_name = "a dense model", None
+    if base is not None:
+        dense = open_checkpoint(base.path if isinstance(base, BaseReference) else resolve_model_path(base))
+        name, license_name = base_name(dense), base_license(dense)
+    action = "Trained" if facts else "Saved as it was in memory"
+    recipe, scores = (facts.recipe, facts.scores) if facts else (None, None)
+    return model_card(config, name, action, recipe, scores, license_name).encode()
 
 
 def _save_delta(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from checkpoints.card_facts import base_license, base_name, run_facts
 from checkpoints.extras import carried_files, checkpoint_tokenizer, original_settings, template_name, token_ids
 from checkpoints.files import DiskUsage, free_bytes
 from checkpoints.formats import Checkpoint
@@ -23,6 +24,7 @@ from moe.config import ModelConfig
 from moe.prompt import TEMPLATE_FILE
 
 Source = DeltaCheckpoint | Checkpoint
+MERGED = "Low-rank experts were added to the dense weights and written out in full"
 
 
 def dense_part(source: Source) -> Checkpoint:
@@ -67,6 +69,21 @@ def small_parts(
     return documents, contents, ids
 
 
+def card(
+    source: Source,
+    config: ModelConfig,
+    action: str,
+    recipe: Mapping[str, str] | None = None,
+    same_function: bool = False,
+) -> bytes:
+    """The model card of what is made from ``source``; see :func:`write_rewritten`."""
+    base = dense_part(source)
+    facts = run_facts(source.path) if same_function else None
+    recipe = {**(facts.recipe if facts else {}), **(recipe or {})}
+    scores = facts.scores if facts else None
+    return model_card(config, base_name(base), action, recipe, scores, base_license(base)).encode()
+
+
 def write_rewritten(
     source: Source,
     target: Path,
@@ -75,6 +92,8 @@ def write_rewritten(
     *,
     action: str,
     job: list[Any],
+    recipe: Mapping[str, str] | None = None,
+    same_function: bool = False,
     dtype: torch.dtype | None = None,
     template: str | None = None,
     force: bool = False,
@@ -89,6 +108,8 @@ def write_rewritten(
     Args:
         tensors: under Hugging Face names, complete.
         action: what was done, in words, for the model card.
+        recipe: settings of the making, for the model card.
+        same_function: the new model computes what the source does, so the scores of a training run hold for it.
         job: JSON-able description of everything else that decides the output; with the source's files it tells a rerun
             which finished shards are its own.
 
@@ -98,7 +119,7 @@ def write_rewritten(
     documents, contents, ids = small_parts(source, template)
     stored = dtype_name(dtype or main_dtype(dense_part(source).tensors))
     documents["config.json"] = to_config_json(config, stored, ids, extra_config)
-    contents["README.md"] = model_card(config, source.path, action).encode()
+    contents["README.md"] = card(source, config, action, recipe, same_function)
     contents |= dict(files or {})
     output = Output(list(tensors), documents, contents, max_shard_bytes=max_shard_bytes)
     identity = job_identity({"job": [job, source_identity(source), documents["config.json"], max_shard_bytes]})
@@ -121,6 +142,7 @@ def merge_directory(source: Path, target: Path) -> None:
         target,
         full_config(delta.config),
         merged_tensors(delta),
-        action="Low-rank experts were added to the dense weights and written out in full",
+        action=MERGED,
         job=["merge"],
+        same_function=True,
     )

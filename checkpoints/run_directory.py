@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints.card_facts import RESULTS_FILE, RUN_FILE
 from checkpoints.files import json_bytes, read_json_object, replace_file
 from checkpoints.train_state import has_train_state, load_train_state, save_train_state
 from moe.errors import UserError
 from moe.training.trainer import StageState
-
-RUN_FILE, RESULTS_FILE = "run.json", "results.json"
 
 
 class RunDirectory:

@@ -26,7 +26,7 @@ from checkpoints.formats.names import expected_tensors, to_huggingface
 from checkpoints.initialise import delta_tensors, router_tensor
 from checkpoints.model_io import copy_base, write_delta_files
 from checkpoints.parameters import base_rename, main_dtype, meta_model, require_complete, set_parameter
-from checkpoints.rewrite import small_parts, source_files, write_rewritten
+from checkpoints.rewrite import card, small_parts, source_files, write_rewritten
 from checkpoints.safetensors_file import StoredTensor, memory_tensor, tensor_bytes
 from checkpoints.writer import (
     MAX_SHARD_BYTES,
@@ -212,6 +212,8 @@ def upcycle_directory(
         UserError: the target exists, the disk is too small, or the base is damaged.
     """
     main = dtype or main_dtype(base.tensors)
+    drawn = f"normal, standard deviation {router_std:g}" if routers is None else "ridge regression on labelled prompts"
+    recipe = {"router": drawn, "seed": str(seed), "training": "none yet"}
     if not config.is_delta:
         write_rewritten(
             base,
@@ -219,6 +221,7 @@ def upcycle_directory(
             config,
             upcycled_tensors(base, config, seed, router_std, dtype, routers),
             action=f"Upcycled: each of {config.num_experts} experts is a copy of the dense feed-forward",
+            recipe=recipe,
             job=["upcycle", seed, router_std, fingerprint(routers)],
             dtype=dtype,
             template=template,
@@ -231,6 +234,9 @@ def upcycle_directory(
         )
         return
     documents, contents, ids = small_parts(base, template)
+    recipe |= {"rank of each expert, shared": f"{config.expert_rank}, {config.shared_rank}"}
+    action = "Upcycled: the experts are low-rank changes, which are zero at first"
+    contents["README.md"] = card(base, config, action, recipe)
     contents |= dict(files or {})
     added = [t for layer in range(config.n_layers) for t in new_tensors(config, layer, seed, router_std, main, routers)]
     needed = sum(tensor.nbytes for tensor in added) + SMALL_FILES_BYTES

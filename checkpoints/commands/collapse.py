@@ -73,6 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
             source.config.dense(),
             tensors,
             action="The experts of a mixture were averaged into one dense model",
+            recipe={f"weight of {names[expert]}": f"{share:.3f}" for expert, share in shares.items()},
             job=["collapse", sorted(shares.items())],
             dtype=dtype,
             force=arguments.force,

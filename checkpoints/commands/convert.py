@@ -58,6 +58,7 @@ def main(arguments: argparse.Namespace) -> int:
             tensors,
             action=f"Converted from the {source.format} format",
             job=["convert"],
+            same_function=True,
             dtype=dtype,
             template=arguments.template,
             force=arguments.force,

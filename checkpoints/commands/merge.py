@@ -21,7 +21,7 @@ from checkpoints.formats.delta import DeltaCheckpoint
 from checkpoints.merge import full_config, merged_tensors, open_any
 from checkpoints.parameters import main_dtype
 from checkpoints.proof import PROOF_FILE
-from checkpoints.rewrite import write_rewritten
+from checkpoints.rewrite import MERGED, write_rewritten
 from checkpoints.smollm2 import resolve_model_path
 from checkpoints.streamed_proof import prove_directories
 from checkpoints.writer import SMALL_FILES_BYTES, add_to_directory
@@ -59,8 +59,9 @@ def main(arguments: argparse.Namespace) -> int:
             arguments.out,
             full_config(source.config),
             tensors,
-            action="Low-rank experts were added to the dense weights and written out in full",
+            action=MERGED,
             job=["merge"],
+            same_function=True,
             dtype=dtype,
             force=arguments.force,
             max_shard_bytes=arguments.max_shard,

@@ -62,7 +62,7 @@ def test_merged_experts_compute_what_the_deltas_do(tmp_path, trained, our_logits
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
     assert (hf_logits(theirs) - expected).abs().max() <= 1e-5 * expected.abs().max()
     card = (tmp_path / "merged" / "README.md").read_text()
-    assert card.startswith("---\n") and "| expert 2 | C++ |" in card and "base_model: delta" in card
+    assert card.startswith("---\n") and "| expert 2 | C++ |" in card and 'base_model: "base"' in card
     assert run_main("merge", tmp_path / "merged", tmp_path / "again") == 2
 
 
