@@ -51,7 +51,7 @@ MODELS = ("base", "dense adapter", "mixture")
 def main(arguments: argparse.Namespace) -> int:
     # 1. Plan: settings, device, what exists already.
     console = make_console()
-    resumed, config = read_settings(arguments)
+    resumed, config, warnings = read_settings(arguments)
     device = choose_device(config.device)
     keep_freed_memory(device)
     dtype = choose_dtype(device, config.dtype)
@@ -61,6 +61,8 @@ def main(arguments: argparse.Namespace) -> int:
     torch.manual_seed(config.seed)
     data = load_data(config)
     plan = plan_run(config, base_config(config), dtype)
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     if plan.total > available_memory(device):
         console.print("[bold]this may not fit into memory[/bold]: lower tokens_per_batch or ranks, or set recompute")
     if arguments.dry_run:
@@ -236,6 +238,12 @@ class Session:
                 chat,
             ),
         )
+        for split, scores in self.directory.results[f"scores of {name}"]["scores"].items():
+            left_out = [
+                f"{score['left_out']} {language}" for language, score in scores.items() if score.get("left_out")
+            ]
+            if left_out:
+                say(self.console, f"{split}: {', '.join(left_out)} pairs do not fit into the context and have no loss")
 
     def write(self, loaded: LoadedModel, base: LoadedModel) -> None:
         """Writes a trained model; deltas refer to their base on disk."""
@@ -247,8 +255,8 @@ class Session:
             merge_directory(loaded.path, merged)
 
 
-def read_settings(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunConfig]:
-    """The run to resume, if there is one, and the settings: that run's, or a preset's with the changes given."""
+def read_settings(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunConfig, list[str]]:
+    """The run to resume, if there is one; the settings, that run's or a preset's with the changes given; warnings."""
     given = given_settings(arguments)
     for text in arguments.set:
         name, separator, value = text.partition("=")
@@ -259,9 +267,16 @@ def read_settings(arguments: argparse.Namespace) -> tuple[RunDirectory | None, R
         if given or arguments.config or arguments.preset or arguments.name:
             arguments.parser.error("--resume goes on with the run's own settings and name; leave the others out")
         directory = RunDirectory.resume(Path(arguments.resume))
-        return directory, RunConfig.from_dict(directory.settings.get("config"), str(directory.path / RUN_FILE))
+        return directory, RunConfig.from_dict(directory.settings.get("config"), str(directory.path / RUN_FILE)), []
     changes = load_settings(arguments.config) if arguments.config else {}
-    return None, make_config(load_preset(arguments.preset or TINY), changes, given).with_absolute_paths()
+    config = make_config(load_preset(arguments.preset or TINY), changes, given).with_absolute_paths()
+    warnings = config.without_effect([*changes, *given])
+    if config.router_has_no_gradient:
+        warnings.append(
+            "with one expert per token and frozen experts the mix stage's router learns to balance alone; "
+            "set --experts-per-token 2 or --mix-trains-experts"
+        )
+    return None, config, warnings
 
 
 def create_run(arguments: argparse.Namespace, config: RunConfig, plan: MemoryPlan) -> RunDirectory:

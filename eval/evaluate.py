@@ -42,8 +42,8 @@ def evaluate(
         chat: ask for code only, with the chat prompt, and take the code block of the answer.
 
     Returns:
-        ``{"scores": split -> language -> CodeBLEU, parts, answers, loss, tokens}``, for a mixture also
-        ``"specialization"`` over all splits.
+        ``{"scores": split -> language -> CodeBLEU, parts, answers, loss, tokens, left_out}`` (``left_out``: pairs that
+        do not fit into the context and have no loss), for a mixture also ``"specialization"`` over all splits.
     """
     model.eval()
     settings = AnswerSettings(config.max_new_tokens, config.eval_batch, chat)
@@ -63,7 +63,7 @@ def evaluate(
         with counter(f"{name}: loss, {split}") as show:
             losses = held_out_loss(model, encoded.examples, config.tokens_per_batch, routing, show)
         scores[split] = {
-            language: {**asdict(score), **asdict(losses[language])}
+            language: {**asdict(score), **asdict(losses[language]), "left_out": encoded.too_long[language]}
             for language, score in score_answers(answers).items()
         }
     result: dict[str, Any] = {"scores": scores}

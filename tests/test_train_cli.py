@@ -119,6 +119,25 @@ def test_a_run_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch)
     assert rows[0] == ["stage", "step"] and len(rows) == 9 and len({tuple(row) for row in rows}) == 9
 
 
+def test_full_experts_and_settings_without_effect(tmp_path):
+    """Full experts, two batches a step, activations computed again; what does nothing in such a run is said."""
+    flags = "--form full --accumulate 2 --recompute --merge --no-baseline --languages python cpp".split(" ")
+    done = train("--runs", tmp_path, "--name", "full", *SMALL, *flags)
+    assert "merge has no effect: full experts are written" in done.stderr
+    assert "expert_rank has no effect" in done.stderr and "pretrain_steps" not in done.stderr
+    results = json.loads((tmp_path / "full" / "results.json").read_text())
+    assert results["proof"]["holds"]
+    assert results["scores of mixture"]["scores"]["test"]["cpp"]["left_out"] == 0
+    config = json.loads((tmp_path / "full" / "model" / "config.json").read_text())
+    assert config["architectures"] == ["MixtralForCausalLM"]
+    assert not (tmp_path / "full" / "adapter").exists()
+
+
+def test_a_router_that_cannot_learn_is_told(tmp_path):
+    done = train("--dry-run", "--runs", tmp_path, *SMALL, "--experts-per-token", "1", "--no-mix-trains-experts")
+    assert "router learns to balance alone" in done.stderr
+
+
 def test_runs_that_cannot_be_resumed(tmp_path):
     for settings, message in (({}, "no settings"), ({"config": {"branch_stepz": 1}}, "did you mean 'branch_steps'")):
         (tmp_path / "run.json").write_text(json.dumps(settings))
@@ -162,6 +181,7 @@ def test_dry_run_writes_nothing(tmp_path):
         (["--template", "alpaca"], "alpaca"),
         (["--max-tokens", "1"], "token"),
         (["--form", "full", "--dtype", "bfloat16"], "add --dtype float32"),
+        (["--dtype", "float16"], "expected bfloat16 or float32"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import tomllib
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,10 @@ class RunConfig:
         for name in ("warmup", "min_lr"):
             if getattr(self, name) > 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
+        if self.dtype in ("float16", "fp16"):
+            raise UserError(
+                f"dtype is {self.dtype}, whose small range overflows in training; expected bfloat16 or float32"
+            )
         if self.template != "auto":
             check_template(self.template)
         if not self.test_sets or len(set(self.test_sets)) != len(self.test_sets):
@@ -147,6 +151,23 @@ class RunConfig:
         if not isinstance(values, dict):
             raise UserError(f"{source} has no settings under 'config'; start the run anew")
         return cls(**check_settings(values, source))
+
+    def without_effect(self, given: Collection[str]) -> list[str]:
+        """One line for each setting of ``given`` that changes nothing beside the others."""
+        full, tiny = self.form == "full", self.base == TINY
+        reasons = {
+            "merge": full and "full experts are written as a Mixtral directory anyway",
+            "expert_rank": full and "full experts have no rank; the baseline's adapter alone uses it",
+            "delta_scale": full and not self.baseline and "full experts have no deltas",
+            "pretrain_steps": not tiny and "only the tiny base is trained from scratch",
+            "pretrain_lr": not tiny and "only the tiny base is trained from scratch",
+        }
+        return [f"{name} has no effect: {reasons[name]}" for name in given if reasons.get(name)]
+
+    @property
+    def router_has_no_gradient(self) -> bool:
+        """With one expert a token its gate is always 1, so that only the auxiliary losses reach the router."""
+        return self.experts_per_token == 1 and self.mix_steps > 0 and not self.mix_trains_experts
 
     @property
     def adapter_rank(self) -> int:
