@@ -39,10 +39,7 @@ class RunFacts:
 
 
 def base_name(checkpoint: Checkpoint) -> str:
-    """What to call a model: the name inside a GGUF file, else the name of its file or directory."""
-    name = checkpoint.settings.get("general.name") if checkpoint.format == "gguf" else None
-    if isinstance(name, str) and name.strip():
-        return " ".join(name.split())[:100]
+    """What to call a model: the name of its file or directory."""
     path = checkpoint.path
     return path.stem if path.suffix == ".gguf" else path.resolve().name
 

@@ -10,8 +10,10 @@ inputs of real prompts are. Only feed-forward matrices are rounded: they are 78%
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from checkpoints.writer import renamed
 from kernels.int4 import GROUP, Int4Weight, pack
 from moe.config import ModelConfig
 from moe.data.packing import encode_pairs
+from moe.data.pairs import load_split
 from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
 from moe.languages import DEFAULT_LANGUAGES
@@ -33,6 +36,7 @@ from moe.model import Transformer
 from moe.tokenizer import Tokenizer
 
 DAMPING = 0.01  # of the mean diagonal, added to it, as in GPTQ
+MAX_TOKENS = 1024  # of one prompt with its solution
 BLOCK = GROUP  # columns rounded before the rest is updated
 
 Rounder = Callable[[str, Tensor], Int4Weight]
@@ -187,13 +191,36 @@ def quantization_settings(method: str) -> dict[str, Any]:
 
 
 def sample_sequences(
-    tokenizer: Tokenizer, template: str, config: ModelConfig, split: str, per_language: int, seed: int = 0
+    tokenizer: Tokenizer,
+    template: str,
+    config: ModelConfig,
+    split: str,
+    per_language: int,
+    seed: int = 0,
+    data: Path | None = None,
 ) -> list[list[int]]:
-    """Prompts with their solutions in all languages, as token ids of at most the model's context."""
+    """Prompts with their solutions in all languages, as token ids of at most 1,024 tokens each.
+
+    Args:
+        split: of the data: ``train`` to calibrate on, ``validation`` to measure with.
+        data: a directory with ``SPLIT/LANGUAGE.jsonl[.gz]``; None takes the generated tasks of this project.
+
+    Raises:
+        UserError: the directory lacks the split or a language, or none of its pairs fits.
+    """
     languages = [name for name in config.expert_languages if name in DEFAULT_LANGUAGES] or DEFAULT_LANGUAGES
-    pairs = {language: generate_pairs(language, per_language, seed, split=split) for language in languages}
-    data = encode_pairs(pairs, tokenizer, template, config.max_seq_len)
-    return [list(example.tokens) for examples in data.examples.values() for example in examples]
+    limit = min(config.max_seq_len, MAX_TOKENS)
+    if data is None:
+        pairs = {language: generate_pairs(language, per_language, seed, split=split) for language in languages}
+    else:
+        pairs = load_split(data, split, languages)
+    found = encode_pairs(pairs, tokenizer, template, limit).examples
+    generator = random.Random(seed)
+    return [
+        list(example.tokens)
+        for examples in found.values()
+        for example in generator.sample(examples, min(per_language, len(examples)))
+    ]
 
 
 @torch.no_grad()

@@ -56,6 +56,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--evaluation", type=whole(1), default=24, metavar="N", help="perplexity: other prompts per language"
     )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="pairs in DIR/train and DIR/validation (LANGUAGE.jsonl[.gz]); left out: generated tasks",
+    )
     parser.add_argument("--no-perplexity", action="store_true", help="do not load both models to measure them")
     add_output_arguments(parser)
     parser.set_defaults(main=main)
@@ -85,9 +91,13 @@ def main(arguments: argparse.Namespace) -> int:
         loaded = load_model(path)
         if loaded.tokenizer is None:
             raise UserError(f"{path} has no tokenizer, so no prompt can be read; give --method nearest --no-perplexity")
-    rounder = round_to_nearest
+    rounder, prompts, held_out = round_to_nearest, [], []
+    if not arguments.no_perplexity:
+        held_out = sequences(loaded, "validation", arguments.evaluation, arguments.data)
     if arguments.method == "gptq":
-        rounder = gptq_rounder(InputMoments(loaded.model, sequences(loaded, "train", arguments.calibration)))
+        prompts = sequences(loaded, "train", arguments.calibration, arguments.data)
+        print(f"calibrated on {len(prompts)} prompts with solutions, {sum(map(len, prompts))} tokens")
+        rounder = gptq_rounder(InputMoments(loaded.model, prompts))
     with progress_bar(written, "quantize") as progress:
         write_rewritten(
             source,
@@ -95,7 +105,7 @@ def main(arguments: argparse.Namespace) -> int:
             source.config,
             quantized_tensors(source, rounder),
             action=f"Feed-forward matrices were rounded to int4 in groups of 128 ({arguments.method})",
-            job=["quantize", arguments.method, arguments.calibration],
+            job=["quantize", arguments.method, prompts],
             force=arguments.force,
             max_shard_bytes=arguments.max_shard,
             extra_config={"quantization_config": quantization_settings(arguments.method)},
@@ -104,7 +114,7 @@ def main(arguments: argparse.Namespace) -> int:
     size = directory_bytes(arguments.out)
     print(f"wrote {arguments.out} ({format_bytes(size)}; before: {format_bytes(source_bytes(source.weight_files))})")
     if not arguments.no_perplexity:
-        print_perplexity(loaded, arguments.out, arguments.evaluation)
+        print_perplexity(loaded, arguments.out, held_out)
     return 0
 
 
@@ -113,16 +123,17 @@ def source_bytes(files: tuple[Path, ...]) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def sequences(loaded: LoadedModel, split: str, per_language: int) -> list[list[int]]:
-    """Generated prompts with solutions, in the model's own template."""
-    return sample_sequences(loaded.tokenizer, loaded.template, loaded.config, split, per_language)
+def sequences(loaded: LoadedModel, split: str, per_language: int, data: Path | None) -> list[list[int]]:
+    """Prompts with solutions, in the model's own template."""
+    return sample_sequences(loaded.tokenizer, loaded.template, loaded.config, split, per_language, data=data)
 
 
-def print_perplexity(before: LoadedModel, out: Path, per_language: int) -> None:
+def print_perplexity(before: LoadedModel, out: Path, held_out: list[list[int]]) -> None:
     """Prints the perplexity per token on prompts that calibration has not seen, before and after."""
-    held_out = sequences(before, "validation", per_language)
     first = perplexity(before.model, held_out)
     before.model.to(torch.device("meta"))  # its memory is needed for the next one
     second = perplexity(load_model(out).model, held_out)
     tokens = sum(map(len, held_out))
-    print(f"perplexity on {len(held_out)} held-out answers ({tokens} tokens): {first:.4f} -> {second:.4f}")
+    print(
+        f"perplexity on {len(held_out)} held-out prompts with solutions ({tokens} tokens): {first:.4f} -> {second:.4f}"
+    )

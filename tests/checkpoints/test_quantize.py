@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,16 @@ from safetensors.torch import load_file
 
 from checkpoints import load_model, save_model
 from checkpoints.__main__ import main
+from checkpoints.commands import quantize
 from checkpoints.formats import open_checkpoint
 from checkpoints.quantize import InputMoments, gptq, gptq_rounder, perplexity, quantized_tensors
 from checkpoints.safetensors_file import load_tensors, save_tensors
 from kernels.int4 import pack, unpack
 from moe.config import ModelConfig
+from moe.data.pairs import write_pairs
+from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
+from moe.tokenizer import train_sentencepiece
 
 CONFIG = ModelConfig(vocab_size=97, dim=128, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=256, max_seq_len=128)
 
@@ -30,8 +35,6 @@ def run_main(*arguments) -> int:
 @pytest.fixture
 def saved(tmp_path, make_model):
     def make(**changes):
-        from dataclasses import replace
-
         model = make_model(replace(CONFIG, **changes), dtype=torch.float32, std=0.08)
         save_model(model, None, tmp_path / "model")
         return tmp_path / "model", model
@@ -149,3 +152,29 @@ def test_other_quantisations_are_refused(saved):
     (path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="quantization_config"):
         open_checkpoint(path)
+
+
+def test_real_pairs_calibrate_and_measure(tmp_path, monkeypatch, capsys, make_model):
+    data = tmp_path / "data"
+    for split in ("train", "validation"):
+        (data / split).mkdir(parents=True)
+        for language in ("python", "java", "javascript", "cpp"):
+            write_pairs(generate_pairs(language, 12, 0, split=split), data / split / f"{language}.jsonl.gz")
+    texts = [pair.text + "\n" + pair.code for pair in generate_pairs("python", 60, 0)]
+    tokenizer = train_sentencepiece(texts, 400, tmp_path / "tokenizer")
+    model = make_model(replace(CONFIG, vocab_size=tokenizer.vocab_size, max_seq_len=512), dtype=torch.float32, std=0.08)
+    save_model(model, tokenizer, tmp_path / "model", template="plain")
+    limits = ["--calibration", "5", "--evaluation", "3", "--method", "gptq"]
+    assert run_main("quantize", tmp_path / "model", tmp_path / "real", "--data", data, *limits) == 0
+    printed = capsys.readouterr().out
+    assert "calibrated on 20 prompts" in printed and "on 12 held-out prompts" in printed
+    read = []
+    monkeypatch.setattr(quantize, "write_rewritten", lambda *a, job, **k: read.append(job))
+    monkeypatch.setattr(quantize, "directory_bytes", lambda path: 0)
+    for more in ([], ["--data", data], ["--data", data]):
+        flags = ["--no-perplexity", *limits, *more]
+        assert run_main("quantize", tmp_path / "model", tmp_path / "other", *flags) == 0
+    assert read[0] != read[1] == read[2], "a rerun takes finished shards only when it calibrates on the same prompts"
+    assert run_main("quantize", tmp_path / "model", tmp_path / "none", "--data", tmp_path) == 2
+    assert "no split 'validation'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
