@@ -30,7 +30,7 @@ The parts remain those of the paper (Ren et al. 2020), and so do the weights.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 
 from tree_sitter import Parser
@@ -91,6 +91,9 @@ class CorrectedScorer:
         self._keywords = KEYWORDS[language]
         self._numbers = new_numbers()
         self._codes: TextCache[CorrectedCode] = TextCache()
+
+    def prepare(self, pairs: Iterable[tuple[Sequence[str], str]]) -> None:
+        """Nothing; every text is read when its pair is counted."""
 
     def read(self, text: str) -> CorrectedCode:
         """What is read from a text.

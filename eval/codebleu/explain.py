@@ -125,7 +125,7 @@ def _reference_side(scorer: Scorer, text: str) -> _Side:
         words = f"{name} {RELATIONS[relation]} {', '.join(sources) or 'nothing'}"
         edge_places.append((words, *(places[token] if len(places) == len(reading.names) else (0, 0))))
     nodes = [(node.type, node.start_byte, node.end_byte) for node in _inner_nodes(tree, False)]
-    return _Side(code, scorer.ngrams(text).tokens, reading.subtrees, nodes, edges, edge_places)
+    return _Side(code, scorer.text(text).ngrams.tokens, reading.subtrees, nodes, edges, edge_places)
 
 
 def _inner_nodes(tree: Tree, before: bool) -> list[Node]:

@@ -24,6 +24,7 @@ class NGrams:
     def __init__(self, tokens: Sequence[str], keywords: frozenset[str]):
         self.tokens = tokens
         self.length = len(tokens)
+        self.totals = [max(1, self.length - shorter) for shorter in range(ORDERS)]  # of each order, at least 1
         self.keywords = keywords
         self.unigrams = Counter(tokens)
         self._counts: list[Counter[Gram] | None] = [None, self.unigrams, None, None, None]
@@ -39,10 +40,6 @@ class NGrams:
         if found is None:
             found = self._counts[order] = Counter(self.grams(order))
         return found
-
-    def total(self, order: int) -> int:
-        """Number of n-grams, at least 1."""
-        return max(1, self.length - order + 1)
 
     @cached_property
     def mass(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 from collections import deque
@@ -32,17 +33,30 @@ class PairCounters:
         self._mode = mode
         self._scorers: dict[str, PairCounter] = {}
 
-    def count(self, task: Task) -> Outcome:
-        """Counts of one pair, or what is wrong with it."""
+    def count(self, tasks: Sequence[Task]) -> list[Outcome]:
+        """Counts of each pair, or what is wrong with it."""
         with paused_collection():
-            return self._count(*task)
+            self._prepare(tasks)
+            return [self._count(*task) for task in tasks]
+
+    def _prepare(self, tasks: Sequence[Task]) -> None:
+        pairs: dict[str, list[tuple[Sequence[str], str]]] = {}
+        for language, references, hypothesis in tasks:
+            pairs.setdefault(language, []).append((references, hypothesis))
+        for language, together in pairs.items():
+            # Whatever is wrong is said of the pair that it is wrong with, when that is counted.
+            with contextlib.suppress(Exception):
+                self._scorer(find_language(language)).prepare(together)
+
+    def _scorer(self, language: str) -> PairCounter:
+        if language not in self._scorers:
+            self._scorers[language] = make_scorer(language, self._mode)
+        return self._scorers[language]
 
     def _count(self, language: str, references: Sequence[str], hypothesis: str) -> Outcome:
         try:
             language = find_language(language)
-            if language not in self._scorers:
-                self._scorers[language] = make_scorer(language, self._mode)
-            return self._scorers[language].count(references, hypothesis)
+            return self._scorer(language).count(references, hypothesis)
         except CodeBLEUError as error:
             return str(error)
         except Exception as error:  # one pair must not end the run of all others
@@ -56,8 +70,7 @@ def _counters_of_process(mode: Mode) -> PairCounters:
 
 
 def _count_chunk(mode: Mode, tasks: Sequence[Task]) -> list[Outcome]:
-    counters = _counters_of_process(mode)
-    return [counters.count(task) for task in tasks]
+    return _counters_of_process(mode).count(tasks)
 
 
 def usable_cores() -> int:
@@ -72,11 +85,17 @@ def count_pairs(
 
     The outcome does not depend on ``jobs``. A pair that kills its process becomes an error as well.
     """
-    outcomes = map(PairCounters(mode).count, tasks) if jobs <= 1 else _count_parallel(tasks, mode, jobs)
+    outcomes = _count_here(tasks, mode) if jobs <= 1 else _count_parallel(tasks, mode, jobs)
     for done, outcome in enumerate(outcomes, start=1):
         yield outcome
         if on_progress is not None:
             on_progress(done)
+
+
+def _count_here(tasks: Iterable[Task], mode: Mode) -> Iterator[Outcome]:
+    counters, remaining = PairCounters(mode), iter(tasks)
+    while chunk := list(islice(remaining, CHUNK)):
+        yield from counters.count(chunk)
 
 
 def _executor(jobs: int) -> ProcessPoolExecutor:

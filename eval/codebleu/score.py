@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, Protocol
 
 from eval.codebleu.corrected import CorrectedScorer, corrected_score
@@ -36,10 +36,14 @@ def paused_collection() -> Iterator[None]:
 
 Mode = Literal["reference", "corrected"]
 MODES: tuple[Mode, ...] = ("reference", "corrected")
+TOGETHER = 64  # pairs whose texts are read together
 
 
 class PairCounter(Protocol):
     """What counts pairs of one language in one mode."""
+
+    def prepare(self, pairs: Iterable[tuple[Sequence[str], str]]) -> None:
+        """Told which pairs (references, hypothesis) are counted next; may read their texts together."""
 
     def count(self, references: Sequence[str], hypothesis: str) -> Counts:
         """Counts of one hypothesis against its references."""
@@ -107,14 +111,20 @@ def count_each(
         raise CodeBLEUError(f"{len(references)} references for {len(hypotheses)} hypotheses; expected as many of both")
     if not hypotheses:
         raise CodeBLEUError("nothing to score; expected at least one pair")
+    pairs = [
+        ((texts,) if isinstance(texts, str) else texts, hypothesis) for texts, hypothesis in zip(references, hypotheses)
+    ]
+    for number, (texts, hypothesis) in enumerate(pairs, start=1):
+        if not all([isinstance(text, str) for text in (*texts, hypothesis)]):
+            raise CodeBLEUError(f"pair {number}: a text is no string")
     counts = []
     with paused_collection():
-        for number, (texts, hypothesis) in enumerate(zip(references, hypotheses), start=1):
-            texts = [texts] if isinstance(texts, str) else texts
-            try:
-                if not all(isinstance(text, str) for text in (*texts, hypothesis)):
-                    raise CodeBLEUError("a text is no string")
-                counts.append(scorer.count(texts, hypothesis))
-            except CodeBLEUError as error:
-                raise CodeBLEUError(f"pair {number}: {error}") from None
+        for first in range(0, len(pairs), TOGETHER):
+            together = pairs[first : first + TOGETHER]
+            scorer.prepare(together)
+            for number, (texts, hypothesis) in enumerate(together, start=first + 1):
+                try:
+                    counts.append(scorer.count(texts, hypothesis))
+                except CodeBLEUError as error:
+                    raise CodeBLEUError(f"pair {number}: {error}") from None
     return counts

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property, lru_cache
-from typing import Generic, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Generic, NamedTuple, TypeVar
 
 from tree_sitter import Parser, Tree
 
@@ -21,6 +21,7 @@ from eval.codebleu.ngrams import KEYWORD_WEIGHT, NGrams, clipped_overlaps, close
 from eval.codebleu.tree import Kinds, Numbers, Reading, depth, new_numbers, printed_subtrees, read_tree
 
 REMEMBERED = 2_000_000  # characters of text whose reading is kept
+MOST_PREPARED = 200_000  # characters of text that are read together
 MOST_NUMBERS = 1_000_000  # distinct subtrees after which all is forgotten
 # The published metric recurses and gives up the dataflow of deeper trees at Python's default limit of 1,000 calls.
 DEEPEST = 992
@@ -35,6 +36,9 @@ class TextCache(Generic[T]):
         self._capacity = capacity
         self._known: dict[str, T] = {}
         self._length = 0
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._known
 
     def get(self, text: str, make: Callable[[str], T]) -> T:
         """What ``make`` gives for the text."""
@@ -57,30 +61,32 @@ class TextCache(Generic[T]):
 class Code:
     """What is read from a text without comments."""
 
+    __slots__ = ("_edges", "_order", "_reading", "found", "printed", "subtrees", "text")
+
     def __init__(self, text: str, tree: Tree, kinds: Kinds, numbers: Numbers, order: NameOrder):
         self.text = text
         self._order = order
         self._reading: Reading | None = read_tree(tree, text, kinds, numbers)
+        self._edges: dict[Edge, int] | None = None
         self.subtrees = self._reading.subtrees
+        self.found = frozenset(self.subtrees)
         self.printed = self._reading.printed
         if len(self.subtrees) >= DEEPEST - 2 and depth(tree, STRINGS) > DEEPEST:
             self._reading = None
 
-    @cached_property
-    def found(self) -> frozenset[int]:
-        """The subtrees that occur."""
-        return frozenset(self.subtrees)
-
-    @cached_property
     def edges(self) -> dict[Edge, int]:
-        """Dataflow edges and how often each occurs."""
-        reading, self._reading = self._reading, None
-        return dataflow_edges(reading, self._order) if reading else {}
+        """Dataflow edges and how often each occurs; found when they are first asked for."""
+        if self._edges is None:
+            reading, self._reading = self._reading, None
+            self._edges = dataflow_edges(reading, self._order) if reading else {}
+        return self._edges
 
-    @cached_property
-    def edge_count(self) -> int:
-        """Number of edges."""
-        return sum(self.edges.values())
+
+class Text(NamedTuple):
+    """A text with what its n-grams are and what is read from it without comments."""
+
+    ngrams: NGrams
+    code: Code
 
 
 @lru_cache
@@ -101,23 +107,53 @@ class Scorer:
         self._keywords = KEYWORDS[language] if keywords is None else keywords
         self._split = tokenizer or str.split
         self._parser = Parser(grammar)
-        self._ngrams: TextCache[NGrams] = TextCache()
+        self._texts: TextCache[Text] = TextCache()
         self._codes: TextCache[Code] = TextCache()
-        self._stripped: TextCache[str] = TextCache()
         self.numbers = new_numbers()
         self.order = NameOrder()
 
-    def ngrams(self, text: str) -> NGrams:
-        """The n-grams of a text."""
-        return self._ngrams.get(text, lambda text: NGrams(self._split(text), self._keywords))
+    def prepare(self, pairs: Iterable[tuple[Sequence[str], str]]) -> None:
+        """Reads the texts of the pairs (references, hypothesis) that are counted next, one step at a time for all.
+
+        It only saves time: the parser's tables and the interpreter's share of the processor's cache are needed in
+        turns, and fewer turns are faster. A text that cannot be read is left to :meth:`count`, which says why.
+        """
+        new: dict[str, None] = {}
+        length = 0
+        for references, hypothesis in pairs:
+            for text in (*references, hypothesis):
+                text = text.strip()
+                if text not in self._texts and text not in new and text.isascii():
+                    new[text] = None
+                    length += len(text)
+            if length > MOST_PREPARED:
+                break
+        codes = {text: self.strip(text) for text in new}
+        trees = {code: self.parse(code) for code in dict.fromkeys(codes.values()) if code not in self._codes}
+        for code, tree in trees.items():
+            self._codes.get(code, lambda code: Code(code, tree, self.kinds, self.numbers, self.order))  # noqa: B023
+        for code in trees:
+            self.code(code).edges()
+        for text, code in codes.items():
+            self._texts.get(text, lambda text: Text(NGrams(self._split(text), self._keywords), self.code(code)))  # noqa: B023
+
+    def text(self, text: str) -> Text:
+        """A text and all that is counted in it."""
+        return self._texts.get(text, self._read)
 
     def code(self, text: str) -> Code:
         """What is read from a text without comments."""
-        return self._codes.get(text, lambda text: Code(text, self.parse(text), self.kinds, self.numbers, self.order))
+        return self._codes.get(text, self._read_code)
 
     def strip(self, text: str) -> str:
         """The text without comments."""
-        return self._stripped.get(text, lambda text: strip_comments(text, self.language))
+        return strip_comments(text, self.language)
+
+    def _read(self, text: str) -> Text:
+        return Text(NGrams(self._split(text), self._keywords), self.code(self.strip(text)))
+
+    def _read_code(self, text: str) -> Code:
+        return Code(text, self.parse(text), self.kinds, self.numbers, self.order)
 
     def parse(self, text: str) -> Tree:
         """The syntax tree of ``text``."""
@@ -136,35 +172,33 @@ class Scorer:
         if not references:
             raise CodeBLEUError("no reference; expected at least one")
         if len(self.numbers) > MOST_NUMBERS:
+            self._texts.clear()
             self._codes.clear()
             self.numbers, self.order = new_numbers(), NameOrder()
-        references, hypothesis = [text.strip() for text in references], hypothesis.strip()
-        said = self.ngrams(hypothesis)
-        meant = [self.ngrams(text) for text in references]
+        said, candidate = self.text(hypothesis.strip())
+        texts = [self.text(text.strip()) for text in references]
+        meant = [ngrams for ngrams, _ in texts]
         pairs = [overlaps(ngrams, said) for ngrams in meant]
         matches = pairs[0][0] if len(meant) == 1 else clipped_overlaps(meant, said)
-        weighted = [sum(mass for _, mass in pairs), *(sum(found[n] for found, _ in pairs) for n in (1, 2, 3))]
-        totals = [
-            sum(max(KEYWORD_WEIGHT, ngrams.mass) for ngrams in meant),
-            *(sum(ngrams.total(order) for ngrams in meant) for order in (2, 3, 4)),
-        ]
         syntax = subtrees = dataflow = edges = 0
-        for text in references:
-            hypothesis = self.strip(hypothesis)  # once more for each reference, as published
-            reference, candidate = self.code(self.strip(text)), self.code(hypothesis)
+        for number, (_, reference) in enumerate(texts):
+            if number:  # published: comments are removed once more for each reference
+                candidate = self.code(self.strip(candidate.text))
             subtrees += len(reference.subtrees)
             syntax += self._syntax_matches(reference, candidate)
-            if reference.edge_count:
-                edges += reference.edge_count
-                dataflow += shared_edges(reference.edges, candidate.edges)
+            if wanted := reference.edges():
+                edges += sum(wanted.values())
+                dataflow += shared_edges(wanted, candidate.edges())
         return Counts(
             said.length,
             closest_length([ngrams.length for ngrams in meant], said.length),
             2,  # published: the length of a pair of tokens and weights
             *matches,
-            *(said.total(order) for order in (1, 2, 3, 4)),
-            *weighted,
-            *totals,
+            *said.totals,
+            sum([mass for _, mass in pairs]),
+            *[sum([found[order] for found, _ in pairs]) for order in (1, 2, 3)],
+            sum([max(KEYWORD_WEIGHT, ngrams.mass) for ngrams in meant]),
+            *[sum([ngrams.totals[order] for ngrams in meant]) for order in (1, 2, 3)],
             syntax,
             subtrees,
             dataflow,

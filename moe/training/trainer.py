@@ -26,6 +26,8 @@ from moe.training.optimizer import (
 )
 from moe.training.stages import Stage, choose_trainable
 
+CHOSEN_MEMORY = 0.9  # what one step leaves of the counts that balance is measured by
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -73,7 +75,6 @@ class _Sums:
     balance: float = 0.0
     z: float = 0.0
     routing: Tensor | None = None  # [G, E]
-    chosen: list[Tensor] = field(default_factory=list)  # per layer [E], slots counted so far in this step
 
 
 def forward_batch(model: Transformer, batch: Batch, forced: bool, recompute: bool = False) -> ModelOutput:
@@ -112,12 +113,15 @@ class Trainer:
         self.optimizer = make_optimizer(self.parameters, config.weight_decay, stage)
         self.names = parameter_names(self.optimizer, self.parameters)
         self.step = 0
+        sizes = model.config
+        self.chosen = torch.zeros(sizes.n_layers, sizes.num_experts, device=model.device)  # slots of late, [L, E]
 
     def state(self) -> StageState:
         """A snapshot to continue from (tensors are not copied)."""
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
         optimizer = optimizer_tensors(self.optimizer, self.names)
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
+        tensors["routing/chosen"] = self.chosen
         return StageState(self.stage.name, self.step, tensors)
 
     @torch.no_grad()
@@ -130,6 +134,7 @@ class Trainer:
         prefix = "optimizer/"
         tensors = {k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)}
         restore_optimizer(self.optimizer, self.names, tensors)
+        self.chosen.copy_(state.tensors.get("routing/chosen", torch.zeros_like(self.chosen)))
         self.step = state.step
 
     def run(self, on_step: Callable[[StepReport], None] | None = None) -> None:
@@ -150,6 +155,7 @@ class Trainer:
         started = time.perf_counter()
         share = schedule(self.step, self.stage.steps, self.config.warmup, self.config.min_lr)
         set_learning_rate(self.optimizer, share)
+        self.chosen *= CHOSEN_MEMORY
         batches = self._batches_of_step()
         learned = sum(batch.targets.shape[0] for batch in batches)
         count = len(self.languages)
@@ -190,8 +196,9 @@ class Trainer:
     def _auxiliary(self, output: ModelOutput, batch: Batch, sums: _Sums) -> Tensor | float:
         """Weighted balance and z-loss of one batch, averaged over layers; 0 where the router does not decide.
 
-        The balance loss' expert fractions are those of the whole step so far, not of this batch alone: languages that
-        are uneven in one batch of an accumulated step are not pushed together.
+        The balance loss' expert fractions are those of the last ten steps or so, not of this batch alone: a batch of a
+        few thousand tokens holds few examples, and where it lacks a language, balance within it would push the others'
+        tokens to that language's expert.
         """
         routed = [routing for routing in output.routing if routing.router_logits is not None]
         if not routed:
@@ -201,10 +208,8 @@ class Trainer:
         table = torch.zeros(count, experts)
         for layer, routing in enumerate(routed):
             counts = expert_counts(routing.expert_ids, experts)  # [E]
-            if layer == len(sums.chosen):
-                sums.chosen.append(torch.zeros_like(counts))
-            sums.chosen[layer] += counts
-            fractions = sums.chosen[layer] / sums.chosen[layer].sum()
+            self.chosen[layer] += counts
+            fractions = self.chosen[layer] / self.chosen[layer].sum()
             balances.append(balance_loss(routing.router_logits, fractions))
             zs.append(z_loss(routing.router_logits))
             slots = batch.languages[:, None] * experts + routing.expert_ids  # [S, K]

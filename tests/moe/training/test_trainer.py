@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import moe.training.trainer as trainer_module
 from moe.data.packing import Example, MixedBatches, make_batch
 from moe.errors import UserError
 from moe.experts import widen_trainable
@@ -99,6 +100,23 @@ def test_mix_moves_routers_alone_and_reports_routing(delta, batches):
     assert reports[0].routing.shape == (2, 2)
     assert torch.allclose(reports[0].routing.sum(-1), torch.ones(2))
     assert reports[0].balance >= 0.99 and reports[0].z > 0
+
+
+def test_balance_is_measured_over_the_last_steps(delta, batches, monkeypatch):
+    """A step's expert fractions hold what earlier steps chose, and a restored trainer remembers them."""
+    seen = []
+    balance = trainer_module.balance_loss
+    monkeypatch.setattr(trainer_module, "balance_loss", lambda x, f: (seen.append(f.clone()), balance(x, f))[1])
+    trainer = Trainer(delta, make_stage("mix", CONFIG), batches, LANGUAGES, CONFIG)
+    trainer.train_step()
+    first = trainer.chosen.clone()
+    trainer.train_step()
+    assert torch.allclose(seen[-1], trainer.chosen[-1] / trainer.chosen[-1].sum())
+    of_the_step = trainer.chosen - trainer_module.CHOSEN_MEMORY * first  # [L, E]
+    assert torch.allclose(of_the_step.sum(-1), of_the_step.sum(-1).round(), atol=1e-3) and (of_the_step > -1e-3).all()
+    restored = Trainer(delta, make_stage("mix", CONFIG), batches, LANGUAGES, CONFIG)
+    restored.restore(trainer.state())
+    assert torch.equal(restored.chosen, trainer.chosen)
 
 
 def test_resumed_training_equals_uninterrupted_training(delta, batches):
