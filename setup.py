@@ -21,7 +21,6 @@ setup(
         "sentencepiece>=0.2.3",  # earlier ones end the process when a text has too few pairs to merge
         "tokenizers>=0.21",
         "gguf>=0.17",
-        "jinja2",
         "rich>=13",
         "tqdm",
         "tree-sitter>=0.25",
@@ -32,6 +31,7 @@ setup(
         "plots": ["matplotlib"],
         "test": [
             "hypothesis",
+            "jinja2",
             "matplotlib",
             "mistral-common",
             "pytest",
