@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.files import PairRow, read_pairs
 from eval.codebleu.samples import SAMPLES, make_pair
 from eval.codebleu.score import codebleu
@@ -66,9 +67,18 @@ def read_rows(path: Path | None, limit: int) -> dict[str, list[PairRow]]:
             groups[language] = [PairRow(i, i, language, (pair[0],), pair[1]) for i, pair in enumerate(pairs)]
         return groups
     for row in read_pairs(path):
-        if row.error is None and row.references and len(groups.setdefault(row.language, [])) < limit:
+        if row.error is None and len(groups.setdefault(row.language, [])) < limit and is_scored(row):
             groups[row.language].append(row)
     return groups
+
+
+def is_scored(row: PairRow) -> bool:
+    """Whether the pair has a score; the peer fails at the pairs that have none."""
+    try:
+        codebleu([row.references], [row.hypothesis], row.language)
+    except CodeBLEUError:
+        return False
+    return True
 
 
 def compare(calls: Sequence[Call], peer: Callable[..., object] | None, rounds: int) -> str:

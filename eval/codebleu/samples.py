@@ -188,7 +188,200 @@ Value* Table<Key, Value>::find(const Key& key) {
 }
 """,
 )
-SAMPLES = MappingProxyType({"python": _PYTHON, "java": _JAVA, "javascript": _JAVASCRIPT, "cpp": _CPP})
+_C = (
+    """/* Means of all windows of the given width. */
+int moving_average(const double *values, int count, int width, double *means) {
+    double total = 0;
+    if (width <= 0 || width > count) return -1;
+    for (int i = 0; i < count; i++) {
+        total += values[i];
+        if (i >= width) total -= values[i - width];
+        if (i + 1 >= width) means[i - width + 1] = total / width;
+    }
+    return count - width + 1;
+}
+""",
+    """struct node *insert(struct node *head, const char *key, int value) {
+    struct node *item = malloc(sizeof *item);
+    if (item == NULL) return head;
+    item->key = strdup(key);
+    item->value = value;
+    item->next = NULL;
+    struct node **end = &head;
+    while (*end != NULL && strcmp((*end)->key, key) < 0) end = &(*end)->next;
+    item->next = *end;
+    *end = item;
+    return head;
+}
+""",
+)
+_GO = (
+    """// CountWords counts the words of all lines.
+func CountWords(lines []string, fold bool) map[string]int {
+	counts := make(map[string]int)
+	for _, line := range lines {
+		for _, key := range strings.Fields(line) {
+			if fold {
+				key = strings.ToLower(key)
+			}
+			counts[key]++
+		}
+	}
+	return counts
+}
+""",
+    """func find(values []int, key int) (int, error) {
+	low, high := 0, len(values)-1
+	for low <= high {
+		i := low + (high-low)/2
+		if values[i] == key {
+			return i, nil
+		} else if values[i] < key {
+			low = i + 1
+		} else {
+			high = i - 1
+		}
+	}
+	return -1, fmt.Errorf("no value %d", key)
+}
+""",
+)
+_RUST = (
+    """/// Means of all windows of the given width.
+fn moving_average(values: &[f64], width: usize) -> Result<Vec<f64>, String> {
+    if width == 0 || width > values.len() {
+        return Err(format!("width {} does not fit", width));
+    }
+    let mut total: f64 = values[..width].iter().sum();
+    let mut means = vec![total / width as f64];
+    for i in width..values.len() {
+        total += values[i] - values[i - width];
+        means.push(total / width as f64);
+    }
+    Ok(means)
+}
+""",
+    """impl Counter {
+    pub fn add(&mut self, key: &str, value: i64) -> i64 {
+        let result = match self.counts.get(key) {
+            Some(start) => start + value,
+            None => value,
+        };
+        self.counts.insert(key.to_string(), result);
+        while self.total() > self.limit {
+            self.drop_oldest();
+        }
+        result
+    }
+}
+""",
+)
+_C_SHARP = (
+    """// Words and how often each occurs.
+public static Dictionary<string, int> CountWords(IEnumerable<string> lines, bool fold) {
+    var counts = new Dictionary<string, int>();
+    foreach (var line in lines) {
+        foreach (var word in line.Split(' ')) {
+            if (word.Length == 0) continue;
+            string key = fold ? word.ToLower() : word;
+            counts.TryGetValue(key, out int value);
+            counts[key] = value + 1;
+        }
+    }
+    return counts;
+}
+""",
+    """public double[] MovingAverage(double[] values, int width) {
+    if (width <= 0 || width > values.Length) throw new ArgumentException("the width does not fit");
+    double total = 0;
+    double[] means = new double[values.Length - width + 1];
+    for (int i = 0; i < values.Length; i++) {
+        total += values[i];
+        if (i >= width) total -= values[i - width];
+        if (i >= width - 1) means[i - width + 1] = total / width;
+    }
+    return means;
+}
+""",
+)
+_PHP = (
+    """<?php
+// Means of all windows of the given width.
+function moving_average(array $values, int $width): array {
+    if ($width <= 0 || $width > count($values)) {
+        throw new InvalidArgumentException('the width does not fit');
+    }
+    $total = 0;
+    $means = [];
+    foreach ($values as $i => $value) {
+        $total += $value;
+        if ($i >= $width) $total -= $values[$i - $width];
+        if ($i >= $width - 1) $means[] = $total / $width;
+    }
+    return $means;
+}
+""",
+    """<?php
+function parse_query($line) {
+    $result = [];
+    $words = explode('&', ltrim($line, '?'));
+    for ($i = 0; $i < count($words); $i++) {
+        list($key, $value) = explode('=', $words[$i]);
+        if ($key === '') continue;
+        if (isset($result[$key])) {
+            $result[$key] = array_merge((array) $result[$key], [$value]);
+        } else {
+            $result[$key] = urldecode($value);
+        }
+    }
+    return $result;
+}
+""",
+)
+_RUBY = (
+    """# Means of all windows of the given width.
+def moving_average(values, width)
+  raise ArgumentError, 'the width does not fit' if width <= 0 || width > values.size
+  total = 0
+  means = []
+  values.each_with_index do |value, i|
+    total += value
+    total -= values[i - width] if i >= width
+    means << total / width if i >= width - 1
+  end
+  means
+end
+""",
+    """def count_words(line, fold = false)
+  counts = Hash.new(0)
+  words = line.split
+  until words.empty?
+    key = words.shift
+    key = key.downcase if fold
+    if counts.key?(key)
+      counts[key] += 1
+    else
+      counts[key] = 1
+    end
+  end
+  counts
+end
+""",
+)
+SAMPLES = MappingProxyType(
+    {
+        "python": _PYTHON,
+        "java": _JAVA,
+        "javascript": _JAVASCRIPT,
+        "cpp": _CPP,
+        "c": _C,
+        "go": _GO,
+        "rust": _RUST,
+        "c_sharp": _C_SHARP,
+        "php": _PHP,
+        "ruby": _RUBY,
+    }
+)
 """Language -> functions and classes."""
 
 _NAMES = re.compile(r"\b(?:values?|width|total|means|i|line|name|key|words?|counts|low|high|item|result|start|end|c)\b")
@@ -203,6 +396,6 @@ def make_pair(language: str, number: int) -> tuple[str, str]:
     place = number % (len(lines) - 2) + 1
     if number % 3:
         lines.insert(place, lines[place])
-    elif lines[place].rstrip().endswith(";") or language == "python":
+    elif lines[place].rstrip().endswith(";") or language in ("python", "go", "ruby"):
         del lines[place]
     return reference, "\n".join(lines)

@@ -121,7 +121,8 @@ def count_each(
     with paused_collection():
         for first in range(0, len(pairs), TOGETHER):
             together = pairs[first : first + TOGETHER]
-            scorer.prepare(together)
+            if len(together) > 1:
+                scorer.prepare(together)
             for number, (texts, hypothesis) in enumerate(together, start=first + 1):
                 try:
                     counts.append(scorer.count(texts, hypothesis))

@@ -115,27 +115,29 @@ class Scorer:
     def prepare(self, pairs: Iterable[tuple[Sequence[str], str]]) -> None:
         """Reads the texts of the pairs (references, hypothesis) that are counted next, one step at a time for all.
 
-        It only saves time: the parser's tables and the interpreter's share of the processor's cache are needed in
-        turns, and fewer turns are faster. A text that cannot be read is left to :meth:`count`, which says why.
+        It only saves time: the parser's tables and the interpreter need the processor's cache in turns, and fewer
+        turns are faster. Text that is not ASCII is left to :meth:`count`, which says so if it cannot be read.
         """
-        new: dict[str, None] = {}
+        ready: list[tuple[list[str], str]] = []
+        codes: dict[str, str] = {}  # text -> text without comments
         length = 0
         for references, hypothesis in pairs:
-            for text in (*references, hypothesis):
-                text = text.strip()
-                if text not in self._texts and text not in new and text.isascii():
-                    new[text] = None
+            texts = [text.strip() for text in (*references, hypothesis)]
+            if length > MOST_PREPARED or not all([text.isascii() for text in texts]):
+                continue
+            ready.append((texts[:-1], texts[-1]))
+            for text in texts:
+                if text not in codes and text not in self._texts:
+                    codes[text] = self.strip(text)
                     length += len(text)
-            if length > MOST_PREPARED:
-                break
-        codes = {text: self.strip(text) for text in new}
-        trees = {code: self.parse(code) for code in dict.fromkeys(codes.values()) if code not in self._codes}
+        trees = {code: self.parse(code) for code in codes.values() if code not in self._codes}
         for code, tree in trees.items():
             self._codes.get(code, lambda code: Code(code, tree, self.kinds, self.numbers, self.order))  # noqa: B023
-        for code in trees:
-            self.code(code).edges()
         for text, code in codes.items():
-            self._texts.get(text, lambda text: Text(NGrams(self._split(text), self._keywords), self.code(code)))  # noqa: B023
+            self._texts.get(text, lambda text: self._text(text, code))  # noqa: B023
+        for texts, hypothesis in ready:
+            if any([self.text(text).code.edges() for text in texts]):
+                self.text(hypothesis).code.edges()
 
     def text(self, text: str) -> Text:
         """A text and all that is counted in it."""
@@ -150,7 +152,10 @@ class Scorer:
         return strip_comments(text, self.language)
 
     def _read(self, text: str) -> Text:
-        return Text(NGrams(self._split(text), self._keywords), self.code(self.strip(text)))
+        return self._text(text, self.strip(text))
+
+    def _text(self, text: str, code: str) -> Text:
+        return Text(NGrams(self._split(text), self._keywords), self.code(code))
 
     def _read_code(self, text: str) -> Code:
         return Code(text, self.parse(text), self.kinds, self.numbers, self.order)
