@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kernels import int4, ops
-from kernels.peers import EVERY_TOKEN_COPIES_WEIGHTS, INT4_PEERS, PEERS, Forward, Layer
+from kernels.peers import INT4_PEERS, MOST_TOKENS, PEERS, Forward, Layer
 
 SHAPES = {"Mistral-7B x 4": (4096, 14336, 4), "Mixtral-8x7B": (4096, 14336, 8)}
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 4096, 8192)
@@ -147,7 +147,7 @@ def case(
     candidates = {"ours": mine}
     skipped = {}
     for name, build in (INT4_PEERS if quantised else PEERS).items():
-        if tokens > EVERY_TOKEN_COPIES_WEIGHTS.get(name, 1 << 30) or (quantised and tokens > 64):
+        if tokens > MOST_TOKENS.get(name, tokens):
             continue
         try:
             candidates[name] = build(layer)
@@ -157,13 +157,15 @@ def case(
     for name, forward in list(candidates.items()):
         try:
             with torch.no_grad():
-                errors[name] = output_error(forward, exact, x)
+                errors[name] = output_error(forward, getattr(forward, "exact", exact), x)
         except Exception as error:
             errors[name] = math.inf
             skipped[name] = f"{type(error).__name__}: {str(error)[:90]}"
         if name != "ours" and not errors[name] <= 4 * BOUND_BF16:
             skipped.setdefault(name, f"wrong by {errors[name]:.1e}")
             del candidates[name]
+        if hasattr(forward, "exact"):
+            del forward.exact  # as large as the layer in float32; not needed any more
     backward = phase.endswith("backward")
     if backward:
         x.requires_grad_()

@@ -155,6 +155,41 @@ def int4pack_loop(layer: Layer) -> Forward:
     return forward
 
 
+def grouped_nf4(layer: Layer) -> Forward:
+    """grouped-nf4-gemm: the weights in NF4, blocks of 64; group sizes are host lists by its contract.
+
+    Its weights are rounded differently from int4, so the forward carries the layer that it computes (``exact``).
+    """
+    from nf4_grouped import dequant_ref, gemm_4bit_grouped
+    from nf4_pack_ref import quantize_pack_nf4
+
+    def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+        packed, scales = zip(*(quantize_pack_nf4(expert) for expert in weight.detach()), strict=True)
+        return torch.stack(packed), torch.stack(scales)
+
+    def restore(weight: Tensor, quantised: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.stack([dequant_ref(*expert, *weight.shape[1:]) for expert in zip(*quantised, strict=True)])
+
+    weights = layer.w1, layer.w2, layer.w3
+    quantised = [quantise(weight) for weight in weights]
+
+    def forward(x: Tensor) -> Tensor:
+        top_k = layer.ids.shape[1]
+        order, inverse, offsets = sort_by_expert(layer.ids, layer.w1.shape[0])
+        counts = offsets.diff().tolist()
+        used = [e for e, count in enumerate(counts) if count]
+        groups = [counts[e] for e in used], used
+        xs = x[order // top_k]
+        h1, h3 = (gemm_4bit_grouped(xs, *quantised[i], *groups) for i in (0, 2))
+        y = gemm_4bit_grouped(F.silu(h1) * h3, *quantised[1], *groups)
+        y = y[inverse].view(x.shape[0], top_k, -1).float() * layer.gates.unsqueeze(-1)
+        return y.sum(1).to(x.dtype)
+
+    w1, w2, w3 = (restore(*pair) for pair in zip(weights, quantised, strict=True))
+    forward.exact = layer._replace(w1=w1, w2=w2, w3=w3)
+    return forward
+
+
 PEERS: dict[str, Callable[[Layer], Forward]] = {
     "expert loop": expert_loop,
     "grouped_mm": torch_grouped_mm,
@@ -164,5 +199,8 @@ PEERS: dict[str, Callable[[Layer], Forward]] = {
     "scattermoe": scattermoe,
     "liger": liger,
 }
-INT4_PEERS: dict[str, Callable[[Layer], Forward]] = {"int4pack loop": int4pack_loop}
-EVERY_TOKEN_COPIES_WEIGHTS = {"transformers batched_mm": 32}  # most tokens for which it fits in memory
+INT4_PEERS: dict[str, Callable[[Layer], Forward]] = {"int4pack loop": int4pack_loop, "grouped nf4": grouped_nf4}
+MOST_TOKENS = {
+    "transformers batched_mm": 32,  # copies the weights for every token, which does not fit in memory beyond
+    "int4pack loop": 64,  # a product for small batches, with lists of tokens made on the host
+}

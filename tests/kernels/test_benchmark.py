@@ -9,7 +9,7 @@ import torch
 
 from kernels import benchmark, benchmark_cpu, gpu_suite
 from kernels.benchmark_gpu import _costs
-from kernels.peers import Layer, expert_loop
+from kernels.peers import Layer, expert_loop, grouped_nf4
 
 
 def test_cpu_benchmark_measures_the_same_layer_as_transformers(monkeypatch, tmp_path, capsys):
@@ -41,6 +41,33 @@ def test_the_loop_peer_computes_the_layer():
 
     torch.testing.assert_close(
         expert_loop(Layer(*weights, gates, ids))(x), reference.experts_forward(x, *weights, gates, ids)
+    )
+
+
+def test_the_nf4_peer_keeps_the_contract_of_its_library(monkeypatch):
+    """Groups of its calls: host lists, none empty, rows sorted by expert; `exact` is the layer it computes."""
+    import sys
+    import types
+
+    from kernels import reference
+
+    def grouped(rows, packed, scales, sizes, experts):
+        assert min(sizes) > 0 and sum(sizes) == len(rows) and len(sizes) == len(experts)
+        parts = rows.split(sizes)
+        return torch.cat([part @ (packed[e] * scales[e]).T for part, e in zip(parts, experts, strict=True)])
+
+    library = types.SimpleNamespace(gemm_4bit_grouped=grouped, dequant_ref=lambda packed, scales, n, k: packed * scales)
+    packer = types.SimpleNamespace(quantize_pack_nf4=lambda w: ((w * 4).round(), torch.full_like(w[:, :1], 0.25)))
+    monkeypatch.setitem(sys.modules, "nf4_grouped", library)
+    monkeypatch.setitem(sys.modules, "nf4_pack_ref", packer)
+    torch.manual_seed(0)
+    weights = torch.randn(4, 12, 8), torch.randn(4, 8, 12), torch.randn(4, 12, 8)
+    layer = Layer(*weights, torch.rand(5, 2), torch.tensor([[0, 1], [3, 0], [1, 3], [0, 3], [3, 1]]))
+    forward, x = grouped_nf4(layer), torch.randn(5, 8)
+    exact = forward.exact
+    assert not torch.equal(exact.w1, layer.w1)
+    torch.testing.assert_close(
+        forward(x), reference.experts_forward(x, exact.w1, exact.w2, exact.w3, layer.gates, layer.ids)
     )
 
 
