@@ -23,7 +23,7 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float, 
     groups = [
         {"params": decayed, "weight_decay": weight_decay, "peak": stage.learning_rate},
         {"params": plain, "weight_decay": 0.0, "peak": stage.learning_rate},
-        {"params": routers, "weight_decay": 0.0, "peak": stage.router_learning_rate},
+        {"params": routers, "weight_decay": 0.0, "peak": stage.router_learning_rate, "router": True},
     ]
     device = next(iter(parameters.values())).device.type
     return torch.optim.AdamW(
@@ -44,10 +44,18 @@ def schedule(step: int, steps: int, warmup: float, floor: float) -> float:
     return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> None:
-    """Sets every group's learning rate to ``share`` of its peak."""
+def set_learning_rates(optimizer: torch.optim.Optimizer, stage: Stage, step: int, warmup: float, floor: float) -> None:
+    """Sets every group's learning rate for ``step`` of ``stage`` (see :func:`schedule`).
+
+    Routers have a schedule of the stage's own length. Experts go on where the stages before left off, with a warm-up
+    anew, because AdamW's averages are new.
+    """
+    own = schedule(step, stage.steps, warmup, floor)
+    whole = schedule(stage.before + step, stage.before + stage.steps + stage.after, warmup, floor)
+    if stage.before:
+        whole *= min(1.0, (step + 1) / max(1, round(warmup * stage.steps)))
     for group in optimizer.param_groups:
-        group["lr"] = share * group["peak"]
+        group["lr"] = group["peak"] * (own if group.get("router") else whole)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ class Stage:
         router_learning_rate: peak of the routers.
         forced: route each token to the expert of its language with gate 1.
         skip: steps whose batches an earlier stage has used, so that no stage repeats another's data.
+        before, after: steps of other stages that share one learning-rate schedule of the experts with this one.
     """
 
     name: str
@@ -35,19 +36,27 @@ class Stage:
     router_learning_rate: float
     forced: bool = False
     skip: int = 0
+    before: int = 0
+    after: int = 0
 
 
 def make_stage(name: str, config: RunConfig) -> Stage:
-    """The stage ``name`` as the run's settings describe it; the baseline gets the steps of branch and mix together."""
+    """The stage ``name`` as the run's settings describe it.
+
+    The baseline gets the steps of branch and mix together. Experts that learn in both are given one cosine over both,
+    as the baseline has it: two would spend many steps at rates near their floor and warm up twice.
+    """
+    branch, mix = config.branch_steps, config.mix_steps
     match name:
         case "pretrain":
             return Stage(name, config.pretrain_steps, config.pretrain_lr, config.pretrain_lr)
         case "adapter":
-            return Stage(name, config.branch_steps + config.mix_steps, config.branch_lr, config.branch_lr)
+            return Stage(name, branch + mix, config.branch_lr, config.branch_lr)
         case "branch":
-            return Stage(name, config.branch_steps, config.branch_lr, config.branch_lr, forced=True)
+            after = mix if config.mix_trains_experts else 0
+            return Stage(name, branch, config.branch_lr, config.branch_lr, forced=True, after=after)
         case "mix":
-            return Stage(name, config.mix_steps, config.branch_lr, config.mix_lr, skip=config.branch_steps)
+            return Stage(name, mix, config.branch_lr, config.mix_lr, skip=branch, before=branch)
     raise ValueError(f"unknown stage {name!r}, expected one of {', '.join(STAGES)}")
 
 

@@ -21,8 +21,7 @@ from moe.training.optimizer import (
     optimizer_tensors,
     parameter_names,
     restore_optimizer,
-    schedule,
-    set_learning_rate,
+    set_learning_rates,
 )
 from moe.training.stages import Stage, choose_trainable
 
@@ -153,8 +152,7 @@ class Trainer:
     def train_step(self) -> StepReport:
         """One optimizer step over ``accumulate`` batches."""
         started = time.perf_counter()
-        share = schedule(self.step, self.stage.steps, self.config.warmup, self.config.min_lr)
-        set_learning_rate(self.optimizer, share)
+        set_learning_rates(self.optimizer, self.stage, self.step, self.config.warmup, self.config.min_lr)
         self.chosen *= CHOSEN_MEMORY
         batches = self._batches_of_step()
         learned = sum(batch.targets.shape[0] for batch in batches)

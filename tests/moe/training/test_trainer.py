@@ -13,7 +13,7 @@ from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.losses import token_losses
 from moe.training.config import RunConfig
-from moe.training.optimizer import make_optimizer, schedule
+from moe.training.optimizer import make_optimizer, schedule, set_learning_rates
 from moe.training.ridge import ridge_routers
 from moe.training.stages import choose_trainable, is_router, make_stage
 from moe.training.trainer import Trainer, batch_losses, forward_batch
@@ -223,6 +223,28 @@ def test_learning_rate_rises_and_falls():
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[-1] == pytest.approx(0.1)
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert schedule(0, 1, 0.03, 0.1) == 1.0
+
+
+def test_experts_follow_one_cosine_over_branch_and_mix(delta):
+    config = replace(
+        CONFIG, branch_steps=60, mix_steps=40, warmup=0.1, branch_lr=1.0, mix_lr=2.0, mix_trains_experts=True
+    )
+
+    def rates(name):
+        stage, result = make_stage(name, config), []
+        optimizer = make_optimizer(choose_trainable(delta, name, True), 0.1, stage)
+        for step in range(stage.steps):
+            set_learning_rates(optimizer, stage, step, config.warmup, config.min_lr)
+            result.append([group["lr"] for group in optimizer.param_groups])
+        return torch.tensor(result)
+
+    whole, branch, mix = (rates(name) for name in ("adapter", "branch", "mix"))
+    torch.testing.assert_close(branch[:, 0], whole[:60, 0])
+    torch.testing.assert_close(mix[4:, 0], whole[64:, 0])
+    assert mix[0, 0] < mix[1, 0] < mix[2, 0] < mix[3, 0] <= whole[63, 0]
+    assert mix[:, -1].max() == 2.0 and mix[-1, -1] == pytest.approx(0.2)
+    alone = replace(config, mix_trains_experts=False)
+    assert make_stage("branch", alone).after == 0
 
 
 def test_routers_have_their_own_group_without_decay(delta):
