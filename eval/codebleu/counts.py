@@ -75,6 +75,9 @@ class Counts(NamedTuple):
 
 def merge_all(counts: Iterable[Counts]) -> Counts:
     """The counts of all together."""
+    counts = list(counts)
+    if len(counts) == 1:
+        return counts[0]
     return Counts(*map(sum, zip(*counts, strict=True)))
 
 

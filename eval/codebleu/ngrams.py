@@ -51,10 +51,8 @@ class NGrams:
 def overlap(reference: NGrams, hypothesis: NGrams, order: int) -> int:
     """Size of the multiset intersection of the n-grams of one order above 1."""
     counts = reference.counts(order)
-    shared = list(filter(counts.__contains__, hypothesis.grams(order)))
-    if len(set(shared)) == len(shared):
-        return len(shared)
-    return sum([min(count, counts[gram]) for gram, count in Counter(shared).items()])
+    shared = Counter(filter(counts.__contains__, hypothesis.grams(order)))
+    return len(shared) + sum([min(count, counts[gram]) - 1 for gram, count in shared.items() if count > 1])
 
 
 def overlaps(reference: NGrams, hypothesis: NGrams) -> tuple[list[int], int]:
@@ -106,5 +104,5 @@ def geometric_mean(numerators: Sequence[float], denominators: Sequence[float]) -
     """Smoothed geometric mean of the precisions (or recalls) of each order; 0 when not one unigram matches."""
     if numerators[0] == 0:
         return 0.0
-    logs = (math.log((n or SMOOTHING) / d) / len(numerators) for n, d in zip(numerators, denominators))
+    logs = [math.log((n or SMOOTHING) / d) / len(numerators) for n, d in zip(numerators, denominators)]
     return math.exp(math.fsum(logs))
