@@ -2,7 +2,7 @@
 
 Tensors that lie in a file as they are get copied chunk by chunk without being decoded; others are read (decoded,
 generated) one at a time. So memory is one tensor at most, whatever the size of the model. While one chunk is written,
-the next is read, and a second thread computes the SHA-256.
+the next is read, a second thread computes the SHA-256, and a third has what was written flushed to the disk.
 
 A long job is prepared in ``.NAME.partial`` beside its target. Each finished shard is flushed and noted with its
 checksum in ``job.json``; a rerun of the same job verifies the noted shards and goes on after them.
@@ -49,6 +49,7 @@ from moe.errors import UserError
 MANIFEST = "manifest.json"
 JOB = "job.json"
 MAX_SHARD_BYTES = 4 << 30
+FLUSH_BYTES = 64 << 20  # after which the disk is set to work: left till a shard's end it would stand idle till then
 SMALL_FILES_BYTES = 64 << 20  # room for tokenizer files, configs and the manifest when disk space is checked
 
 Progress = Callable[[int], None]
@@ -108,15 +109,19 @@ def plan_shards(output: Output) -> list[tuple[str, list[StoredTensor]]]:
 
 
 class _HashingWriter:
-    """Writes buffers to a file while a thread hashes them; two buffers are used in turn."""
+    """Writes buffers to a file while one thread hashes them and another keeps the disk busy; two buffers take turns."""
 
-    def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor, progress: Progress) -> None:
-        self.file, self.pool, self.progress = file, pool, progress
+    def __init__(
+        self, file: BinaryIO, pool: ThreadPoolExecutor, flusher: ThreadPoolExecutor, progress: Progress
+    ) -> None:
+        self.file, self.pool, self.flusher, self.progress = file, pool, flusher, progress
         self.digest = hashlib.sha256()
         self.checksum = 0  # CRC-32 of the tensor that is being written, to tell which one a flipped bit is in
         self.pending: list[Any] = [None, None]
         self.buffers = [bytearray(CHUNK_BYTES), bytearray(CHUNK_BYTES)]
         self.turn = 0
+        self.flush: Any = None
+        self.unflushed = 0
 
     def write(self, data: bytes | memoryview) -> None:
         """Writes bytes that stay as they are until :meth:`finish` or the second next write."""
@@ -129,6 +134,10 @@ class _HashingWriter:
             view = view[self.file.write(view) :]
         self.progress(len(data))
         self.turn = 1 - slot
+        self.unflushed += len(data)
+        if self.unflushed >= FLUSH_BYTES and (self.flush is None or self.flush.done()):
+            self._flushed()
+            self.flush, self.unflushed = self.flusher.submit(os.fdatasync, self.file.fileno()), 0
 
     def _hash(self, data: bytes | memoryview) -> None:
         self.digest.update(data)
@@ -146,6 +155,10 @@ class _HashingWriter:
             self.pending[slot].result()
             self.pending[slot] = None
 
+    def _flushed(self) -> None:
+        if self.flush is not None:
+            self.flush.result()  # an error of the disk is told to one flush only, so each is asked
+
     def copy(self, where: ByteRange) -> None:
         """Copies bytes of another file without looking at them."""
         left = where.nbytes
@@ -161,8 +174,11 @@ class _HashingWriter:
                 left -= count
 
     def finish(self) -> str:
+        """Waits for everything, flushes the file to the disk, and returns its SHA-256."""
         self._wait(0)
         self._wait(1)
+        self._flushed()
+        os.fsync(self.file.fileno())
         return self.digest.hexdigest()
 
 
@@ -171,8 +187,8 @@ def write_shard(
 ) -> dict[str, Any]:
     """Writes one safetensors file and flushes it to the disk; returns its SHA-256 and its tensors' CRC-32."""
     checksums = {}
-    with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as pool:
-        writer = _HashingWriter(file, pool, progress)
+    with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as flusher:
+        writer = _HashingWriter(file, pool, flusher, progress)
         writer.write(encode_header(tensors, dict(metadata)))
         writer.tensor_checksum()
         for tensor in tensors:
@@ -186,7 +202,6 @@ def write_shard(
                     writer.write(data[start : start + CHUNK_BYTES])
             checksums[tensor.name] = writer.tensor_checksum()
         digest = writer.finish()
-        os.fsync(file.fileno())
     return {"sha256": digest, "crc32": checksums}
 
 

@@ -125,7 +125,7 @@ def test_a_disk_too_small_is_known_before_writing(tmp_path, tiny_config, make_mo
 
 def test_a_disk_that_fills_up_while_writing(tmp_path, monkeypatch):
     class Full:
-        def __init__(self, file, pool, progress):
+        def __init__(self, *arguments):
             pass
 
         def write(self, data):
