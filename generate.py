@@ -160,7 +160,8 @@ def routing_table(shares: RoutingShares, config: ModelConfig) -> Table:
     table.add_column("layer")
     for name in expert_names(config):
         table.add_column(name, justify="right")
-    for label, row in [("all", shares.shares(0)), *enumerate(shares.shares_by_layer(0))]:
+    by_layer = zip(config.sparse_layers, shares.shares_by_layer(0), strict=True)
+    for label, row in [("all", shares.shares(0)), *by_layer]:
         table.add_row(str(label), *(Text(f"{v:.0%}", style="bold" if v == max(row) else "") for v in row))
     return table
 

@@ -35,6 +35,7 @@ from moe.data.sources import DataSets, load_data
 from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.hardware import choose_device, choose_dtype, describe_hardware, keep_freed_memory
+from moe.layer_ranges import describe_layers, parse_layers
 from moe.memory import GIB, MemoryPlan, available_memory
 from moe.model import Transformer, count_parameters
 from moe.prompt import choose_template
@@ -105,7 +106,8 @@ def make_experts(
     model = session.upcycle(base.model, config.languages, config.expert_rank, config.shared_rank)
     if "proof" not in directory.results:
         proof = prove(base.model, model, base.tokenizer)
-        say(console, f"upcycled to {count_parameters(model) / 1e6:,.1f} M parameters: {proof.describe()}")
+        size = f"{count_parameters(model) / 1e6:,.1f} M parameters{describe_layers(model.config)}"
+        say(console, f"upcycled to {size}: {proof.describe()}")
         if not proof.holds:
             say(console, "warning: the mixture is not the dense model at the start, as it should be up to rounding")
         directory.note("proof", proof.to_json())
@@ -193,6 +195,7 @@ class Session:
             expert_rank,
             shared_rank,
             seed=self.config.seed,
+            moe_layers=parse_layers(self.config.layers, dense.config.n_layers),
             delta_scale=self.config.delta_scale,
             balance_loss_weight=self.config.balance_loss_weight,
             z_loss_weight=self.config.z_loss_weight,

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.delta import DeltaCheckpoint, is_delta, open_delta
-from checkpoints.formats.names import expected_tensors, to_huggingface
+from checkpoints.formats.dense_layers import huggingface_tensors
+from checkpoints.formats.names import expected_tensors
 from checkpoints.parameters import base_rename
 from checkpoints.safetensors_file import StoredTensor
 from checkpoints.writer import in_dtype, renamed
@@ -83,10 +84,13 @@ def full_config(config: ModelConfig) -> ModelConfig:
 def _assemble(
     config: ModelConfig, find: Callable[[str], StoredTensor], dtype: torch.dtype | None
 ) -> Iterator[StoredTensor]:
-    for name, shape in expected_tensors(config):
-        tensor = find(name)
-        assert tensor.shape == shape, name
-        yield renamed(in_dtype(tensor, dtype), to_huggingface(name))
+    def flat() -> Iterator[StoredTensor]:
+        for name, shape in expected_tensors(config):
+            tensor = find(name)
+            assert tensor.shape == shape, name
+            yield renamed(in_dtype(tensor, dtype), name)
+
+    return huggingface_tensors(config, flat())
 
 
 def merged_tensors(delta: DeltaCheckpoint, dtype: torch.dtype | None = None) -> Iterator[StoredTensor]:
@@ -99,7 +103,7 @@ def merged_tensors(delta: DeltaCheckpoint, dtype: torch.dtype | None = None) -> 
             layer, expert, weight = int(parts[1]), int(parts[4]), parts[5]
             dense = base[f"layers.{layer}.feed_forward.{weight}.weight"]
             return _effective(delta, dense, layer, weight, {expert: 1.0})
-        if ".feed_forward.w" in name:
+        if ".feed_forward.w" in name and int(parts[1]) in delta.config.sparse_layers:
             return _effective(delta, base[name], int(parts[1]), parts[3], {})
         return delta.tensors[name] if name.endswith(".gate.weight") else base[name]
 
@@ -154,6 +158,8 @@ def collapsed_tensors(
         if ".feed_forward." not in name:
             return base[name]
         layer, weight = int(name.split(".")[1]), name.split(".")[3]
+        if layer not in source.config.sparse_layers:
+            return base[name]
         if isinstance(source, DeltaCheckpoint):
             return _effective(source, base[name], layer, weight, shares)
         return _mean(

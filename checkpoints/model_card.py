@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from moe.config import ModelConfig
 from moe.languages import LANGUAGES
+from moe.layer_ranges import format_layers
 
 
 def language_name(key: str) -> str:
@@ -68,6 +69,10 @@ def model_card(
     if config.num_experts:
         facts.append(["experts, per token", f"{config.num_experts}, {config.num_experts_per_tok}"])
         facts += [[f"expert {index}", language] for index, language in enumerate(languages)]
+    if config.moe_layers is not None:
+        facts.append(
+            ["layers with experts" if config.num_experts else "layers changed", format_layers(config.moe_layers)]
+        )
     lines += _table(facts)
     if recipe:
         lines += ["", "## Recipe", "", *_table([["setting", "value"], *([k, v] for k, v in recipe.items())])]

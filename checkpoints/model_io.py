@@ -40,6 +40,7 @@ from checkpoints.formats.delta import (
     open_delta,
     read_delta_config,
 )
+from checkpoints.formats.dense_layers import huggingface_tensors
 from checkpoints.formats.names import to_huggingface
 from checkpoints.model_card import model_card
 from checkpoints.parameters import base_rename, fill_model, flat_tensors, main_dtype, meta_model, require_complete
@@ -195,7 +196,7 @@ def save_model(
     if model.config.is_delta:
         _save_delta(model, directory, documents, contents, base, dtype, tokenizer, force, disk_free)
         return directory
-    tensors = [renamed(in_dtype(t, dtype), to_huggingface(t.name)) for t in flat_tensors(model)]
+    tensors = list(huggingface_tensors(model.config, (in_dtype(t, dtype) for t in flat_tensors(model))))
     stored_dtype = dtype_name(dtype or model.dtype)
     documents["config.json"] = to_config_json(model.config, stored_dtype, token_ids(tokenizer), extra_config)
     output = Output(tensors, documents, contents, max_shard_bytes=max_shard_bytes)

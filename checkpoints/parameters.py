@@ -81,9 +81,9 @@ def flat_tensors(model: Transformer) -> Iterator[StoredTensor]:
 
 
 def base_rename(config: ModelConfig) -> dict[str, str]:
-    """Where a delta model keeps the weights that its dense base calls ``feed_forward.w1.weight`` and so on."""
+    """Where the sparse layers of a delta model keep what its dense base calls ``feed_forward.w1.weight`` and so on."""
     return {
         f"layers.{layer}.feed_forward.{weight}.weight": f"layers.{layer}.feed_forward.base.{weight}.weight"
-        for layer in range(config.n_layers)
+        for layer in config.sparse_layers
         for weight in ("w1", "w2", "w3")
     }

@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from checkpoints.formats import Checkpoint
+from checkpoints.formats.dense_layers import dense_copies, huggingface_tensors, zero_router
 from checkpoints.formats.names import expected_tensors, stacked_name, to_huggingface
 from checkpoints.formats.quantized import METHOD, PACKED, SCALES
 from checkpoints.safetensors_file import StoredTensor
@@ -161,27 +163,31 @@ def quantized_tensors(source: Checkpoint, rounder: Rounder = round_to_nearest) -
             "nothing can be quantised in groups of that size"
         )
     for name, shape in names.items():
-        theirs, tensor = to_huggingface(name), source.tensors[name]
+        tensor = renamed(source.tensors[name], name)
         if not is_quantizable(name, shape):
-            yield renamed(tensor, theirs)
+            yield from huggingface_tensors(source.config, [tensor])
             continue
+        layer, theirs = dense_copies(name, source.config) or (None, [to_huggingface(name)])
+        if layer is not None and name.endswith(".w1.weight"):
+            yield zero_router(source.config, layer, tensor.dtype)
         rows, groups = shape[0], shape[1] // GROUP
         pair = _Once(lambda name=name, tensor=tensor: rounder(name, tensor.read()))
-        stem = theirs.removesuffix(".weight")
-        yield StoredTensor(stem + PACKED, torch.uint8, (groups, rows, GROUP // 2), lambda pair=pair: pair.take(0))
-        yield StoredTensor(stem + SCALES, torch.bfloat16, (groups, rows), lambda pair=pair: pair.take(1))
+        for written in theirs:
+            stem, last = written.removesuffix(".weight"), written == theirs[-1]
+            yield StoredTensor(stem + PACKED, torch.uint8, (groups, rows, GROUP // 2), partial(pair.take, 0))
+            yield StoredTensor(stem + SCALES, torch.bfloat16, (groups, rows), partial(pair.take, 1, last))
 
 
 class _Once:
-    """Computes a weight's two tensors when the first is asked for, and forgets them after the second."""
+    """Computes a weight's two tensors when one is first asked for, and forgets them after the last."""
 
     def __init__(self, compute: Callable[[], Int4Weight]) -> None:
         self.compute = compute
         self.value: Int4Weight | None = None
 
-    def take(self, part: int) -> Tensor:
+    def take(self, part: int, last: bool = False) -> Tensor:
         value = self.value or self.compute()
-        self.value = value if part == 0 else None
+        self.value = None if last else value
         return value[part][0]
 
 

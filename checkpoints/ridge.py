@@ -21,17 +21,22 @@ TOKENS_PER_BATCH = 2048
 
 
 def ridge_gates(
-    base: Checkpoint, languages: Sequence[str], prompts: int = 48, seed: int = 0
-) -> tuple[list[Tensor], list[float]]:
+    base: Checkpoint,
+    languages: Sequence[str],
+    prompts: int = 48,
+    seed: int = 0,
+    moe_layers: tuple[int, ...] | None = None,
+) -> tuple[dict[int, Tensor], list[float]]:
     """Fits each layer's router on generated prompts whose language is known.
 
     The dense model is loaded in float32; the mixture it is fitted for shares its memory.
 
     Args:
         prompts: per language.
+        moe_layers: the layers that get a router; None: all.
 
     Returns:
-        The routers [E, D] and the share of held-out tokens that each sends to its language, layer by layer.
+        The routers [E, D] by layer, and the share of held-out tokens that each sends to its language, in that order.
 
     Raises:
         UserError: the base has no tokenizer, or no prompts can be generated in a language.
@@ -44,9 +49,10 @@ def ridge_gates(
     data = encode_pairs(pairs, loaded.tokenizer, loaded.template, longest)
     batches = MixedBatches(data.examples, TOKENS_PER_BATCH, seed)
     count = max(2, round(batches.epoch_batches))
-    model = upcycle_model(loaded.model, languages, expert_rank=1, experts_per_token=1)
+    model = upcycle_model(loaded.model, languages, expert_rank=1, experts_per_token=1, moe_layers=moe_layers)
     accuracies = ridge_routers(model, [batches[index] for index in range(count)])
-    return [block.feed_forward.gate.weight.detach().clone() for block in model.layers], accuracies
+    gates = {n: model.layers[n].feed_forward.gate.weight.detach().clone() for n in model.config.sparse_layers}
+    return gates, accuracies
 
 
 def describe_accuracies(accuracies: Sequence[float], path: Path) -> str:

@@ -9,6 +9,7 @@ from checkpoints.model_io import read_config
 from checkpoints.upcycle import upcycled_config
 from moe.config import ModelConfig
 from moe.errors import UserError
+from moe.layer_ranges import ALL, parse_layers
 from moe.memory import MemoryPlan, plan_memory
 from moe.training.config import TINY, RunConfig
 from moe.training.tiny_base import VOCABULARY, tiny_config
@@ -36,14 +37,21 @@ def base_config(config: RunConfig) -> ModelConfig:
 def mixture_config(config: RunConfig, base: ModelConfig) -> ModelConfig:
     """Sizes of the mixture that the run makes of ``base``."""
     return upcycled_config(
-        base, config.languages, config.form, config.experts_per_token, config.expert_rank, config.shared_rank
+        base,
+        config.languages,
+        config.form,
+        config.experts_per_token,
+        config.expert_rank,
+        config.shared_rank,
+        moe_layers=parse_layers(config.layers, base.n_layers),
     )
 
 
 def disk_needed(config: RunConfig, plan: MemoryPlan) -> int:
     """Bytes that a run writes at most: models and three stages' states (an old one goes when the new one is there)."""
     states = 3 * (3 * 4 * plan.trainable) + 3 * 4 * plan.trainable
-    models = 2 * 4 * plan.trainable + (4 * plan.parameters if config.form == "full" else 0)
+    full = 4 * plan.parameters * (1 if config.layers == ALL else len(config.languages))  # dense layers are copied
+    models = 2 * 4 * plan.trainable + (full if config.form == "full" else 0)
     merged = 4 * plan.parameters * (len(config.languages) if config.merge else 0)
     return states + models + merged + (1 << 24)
 

@@ -55,7 +55,8 @@ def _find(source: Source, name: str) -> Tensor:
 
 def layer_block(source: Source, layer: int, dtype: torch.dtype) -> nn.Module:
     """One layer of a model on disk, in memory."""
-    config = replace(source.config, n_layers=1)
+    sparse = layer in source.config.sparse_layers
+    config = replace(source.config if sparse else source.config.dense(), n_layers=1, moe_layers=None)
     model = meta_model(config)
     prefix = f"layers.{layer}."
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from checkpoints.files import DiskUsage, free_bytes, new_directory
 from checkpoints.formats import Checkpoint
 from checkpoints.formats.delta import base_reference
-from checkpoints.formats.names import expected_tensors, to_huggingface
+from checkpoints.formats.dense_layers import huggingface_tensors
+from checkpoints.formats.names import expected_tensors
 from checkpoints.initialise import delta_tensors, router_tensor
 from checkpoints.model_io import copy_base, write_delta_files
 from checkpoints.parameters import base_rename, main_dtype, meta_model, require_complete, set_parameter
@@ -56,7 +57,7 @@ def upcycled_config(
 
     Args:
         expert_rank, shared_rank: of the delta form; ignored for full experts.
-        settings: further fields of :class:`ModelConfig`, such as ``delta_scale``.
+        settings: further fields of :class:`ModelConfig`, such as ``moe_layers`` or ``delta_scale``.
 
     Raises:
         UserError: the model is no dense one, a language is unknown or named twice, or sizes do not fit.
@@ -97,12 +98,14 @@ def new_tensors(
     seed: int,
     std: float,
     dtype: torch.dtype,
-    routers: Sequence[Tensor] | None = None,
+    routers: Mapping[int, Tensor] | None = None,
 ) -> Iterator[StoredTensor]:
     """What one layer of the mixture has beside the dense weights: its router, and deltas in that form.
 
-    ``routers``, one [E, D] a layer, take the place of random ones.
+    ``routers``, by layer [E, D], take the place of random ones. A layer that stays dense has nothing.
     """
+    if layer not in config.sparse_layers:
+        return
     if routers is not None:
         yield memory_tensor(f"layers.{layer}.feed_forward.gate.weight", routers[layer].to(dtype))
     elif config.num_experts:
@@ -124,8 +127,9 @@ def upcycle_model(
 ) -> Transformer:
     """Makes a mixture in memory that computes what ``dense`` computes.
 
-    The weights outside of full experts share the memory of ``dense`` (as parameters of their own): train one of the two
-    models only. Without languages the delta form gives a dense model with one low-rank adapter.
+    ``settings`` are those of :func:`upcycled_config`. The weights outside of full experts share the memory of
+    ``dense`` (as parameters of their own): train one of the two models only. Without languages the delta form gives a
+    dense model with one low-rank adapter.
 
     Raises:
         UserError: see :func:`upcycled_config`.
@@ -135,7 +139,8 @@ def upcycle_model(
     rename = base_rename(config)
     for name, parameter in dense.named_parameters():
         value = parameter.detach()
-        if config.is_delta or ".feed_forward." not in name:
+        dense_layer = ".feed_forward." not in name or int(name.split(".")[1]) not in config.sparse_layers
+        if config.is_delta or dense_layer:
             set_parameter(model, rename.get(name, name) if config.is_delta else name, value)
             continue
         owner, weight, _ = name.rsplit(".", 2)
@@ -154,9 +159,21 @@ def upcycled_tensors(
     seed: int,
     router_std: float,
     dtype: torch.dtype | None,
-    routers: Sequence[Tensor] | None = None,
+    routers: Mapping[int, Tensor] | None = None,
 ) -> Iterator[StoredTensor]:
     """Yields the tensors of a Mixtral directory, layer by layer; experts point at the bytes of the dense weights."""
+    return huggingface_tensors(config, _flat_upcycled(base, config, seed, router_std, dtype, routers))
+
+
+def _flat_upcycled(
+    base: Checkpoint,
+    config: ModelConfig,
+    seed: int,
+    router_std: float,
+    dtype: torch.dtype | None,
+    routers: Mapping[int, Tensor] | None,
+) -> Iterator[StoredTensor]:
+    """The tensors of :func:`upcycled_tensors` under flat names."""
     main = dtype or main_dtype(base.tensors)
     layer_names: dict[int, list[str]] = {layer: [] for layer in range(config.n_layers)}
     for name in base.tensors:
@@ -164,16 +181,16 @@ def upcycled_tensors(
             layer_names[int(name.split(".")[1])].append(name)
 
     def put(name: str, tensor: StoredTensor) -> StoredTensor:
-        return renamed(in_dtype(tensor, dtype), to_huggingface(name))
+        return renamed(in_dtype(tensor, dtype), name)
 
     yield put("tok_embeddings.weight", base.tensors["tok_embeddings.weight"])
     for layer, names in layer_names.items():
         for name in sorted(names):
-            if ".feed_forward." not in name:
+            if ".feed_forward." not in name or layer not in config.sparse_layers:
                 yield put(name, base.tensors[name])
         for tensor in new_tensors(config, layer, seed, router_std, main, routers):
             yield put(tensor.name, tensor)
-        for expert in range(config.num_experts):
+        for expert in range(config.num_experts if layer in config.sparse_layers else 0):
             for weight in ("w1", "w2", "w3"):
                 dense = base.tensors[f"layers.{layer}.feed_forward.{weight}.weight"]
                 yield put(f"layers.{layer}.feed_forward.experts.{expert}.{weight}.weight", dense)
@@ -190,7 +207,7 @@ def upcycle_directory(
     template: str | None = None,
     seed: int = 0,
     router_std: float = ROUTER_STD,
-    routers: Sequence[Tensor] | None = None,
+    routers: Mapping[int, Tensor] | None = None,
     dtype: torch.dtype | None = None,
     with_base: bool = False,
     force: bool = False,
@@ -204,7 +221,7 @@ def upcycle_directory(
 
     Args:
         config: from :func:`upcycled_config`.
-        routers: one [E, D] a layer, in the place of random ones.
+        routers: [E, D] by layer, in the place of random ones.
         dtype: of the tensors written; None copies them as they are.
         with_base: for the delta form, copy the base's files into the new directory.
 
@@ -251,12 +268,12 @@ def upcycle_directory(
         write_delta_files(temporary, added, config, place, documents, contents, ids)
 
 
-def fingerprint(tensors: Sequence[Tensor] | None) -> str | None:
-    """SHA-256 of tensors in memory, or None."""
+def fingerprint(tensors: Mapping[int, Tensor] | None) -> str | None:
+    """SHA-256 of tensors in memory by layer, or None."""
     if tensors is None:
         return None
     digest = hashlib.sha256()
-    for tensor in tensors:
+    for tensor in tensors.values():
         digest.update(tensor_bytes(tensor))
     return digest.hexdigest()
 

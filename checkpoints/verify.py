@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from checkpoints.files import CHUNK_BYTES, MODEL_FILES, inside, read_json_object, sha256_file
-from checkpoints.formats import open_checkpoint
+from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.delta import find_base, is_delta, open_delta, read_delta_config
+from checkpoints.formats.dense_layers import REMEDY
 from checkpoints.safetensors_file import ByteRange, SafetensorsFile
 from checkpoints.writer import MANIFEST, Progress
 from moe.errors import UserError
+
+_EXPERT = re.compile(r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.\d+\.(.+)", re.ASCII)
 
 
 def _crc32(where: ByteRange) -> str:
@@ -78,15 +82,35 @@ def verify_directory(directory: Path, progress: Progress = lambda count: None) -
 
 
 def check_structure(directory: Path) -> None:
-    """Opens a directory as a model, which checks names, shapes and dtypes; for delta experts also the whole base."""
+    """Opens a directory as a model, which checks names, shapes and dtypes.
+
+    For delta experts the whole base is checked too, and for a mixture with dense layers that their copies are equal.
+    """
     if is_delta(directory):
         find_base(directory, read_delta_config(directory)[1], thorough=True)
         open_delta(directory)
     else:
-        open_checkpoint(directory)
+        checkpoint = open_checkpoint(directory)
+        if checkpoint.config.moe_layers is not None:
+            _check_copies(checkpoint)
 
 
-def write_manifest(directory: Path, progress: Progress = lambda count: None) -> dict[str, Any]:
+def _check_copies(checkpoint: Checkpoint) -> None:
+    first: dict[tuple[str, str], str] = {}
+    for path in checkpoint.weight_files:
+        for name, tensor in SafetensorsFile(path).tensors.items():
+            match = _EXPERT.fullmatch(name)
+            if match is None or int(match[1]) in checkpoint.config.sparse_layers:
+                continue
+            checksum = _crc32(tensor.where)
+            if first.setdefault((match[1], match[2]), checksum) != checksum:
+                raise UserError(
+                    f"{path}: tensor {name!r} is not the same for all experts, but moe_layers in config.json says that "
+                    f"layer {match[1]} is dense; {REMEDY}"
+                )
+
+
+def build_manifest(directory: Path, progress: Progress = lambda count: None) -> dict[str, Any]:
     """Builds the manifest of a directory that has none: bytes and SHA-256 of each file, CRC-32 of each tensor."""
     entries: dict[str, dict[str, Any]] = {}
     for path in sorted(directory.iterdir()):

@@ -50,7 +50,8 @@ def evaluate(
     languages = list(config.languages)
     routing = None
     if model.config.is_moe:
-        routing = RoutingCounter(len(languages), model.config.n_layers, model.config.num_experts, config.seed)
+        layers = len(model.config.sparse_layers)
+        routing = RoutingCounter(len(languages), layers, model.config.num_experts, config.seed)
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     for split, pairs in held_out.items():
         chosen = sample_all(pairs, config.eval_pairs, config.seed)

@@ -1,6 +1,6 @@
 """How much experts specialise in languages: routing tables and mutual information."""
 
-# G languages, L layers, E experts, S tokens, K top-k
+# G languages, L layers with a router, E experts, S tokens, K top-k
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -12,12 +13,13 @@ EXPERT_FORMS = ("full", "delta")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and choices of a Mistral-family decoder, dense or with a mixture of experts in every feed-forward.
+    """Sizes and choices of a Mistral-family decoder, dense or with a mixture of experts in its feed-forwards.
 
     ``num_experts == 0`` is a dense model. With ``expert_form == "full"`` every expert owns its three matrices (the
     Mixtral form). With ``"delta"`` the dense feed-forward stays, frozen and shared, and is changed by low-rank deltas:
     ``W_e = W + delta_scale * (B0 A0 + B_e A_e)`` with ``shared_rank`` for ``A0`` and ``expert_rank`` for ``A_e``. A
     delta model with ``num_experts == 0`` has the shared delta alone: a dense model with a low-rank adapter.
+    ``moe_layers`` names the layers that have experts (or the adapter); the others stay dense. None: all layers.
 
     Raises :class:`UserError` for sizes that do not fit together.
     """
@@ -41,6 +43,7 @@ class ModelConfig:
     shared_rank: int = 0
     expert_rank: int = 0
     delta_scale: float = 2.0
+    moe_layers: tuple[int, ...] | None = None
     balance_loss_weight: float = 0.01
     z_loss_weight: float = 0.001
 
@@ -71,6 +74,21 @@ class ModelConfig:
             )
         if self.is_delta and self.num_experts and not self.expert_rank:
             raise UserError("delta experts need expert_rank of at least 1")
+        if self.moe_layers is not None:
+            object.__setattr__(self, "moe_layers", self._checked_layers())
+
+    def _checked_layers(self) -> tuple[int, ...] | None:
+        """``moe_layers`` in order, each once; None when they are all layers, so that equal models compare equal."""
+        layers = self.moe_layers
+        if not isinstance(layers, Sequence) or not all(type(layer) is int for layer in layers):
+            raise UserError(f"moe_layers is {str(layers)[:80]!r}, expected a list of layer numbers or null")
+        if not (self.is_moe or self.is_delta):
+            raise UserError("moe_layers names layers with experts, but this model has none; expected null")
+        if not layers or not 0 <= min(layers) <= max(layers) < self.n_layers:
+            wrong = next((layer for layer in layers if not 0 <= layer < self.n_layers), "no layer")
+            raise UserError(f"moe_layers names {wrong}, expected layers between 0 and {self.n_layers - 1}")
+        chosen = tuple(sorted(set(layers)))
+        return None if len(chosen) == self.n_layers else chosen
 
     @property
     def is_moe(self) -> bool:
@@ -82,13 +100,22 @@ class ModelConfig:
         """Whether low-rank deltas change a shared dense feed-forward."""
         return self.expert_form == "delta" and (self.num_experts > 0 or self.shared_rank > 0)
 
+    @property
+    def sparse_layers(self) -> Sequence[int]:
+        """The layers whose feed-forward has a router or deltas, in order; none in a dense model."""
+        if not (self.is_moe or self.is_delta):
+            return range(0)
+        return range(self.n_layers) if self.moe_layers is None else self.moe_layers
+
     def dense(self) -> ModelConfig:
         """The configuration of the dense model underneath."""
-        return replace(self, num_experts=0, expert_languages=(), expert_form="full", shared_rank=0, expert_rank=0)
+        nothing = {"num_experts": 0, "expert_languages": (), "shared_rank": 0, "expert_rank": 0, "moe_layers": None}
+        return replace(self, expert_form="full", **nothing)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values."""
-        return {**asdict(self), "expert_languages": list(self.expert_languages)}
+        layers = None if self.moe_layers is None else list(self.moe_layers)
+        return {**asdict(self), "expert_languages": list(self.expert_languages), "moe_layers": layers}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:

@@ -56,7 +56,8 @@ def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute:
 
     Deltas and routers are float32 with two float32 Adam moments. Per layer a forward pass keeps about 6 D + 2 A + 4 F
     values a token (A: width of the attention's projections) and as many F again per further expert a token visits;
-    with ``recompute`` one layer at a time does, and every layer keeps its D inputs.
+    with ``recompute`` one layer at a time does, and every layer keeps its D inputs. Frozen layers below the first one
+    with experts keep nothing.
     """
     with torch.device("meta"):
         model = Transformer(config)
@@ -67,9 +68,15 @@ def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute:
     total = sum(sizes.values())
     width = dtype.itemsize
     attention = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-    experts = 1 + (config.num_experts_per_tok - 1 if config.is_moe else 0)
-    layer = tokens * (6 * config.dim + 2 * attention + 4 * config.hidden_dim * experts) * width
-    kept = tokens * config.dim * width * config.n_layers + layer if recompute else layer * config.n_layers
+    further = config.num_experts_per_tok - 1 if config.is_moe else 0
+    dense_layer = tokens * (6 * config.dim + 2 * attention + 4 * config.hidden_dim) * width
+    sparse_layer = dense_layer + tokens * 4 * config.hidden_dim * further * width
+    learning = config.sparse_layers or range(config.n_layers)  # a dense model learns in every layer
+    layers = config.n_layers - learning[0]
+    if recompute:
+        kept = tokens * config.dim * width * layers + sparse_layer
+    else:
+        kept = dense_layer * (layers - len(learning)) + sparse_layer * len(learning)
     logits = 2 * min(tokens, LOSS_CHUNK) * config.vocab_size * 4
     master = 4 if config.is_delta else max(4, width)
     return MemoryPlan(

@@ -28,7 +28,7 @@ class ModelOutput:
     Attributes:
         hidden: [B, S, D] final hidden states, after the last norm.
         logits: [B, S, V], or None when they were not asked for.
-        routing: one :class:`Routing` a layer; empty for a dense model.
+        routing: one :class:`Routing` for each layer that has a router, in order; empty for a dense model.
     """
 
     hidden: Tensor
@@ -39,12 +39,11 @@ class ModelOutput:
 class Block(nn.Module):
     """Pre-norm attention and feed-forward with residual connections."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, sparse: bool):
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        sparse = config.is_moe or config.is_delta
         self.feed_forward: nn.Module = MoEFeedForward(config) if sparse else FeedForward(config)
 
     def forward(
@@ -80,7 +79,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(Block(config, layer in config.sparse_layers) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
 

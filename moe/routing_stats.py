@@ -1,6 +1,6 @@
 """Which experts wrote an answer: shares of the gates, answer by answer and layer by layer."""
 
-# B rows in the batch, S sequence, L layers, E experts, K top-k
+# B rows in the batch, S sequence, L layers with a router, E experts, K top-k
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RoutingShares:
     """
 
     def __init__(self, config: ModelConfig, answers: int):
-        self.gates = torch.zeros(answers, config.n_layers, config.num_experts, dtype=torch.float64)
+        self.gates = torch.zeros(answers, len(config.sparse_layers), config.num_experts, dtype=torch.float64)
 
     def __call__(self, rows: Sequence[int], output: ModelOutput) -> None:
         places = torch.tensor(list(rows))
@@ -38,7 +38,7 @@ class RoutingShares:
         return _normalised(self.gates[answer].sum(dim=0))
 
     def shares_by_layer(self, answer: int) -> list[list[float]]:
-        """[L][E] share of each expert in an answer, layer by layer."""
+        """[L][E] share of each expert in an answer, for each of ``config.sparse_layers``."""
         return [_normalised(layer) for layer in self.gates[answer]]
 
 

@@ -133,6 +133,18 @@ def test_full_experts_and_settings_without_effect(tmp_path):
     assert not (tmp_path / "full" / "adapter").exists()
 
 
+@pytest.mark.parametrize("form", ["delta", "full"])
+def test_experts_in_some_layers(tmp_path, form):
+    done = train("--runs", tmp_path, "--name", "some", *SMALL, "--layers", "1,3", "--form", form)
+    results = json.loads((tmp_path / "some" / "results.json").read_text())
+    assert results["proof"]["holds"]
+    config = json.loads((tmp_path / "some" / ("model" if form == "full" else "mixtral") / "config.json").read_text())
+    assert config["moe_layers"] == [1, 3]
+    information = results["scores of mixture"]["specialization"]["information"]
+    assert len(information) == 2, "one value for each layer with a router"
+    assert "parameters in layers 1, 3 of 4: max" in done.stdout
+
+
 def test_a_router_that_cannot_learn_is_told(tmp_path):
     done = train("--dry-run", "--runs", tmp_path, *SMALL, "--experts-per-token", "1", "--no-mix-trains-experts")
     assert "router learns to balance alone" in done.stderr
@@ -181,6 +193,8 @@ def test_dry_run_writes_nothing(tmp_path):
         (["--template", "alpaca"], "alpaca"),
         (["--max-tokens", "1"], "token"),
         (["--form", "full", "--dtype", "bfloat16"], "add --dtype float32"),
+        (["--layers", "3-9"], "this model has the layers 0 to 3"),
+        (["--layers", "upper"], "'upper' is no layer"),
         (["--dtype", "float16"], "expected bfloat16 or float32"),
     ],
 )

@@ -16,7 +16,8 @@ from checkpoints.commands.common import (
 from checkpoints.files import format_bytes
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.delta import is_delta
-from checkpoints.formats.names import expected_tensors, to_huggingface
+from checkpoints.formats.dense_layers import huggingface_tensors
+from checkpoints.formats.names import expected_tensors
 from checkpoints.rewrite import write_rewritten
 from checkpoints.smollm2 import resolve_model_path
 from checkpoints.writer import SMALL_FILES_BYTES, in_dtype, renamed
@@ -42,10 +43,8 @@ def main(arguments: argparse.Namespace) -> int:
     source = open_checkpoint(path)
     check_output(arguments, source)
     dtype = chosen_dtype(arguments.dtype)
-    tensors = [
-        renamed(in_dtype(source.tensors[name], dtype), to_huggingface(name))
-        for name, _ in expected_tensors(source.config)
-    ]
+    flat = (renamed(in_dtype(source.tensors[name], dtype), name) for name, _ in expected_tensors(source.config))
+    tensors = list(huggingface_tensors(source.config, flat))
     written = sum(tensor.nbytes for tensor in tensors)
     if arguments.dry_run:
         print_disk(arguments.out, written + SMALL_FILES_BYTES)

@@ -14,6 +14,7 @@ from checkpoints.rewrite import dense_part
 from checkpoints.smollm2 import resolve_model_path
 from checkpoints.upcycle import parameter_counts
 from moe.config import ModelConfig
+from moe.layer_ranges import format_layers
 
 CONTEXT = 4096
 
@@ -59,6 +60,11 @@ def describe(path: Path) -> list[tuple[str, str]]:
         ("context", f"{config.max_seq_len} tokens, rope theta {config.rope_theta:g}"),
         ("experts", experts),
     ]
+    if config.moe_layers is not None:
+        stored = "" if config.is_delta else f", each stored as {config.num_experts} equal copies for other readers"
+        rows.append(
+            ("in layers", f"{format_layers(config.moe_layers)} of {config.n_layers}; the rest is dense{stored}")
+        )
     if config.num_experts:
         rows.append(("per token", str(config.num_experts_per_tok)))
         rows.append(("languages", ", ".join(config.expert_languages) or "not named"))

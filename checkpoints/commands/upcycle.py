@@ -40,6 +40,7 @@ from checkpoints.upcycle import (
 from checkpoints.writer import SMALL_FILES_BYTES, add_to_directory
 from moe.config import ModelConfig
 from moe.languages import DEFAULT_LANGUAGES, LANGUAGES
+from moe.layer_ranges import ALL, describe_layers, parse_layers
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -53,6 +54,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="LANGUAGE",
         default=list(DEFAULT_LANGUAGES),
         help=f"one expert each, in this order, of {' '.join(LANGUAGES)}",
+    )
+    parser.add_argument(
+        "--layers",
+        default=ALL,
+        metavar="RANGES",
+        help="layers that get experts, counted from 0, such as 16-31 or 0-3,8,12-; the others stay dense",
     )
     parser.add_argument(
         "--experts-per-token", type=whole(1), metavar="K", default=2, help="experts that each token visits"
@@ -98,6 +105,7 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.experts_per_token,
         arguments.rank,
         arguments.shared_rank,
+        moe_layers=parse_layers(arguments.layers, base.config.n_layers),
     )
     check_output(arguments, base, strict=arguments.router == "ridge")
     warn_of_ignored(arguments)
@@ -107,15 +115,18 @@ def main(arguments: argparse.Namespace) -> int:
     total, active = parameter_counts(config)
     print(f"base: {base.path} ({base.format}, {parameter_counts(base.config)[0] / 1e6:.1f} M parameters)")
     print(
-        f"mixture: {config.num_experts} {config.expert_form} experts ({', '.join(config.expert_languages)}), "
-        f"{config.num_experts_per_tok} per token; {total / 1e6:.1f} M parameters, {active / 1e6:.1f} M active"
+        f"mixture: {config.num_experts} {config.expert_form} experts ({', '.join(config.expert_languages)})"
+        f"{describe_layers(config)}, {config.num_experts_per_tok} per token; "
+        f"{total / 1e6:.1f} M parameters, {active / 1e6:.1f} M active"
     )
     if arguments.dry_run:
         print_disk(arguments.out, needed)
         return 0
     routers = None
     if arguments.router == "ridge":
-        routers, accuracies = ridge_gates(base, config.expert_languages, arguments.router_prompts, arguments.seed)
+        routers, accuracies = ridge_gates(
+            base, config.expert_languages, arguments.router_prompts, arguments.seed, config.moe_layers
+        )
         print(describe_accuracies(accuracies, base.path))
     with progress_bar(written, "upcycle") as progress:
         upcycle_directory(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from checkpoints.commands.common import directory_bytes, progress_bar
 from checkpoints.files import format_bytes, json_bytes, replace_file
-from checkpoints.verify import check_structure, verify_directory, write_manifest
+from checkpoints.verify import build_manifest, check_structure, verify_directory
 from checkpoints.writer import MANIFEST
 from moe.errors import UserError
 
@@ -29,7 +29,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.write and not (directory / MANIFEST).exists():
         check_structure(directory)
         with progress_bar(directory_bytes(directory), "hash") as progress:
-            manifest = write_manifest(directory, progress)
+            manifest = build_manifest(directory, progress)
         replace_file(directory / MANIFEST, json_bytes(manifest))
         print(f"wrote {directory / MANIFEST} with {len(manifest['files'])} files")
         return 0

@@ -2,7 +2,7 @@
 
 transformers 5 writes rotary settings as ``rope_parameters``, older versions as ``rope_theta`` and ``rope_scaling``;
 both are read, and both are written where they agree, so that older and newer readers load the same model. Keys of our
-own (``expert_languages``) ride along: transformers keeps keys it does not know.
+own (``expert_languages``, ``moe_layers``) ride along: transformers keeps keys it does not know.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def parse_config(settings: Mapping[str, Any], told_by: Path) -> ModelConfig:
             "num_experts_per_tok": reader.size("num_experts_per_tok", 2),
             "expert_form": "full",
             "expert_languages": tuple(languages),
+            "moe_layers": settings.get("moe_layers"),
         }
         for theirs, ours in (("router_aux_loss_coef", "balance_loss_weight"), ("router_z_loss_coef", "z_loss_weight")):
             value = settings.get(theirs)
@@ -208,4 +209,6 @@ def to_config_json(
             "router_z_loss_coef": config.z_loss_weight,
             "expert_languages": list(config.expert_languages),
         }
+    if config.moe_layers is not None:
+        document["moe_layers"] = list(config.moe_layers)
     return document | dict(extra or {})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from checkpoints.files import inside, read_json_object
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import read_config_json
+from checkpoints.formats.dense_layers import without_copies
 from checkpoints.formats.names import check_tensors, from_huggingface, is_ignored, to_huggingface
 from checkpoints.formats.quantized import is_quantized, join_quantized
 from checkpoints.safetensors_file import SafetensorsFile, StoredTensor
@@ -88,5 +90,7 @@ def open_huggingface(directory: Path) -> Checkpoint:
         if ours == "output.weight" and config.tie_embeddings:
             continue  # some writers store the tied matrix twice
         tensors[ours] = tensor
-    check_tensors(tensors, config, told_by, to_huggingface)
+    check_tensors(tensors, replace(config, moe_layers=None), told_by, to_huggingface)
+    if config.moe_layers is not None:
+        tensors = without_copies(tensors, config, told_by)
     return Checkpoint(directory, "huggingface", config, tensors, tuple(files), settings)

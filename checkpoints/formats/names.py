@@ -90,10 +90,11 @@ def expected_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]
         yield f"{prefix}.attention.wv.weight", (key, dim)
         yield f"{prefix}.attention.wo.weight", (dim, query)
         yield f"{prefix}.ffn_norm.weight", (dim,)
-        if config.num_experts:
+        owners = [f"{prefix}.feed_forward"]
+        if config.is_moe and layer in config.sparse_layers:
             yield f"{prefix}.feed_forward.gate.weight", (config.num_experts, dim)  # [E, D]
-        for expert in range(max(config.num_experts, 1)):
-            owner = f"{prefix}.feed_forward" + (f".experts.{expert}" if config.num_experts else "")
+            owners = [f"{prefix}.feed_forward.experts.{expert}" for expert in range(config.num_experts)]
+        for owner in owners:
             yield f"{owner}.w1.weight", (hidden, dim)  # [F, D]
             yield f"{owner}.w2.weight", (dim, hidden)
             yield f"{owner}.w3.weight", (hidden, dim)

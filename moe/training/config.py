@@ -16,6 +16,7 @@ from typing import Any
 from moe.config import EXPERT_FORMS
 from moe.errors import UserError, did_you_mean
 from moe.languages import DEFAULT_LANGUAGES, get_language
+from moe.layer_ranges import ALL, parse_layers
 from moe.prompt import check_template
 
 TINY, SMOLLM2, SYNTHETIC = "tiny", "smollm2", "synthetic"  # names of a base and of data that are no paths
@@ -42,6 +43,9 @@ class RunConfig:
     template: str = setting("auto", "prompt template: auto, plain, chatml or mistral-instruct")
 
     form: str = setting("delta", "experts as low-rank deltas on a shared base (delta) or as full copies (full)")
+    layers: str = setting(
+        ALL, "layers that get experts (in the baseline the adapter), such as 16-31 or 0-3,8,12-; the others stay dense"
+    )
     experts_per_token: int = setting(2, "experts that each token visits in the mix stage and afterwards")
     shared_rank: int = setting(48, "rank of the delta that all languages share")
     expert_rank: int = setting(16, "rank of each language's own delta")
@@ -109,6 +113,7 @@ class RunConfig:
             raise UserError(f"languages names one twice: {' '.join(self.languages)}")
         for language in self.languages:
             get_language(language)
+        parse_layers(self.layers)
         if self.form not in EXPERT_FORMS:
             raise UserError(f"form is {self.form!r}, expected one of {', '.join(EXPERT_FORMS)}")
         if not 1 <= self.experts_per_token <= len(self.languages):

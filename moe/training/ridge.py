@@ -5,7 +5,7 @@ turn into almost equal gates, so each layer's weights are scaled by the temperat
 language labels are most likely.
 """
 
-# S tokens of a packed row, D model dim, E experts (one per language), L layers
+# S tokens of a packed row, D model dim, E experts (one per language), L layers with a router
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCALES = tuple(2.0 ** (i / 2) for i in range(13))  # 1 to 64
 
 @torch.no_grad()
 def ridge_routers(model: Transformer, batches: Sequence[Batch], ridge: float = 0.01) -> list[float]:
-    """Sets every layer's router from language-labelled batches; returns the share of tokens each layer gets right.
+    """Sets every router from language-labelled batches; returns the share of tokens that each gets right, in order.
 
     The last batch is held out: it chooses the temperature and measures the returned accuracy. Experts are forced by
     language while hidden states are collected, as in the branch stage.
@@ -34,9 +34,10 @@ def ridge_routers(model: Transformer, batches: Sequence[Batch], ridge: float = 0
     """
     if len(batches) < 2:
         raise ValueError(f"the router's start needs at least 2 batches, got {len(batches)}")
-    layers, dim, experts = model.config.n_layers, model.config.dim, model.config.num_experts
-    gram = torch.zeros(layers, dim, dim, dtype=torch.float32, device=model.device)
-    cross = torch.zeros(layers, dim, experts, dtype=torch.float32, device=model.device)
+    dim, experts = model.config.dim, model.config.num_experts
+    places = {layer: place for place, layer in enumerate(model.config.sparse_layers)}
+    gram = torch.zeros(len(places), dim, dim, dtype=torch.float32, device=model.device)  # [L, D, D]
+    cross = torch.zeros(len(places), dim, experts, dtype=torch.float32, device=model.device)  # [L, D, E]
     held: dict[int, Tensor] = {}
     for index, batch in enumerate(batches):
         batch = batch.to(model.device)
@@ -44,24 +45,26 @@ def ridge_routers(model: Transformer, batches: Sequence[Batch], ridge: float = 0
         last = index == len(batches) - 1
 
         def observe(layer: int, x: Tensor, labels: Tensor = labels, last: bool = last) -> None:
+            if layer not in places:
+                return
             states = x[0].float()  # [S, D]
             if last:
                 held[layer] = states
             else:
-                gram[layer].addmm_(states.T, states)
-                cross[layer].addmm_(states.T, labels)
+                gram[places[layer]].addmm_(states.T, states)
+                cross[places[layer]].addmm_(states.T, labels)
 
         model(batch.tokens, documents=batch.documents, forced_experts=batch.languages, observer=observe, logits=False)
     labels = batches[-1].languages.to(model.device)
     accuracies = []
-    for layer, block in enumerate(model.layers):
-        moment = gram[layer].double()
+    for layer, place in places.items():
+        moment = gram[place].double()
         penalty = ridge * moment.diagonal().mean()
         system = moment + penalty * torch.eye(dim, dtype=torch.float64, device=moment.device)
-        weight = torch.linalg.solve(system, cross[layer].double()).T.float()  # [E, D]
+        weight = torch.linalg.solve(system, cross[place].double()).T.float()  # [E, D]
         logits = held[layer] @ weight.T  # [S, E]
         losses = [F.cross_entropy(logits * scale, labels).item() for scale in SCALES]
         scale = SCALES[min(range(len(SCALES)), key=losses.__getitem__)]
-        block.feed_forward.gate.weight.copy_(weight * scale)
+        model.layers[layer].feed_forward.gate.weight.copy_(weight * scale)
         accuracies.append((logits.argmax(-1) == labels).float().mean().item())
     return accuracies

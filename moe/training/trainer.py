@@ -1,6 +1,6 @@
 """The training loop that all stages share."""
 
-# S tokens of a packed row, N scored positions, D model dim, E experts, K top-k, L layers, G languages
+# S tokens of a packed row, N scored positions, D model dim, E experts, K top-k, L layers with experts, G languages
 
 from __future__ import annotations
 
@@ -113,7 +113,8 @@ class Trainer:
         self.names = parameter_names(self.optimizer, self.parameters)
         self.step = 0
         sizes = model.config
-        self.chosen = torch.zeros(sizes.n_layers, sizes.num_experts, device=model.device)  # slots of late, [L, E]
+        layers = len(sizes.sparse_layers)
+        self.chosen = torch.zeros(layers, sizes.num_experts, device=model.device)  # slots of late, [L, E]
 
     def state(self) -> StageState:
         """A snapshot to continue from (tensors are not copied)."""
