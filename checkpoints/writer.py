@@ -1,8 +1,7 @@
 """Writes model directories: tensors streamed into shards, checksummed on the way, published by one rename.
 
-Tensors that lie in a file as they are get copied chunk by chunk without being decoded; others are read (decoded,
-generated) one at a time. So memory is one tensor at most, whatever the size of the model. While one chunk is written,
-the next is read, a second thread computes the SHA-256, and a third has what was written flushed to the disk.
+Tensors that lie in a file as they are get copied piece by piece without being decoded; others are read (decoded,
+generated) one at a time. So memory is one tensor at most, whatever the size of the model.
 
 A long job is prepared in ``.NAME.partial`` beside its target. Each finished shard is flushed and noted with its
 checksum in ``job.json``; a rerun of the same job verifies the noted shards and goes on after them.
@@ -16,18 +15,15 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from checkpoints.files import (
-    CHUNK_BYTES,
     DiskUsage,
     format_bytes,
     free_bytes,
@@ -43,16 +39,14 @@ from checkpoints.files import (
     write_bytes,
     write_json,
 )
-from checkpoints.safetensors_file import ByteRange, StoredTensor, encode_header, tensor_bytes
+from checkpoints.safetensors_file import ByteRange, StoredTensor
+from checkpoints.shard_writer import Progress, write_shard
 from moe.errors import UserError
 
 MANIFEST = "manifest.json"
 JOB = "job.json"
 MAX_SHARD_BYTES = 4 << 30
-FLUSH_BYTES = 64 << 20  # after which the disk is set to work: left till a shard's end it would stand idle till then
 SMALL_FILES_BYTES = 64 << 20  # room for tokenizer files, configs and the manifest when disk space is checked
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -106,103 +100,6 @@ def plan_shards(output: Output) -> list[tuple[str, list[StoredTensor]]]:
         return [(f"{output.stem}.safetensors", groups[0])]
     count = len(groups)
     return [(f"{output.stem}-{i:05d}-of-{count:05d}.safetensors", group) for i, group in enumerate(groups, 1)]
-
-
-class _HashingWriter:
-    """Writes buffers to a file while one thread hashes them and another keeps the disk busy; two buffers take turns."""
-
-    def __init__(
-        self, file: BinaryIO, pool: ThreadPoolExecutor, flusher: ThreadPoolExecutor, progress: Progress
-    ) -> None:
-        self.file, self.pool, self.flusher, self.progress = file, pool, flusher, progress
-        self.digest = hashlib.sha256()
-        self.checksum = 0  # CRC-32 of the tensor that is being written, to tell which one a flipped bit is in
-        self.pending: list[Any] = [None, None]
-        self.buffers = [bytearray(CHUNK_BYTES), bytearray(CHUNK_BYTES)]
-        self.turn = 0
-        self.flush: Any = None
-        self.unflushed = 0
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Writes bytes that stay as they are until :meth:`finish` or the second next write."""
-        slot = self.turn
-        self._wait(slot)
-        self.pending[slot] = self.pool.submit(self._hash, data)
-        # one digest, so one thread: chunks are hashed in the order in which they were submitted
-        view = memoryview(data)
-        while view:
-            view = view[self.file.write(view) :]
-        self.progress(len(data))
-        self.turn = 1 - slot
-        self.unflushed += len(data)
-        if self.unflushed >= FLUSH_BYTES and (self.flush is None or self.flush.done()):
-            self._flushed()
-            self.flush, self.unflushed = self.flusher.submit(os.fdatasync, self.file.fileno()), 0
-
-    def _hash(self, data: bytes | memoryview) -> None:
-        self.digest.update(data)
-        self.checksum = zlib.crc32(data, self.checksum)
-
-    def tensor_checksum(self) -> str:
-        """CRC-32 of what was written since the last call, in hexadecimal."""
-        self._wait(0)
-        self._wait(1)
-        value, self.checksum = self.checksum, 0
-        return f"{value:08x}"
-
-    def _wait(self, slot: int) -> None:
-        if self.pending[slot] is not None:
-            self.pending[slot].result()
-            self.pending[slot] = None
-
-    def _flushed(self) -> None:
-        if self.flush is not None:
-            self.flush.result()  # an error of the disk is told to one flush only, so each is asked
-
-    def copy(self, where: ByteRange) -> None:
-        """Copies bytes of another file without looking at them."""
-        left = where.nbytes
-        with open(where.path, "rb", buffering=0) as source:
-            source.seek(where.offset)
-            while left:
-                self._wait(self.turn)
-                view = memoryview(self.buffers[self.turn])[: min(left, CHUNK_BYTES)]
-                count = source.readinto(view)
-                if not count:
-                    raise UserError(f"{where.path} ended early; the file was cut while it was read: copy it again")
-                self.write(view[:count])
-                left -= count
-
-    def finish(self) -> str:
-        """Waits for everything, flushes the file to the disk, and returns its SHA-256."""
-        self._wait(0)
-        self._wait(1)
-        self._flushed()
-        os.fsync(self.file.fileno())
-        return self.digest.hexdigest()
-
-
-def write_shard(
-    path: Path, tensors: Sequence[StoredTensor], metadata: Mapping[str, str], progress: Progress
-) -> dict[str, Any]:
-    """Writes one safetensors file and flushes it to the disk; returns its SHA-256 and its tensors' CRC-32."""
-    checksums = {}
-    with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as pool, ThreadPoolExecutor(1) as flusher:
-        writer = _HashingWriter(file, pool, flusher, progress)
-        writer.write(encode_header(tensors, dict(metadata)))
-        writer.tensor_checksum()
-        for tensor in tensors:
-            if tensor.where is not None:
-                writer.copy(tensor.where)
-            else:
-                value = tensor.read()
-                assert value.dtype == tensor.dtype and tuple(value.shape) == tensor.shape, tensor.name
-                data = tensor_bytes(value)
-                for start in range(0, len(data), CHUNK_BYTES):
-                    writer.write(data[start : start + CHUNK_BYTES])
-            checksums[tensor.name] = writer.tensor_checksum()
-        digest = writer.finish()
-    return {"sha256": digest, "crc32": checksums}
 
 
 def job_identity(description: Mapping[str, Any]) -> str:
@@ -288,10 +185,11 @@ def write_model_directory(
     require_free_space(target, output.nbytes + SMALL_FILES_BYTES - existing, disk_free)
     with _locked(directory):
         try:
+            known: dict[ByteRange, str] = {}
             entries = _finished_shards(directory, identity, {name for name, _ in shards}, progress)
             for name, tensors in shards:
                 if name not in entries:
-                    entries[name] = write_shard(directory / name, tensors, output.metadata, progress)
+                    entries[name] = write_shard(directory / name, tensors, output.metadata, progress, known)
                     if identity is not None:
                         job = {"job": identity, "files": entries}
                         replace_file(directory / JOB, json.dumps(job, indent=2).encode())

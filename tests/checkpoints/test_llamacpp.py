@@ -23,8 +23,8 @@ SCRIPT = os.environ.get("CONVERT_HF_TO_GGUF", "")
 
 
 @pytest.mark.skipif(not SCRIPT, reason="CONVERT_HF_TO_GGUF does not name llama.cpp's converter")
-@pytest.mark.parametrize("form", ["dense", "full"])
-def test_the_converter_takes_what_is_written(tmp_path, tiny_config, make_model, form):
+@pytest.mark.parametrize(("form", "layers"), [("dense", ""), ("full", "all"), ("full", "1")])
+def test_the_converter_takes_what_is_written(tmp_path, tiny_config, make_model, form, layers):
     mistral_common = pytest.importorskip("mistral_common")
     from moe.tokenizer import load_tokenizer
 
@@ -32,7 +32,8 @@ def test_the_converter_takes_what_is_written(tmp_path, tiny_config, make_model, 
     config = replace(tiny_config, vocab_size=tokenizer.vocab_size)
     save_model(make_model(config, dtype=torch.float32), tokenizer, tmp_path / "dense", template="mistral-instruct")
     if form == "full":
-        assert main(["upcycle", str(tmp_path / "dense"), str(tmp_path / "full"), "--form", "full", "--no-proof"]) == 0
+        flags = ["--form", "full", "--layers", layers, "--no-proof"]
+        assert main(["upcycle", str(tmp_path / "dense"), str(tmp_path / "full"), *flags]) == 0
     command = [sys.executable, SCRIPT, str(tmp_path / form), "--outfile", str(tmp_path / "a.gguf"), "--outtype", "f32"]
     subprocess.run(command, check=True, capture_output=True)
     ours, back = load_model(tmp_path / form), load_model(tmp_path / "a.gguf")
