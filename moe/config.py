@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from moe.errors import UserError
 
 EXPERT_FORMS = ("full", "delta")
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) is int and abs(value) < 1 << 40  # larger ones overflow sizes and floats later
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(map(fits, value))
+
+
+# What JSON may hold for a field of each type: in words, and as a check.
+_JSON_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "int": ("a whole number", _is_int),
+    "int | None": ("a whole number or null", lambda value: value is None or _is_int(value)),
+    "float": ("a number", lambda value: _is_int(value) or (type(value) is float and math.isfinite(value))),
+    "bool": ("true or false", lambda value: type(value) is bool),
+    "str": ("a text", lambda value: type(value) is str),
+    "tuple[str, ...]": ("a list of texts", _list_of(lambda value: type(value) is str)),
+    "tuple[int, ...] | None": (
+        "a list of layer numbers or null",
+        lambda value: value is None or _list_of(_is_int)(value),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -119,9 +143,13 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Inverse of :meth:`to_dict`; raises :class:`UserError` for a key that is no field."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
+        """Inverse of :meth:`to_dict`; raises :class:`UserError` for an unknown key or a value of another type."""
+        known = {field.name: str(field.type) for field in fields(cls)}
+        unknown = sorted(set(values) - set(known))
         if unknown:
             raise UserError(f"unknown model setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        for name, value in values.items():
+            expected, fits = _JSON_TYPES[known[name]]
+            if not fits(value):
+                raise UserError(f"{name} is {str(value)[:80]!r}, expected {expected}")
         return cls(**values)

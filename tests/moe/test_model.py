@@ -192,3 +192,25 @@ def test_config_round_trip(config):
     assert ModelConfig.from_dict(config.to_dict()) == config
     with pytest.raises(UserError, match="unknown model setting"):
         ModelConfig.from_dict({**config.to_dict(), "hidden": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("dim", 32.0, "a whole number"),
+        ("n_layers", True, "a whole number"),
+        ("n_heads", "4", "a whole number"),
+        ("vocab_size", 10**50, "a whole number"),
+        ("sliding_window", [8], "a whole number or null"),
+        ("norm_eps", float("nan"), "a number"),
+        ("rope_theta", None, "a number"),
+        ("tie_embeddings", 1, "true or false"),
+        ("expert_form", None, "a text"),
+        ("expert_languages", [None], "a list of texts"),
+        ("expert_languages", "python", "a list of texts"),
+        ("moe_layers", {"0": 1}, "a list of layer numbers or null"),
+    ],
+)
+def test_values_of_another_type_are_named(tiny_config, name, value, expected):
+    with pytest.raises(UserError, match=f"{name} is .*, expected {expected}"):
+        ModelConfig.from_dict({**tiny_config.to_dict(), name: value})
