@@ -37,6 +37,9 @@ def paused_collection() -> Iterator[None]:
 Mode = Literal["reference", "corrected"]
 MODES: tuple[Mode, ...] = ("reference", "corrected")
 TOGETHER = 64  # pairs whose texts are read together
+MOST_IDLE = 4  # scorers of one language that wait for the next call
+
+_IDLE: dict[tuple[str, str], list[PairCounter]] = {}
 
 
 class PairCounter(Protocol):
@@ -56,6 +59,29 @@ def make_scorer(language: str, mode: Mode = "reference") -> PairCounter:
     if mode == "corrected":
         return CorrectedScorer(find_language(language))
     raise CodeBLEUError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
+
+
+class _Borrowed:
+    """A scorer without texts for one call; its tables of the grammar are made once, and used by one call at a time."""
+
+    __slots__ = ("key", "scorer")
+
+    def __init__(self, language: str, mode: Mode):
+        self.key = language, mode
+
+    def __enter__(self) -> PairCounter:
+        try:
+            self.scorer = _IDLE[self.key].pop()
+        except (KeyError, IndexError, TypeError):
+            self.scorer = make_scorer(*self.key)
+        return self.scorer
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None and isinstance(self.scorer, Scorer):
+            idle = _IDLE.setdefault(self.key, [])
+            if len(idle) < MOST_IDLE:
+                self.scorer.forget()
+                idle.append(self.scorer)
 
 
 def score_of(mode: Mode) -> Callable[[Counts, Weights], CodeBLEUScore]:
@@ -84,7 +110,8 @@ def codebleu(
             with a lone surrogate, or weights that are not four numbers which sum to 1.
     """
     weights = check_weights(weights)
-    counts = count_each(references, hypotheses, make_scorer(language, mode))
+    with _Borrowed(language, mode) as scorer:
+        counts = count_each(references, hypotheses, scorer)
     return score_of(mode)(merge_all(counts), weights)
 
 
@@ -98,7 +125,8 @@ def codebleu_each(
     """The score of every single pair; arguments and errors as for :func:`codebleu`."""
     weights = check_weights(weights)
     score = score_of(mode)
-    return [score(counts, weights) for counts in count_each(references, hypotheses, make_scorer(language, mode))]
+    with _Borrowed(language, mode) as scorer:
+        return [score(counts, weights) for counts in count_each(references, hypotheses, scorer)]
 
 
 def count_each(
