@@ -39,6 +39,7 @@ from eval.codebleu.program import (
 from eval.codebleu.tree import ERROR, Kinds, count_missing, is_printable, padded, print_leaf
 
 VERSION = 1  # of what is handed over to C; equal to NATIVE_VERSION there
+SWITCH = "CODEBLEU_NATIVE"
 SOURCES = Path(__file__).parent / "csrc"
 
 # As in csrc/native.h.
@@ -75,7 +76,7 @@ def load_native() -> ModuleType | str:
 
 def native_module() -> ModuleType | None:
     """The extension module if it is to be used."""
-    if os.environ.get("CODEBLEU_NATIVE", "1") == "0":
+    if os.environ.get(SWITCH) == "0":
         return None
     found = load_native()
     return None if isinstance(found, str) else found
@@ -83,8 +84,8 @@ def native_module() -> ModuleType | None:
 
 def describe_native() -> str:
     """Which code is in use, in a few words."""
-    if os.environ.get("CODEBLEU_NATIVE", "1") == "0":
-        return "Python (CODEBLEU_NATIVE=0)"
+    if os.environ.get(SWITCH) == "0":
+        return f"Python ({SWITCH}=0)"
     found = load_native()
     return f"Python ({found})" if isinstance(found, str) else "C"
 

@@ -24,6 +24,7 @@ from eval.codebleu.tree import Kinds, Numbers, Reading, depth, new_numbers, prin
 REMEMBERED = 2_000_000  # characters of text whose reading is kept
 MOST_PREPARED = 200_000  # characters of text that are read together
 MOST_NUMBERS = 1_000_000  # distinct subtrees after which all is forgotten
+FEW_NUMBERS = 2_000  # distinct subtrees that may stay known when the texts are forgotten
 # The published metric recurses and gives up the dataflow of deeper trees at Python's default limit of 1,000 calls.
 DEEPEST = 992
 
@@ -245,7 +246,8 @@ class Scorer:
             self.numbers, self.order = new_numbers(), NameOrder()
         if self._reader is not None:
             self._readings.clear()
-            self._reader.forget()
+            if self._reader.size > FEW_NUMBERS:
+                self._reader.forget()
 
     def _syntax_matches(self, reference: Code, candidate: Code) -> int:
         if not (reference.printed or candidate.printed):

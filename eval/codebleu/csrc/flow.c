@@ -139,7 +139,7 @@ static void end_side(Reader *reader, Flow *flow) {
     for (int32_t i = main_from; i < main_end; i++)
         set_state(reader, flow, flow->values[i].name, flow->values[i].definitions);
     int32_t changed = flow->values_n - main_end;
-    memmove(flow->values + main_from, flow->values + main_end, (size_t)changed * sizeof *flow->values);
+    if (changed) memmove(flow->values + main_from, flow->values + main_end, (size_t)changed * sizeof *flow->values);
     flow->values_n = main_from + changed;
     fork->sides++;
 }
@@ -415,9 +415,20 @@ static int32_t variable(int32_t *numbers, int32_t *count, int32_t name) {
     return numbers[name];
 }
 
-/* Finds the numbers of all edges: an edge is its variable, the relation and the source variables. */
+/* The number of a list of source variables: of the variable itself if it is one. */
+static int32_t number_sources(Reader *reader, int32_t *variables, int32_t *known, Names sources) {
+    Ints *list = &reader->shape;
+    list->n = 0;
+    for (int32_t i = 0; i < sources.n; i++) push(reader, list, variable(variables, known, sources.at[i]));
+    if (sources.n == 1) return list->at[0];
+    return intern(reader, &reader->shapes, list->at, sources.n * (int32_t)sizeof *list->at, SOURCES_OF_EDGE);
+}
+
+/* Finds the numbers of all edges: an edge is its variable, the relation and the list of source variables. */
 void find_edges(Reader *reader) {
-    Ints *edges = &reader->edges, *edge = &reader->shape;
+    Ints *edges = &reader->edges;
+    Names last = {NULL, 0}; /* targets of one assignment share their sources, which are numbered once */
+    int32_t last_number = 0;
     edges->n = 0;
     if (reader->too_deep || reader->tokens.n == 0) return;
     Flow *flow = new_flow(reader);
@@ -446,11 +457,11 @@ void find_edges(Reader *reader) {
         } else {
             continue;
         }
-        edge->n = 0;
-        push(reader, edge, 0);
-        push(reader, edge, relation);
-        for (int32_t i = 0; i < sources.n; i++) push(reader, edge, variable(variables, &known, sources.at[i]));
-        edge->at[0] = variable(variables, &known, *name.at);
-        push(reader, edges, FIRST_NUMBER + intern(reader, &reader->shapes, edge->at, edge->n * (int32_t)sizeof *edge->at, EDGE));
+        if (sources.at != last.at || sources.n != last.n) {
+            last = sources;
+            last_number = number_sources(reader, variables, &known, sources);
+        }
+        int32_t edge[] = {variable(variables, &known, *name.at), 2 * (sources.n == 1) + relation, last_number};
+        push(reader, edges, FIRST_NUMBER + intern(reader, &reader->shapes, edge, sizeof edge, EDGE));
     }
 }

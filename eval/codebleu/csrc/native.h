@@ -98,7 +98,7 @@ typedef struct {
 } Interner;
 
 /* Tags of keys in Reader.shapes. */
-enum { SUBTREE, EDGE, PRINTED };
+enum { SUBTREE, EDGE, SOURCES_OF_EDGE, PRINTED };
 
 /* Memory that is given back all at once. */
 typedef struct Chunk Chunk;
