@@ -96,7 +96,7 @@ def check_weights(weights: Weights) -> tuple[float, ...]:
         return EQUAL_WEIGHTS
     try:
         found = tuple(float(weight) for weight in weights)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = ()
     if len(found) == 4 and all(0 <= weight <= 1 for weight in found):
         if abs(sum(found) - 1) <= 1e-6 or not any(found):

@@ -75,8 +75,10 @@ class _Borrowed:
     def __enter__(self) -> PairCounter:
         try:
             self._scorer = _IDLE[self._key].pop()
+            return self._scorer
         except (KeyError, IndexError, TypeError):
-            self._scorer = make_scorer(*self._key[:2])
+            pass
+        self._scorer = make_scorer(*self._key[:2])
         return self._scorer
 
     def __exit__(self, kind: type | None, *_: object) -> None:
