@@ -1,44 +1,11 @@
-/* Runs the program of one text and finds its dataflow edges: dataflow.py in C.
- *
- * A definition is what may have given a variable its value: a token, or -2 - n for set number n; NONE is no definition.
- * Branches and loops nest, so what they change is kept in stacks: the innermost one's is on top.
- */
-#include "native.h"
+/* Runs the program of one text: the loop of dataflow.py in C. */
+#include "flow.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define NONE -1
 #define MEMORY_DEPTH 2 /* loops in so many others are remembered */
 #define LONG 64        /* a set of definitions larger than this is joined lazily */
-
-enum { UNREAD, NEW, USED };
-
-typedef struct { int32_t from, count; char joined, marked; } Set; /* its parts are in Flow.parts */
-typedef struct { int32_t name, before, outer; } Change;           /* outer: the journal that had the name before */
-typedef struct { int32_t key, outer; Names sources; } Found;      /* key 2 * token + relation; outer: as in `place` */
-typedef struct { int32_t journal, journal_from, sides_from, sides, main_from; } Fork;
-typedef struct { int32_t step, found_from, round, memory; } Loop; /* memory: where its outcome belongs, or -1 */
-typedef struct { int32_t key_from, names, next, after_from, found_count; Found *found; } Memory;
-typedef struct { int32_t name, definitions, next; } Value; /* next: of the same variable */
-
-typedef struct Flow {
-    int32_t *states, *journal_of, *seen, *group; /* by name: definition, last journal, last mark, ... */
-    int32_t *place;                              /* by key: where in `found`, or NONE */
-    char *read, *marked;                         /* by token */
-    int32_t journal, journals, journal_from, mark; /* the open journal (0: none), and where it begins */
-    Interner sets;
-    Set *set_list;
-    Change *changes;
-    Value *values;
-    Found *found;
-    Fork *forks;
-    Loop *loops;
-    Memory *memories;
-    int32_t set_room, changes_n, changes_room, values_n, values_room, found_n, found_room, forks_n, forks_room;
-    int32_t loops_n, loops_room, memories_n, memories_room;
-    Ints parts, stack, union_of, memory_at, memory_keys; /* memory_at: step -> first memory + 1 */
-} Flow;
 
 #define MORE(list, n, room) \
     if ((n) == (room)) grow(reader, (void **)&(list), &(room), (n) + 1, sizeof *(list))
@@ -333,12 +300,17 @@ static void read_token(Reader *reader, Flow *flow, int32_t token, int is_identif
     if (is_identifier) set_state(reader, flow, name, token);
 }
 
-/* Runs the program; returns whether it came to its end. Else a node lacks a part that its rule needs. */
-static int run_program(Reader *reader, Flow *flow) {
+int run_program(Reader *reader, Flow *flow) {
     const Step *program = reader->program.at;
     const int32_t *operands = reader->operands.at;
     for (int32_t i = 0; i < reader->program.n; i++) {
         Step step = program[i];
+        int needs_fork = step.op == SIDE || step.op == SIDE_END || step.op == JOIN;
+        int needs_loop = step.op == AGAIN || step.op == LOOP_END || step.op == ONCE;
+        if ((needs_fork && !flow->forks_n) || (needs_loop && !flow->loops_n)) {
+            PyErr_SetString(PyExc_AssertionError, "a dataflow program ends a branch or loop that it has not begun");
+            bail_out(reader);
+        }
         switch (step.op) {
         case IDENTIFIER_TOKEN:
         case OTHER_TOKEN: read_token(reader, flow, step.arg, step.op == IDENTIFIER_TOKEN); break;
@@ -373,95 +345,4 @@ static int run_program(Reader *reader, Flow *flow) {
         }
     }
     return 1;
-}
-
-static int32_t *filled(Reader *reader, int32_t count, int byte) {
-    size_t size = (size_t)count * sizeof(int32_t);
-    return memset(arena_take(reader, size), byte, size);
-}
-
-static Flow *new_flow(Reader *reader) {
-    Flow *flow = reader->flow;
-    int32_t names = reader->names.n, tokens = reader->tokens.n;
-    if (flow == NULL) flow = reader->flow = calloc(1, sizeof *flow);
-    if (flow == NULL) no_memory(reader);
-    flow->states = filled(reader, names, 0xFF);
-    flow->journal_of = filled(reader, names, 0);
-    flow->seen = filled(reader, names, 0);
-    flow->group = filled(reader, names, 0xFF);
-    flow->place = filled(reader, 2 * tokens, 0xFF);
-    flow->read = memset(arena_take(reader, (size_t)tokens), UNREAD, (size_t)tokens);
-    flow->marked = memset(arena_take(reader, (size_t)tokens), 0, (size_t)tokens);
-    flow->journal = flow->journals = flow->journal_from = flow->mark = 0;
-    flow->changes_n = flow->values_n = flow->found_n = flow->forks_n = flow->loops_n = flow->memories_n = 0;
-    flow->parts.n = flow->memory_at.n = flow->memory_keys.n = 0;
-    interner_clear(&flow->sets);
-    return flow;
-}
-
-void flow_free(Reader *reader) {
-    Flow *flow = reader->flow;
-    if (flow == NULL) return;
-    interner_free(&flow->sets);
-    void *all[] = {flow->set_list, flow->changes, flow->values, flow->found, flow->forks, flow->loops, flow->memories,
-                   flow->parts.at, flow->stack.at, flow->union_of.at, flow->memory_at.at, flow->memory_keys.at, flow};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
-    reader->flow = NULL;
-}
-
-/* The number of a variable, in order of first sight. */
-static int32_t variable(int32_t *numbers, int32_t *count, int32_t name) {
-    if (numbers[name] == NONE) numbers[name] = (*count)++;
-    return numbers[name];
-}
-
-/* The number of a list of source variables: of the variable itself if it is one. */
-static int32_t number_sources(Reader *reader, int32_t *variables, int32_t *known, Names sources) {
-    Ints *list = &reader->shape;
-    list->n = 0;
-    for (int32_t i = 0; i < sources.n; i++) push(reader, list, variable(variables, known, sources.at[i]));
-    if (sources.n == 1) return list->at[0];
-    return intern(reader, &reader->shapes, list->at, sources.n * (int32_t)sizeof *list->at, SOURCES_OF_EDGE);
-}
-
-/* Finds the numbers of all edges: an edge is its variable, the relation and the list of source variables. */
-void find_edges(Reader *reader) {
-    Ints *edges = &reader->edges;
-    Names last = {NULL, 0}; /* targets of one assignment share their sources, which are numbered once */
-    int32_t last_number = 0;
-    edges->n = 0;
-    if (reader->too_deep || reader->tokens.n == 0) return;
-    Flow *flow = new_flow(reader);
-    if (!run_program(reader, flow)) return;
-    /* Token -> relation (NONE: nothing is assigned to it) and sources: the later relation, the sources of both. */
-    int32_t *relations = filled(reader, reader->tokens.n, 0xFF), *variables = flow->group, known = 0;
-    Names *sources_of = arena_take(reader, (size_t)reader->tokens.n * sizeof *sources_of);
-    for (int32_t i = 0; i < flow->found_n; i++) {
-        int32_t token = flow->found[i].key >> 1;
-        Names sources = flow->found[i].sources;
-        if (relations[token] != NONE) sources = join_names(reader, sources_of[token], sources);
-        relations[token] = flow->found[i].key & 1;
-        sources_of[token] = sources;
-    }
-    for (int32_t token = 0; token < reader->tokens.n; token++) {
-        int32_t relation = relations[token], read = flow->read[token];
-        Names name = {reader->tokens.at + token, 1}, sources = {name.at, 0};
-        if (relation != NONE) {
-            if (read != USED && !flow->marked[token]) continue;
-            sources = read == USED ? join_names(reader, sources_of[token], name) : sources_of[token];
-        } else if (read == USED) {
-            relation = COMES_FROM;
-            sources = name;
-        } else if (read && flow->marked[token]) {
-            relation = COMES_FROM;
-        } else {
-            continue;
-        }
-        if (sources.at != last.at || sources.n != last.n) {
-            last = sources;
-            last_number = number_sources(reader, variables, &known, sources);
-        }
-        int32_t edge[] = {variable(variables, &known, *name.at), 2 * (sources.n == 1) + relation, last_number};
-        push(reader, edges, FIRST_NUMBER + intern(reader, &reader->shapes, edge, sizeof edge, EDGE));
-    }
 }

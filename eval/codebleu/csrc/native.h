@@ -8,7 +8,8 @@
  *   walk.c    tree -> numbers of subtrees, names of tokens, program       (tree.py)
  *   rules.c   what a node with a rule does to the program                 (program.py, instructions.py)
  *   order.c   the order in which a set lists names                        (name_order.py)
- *   flow.c    program -> edges                                            (dataflow.py)
+ *   flow.c    runs the program                                            (dataflow.py)
+ *   edges.c   ... and finds the edges
  *   text.c    comments, n-grams, what two texts share                     (comments.py, ngrams.py)
  *   module.c  the Python types Reader and Reading                         (scorer.py)
  *
@@ -139,7 +140,7 @@ typedef struct {
     PyObject *pad;     /* borrowed; NULL, or the padded text where it is not ASCII */
     PyObject *held[8]; /* what is given back when the text is read or reading fails */
     Ints found_words;
-    /* n-grams, order.c and flow.c */
+    /* text.c, order.c and flow.c */
     struct Gram *grams;
     uint32_t gram_mask, gram_round;
     Ints gram_orders, gram_said, gram_meant, gram_most;
@@ -205,7 +206,7 @@ typedef struct { const int32_t *at; int32_t n; } Names;
 Names join_names(Reader *reader, Names left, Names right);
 Names extend_names(Reader *reader, const Names *before, Names more);
 
-/* flow.c */
+/* edges.c */
 void find_edges(Reader *reader);
 void flow_free(Reader *reader);
 
