@@ -64,7 +64,7 @@ def make_scorer(language: str, mode: Mode = "reference") -> PairCounter:
     raise CodeBLEUError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
 
 
-class _Borrowed:
+class borrowed_scorer:
     """A scorer without texts for one call; its tables of the grammar are made once, and used by one call at a time."""
 
     __slots__ = ("_key", "_scorer")
@@ -116,7 +116,7 @@ def codebleu(
             with a lone surrogate, or weights that are not four numbers which sum to 1.
     """
     weights = check_weights(weights)
-    with _Borrowed(language, mode) as scorer:
+    with borrowed_scorer(language, mode) as scorer:
         counts = count_each(references, hypotheses, scorer)
     return score_of(mode)(merge_all(counts), weights)
 
@@ -131,7 +131,7 @@ def codebleu_each(
     """The score of every single pair; arguments and errors as for :func:`codebleu`."""
     weights = check_weights(weights)
     score = score_of(mode)
-    with _Borrowed(language, mode) as scorer:
+    with borrowed_scorer(language, mode) as scorer:
         return [score(counts, weights) for counts in count_each(references, hypotheses, scorer)]
 
 
