@@ -85,6 +85,8 @@ def is_scored(row: PairRow) -> bool:
 def compare(calls: Sequence[Call], peer: Callable[..., object] | None, rounds: int) -> str:
     """Our rate, the peer's and the ratio of both, as text."""
     mine, theirs = [], []
+    for score in filter(None, (codebleu, peer)):
+        rate(score, calls[:1])  # loads the grammar
     for _ in range(rounds):
         mine.append(rate(codebleu, calls))
         if peer is not None:
