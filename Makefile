@@ -21,11 +21,11 @@ lint: $(VENV)/installed
 gpu:
 	$(PYTHON) -m kernels.gpu_suite --output gpu-results
 
-$(VENV)/installed: setup.py constraints.txt
+$(VENV)/installed: setup.py constraints.txt $(wildcard eval/codebleu/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis eval/codebleu/*.so

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.files import PairRow, read_pairs
+from eval.codebleu.native import describe_native
 from eval.codebleu.samples import SAMPLES, make_pair
 from eval.codebleu.score import codebleu
 
@@ -84,6 +85,8 @@ def is_scored(row: PairRow) -> bool:
 def compare(calls: Sequence[Call], peer: Callable[..., object] | None, rounds: int) -> str:
     """Our rate, the peer's and the ratio of both, as text."""
     mine, theirs = [], []
+    for score in filter(None, (codebleu, peer)):
+        rate(score, calls[:1])  # loads the grammar
     for _ in range(rounds):
         mine.append(rate(codebleu, calls))
         if peer is not None:
@@ -104,7 +107,9 @@ def main() -> None:
     parser.add_argument("--hypotheses", type=int, default=10, help="hypotheses per reference (default: 10)")
     arguments = parser.parse_args()
     peer = find_peer()
-    print(f"pairs/s of CPU time, one core; peer: {'codebleu' if peer else 'not installed'}")
+    print(
+        f"pairs/s of CPU time, one core; ours in {describe_native()}; peer: {'codebleu' if peer else 'not installed'}"
+    )
     for language, rows in read_rows(arguments.pairs, arguments.limit).items():
         for name, count in (("each new", 1), (f"{arguments.hypotheses} per reference", arguments.hypotheses)):
             found = compare(make_calls(rows, count), peer, arguments.rounds)

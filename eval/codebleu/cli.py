@@ -77,8 +77,16 @@ def _weights(text: str) -> tuple[float, ...]:
 def main(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit code."""
     _check(args)
-    if args.explain is not None:
-        return _explain(args)
+    try:
+        code = _score(args) if args.explain is None else _explain(args)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads the scores has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return SOME_FAILED
+
+
+def _score(args: argparse.Namespace) -> int:
     errors: list[str] = []
     corpora: dict[str, list[tuple[Counts, tuple[float, ...] | None]]] = {}
     pairs = 0
@@ -104,8 +112,13 @@ def main(args: argparse.Namespace) -> int:
         raise CodeBLEUError("nothing to score; the input has no pairs")
     if errors:
         message = f"error: {len(errors)} of {pairs} pairs were not scored; first: {errors[0]}"
-        print(" ".join(message.split()).encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
+        print(printable(" ".join(message.split())), file=sys.stderr)
     return SOME_FAILED if errors else 0
+
+
+def printable(text: str) -> str:
+    """The text with what cannot be written (lone surrogates) spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _corpus_weights(
@@ -210,15 +223,19 @@ def _explain(args: argparse.Namespace) -> int:
     row = next((row for row in _rows(args) if wanted is None or str(row.id) == wanted), None)
     if row is None:
         raise CodeBLEUError("there is no pair" if wanted is None else f"there is no pair with the id {wanted!r}")
-    if row.error:
-        raise CodeBLEUError(f"line {row.line}, id {row.id!r}: {row.error}")
-    if not row.references:
-        raise CodeBLEUError(f"line {row.line}, id {row.id!r}: no reference; expected at least one")
     weights = row.weights or args.weights or EQUAL_WEIGHTS
-    found = [explain(text, row.hypothesis, row.language, weights, args.mode) for text in row.references]
+    try:
+        if row.error:
+            raise CodeBLEUError(row.error)
+        if not row.references:
+            raise CodeBLEUError("no reference; expected at least one")
+        found = [explain(text, row.hypothesis, row.language, weights, args.mode) for text in row.references]
+    except CodeBLEUError as error:
+        raise CodeBLEUError(printable(f"line {row.line} (id {row.id}): {error}")) from None
     pages = []
     for number, explanation in enumerate(found, start=1):
-        title = f"CodeBLEU of {row.id}" + (f", reference {number} of {len(found)}" if len(found) > 1 else "")
+        title = f"CodeBLEU of {printable(str(row.id))}"
+        title += f", reference {number} of {len(found)}" if len(found) > 1 else ""
         pages.append(render_html(explanation, title))
         if not args.html:
             print(title)

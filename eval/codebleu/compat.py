@@ -8,7 +8,7 @@ from pathlib import Path
 from eval.codebleu.counts import EQUAL_WEIGHTS, Weights, merge_all, reference_score
 from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.languages import find_language
-from eval.codebleu.score import count_each
+from eval.codebleu.score import borrowed_scorer, count_each
 from eval.codebleu.scorer import Scorer
 
 
@@ -43,5 +43,9 @@ def calc_codebleu(
             keywords = frozenset(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
         except OSError as error:
             raise CodeBLEUError(f"{path} cannot be read: {error.strerror or error}") from None
-    counts = count_each(references, predictions, Scorer(language, keywords, tokenizer))
+    if keywords is None and tokenizer is None:
+        with borrowed_scorer(language, "reference") as scorer:
+            counts = count_each(references, predictions, scorer)
+    else:
+        counts = count_each(references, predictions, Scorer(language, keywords, tokenizer))
     return reference_score(merge_all(counts), weights).as_dict()

@@ -8,7 +8,7 @@ from operator import add
 from typing import NamedTuple
 
 from eval.codebleu.errors import CodeBLEUError
-from eval.codebleu.ngrams import KEYWORD_WEIGHT, ORDERS, brevity_penalty, geometric_mean
+from eval.codebleu.ngrams import brevity_penalty, geometric_mean
 
 Weights = Sequence[float]
 EQUAL_WEIGHTS: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
@@ -63,14 +63,12 @@ class Counts(NamedTuple):
 
     def parts(self) -> tuple[float, float, float, float]:
         """N-gram, weighted n-gram, syntax and dataflow match; 0 for a part of which the references have nothing."""
-        matches, totals, weighted_matches, weighted = (self[i : i + ORDERS] for i in range(3, 19, ORDERS))
-        ngram = geometric_mean(matches, totals) * brevity_penalty(self.reference_length, self.hypothesis_length)
-        in_ones = weighted_matches[0] / KEYWORD_WEIGHT, weighted[0] / KEYWORD_WEIGHT
-        recall = geometric_mean((in_ones[0], *weighted_matches[1:]), (in_ones[1], *weighted[1:]))
+        ngram = geometric_mean(self[3:7], self[7:11])
+        ngram *= brevity_penalty(self.reference_length, self.hypothesis_length)
+        recall = geometric_mean(self[11:15], self[15:19])  # unigrams in fifths on both sides
         recall *= brevity_penalty(self.weighted_reference_length, self.hypothesis_length)
-        syntax = self.syntax_matches / self.subtrees if self.subtrees else 0.0
-        dataflow = self.dataflow_matches / self.edges if self.edges else 0.0
-        return ngram, recall, syntax, dataflow
+        matches, subtrees, dataflow_matches, edges = self[19:]
+        return ngram, recall, matches / subtrees if subtrees else 0.0, dataflow_matches / edges if edges else 0.0
 
 
 def merge_all(counts: Iterable[Counts]) -> Counts:
@@ -83,9 +81,9 @@ def merge_all(counts: Iterable[Counts]) -> Counts:
 
 def reference_score(counts: Counts, weights: Weights) -> CodeBLEUScore:
     """The score of mode ``reference``: a dataflow match of 0 counts as 1, whatever it comes from."""
-    parts = counts.parts()
-    total = sum(weight * part for weight, part in zip(weights, (*parts[:3], parts[3] or 1.0)))
-    return CodeBLEUScore(total, *parts)
+    ngram, recall, syntax, dataflow = counts.parts()
+    a, b, c, d = weights
+    return CodeBLEUScore(a * ngram + b * recall + c * syntax + d * (dataflow or 1.0), ngram, recall, syntax, dataflow)
 
 
 def check_weights(weights: Weights) -> tuple[float, ...]:
@@ -94,9 +92,11 @@ def check_weights(weights: Weights) -> tuple[float, ...]:
     Raises:
         CodeBLEUError: they are not four numbers from 0 to 1 that sum to 1.
     """
+    if weights is EQUAL_WEIGHTS:
+        return EQUAL_WEIGHTS
     try:
         found = tuple(float(weight) for weight in weights)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = ()
     if len(found) == 4 and all(0 <= weight <= 1 for weight in found):
         if abs(sum(found) - 1) <= 1e-6 or not any(found):

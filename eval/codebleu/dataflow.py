@@ -197,14 +197,17 @@ class Dataflow:
             for token in tokens:
                 marked[token] = 1
         apart = apart and len(sources) != 1
+        first = self.order.extend(None, sources) if apart and sources else sources
         for token in tokens:
             if sources or not apart:
                 key = token + token + relation
                 before = found.get(key)
-                if apart:
+                if before is None:
+                    found[key] = first
+                elif apart:
                     found[key] = self.order.extend(before, sources)
                 else:
-                    found[key] = sources if before is None else self.order.join(before, sources)
+                    found[key] = self.order.join(before, sources)
             name = names[token]
             if journal is not None and name not in journal:
                 journal[name] = states.get(name)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +28,16 @@ class PairRow:
     error: str | None = None
 
 
-def _open(path: Path) -> BinaryIO:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[BinaryIO]:
+    """The file, unpacked if it is packed; what goes wrong with it until the end is the caller's mistake."""
+    if path.is_dir():
+        raise CodeBLEUError(f"{path} is a directory; expected a file")
     try:
-        if path.is_dir():
-            raise CodeBLEUError(f"{path} is a directory; expected a file")
-        return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-    except OSError as error:
-        raise CodeBLEUError(f"{path} cannot be read: {error.strerror or error}") from None
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            yield file  # type: ignore[misc]
+    except (OSError, EOFError, zlib.error) as error:
+        raise CodeBLEUError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def count_lines(path: Path) -> int:
@@ -47,15 +52,12 @@ def read_pairs(path: Path) -> Iterator[PairRow]:
     Raises:
         CodeBLEUError: the file cannot be read.
     """
-    try:
-        with _open(path) as file:
-            for number, line in enumerate(file, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip():
-                    yield _read_row(number, line)
-    except (OSError, EOFError) as error:
-        raise CodeBLEUError(f"{path} cannot be read: {error}") from None
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield _read_row(number, line)
 
 
 def _read_row(number: int, line: bytes) -> PairRow:
@@ -78,9 +80,9 @@ def _read_row(number: int, line: bytes) -> PairRow:
         return PairRow(number, name, error=str(error))
     except UnicodeDecodeError as error:
         return PairRow(number, None, error=f"the line is not UTF-8 (byte {error.start})")
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-        return PairRow(number, None, error=f"the line is not JSON: {reason}")
+    except (ValueError, RecursionError) as error:  # a ValueError besides: a number with thousands of digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        return PairRow(number, None, error=f"the line is not JSON: {getattr(error, 'msg', reason)}")
 
 
 def _field(row: dict[str, Any], name: str, kind: type) -> Any:

@@ -104,5 +104,5 @@ def geometric_mean(numerators: Sequence[float], denominators: Sequence[float]) -
     """Smoothed geometric mean of the precisions (or recalls) of each order; 0 when not one unigram matches."""
     if numerators[0] == 0:
         return 0.0
-    logs = [math.log((n or SMOOTHING) / d) / len(numerators) for n, d in zip(numerators, denominators)]
-    return math.exp(math.fsum(logs))
+    log, size = math.log, len(numerators)
+    return math.exp(math.fsum([log((n or SMOOTHING) / d) / size for n, d in zip(numerators, denominators)]))

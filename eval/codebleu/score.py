@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 from eval.codebleu.corrected import CorrectedScorer, corrected_score
@@ -19,24 +19,30 @@ from eval.codebleu.counts import (
 )
 from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.languages import find_language
+from eval.codebleu.native import SWITCH
 from eval.codebleu.scorer import Scorer
 
 
-@contextlib.contextmanager
-def paused_collection() -> Iterator[None]:
+class paused_collection:
     """Holds the cyclic garbage collector: scoring makes many small objects and no cycles, so it would look in vain."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
+
+    __slots__ = ("_was_enabled",)
+
+    def __enter__(self) -> None:
+        self._was_enabled = gc.isenabled()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        if self._was_enabled:
             gc.enable()
 
 
 Mode = Literal["reference", "corrected"]
 MODES: tuple[Mode, ...] = ("reference", "corrected")
 TOGETHER = 64  # pairs whose texts are read together
+MOST_IDLE = 4  # scorers of one language that wait for the next call
+
+_IDLE: dict[tuple, list[PairCounter]] = {}
 
 
 class PairCounter(Protocol):
@@ -56,6 +62,32 @@ def make_scorer(language: str, mode: Mode = "reference") -> PairCounter:
     if mode == "corrected":
         return CorrectedScorer(find_language(language))
     raise CodeBLEUError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
+
+
+class borrowed_scorer:
+    """A scorer without texts for one call; its tables of the grammar are made once, and used by one call at a time."""
+
+    __slots__ = ("_key", "_scorer")
+
+    def __init__(self, language: str, mode: Mode):
+        self._key = language, mode, os.environ.get(SWITCH)
+
+    def __enter__(self) -> PairCounter:
+        try:
+            self._scorer = _IDLE[self._key].pop()
+            return self._scorer
+        except (KeyError, IndexError, TypeError):
+            pass
+        self._scorer = make_scorer(*self._key[:2])
+        return self._scorer
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None or not isinstance(self._scorer, Scorer):
+            return
+        idle = _IDLE.setdefault(self._key, [])
+        if len(idle) < MOST_IDLE:
+            self._scorer.forget()
+            idle.append(self._scorer)
 
 
 def score_of(mode: Mode) -> Callable[[Counts, Weights], CodeBLEUScore]:
@@ -84,7 +116,8 @@ def codebleu(
             with a lone surrogate, or weights that are not four numbers which sum to 1.
     """
     weights = check_weights(weights)
-    counts = count_each(references, hypotheses, make_scorer(language, mode))
+    with borrowed_scorer(language, mode) as scorer:
+        counts = count_each(references, hypotheses, scorer)
     return score_of(mode)(merge_all(counts), weights)
 
 
@@ -98,7 +131,8 @@ def codebleu_each(
     """The score of every single pair; arguments and errors as for :func:`codebleu`."""
     weights = check_weights(weights)
     score = score_of(mode)
-    return [score(counts, weights) for counts in count_each(references, hypotheses, make_scorer(language, mode))]
+    with borrowed_scorer(language, mode) as scorer:
+        return [score(counts, weights) for counts in count_each(references, hypotheses, scorer)]
 
 
 def count_each(
@@ -115,17 +149,17 @@ def count_each(
         ((texts,) if isinstance(texts, str) else texts, hypothesis) for texts, hypothesis in zip(references, hypotheses)
     ]
     for number, (texts, hypothesis) in enumerate(pairs, start=1):
-        if not all([isinstance(text, str) for text in (*texts, hypothesis)]):
-            raise CodeBLEUError(f"pair {number}: a text is no string")
+        for text in (*texts, hypothesis):
+            if not isinstance(text, str):
+                raise CodeBLEUError(f"pair {number}: a text is no string")
     counts = []
+    number = 0
     with paused_collection():
-        for first in range(0, len(pairs), TOGETHER):
-            together = pairs[first : first + TOGETHER]
-            if len(together) > 1:
-                scorer.prepare(together)
-            for number, (texts, hypothesis) in enumerate(together, start=first + 1):
-                try:
-                    counts.append(scorer.count(texts, hypothesis))
-                except CodeBLEUError as error:
-                    raise CodeBLEUError(f"pair {number}: {error}") from None
+        try:
+            for number, (texts, hypothesis) in enumerate(pairs, start=1):
+                if number % TOGETHER == 1 and len(pairs) > 1:
+                    scorer.prepare(pairs[number - 1 : number - 1 + TOGETHER])
+                counts.append(scorer.count(texts, hypothesis))
+        except CodeBLEUError as error:
+            raise CodeBLEUError(f"pair {number}: {error}") from None
     return counts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from tree_sitter import Parser, Tree
 
@@ -17,12 +17,14 @@ from eval.codebleu.instructions import STRINGS
 from eval.codebleu.keywords import KEYWORDS
 from eval.codebleu.languages import load_grammar
 from eval.codebleu.name_order import NameOrder
+from eval.codebleu.native import make_reader, native_module
 from eval.codebleu.ngrams import KEYWORD_WEIGHT, NGrams, clipped_overlaps, closest_length, overlaps
 from eval.codebleu.tree import Kinds, Numbers, Reading, depth, new_numbers, printed_subtrees, read_tree
 
 REMEMBERED = 2_000_000  # characters of text whose reading is kept
 MOST_PREPARED = 200_000  # characters of text that are read together
 MOST_NUMBERS = 1_000_000  # distinct subtrees after which all is forgotten
+FEW_NUMBERS = 2_000  # distinct subtrees that may stay known when the texts are forgotten
 # The published metric recurses and gives up the dataflow of deeper trees at Python's default limit of 1,000 calls.
 DEEPEST = 992
 
@@ -41,10 +43,13 @@ class TextCache(Generic[T]):
         return text in self._known
 
     def get(self, text: str, make: Callable[[str], T]) -> T:
-        """What ``make`` gives for the text."""
+        """What ``make`` gives for the text; None is not remembered."""
         found = self._known.get(text)
         if found is None:
-            found = self._known[text] = make(text)
+            found = make(text)
+            if found is None:
+                return found
+            self._known[text] = found
             self._length += len(text)
             while self._length > self._capacity and len(self._known) > 1:
                 oldest = next(iter(self._known))
@@ -107,6 +112,9 @@ class Scorer:
         self._keywords = KEYWORDS[language] if keywords is None else keywords
         self._split = tokenizer or str.split
         self._parser = Parser(grammar)
+        native = None if tokenizer else native_module()
+        self._reader = native and make_reader(native, self.kinds, language, self._keywords, self._parser)
+        self._readings: TextCache[Any] = TextCache()  # what the reader makes of a text
         self._texts: TextCache[Text] = TextCache()
         self._codes: TextCache[Code] = TextCache()
         self.numbers = new_numbers()
@@ -118,6 +126,8 @@ class Scorer:
         It only saves time: the parser's tables and the interpreter need the processor's cache in turns, and fewer
         turns are faster. Text that is not ASCII is left to :meth:`count`, which says so if it cannot be read.
         """
+        if self._reader is not None:
+            return  # fast enough one after the other
         ready: list[tuple[list[str], str]] = []
         codes: dict[str, str] = {}  # text -> text without comments
         length = 0
@@ -176,10 +186,12 @@ class Scorer:
         """
         if not references:
             raise CodeBLEUError("no reference; expected at least one")
+        if self._reader is not None:
+            found = self._count_native(references, hypothesis)
+            if found is not None:
+                return found
         if len(self.numbers) > MOST_NUMBERS:
-            self._texts.clear()
-            self._codes.clear()
-            self.numbers, self.order = new_numbers(), NameOrder()
+            self.forget()
         said, candidate = self.text(hypothesis.strip())
         texts = [self.text(text.strip()) for text in references]
         meant = [ngrams for ngrams, _ in texts]
@@ -209,6 +221,33 @@ class Scorer:
             dataflow,
             edges,
         )
+
+    def _count_native(self, references: Sequence[str], hypothesis: str) -> Counts | None:
+        """What :meth:`count` gives; None where a text is left to Python."""
+        reader = self._reader
+        if reader.size > MOST_NUMBERS:
+            self._readings.clear()
+            reader.forget()
+        get, read = self._readings.get, reader.read
+        candidate = get(hypothesis.strip(), read)
+        texts = tuple([get(text.strip(), read) for text in references])
+        if candidate is None or None in texts:
+            return None
+        if len(texts) > 1 and self.strip(candidate.code) != candidate.code:
+            return None  # published: comments are removed once more for each reference
+        found = reader.count(texts, candidate)
+        return None if found is None else Counts._make(found)
+
+    def forget(self) -> None:
+        """Forgets all texts."""
+        if len(self.numbers):
+            self._texts.clear()
+            self._codes.clear()
+            self.numbers, self.order = new_numbers(), NameOrder()
+        if self._reader is not None:
+            self._readings.clear()
+            if self._reader.size > FEW_NUMBERS:
+                self._reader.forget()
 
     def _syntax_matches(self, reference: Code, candidate: Code) -> int:
         if not (reference.printed or candidate.printed):

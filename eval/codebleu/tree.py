@@ -115,7 +115,7 @@ def read_tree(tree: Tree, text: str, kinds: Kinds, numbers: Numbers) -> Reading:
     meanings = kinds.fast
     missing = 0
     if broken:
-        missing = str(root).count("(MISSING ") if is_printable(tree) else 1
+        missing = count_missing(tree)
         meanings = kinds.careful if missing else kinds.broken
     if not text.isascii():
         text, meanings = padded(text), kinds.careful
@@ -163,7 +163,7 @@ def read_tree(tree: Tree, text: str, kinds: Kinds, numbers: Numbers) -> Reading:
                 if meaning == ANONYMOUS:
                     del shape[-2 if field_number else -1 :]
                 if broken and (kind == ERROR or not name):
-                    printed = _print(node, meaning, kind_names[kind])
+                    printed = print_leaf(node, meaning == ANONYMOUS, kind_names[kind])
                     missing -= printed.startswith("(MISSING")
                     if printed:
                         if meaning != ANONYMOUS:
@@ -229,12 +229,17 @@ def _open(
     return context
 
 
-def _print(node: Node, meaning: int, name: str) -> str:
+def print_leaf(node: Node, is_anonymous: bool, name: str) -> str:
     """What a leaf of broken text looks like in print, if that is more than its kind."""
     if node.is_missing:
-        return f"(MISSING {meaning == ANONYMOUS} {name})"
+        return f"(MISSING {is_anonymous} {name})"
     printed = str(node) if node.kind_id == ERROR else ""
     return "" if printed == "(ERROR)" else printed
+
+
+def count_missing(tree: Tree) -> int:
+    """Missing nodes that the printed tree shows; 1 for a tree too deep to be printed."""
+    return str(tree.root_node).count("(MISSING ") if is_printable(tree) else 1
 
 
 def is_printable(tree: Tree) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import pytest
@@ -23,6 +24,11 @@ BAD = {
     '{"id": "l", "lang": "pyton", "hypothesis": "x", "references": ["x"]}': "did you mean 'python'?",
     '{"id": "s", "lang": "python", "hypothesis": "\\ud800", "references": ["x"]}': "lone surrogate U+D800",
     '{"id": "w", "lang": "python", "hypothesis": "x", "references": ["x"], "weights": [1, 1, 1, 1]}': "sum to 4",
+    '{"id": "h", "lang": "c", "hypothesis": "x", "references": ["x"], "weights": [%s, 0, 0, 0]}'
+    % ("9" * 500): "four numbers",
+    '{"id": %s}' % ("9" * 5000): "not JSON: a number is too long",
+    '{"id": "d", "hypothesis": ' + "[" * 100_000: "not JSON: nested too deeply",
+    '{"id": "t", "lang": "typescript", "hypothesis": "x", "references": ["x"]}': "use mode 'corrected'",
 }
 
 
@@ -83,6 +89,26 @@ def test_files_with_one_example_a_line(tmp_path, capsys):
     assert main(["codebleu", *flags]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines[1] == {"id": 2, **codebleu([["y = 3", "y = 2"]], ["y = 2"], "python").as_dict()}
+
+
+def test_nul_characters_are_scored_as_published(pairs, capsys):
+    row = {"id": "n", "lang": "python", "hypothesis": "x = 1\0\n\0y", "references": ["x = 1\0\n\0y"]}
+    assert main(["codebleu", "--pairs", pairs([json.dumps(row)])]) == 0
+    assert json.loads(capsys.readouterr().out) == {"id": "n", **score(row)}
+
+
+BROKEN = {"text": b"no gzip", "short": gzip.compress(b"{}\n" * 99)[:-9], "damaged": gzip.compress(b"x")[:12] + b"~~~"}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_a_broken_archive_is_one_error(tmp_path, capsys, content):
+    path = tmp_path / "pairs.jsonl.gz"
+    path.write_bytes(content)
+    for flags in (["--pairs", str(path)], ["--hyp", str(path), "--refs", str(path), "--lang", "c"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["codebleu", *flags])
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2 and not out and "pairs.jsonl.gz cannot be read: " in err and err.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,20 @@ from typing import Any
 import pytest
 
 from eval.codebleu import CodeBLEUError, CodeBLEUScore, codebleu
+from eval.codebleu.native import SWITCH, describe_native, native_module
 
 TOLERANCE = 1e-9
 PARTS = ("ngram_match_score", "weighted_ngram_match_score", "syntax_match_score", "dataflow_match_score")
 OWN = json.loads((Path(__file__).parent / "own_goldens.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(params=["C", "Python"], autouse=True)
+def code_in_use(request, monkeypatch) -> None:
+    """Every score is checked with the extension, if it is built, and without."""
+    if request.param == "Python":
+        monkeypatch.setenv(SWITCH, "0")
+    elif native_module() is None:
+        pytest.skip(describe_native())
 
 
 @pytest.fixture(scope="module")
