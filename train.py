@@ -24,7 +24,7 @@ from checkpoints.files import free_bytes
 from checkpoints.model_io import LoadedModel, load_model, save_model
 from checkpoints.proof import prove
 from checkpoints.rewrite import merge_directory
-from checkpoints.run_directory import RESULTS_FILE, RUN_FILE, RunDirectory
+from checkpoints.run_directory import RESULTS_FILE, RUN_FILE, RunDirectory, resume_command
 from checkpoints.run_inputs import base_config, disk_needed, plan_run, require_disk
 from checkpoints.upcycle import upcycle_model
 from eval.display import CountDisplay, MetricsWriter, StageDisplay, make_console
@@ -41,6 +41,7 @@ from moe.model import Transformer, count_parameters
 from moe.prompt import choose_template
 from moe.tokenizer import load_tokenizer
 from moe.training.config import TINY, RunConfig, load_preset, load_settings, make_config, parse_setting, preset_names
+from moe.training.interrupt import Interrupt
 from moe.training.ridge import ridge_routers
 from moe.training.stages import make_stage
 from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokenizer
@@ -69,13 +70,17 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return dry_run(config, data, plan, device, arguments.runs, console)
     directory = resumed or create_run(arguments, config, plan)
-    try:
-        return make_experts(config, directory, data, device, dtype, console)
-    except UserError:
-        # A mistake that only showed on loading leaves no directory behind; work that was done is kept.
-        if not any((directory.path / name).exists() for name in ("state", RESULTS_FILE)):
-            shutil.rmtree(directory.path, ignore_errors=True)
-        raise
+    with directory.held():
+        try:
+            return make_experts(config, directory, data, device, dtype, console)
+        except UserError:
+            # A mistake that only showed on loading leaves no directory behind; work that was done is kept.
+            if resumed is None and not any((directory.path / name).exists() for name in ("state", RESULTS_FILE)):
+                shutil.rmtree(directory.path, ignore_errors=True)
+            raise
+        except KeyboardInterrupt:
+            say(console, f"stopped; go on with: {resume_command(directory.path)}")
+            raise
 
 
 def make_experts(
@@ -210,18 +215,24 @@ class Session:
         state = self.directory.load_state(name)
         if state is not None:
             trainer.restore(state)
-            self.metrics.resume(name, trainer.step)
+        self.metrics.resume(name, trainer.step)
         saved = time.monotonic()
 
         def on_step(step: StepReport) -> None:
             nonlocal saved
             display.update(step)
             self.metrics.write(step)
-            if time.monotonic() - saved > 60 * self.config.save_minutes or step.step == step.steps:
+            late = time.monotonic() - saved > 60 * self.config.save_minutes
+            if late or step.step == step.steps or interrupt.came:
                 self.directory.save_state(trainer.state())
                 saved = time.monotonic()
+            if interrupt.came:
+                raise KeyboardInterrupt
 
-        with StageDisplay(self.console, self.config.languages, name, stage.steps, trainer.step) as display:
+        with (
+            StageDisplay(self.console, self.config.languages, name, stage.steps, trainer.step) as display,
+            Interrupt("finishing and saving this step; Ctrl-C again stops at once") as interrupt,
+        ):
             trainer.run(on_step)
         model.requires_grad_(False)
 
@@ -266,6 +277,9 @@ def read_settings(arguments: argparse.Namespace) -> tuple[RunDirectory | None, R
         if not separator:
             arguments.parser.error(f"--set {text}: expected NAME=VALUE")
         given[name] = parse_setting(name, value)
+    for flag in ("config", "name", "runs", "resume"):
+        if getattr(arguments, flag) == "":
+            arguments.parser.error(f"--{flag} is empty")
     if arguments.resume:
         if given or arguments.config or arguments.preset or arguments.name:
             arguments.parser.error("--resume goes on with the run's own settings and name; leave the others out")
@@ -344,7 +358,8 @@ def report(directory: RunDirectory, config: RunConfig, console: Console, device:
     (directory.path / "report.md").write_text(markdown_report(summary), encoding="utf-8")
     say(console, f"report: {directory.path / 'report.md'}")
     example = "Return the sum of all even numbers in a list."
-    command = f'python generate.py "{example}" --language {config.languages[0]} --model {directory.path / "model"}'
+    model = shlex.quote(str(directory.path / "model"))
+    command = f'python generate.py "{example}" --language {config.languages[0]} --model {model}'
     say(console, f"write code with it: {command}")
 
 

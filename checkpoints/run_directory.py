@@ -9,7 +9,10 @@ runs/NAME/model/          the mixture;  adapter/ the dense baseline;  mixtral/ t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import fcntl
+import shlex
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,11 @@ from checkpoints.files import json_bytes, read_json_object, replace_file
 from checkpoints.train_state import has_train_state, load_train_state, save_train_state
 from moe.errors import UserError
 from moe.training.trainer import StageState
+
+
+def resume_command(path: Path) -> str:
+    """What to type to go on with a run."""
+    return f"python train.py --resume {shlex.quote(str(path))}"
 
 
 class RunDirectory:
@@ -30,9 +38,7 @@ class RunDirectory:
     def create(cls, path: Path, settings: Mapping[str, Any]) -> RunDirectory:
         """Starts a run in a directory that does not exist yet."""
         if path.exists():
-            raise UserError(
-                f"{path} exists; give another --name, or continue that run with: python train.py --resume {path}"
-            )
+            raise UserError(f"{path} exists; give another --name, or continue that run with: {resume_command(path)}")
         try:
             path.mkdir(parents=True)
         except OSError as error:
@@ -47,6 +53,18 @@ class RunDirectory:
             raise UserError(f"{path} is no run: it has no {RUN_FILE}; expected a directory that train.py made")
         results = read_json_object(path / RESULTS_FILE) if (path / RESULTS_FILE).is_file() else {}
         return cls(path, read_json_object(path / RUN_FILE), results)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes out while this one works on the run; the system frees it when a process dies."""
+        with open(self.path / RUN_FILE, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path} is being trained by another process; wait for it or end it") from None
+            except OSError:
+                pass  # a file system without locks
+            yield
 
     def once(self, step: str, work: Callable[[], Any]) -> Any:
         """What ``step`` measured: from ``results.json`` when it is there, else done now and noted."""

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from eval.report import routing_table, share_text
 from moe.training.trainer import StepReport
@@ -40,10 +41,12 @@ class MetricsWriter:
         self._board = _tensorboard(directory / "tensorboard")
 
     def resume(self, stage: str, step: int) -> None:
-        """Drops the rows of ``stage`` after ``step``, which are about to be made again."""
+        """Drops the rows of ``stage`` after ``step``, which will be made again, and rows that were cut short."""
         self._file.close()
-        with self._path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row and (row[0] != stage or int(row[1]) <= step)]
+        with self._path.open(newline="", encoding="utf-8", errors="replace") as file:
+            head, *found = csv.reader(file)
+        whole = (len(head), len(head) - len(self.languages) ** 2)  # with the shares of experts, and without
+        rows = [head, *(x for x in found if len(x) in whole and (x[0] != stage or int(x[1]) <= step))]
         temporary = self._path.with_suffix(".partial")
         with temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
@@ -96,16 +99,16 @@ class StageDisplay:
         self._last = 0.0
         self._rate = 0.0
         self._routing = None
-        self._progress = Progress(
+        self._progress = Progress(  # with 4-digit steps 80 columns wide; losses have a line of their own
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[info]}"),
+            TextColumn("{task.fields[rate]}"),
             console=console,
         )
-        self._task = self._progress.add_task(title, total=steps, completed=done, info="")
+        self._task = self._progress.add_task(title, total=steps, completed=done, rate="left")
         self._live = Live(self._progress, console=console, refresh_per_second=4) if console.is_terminal else None
 
     def __enter__(self) -> StageDisplay:
@@ -126,17 +129,17 @@ class StageDisplay:
             old = new if self._routing is None else torch.where(self._routing.isnan(), new, self._routing)
             self._routing = torch.where(new.isnan(), old, 0.9 * old + 0.1 * new)  # a language may miss in a step
         losses = " ".join(f"{x} {v:.3f}" for x, v in zip(self.languages, report.language_losses) if v is not None)
-        info = f"loss {report.loss:.3f} ({losses}) {self._rate:,.0f} tokens/s"
-        self._progress.update(self._task, completed=report.step, info=info)
+        loss, speed = f"loss {report.loss:.3f} ({losses})", f"{self._rate:,.0f} tokens/s"
+        self._progress.update(self._task, completed=report.step, rate=f"left, {speed}")
         if self._live is not None:
-            shown = [self._progress]
+            shown = [self._progress, Text(loss)]
             if self._routing is not None:
                 shown.append(routing_table(self._routing.tolist(), self.languages, "routing so far"))
             self._live.update(Group(*shown))
         elif time.monotonic() - self._last > PLAIN_SECONDS or report.step == report.steps:
             self._last = time.monotonic()
             left = (report.steps - report.step) * report.tokens / max(self._rate, 1e-9)
-            line = f"{self.title} {report.step}/{report.steps} {info}, {left:.0f} s left"
+            line = f"{self.title} {report.step}/{report.steps} {loss} {speed}, {left:.0f} s left"
             if self._routing is not None:
                 own = (self._routing[i, i].item() for i in range(len(self.languages)))
                 line += f", to own expert {' '.join(share_text(share) for share in own)}"

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -99,24 +100,55 @@ def test_a_killed_run_goes_on_and_ends_the_same(finished, tmp_path):
 
 
 def test_a_run_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch):
-    """Interrupted after the second step of the branch stage: the same results, no step twice in the metrics."""
+    """Killed before its first saved state, then stopped by Ctrl-C: the same results, no step twice in the metrics."""
     directory, _ = finished
     train_step = train_script.Trainer.train_step
 
-    def interrupted(trainer):
-        if trainer.stage.name == "branch" and trainer.step == 2:
-            raise KeyboardInterrupt
-        return train_step(trainer)
+    def interrupt_at(stage: str, step: int, how) -> None:
+        def interrupted(trainer):
+            if trainer.stage.name == stage and trainer.step == step:
+                how()
+            return train_step(trainer)
 
-    monkeypatch.setattr(train_script.Trainer, "train_step", interrupted)
-    stopped = train("--runs", tmp_path, "--name", "x", *SMALL, "--no-baseline", "--save-minutes", "0", check=False)
-    assert stopped.returncode == 130
+        monkeypatch.setattr(train_script.Trainer, "train_step", interrupted)
+
+    def killed():
+        raise KeyboardInterrupt
+
+    interrupt_at("pretrain", 2, killed)
+    stopped = train("--runs", tmp_path, "--name", "the run", *SMALL, "--no-baseline", check=False)
+    assert stopped.returncode == 130 and f"--resume '{tmp_path / 'the run'}'" in stopped.stdout
+    with (tmp_path / "the run" / "metrics.csv").open("a") as file:
+        file.write("pretr")  # a row cut short
+    interrupt_at("branch", 1, lambda: signal.raise_signal(signal.SIGINT))
+    stopped = train("--resume", tmp_path / "the run", check=False)
+    assert stopped.returncode == 130 and "saving this step" in stopped.stderr
+    assert [path.name for path in (tmp_path / "the run" / "state" / "branch").iterdir()] == ["step-00000002"]
     monkeypatch.undo()
-    train("--resume", tmp_path / "x")
-    results = [json.loads((place / "results.json").read_text()) for place in (directory, tmp_path / "x")]
+    train("--resume", tmp_path / "the run")
+    results = [json.loads((place / "results.json").read_text()) for place in (directory, tmp_path / "the run")]
     assert results[0]["scores of mixture"] == results[1]["scores of mixture"]
-    rows = [row.split(",")[:2] for row in (tmp_path / "x" / "metrics.csv").read_text().splitlines()]
+    rows = [row.split(",")[:2] for row in (tmp_path / "the run" / "metrics.csv").read_text().splitlines()]
     assert rows[0] == ["stage", "step"] and len(rows) == 9 and len({tuple(row) for row in rows}) == 9
+
+
+_HOLD = (
+    "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); input()"
+)
+
+
+def test_one_process_trains_a_run(finished):
+    directory, _ = finished
+    held = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(directory / "run.json")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert held.stdout.readline() == b"held\n"
+        done = train("--resume", directory, check=False)
+    finally:
+        held.communicate()
+    assert done.returncode == 2 and "being trained by another process" in done.stderr
+    assert "write code with it" in train("--resume", directory).stdout
 
 
 def test_full_experts_and_settings_without_effect(tmp_path):
@@ -182,6 +214,8 @@ def test_dry_run_writes_nothing(tmp_path):
         (["--data", "missing"], "missing"),
         (["--preset", "mistral-7b-24gb"], "--data DIR"),
         (["--resume", "missing"], "is no run"),
+        (["--resume", ""], "--resume is empty"),
+        (["--config", ""], "--config is empty"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--max-tokens", "8"], "fits into 8 tokens"),
         (["--max-tokens", "9999"], "more than tokens_per_batch"),

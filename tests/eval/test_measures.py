@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import replace
 
@@ -128,3 +129,17 @@ def test_a_language_that_misses_in_a_step_keeps_its_routing(capsys):
             assert display._routing[0].tolist() == [0.5, 0.5] and display._routing[1].isnan().all()
     assert "to own expert 50% 80%" in capsys.readouterr().out
     assert routing_table([[0.5, 0.5], [nan, nan]], ["python", "cpp"], "x").columns[1]._cells[1] == "-"
+
+
+def test_progress_fits_into_80_columns():
+    """Counts, times, speed and every language's loss are all there where a terminal is narrow."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=80, legacy_windows=False, color_system=None)
+    languages = ["python", "java", "javascript", "cpp"]
+    with StageDisplay(console, languages, "pretrain", 2200) as display:
+        losses = (1.5, 1.25, 2.0, 1.75)
+        routing = torch.full((4, 4), 0.25)
+        display.update(StepReport("pretrain", 1000, 2200, 1.625, losses, 1.0, 0.1, 1e-3, 1.0, 4096, 0.25, routing))
+    shown = out.getvalue()
+    assert "pretrain" in shown and "1000/2200" in shown and "left, 16,384 tokens/s" in shown
+    assert "loss 1.625 (python 1.500 java 1.250 javascript 2.000 cpp 1.750)" in shown and "…" not in shown
