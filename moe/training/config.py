@@ -211,7 +211,8 @@ def _coerce(name: str, kind: Any, value: Any) -> Any:
                 raise UserError(f"{name} is {value!r}, expected true or false")
             return word in ("true", "1", "yes")
         try:
-            return kind(float(value)) if kind is int and float(value).is_integer() else kind(value)
+            exact = kind is not int or value.strip().lstrip("+-").isdecimal()
+            return kind(value) if exact or not float(value).is_integer() else int(float(value))  # 1e6 is a whole number
         except (ValueError, OverflowError):
             wanted = "a whole number" if kind is int else "a number"
             raise UserError(f"{name} is {value!r}, expected {wanted}") from None
@@ -234,7 +235,8 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     """Settings of a TOML file; raises :class:`UserError` naming what is wrong in it."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a TOML file of settings")
+        state = "is not a file" if path.exists() else "no such file"
+        raise UserError(f"{path}: {state}; expected a TOML file of settings")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -129,6 +129,17 @@ def test_held_out_draws_give_every_problem_once_before_rewordings():
     assert len({problem.id for problem in problems}) == 400
 
 
+SPLIT_DRAWS = {"train": 10_000, "validation": 400, "test": 400}
+
+
+def test_what_is_drawn_of_a_held_out_split_is_never_drawn_for_training():
+    drawn = {split: generate_problems(count, seed=0, split=split) for split, count in SPLIT_DRAWS.items()}
+    for split in ("validation", "test"):
+        for key in ("id", "text", "solutions"):
+            held_out, train = ({str(getattr(p, key)) for p in drawn[s]} for s in (split, "train"))
+            assert len(held_out) > 100 and not held_out & train, (split, key)
+
+
 def test_seeds_differ_and_prefixes_agree():
     first, other = generate_pairs("cpp", 50, seed=0), generate_pairs("cpp", 50, seed=1)
     assert first != other

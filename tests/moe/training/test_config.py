@@ -29,6 +29,7 @@ def test_every_setting_has_a_help_text():
     [
         ("branch_steps", "30", 30),
         ("branch_steps", "1e3", 1000),
+        ("seed", "9007199254740993", 9007199254740993),  # more than a float can tell
         ("branch_lr", "3e-4", 3e-4),
         ("branch_lr", "1", 1.0),
         ("merge", "true", True),

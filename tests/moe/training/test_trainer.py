@@ -102,6 +102,18 @@ def test_mix_moves_routers_alone_and_reports_routing(delta, batches):
     assert reports[0].balance >= 0.99 and reports[0].z > 0
 
 
+def test_the_next_token_loss_teaches_the_router(delta, batches):
+    """Without balance and z-loss the routers still get a gradient, through the gates."""
+    config = replace(CONFIG, balance_loss_weight=0.0, z_loss_weight=0.0, weight_decay=0.0)
+    with torch.no_grad():  # experts that differ
+        for block in delta.layers:
+            block.feed_forward.expert_deltas.b2.normal_(std=0.5)
+    trainer = Trainer(delta, replace(make_stage("mix", config), steps=1), batches, LANGUAGES, config)
+    before = {n: p.detach().clone() for n, p in trainer.parameters.items()}
+    assert trainer.train_step().gradient_norm > 1e-6
+    assert all(is_router(n) and not torch.equal(p, before[n]) for n, p in trainer.parameters.items())
+
+
 def test_balance_is_measured_over_the_last_steps(delta, batches, monkeypatch):
     """A step's expert fractions hold what earlier steps chose, and a restored trainer remembers them."""
     seen = []
