@@ -15,7 +15,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: spinning threads starve other work
 
@@ -25,7 +24,7 @@ from rich.text import Text
 
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.model_io import load_model
-from eval.runs import newest_model
+from eval.runs import model_of, newest_model
 from moe.answers import Answer, Question, Writer, check_stop
 from moe.config import ModelConfig
 from moe.data.questions import check_output, json_lines, read_questions, write_rows
@@ -50,7 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     # 2. Load the model.
-    path = Path(arguments.model) if arguments.model else newest_model(arguments.runs)
+    path = model_of(arguments.model) if arguments.model else newest_model(arguments.runs)
     console.print(f"model {path}" + ("" if arguments.model else " (the newest run; --model DIR takes another)"))
     loaded = load_model(path, dtype, device, base=arguments.base)
     if loaded.tokenizer is None:
@@ -73,13 +72,16 @@ def main(arguments: argparse.Namespace) -> int:
 
 def read_input(arguments: argparse.Namespace) -> list[Question]:
     """What is to be answered; empty for a session at the terminal."""
+    for flag in ("model", "runs", "base", "prompts", "output"):
+        if getattr(arguments, flag) == "":
+            raise UserError(f"--{flag} is empty; give a path or leave the flag out")
     if arguments.language is not None:
         get_language(arguments.language)
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")
     if arguments.prompts is None:
         for flag in ("output", "batch_size", "force"):
-            if getattr(arguments, flag):
+            if getattr(arguments, flag) is not None and getattr(arguments, flag) is not False:
                 raise UserError(f"--{flag.replace('_', '-')} is for --prompts FILE, which was not given")
         return [] if arguments.prompt is None else [Question(arguments.prompt, arguments.language)]
     if arguments.prompt is not None:
@@ -89,6 +91,8 @@ def read_input(arguments: argparse.Namespace) -> list[Question]:
     questions = read_questions(arguments.prompts, arguments.language)
     if arguments.output not in (None, "-"):
         check_output(arguments.output, arguments.force)
+        if os.path.realpath(arguments.output) == os.path.realpath(arguments.prompts):
+            raise UserError(f"{arguments.output} is where the prompts are read from; give another --output")
     return questions
 
 
@@ -202,14 +206,10 @@ def make_parser() -> ArgumentParser:
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; a reader of the output that went away (``| head``) is no error."""
+    """Runs the command line."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8")  # code and JSON are UTF-8, whatever the system's own encoding
-    try:
-        return run(make_parser(), main, argv)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still flushes at exit
-        return 0
+    return run(make_parser(), main, argv)
 
 
 if __name__ == "__main__":

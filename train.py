@@ -383,4 +383,4 @@ def make_parser() -> ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run(make_parser(), main, also=(OSError,)))
+    sys.exit(run(make_parser(), main))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -44,8 +45,16 @@ def run(
     argv: Sequence[str] | None = None,
     also: tuple[type[Exception], ...] = (),
 ) -> int:
-    """Parses ``argv`` and runs ``main``; a user's mistake is one line and exit code 2 (a trace with ``--debug``)."""
+    """Parses ``argv`` and runs ``main``.
+
+    A user's mistake, what the system refuses (:class:`OSError`) and ``also`` are one line and exit code 2 (a trace with
+    ``--debug``). A reader of the output that went away (``| head``) ends the work without an error.
+    """
     arguments = parser.parse_args(argv)
     arguments.debug = getattr(arguments, "debug", False)
-    with exit_on_user_error(arguments.debug, also=also):
-        return main(arguments) or 0
+    try:
+        with exit_on_user_error(arguments.debug, also=(OSError, *also)):
+            return main(arguments) or 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still flushes at exit
+        return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ def manifest_files(directory: Path) -> dict[str, dict[str, Any]]:
             raise UserError(f"{directory} holds no model; give a model directory")
         raise UserError(
             f"{directory} has no {MANIFEST}, so its bytes cannot be checked; write one with: "
-            f"python -m checkpoints verify {directory} --write"
+            f"python -m checkpoints verify {shlex.quote(str(directory))} --write"
         )
     entries = read_json_object(path).get("files")
     if not isinstance(entries, dict) or not all(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from checkpoints.card_facts import RUN_FILE
+from checkpoints.run_directory import resume_command
 from moe.errors import UserError
 
 
@@ -19,6 +21,16 @@ def finished_models(runs: str | Path = "runs") -> list[Path]:
         except FileNotFoundError:  # removed between being listed and being looked at
             continue
     return [model for _, model in sorted(configs, reverse=True)]
+
+
+def model_of(path: str | Path) -> Path:
+    """``path``, or the model of the run that it is; raises :class:`UserError` for a run that has none yet."""
+    path = Path(path)
+    if not (path / RUN_FILE).is_file() or (path / "config.json").is_file():
+        return path
+    if not (path / "model" / "config.json").is_file():
+        raise UserError(f"the run {path} is not finished; go on with: {resume_command(path)}")
+    return path / "model"
 
 
 def newest_model(runs: str | Path = "runs") -> Path:

@@ -198,7 +198,7 @@ class Writer:
 def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
     """The stop strings; raises :class:`UserError` when one is empty."""
     if any(not text for text in stop):
-        raise UserError("a stop string is empty; expected text such as --stop '\n\n'")
+        raise UserError("a stop string is empty; expected text such as --stop '# Test'")
     return tuple(stop)
 
 

@@ -26,10 +26,13 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 def exit_on_user_error(debug: bool = False, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turns a :class:`UserError` (or one of ``also``) into one line on stderr and exit code 2.
 
-    Ctrl-C ends with code 130 and no trace. With ``debug`` every exception keeps its trace.
+    Ctrl-C ends with code 130 and no trace. With ``debug`` every exception keeps its trace. A reader of the output that
+    went away (``| head``) is no mistake: :class:`BrokenPipeError` passes.
     """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except (UserError, *also) as error:
         if debug:
             raise

@@ -128,6 +128,8 @@ def test_prompts_from_a_file(call, tmp_path):
     )
 
     before = output.read_bytes()
+    code, out, err = call(*flags, "--output", f"{tmp_path}/./prompts.jsonl", "--force")
+    assert code == 2 and "is where the prompts are read from" in err and prompts.read_text().count("\n") == 3
     code, out, err = call(*flags, "--output", str(output))
     assert code == 2 and "exists; give another --output or --force" in err and output.read_bytes() == before
     assert call(*flags, "--output", str(output), "--temperature", "2", "--force")[0] == 0
@@ -163,6 +165,9 @@ def test_a_session(call):
         (("a b " * 100,), "tokens and leaves no room in the model's context of 160 tokens"),
         (("a", "--output", "x.jsonl"), "--output is for --prompts FILE"),
         (("a", "--batch-size", "3"), "--batch-size is for --prompts FILE"),
+        (("a", "--batch-size", "0"), "--batch-size is for --prompts FILE"),
+        (("a", "--model", ""), "--model is empty"),
+        (("a", "--runs", ""), "--runs is empty"),
         (("a", "--prompts", "x.jsonl"), "expected one of them"),
         (("--prompts", "x.jsonl"), "x.jsonl: no such file"),
         (("a", "--runs", "x", "--model", "y"), "not allowed with argument"),
@@ -207,6 +212,15 @@ def test_finding_runs(runs, tmp_path):
     (tmp_path / "one" / "run.json").write_text("{}")
     with pytest.raises(UserError, match="found 1 unfinished run and no finished one"):
         newest_model(tmp_path)
+
+
+def test_a_run_stands_for_its_model(call, runs, tmp_path):
+    model = runs / "newer" / "model"
+    (runs / "newer" / "run.json").write_text("{}")
+    code, _, err = call(PROMPT, "--max-new-tokens", "4", "--model", str(runs / "newer"))
+    assert code == 0 and f"model {model}" in err
+    code, _, err = call("a", "--model", str(runs / "unfinished"))
+    assert code == 2 and f"not finished; go on with: python train.py --resume {runs / 'unfinished'}" in err
 
 
 def test_a_reader_that_goes_away(runs, root):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from checkpoints.commands.common import (
@@ -39,7 +40,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
     path = resolve_model_path(arguments.source)
     if is_delta(path):
-        raise UserError(f"{path} has delta experts; type: python -m checkpoints merge {path} {arguments.out}")
+        merge = shlex.join(["python", "-m", "checkpoints", "merge", str(path), str(arguments.out)])
+        raise UserError(f"{path} has delta experts; type: {merge}")
     source = open_checkpoint(path)
     check_output(arguments, source)
     dtype = chosen_dtype(arguments.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 import torch
@@ -71,7 +72,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
     path = resolve_model_path(arguments.source)
     if is_delta(path):
-        raise UserError(f"{path} has delta experts; type first: python -m checkpoints merge {path} FULL")
+        merge = f"python -m checkpoints merge {shlex.quote(str(path))} FULL"
+        raise UserError(f"{path} has delta experts; type first: {merge}")
     source = open_checkpoint(path)
     if is_quantized(source.settings):
         raise UserError(f"{path} is in int4 already; give the model that it was made from")

@@ -8,6 +8,7 @@ own (``expert_languages``, ``moe_layers``) ride along: transformers keeps keys i
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def parse_config(settings: Mapping[str, Any], told_by: Path) -> ModelConfig:
         if model_type == DELTA_MODEL_TYPE:
             raise UserError(
                 f"{told_by.parent} has delta experts on a base; expected a dense model or full experts: give its base, "
-                f"or type: python -m checkpoints merge {told_by.parent} OUT"
+                f"or type: python -m checkpoints merge {shlex.quote(str(told_by.parent))} OUT"
             )
         hint = did_you_mean(str(model_type), MODEL_TYPES)
         raise UserError(

@@ -9,6 +9,7 @@ all.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,7 @@ def find_base(path: Path, settings: Mapping[str, Any], base: Path | None = None,
         UserError: the base is not where it was, or is another model; says what to type.
     """
     places, files = read_reference(settings, path / "config.json")
-    hint = f"type: python -m checkpoints relink {path} PATH-OF-THE-BASE"
+    hint = f"type: python -m checkpoints relink {shlex.quote(str(path))} PATH-OF-THE-BASE"
     place = base if base is not None else next((place for place in places if place.exists()), None)
     if place is None:
         raise UserError(f"the base of {path} is not at {places[1]} any more; if it moved, {hint}")

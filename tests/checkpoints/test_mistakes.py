@@ -75,6 +75,10 @@ def test_sources_and_outputs_that_cannot_be(refused, command):
     assert "did you mean '--force'" in refused(command, source, "out", "--forse")
 
 
+def test_what_the_system_refuses(refused):
+    assert "File name too long" in refused("upcycle", "base", "n" * 300)
+
+
 def test_a_base_is_not_replaced_by_what_refers_to_it(refused):
     assert "base/model.safetensors is read from" in refused("merge", "delta", "base", "--force", "--no-proof")
     assert "base/model.safetensors is read from" in refused("collapse", "delta", "base", "--force")
