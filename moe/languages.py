@@ -38,7 +38,8 @@ DEFAULT_LANGUAGES: tuple[str, ...] = ("python", "java", "javascript", "cpp")
 def get_language(key: str) -> Language:
     """Looks a language up by its key; raises :class:`UserError` with the known keys when there is none."""
     if key not in LANGUAGES:
-        raise UserError(
-            f"unknown language {key!r}{did_you_mean(key, LANGUAGES)}; known languages: {', '.join(LANGUAGES)}"
-        )
+        names = {name: found.key for found in LANGUAGES.values() for name in (found.name.lower(), *found.fences)}
+        meant = names.get(key.lower())  # Python, C++, js
+        hint = f" (did you mean {meant!r}?)" if meant else did_you_mean(key, LANGUAGES)
+        raise UserError(f"unknown language {key!r}{hint}; known languages: {', '.join(LANGUAGES)}")
     return LANGUAGES[key]

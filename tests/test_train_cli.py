@@ -209,6 +209,7 @@ def test_dry_run_writes_nothing(tmp_path):
         (["--branch-steps", "many"], "expected a whole number"),
         (["--branch-steps", "-4"], "no negative number"),
         (["--languages", "python", "cobol"], "unknown language 'cobol'"),
+        (["--languages", "python", "C++"], "did you mean 'cpp'"),
         (["--languages", "python", "python"], "twice"),
         (["--experts-per-token", "9"], "expected 1 to the number of languages"),
         (["--data", "missing"], "missing"),

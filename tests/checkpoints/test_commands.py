@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from checkpoints import load_model, save_model, upcycle_model
 from checkpoints.__main__ import main
+from checkpoints.commands.merge import merge_bound
 from checkpoints.merge import expert_shares
 from moe.errors import UserError
 
@@ -54,6 +55,7 @@ def test_merged_experts_compute_what_the_deltas_do(tmp_path, trained, our_logits
     delta, mixture = trained("delta", expert_rank=2, shared_rank=shared_rank)
     assert run_main("merge", delta, tmp_path / "merged") == 0
     assert "same greedy text: yes" in capsys.readouterr().out
+    assert json.loads((tmp_path / "merged" / "proof.json").read_text())["holds"]
     merged = load_model(tmp_path / "merged")
     assert merged.config.expert_form == "full" and merged.config.expert_languages == LANGUAGES
     assert merged.template == "chatml"
@@ -64,6 +66,12 @@ def test_merged_experts_compute_what_the_deltas_do(tmp_path, trained, our_logits
     card = (tmp_path / "merged" / "README.md").read_text()
     assert card.startswith("---\n") and "| expert 2 | C++ |" in card and 'base_model: "base"' in card
     assert run_main("merge", tmp_path / "merged", tmp_path / "again") == 2
+
+
+def test_a_merged_model_may_differ_by_rounding_alone():
+    """Measured: 2.9e-4 at logits up to 44 on SmolLM2 with trained deltas, merged in float32."""
+    assert 2.9e-4 < merge_bound(torch.float32, 44.3) < 1e-3
+    assert merge_bound(torch.float64, 10.0) == merge_bound(torch.float32, 10.0) < merge_bound(torch.bfloat16, 10.0)
 
 
 def test_a_lone_adapter_merges_into_a_dense_model(tmp_path, tiny_config, make_model, our_logits):
