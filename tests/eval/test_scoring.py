@@ -1,0 +1,61 @@
+"""How answers are asked for, read and scored, with a stand-in for the model's writing."""
+
+from __future__ import annotations
+
+import pytest
+
+import eval.scoring as scoring
+from eval.scoring import AnswerSettings, save_answers, score_answers, write_answers
+from moe.data.pairs import Pair
+from moe.generation import Generation
+from moe.prompt import encode_prompt, instruction_for
+from moe.tokenizer import Tokenizer, train_sentencepiece
+
+CODE = "def add(a, b):\n    return a + b"
+CHAT = f"Sure, here it is:\n```python\n{CODE}\n```\nIt adds two numbers."
+PAIRS = {"python": [Pair("python", "Adds two numbers.", CODE, id="add")]}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_sentencepiece([CHAT, *(instruction_for("Adds two numbers.", "python"),) * 20], 400, None)
+
+
+def answers(tokenizer: Tokenizer, monkeypatch, text: str, chat: bool):
+    """The prompt that was asked and the answer that was read, when the model writes ``text`` until it is stopped."""
+    asked = []
+
+    def writes(model, prompts, *, on_token, on_progress, **_):
+        asked.extend(prompts)
+        tokens = []
+        for token in tokenizer.encode(text):
+            tokens.append(token)
+            if on_token is not None and on_token(0, token):
+                break
+        result = Generation(tokens, "stop", len(prompts[0]))
+        on_progress(0, result)
+        return [result]
+
+    monkeypatch.setattr(scoring, "generate_many", writes)
+    found = write_answers(None, tokenizer, "plain", PAIRS, AnswerSettings(64, 4, chat))
+    return asked, found
+
+
+def test_a_chat_base_is_asked_for_code_only_and_its_code_block_is_scored(tokenizer, monkeypatch, tmp_path):
+    asked, found = answers(tokenizer, monkeypatch, CHAT, chat=True)
+    instruction = instruction_for("Adds two numbers.", "python", "code-only")
+    assert asked == [encode_prompt(tokenizer, "plain", instruction)] and "one ```python code block" in instruction
+    answer = found["python"][0]
+    assert answer.hypothesis.strip() == CODE and answer.id == "add"
+    assert "It adds" not in answer.raw, "prose after the block was waited for"
+    assert score_answers(found)["python"].codebleu == pytest.approx(1.0)
+    save_answers(found, tmp_path / "answers" / "base-test.jsonl")
+    assert '"hypothesis"' in (tmp_path / "answers" / "base-test.jsonl").read_text()
+
+
+def test_a_trained_model_is_asked_as_in_training_and_scored_as_it_wrote(tokenizer, monkeypatch):
+    asked, found = answers(tokenizer, monkeypatch, CODE + "\n", chat=False)
+    assert asked == [encode_prompt(tokenizer, "plain", instruction_for("Adds two numbers.", "python"))]
+    assert found["python"][0].hypothesis == CODE
+    prose = answers(tokenizer, monkeypatch, CHAT, chat=False)[1]
+    assert prose["python"][0].hypothesis == CHAT, "a trained model gets no help with fences"
