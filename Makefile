@@ -24,7 +24,7 @@ gpu:
 $(VENV)/installed: setup.py constraints.txt $(wildcard eval/codebleu/csrc/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:
