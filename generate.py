@@ -16,8 +16,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch loads: spinning threads starve other work
-
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text

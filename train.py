@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 import shlex
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
-
-# Read when torch loads. Threads that wait by spinning make a machine with other work on it four times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from rich.console import Console
