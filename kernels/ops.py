@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import int4, library, library_int4
-from kernels.cpu import grouped_linear_dw
+from kernels.cpu import experts_decode, grouped_linear_dw
 from kernels.cpu import linear as cpu_linear
 from kernels.dispatch import ExpertDispatch, LowRank, sort_by_expert
 from kernels.int4 import Int4Weight
@@ -73,6 +73,12 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _wants_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _traced(x: Tensor) -> bool:
+    """Whether what happens to x is being recorded (compile, fake or functional tensors) or run by Triton."""
+    plain = type(x) is Tensor or type(x) is torch.nn.Parameter
+    return torch.compiler.is_compiling() or not plain or library.uses_triton(x)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -139,7 +145,10 @@ def experts_forward(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor
     gates = _routing(x, gates, expert_ids)
     x, w1, w2, w3 = _autocast(x, w1, w2, w3)
     _same_kind(x, w1=w1, w2=w2, w3=w3)
-    return library.experts(x, w1, w2, w3, gates, expert_ids, _wants_grad(x, w1, w2, w3, gates))[0]
+    save = _wants_grad(x, w1, w2, w3, gates)
+    if x.shape[0] == 1 and not save and x.device.type == "cpu" and not _traced(x):
+        return experts_decode(x, w1, w2, w3, gates, expert_ids)  # around the operator, whose wrapping takes as long
+    return library.experts(x, w1, w2, w3, gates, expert_ids, save)[0]
 
 
 def int4_experts_forward(

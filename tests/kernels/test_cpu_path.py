@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels import ops, reference
+from kernels import cpu, ops, reference
 from kernels.dispatch import LowRank, sort_by_expert
 
 
@@ -163,6 +163,33 @@ def test_untrained_deltas_give_the_bits_of_the_dense_network(dtype, top_k):
     zero = LowRank(*(torch.zeros_like(t, dtype=dtype) for t in low_rank(2, 64, 96, (4,))))
     mixture = ops.delta_experts_forward(x, w1, w2, w3, None, zero, gates, routing(70, top_k, 4))
     assert torch.equal(mixture, dense)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_copies_give_the_bits_of_the_dense_network_in_decode_too(dtype, tokens):
+    torch.manual_seed(18)
+    x = torch.randn(tokens, 64).to(dtype)
+    w1, w2, w3 = (w[0].detach() for w in full_weights(1, 64, 96, dtype))
+    stacked = [w.expand(4, *w.shape).contiguous() for w in (w1, w2, w3)]
+    gates, ids = torch.tensor([[0.75, 0.25]]).expand(tokens, 2), routing(tokens, 2, 4)
+    if dtype == torch.float32:
+        dense = ops.linear(torch.nn.functional.silu(ops.linear(x, w1)) * ops.linear(x, w3), w2)
+        assert torch.equal(ops.experts_forward(x, *stacked, gates, ids), dense)
+    else:
+        dense = reference.swiglu_ffn(x, w1, w2, w3)
+        torch.testing.assert_close(ops.experts_forward(x, *stacked, gates, ids), dense)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [64, 66, 63])
+def test_matvec(dtype, columns):
+    torch.manual_seed(19)
+    x, w = torch.randn(1, 48).to(dtype), torch.randn(columns, 48).to(dtype)
+    tight = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {}
+    for row in (x, torch.stack((x[0], x[0]), 1).t()[:1]):  # the second with strides of its own
+        for weight in (w, w.t().contiguous().t(), torch.cat((w, w), 1)[:, :48]):
+            torch.testing.assert_close(cpu.matvec(row, weight), torch.nn.functional.linear(x, w), **tight)
 
 
 @pytest.mark.parametrize("shape", [(1, 12), (7, 12), (2, 5, 12)])
