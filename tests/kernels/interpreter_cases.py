@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import int4, ops, reference
+from kernels import int4, ops, ptx_jit, reference
 from kernels.dispatch import LowRank, sort_by_expert
 from kernels.gpu import common, launch, launch_w4
 from kernels.tuning import Tile
@@ -250,3 +250,14 @@ def test_bf16_is_right_in_the_interpreter():
     assert error(product, a.double() @ b.double()) <= BOUND
     assert torch.equal(rounded, values.bfloat16())
     assert torch.equal(integers, (torch.arange(16) - 8).to(torch.int32)[:, None].expand(16, 16))
+
+
+@pytest.mark.parametrize("op", sorted(ptx_jit.KERNELS))
+def test_what_the_driver_would_run_of_sm_86_has_its_arguments_right(op):
+    """The problems of `kernels.ptx_jit` at a small shape: grid, arguments and reference belong together."""
+    variant = ptx_jit._variant(op)
+    variant = variant._replace(constants={**variant.constants, "N": 256, "K": 256})
+    given = ptx_jit.problem(variant, ptx_jit.KERNELS[op] // 8 or 2, device="cpu")
+    arguments = {name: given.tensors[name] for name in variant.kernel.arg_names if name not in variant.constants}
+    variant.kernel[given.grid](**arguments, **variant.constants)
+    assert error(given.result.double().sum(0), given.want) < 2**-7

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from kernels import benchmark, benchmark_cpu, ceiling, gpu_suite
+from kernels import benchmark, benchmark_cpu, ceiling, gpu_checks, gpu_suite
 from kernels.benchmark_gpu import _costs
 from kernels.peers import Layer, expert_loop, grouped_nf4
 
@@ -107,4 +107,4 @@ def test_a_wrong_number(flag, capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("step", ["correctness", "no_host_synchronisation", "cuda_graph"])
 def test_layers_on_the_gpu(step):
-    assert not gpu_suite._failed(getattr(gpu_suite, step)())
+    assert not gpu_checks.failed(getattr(gpu_checks, step)())
