@@ -57,6 +57,24 @@ def test_the_loop_peer_computes_the_layer():
     )
 
 
+@pytest.mark.parametrize(
+    "name", ["grouped_mm", "transformers eager", "transformers grouped_mm", "transformers batched_mm"]
+)
+def test_peers_that_a_cpu_has_compute_the_layer(name):
+    if name.startswith("transformers"):
+        pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    weights = [torch.randn(s).div(4).bfloat16() for s in ((3, 32, 16), (3, 16, 32), (3, 32, 16))]
+    gates, ids = torch.rand(5, 2), torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2], [2, 1]])
+    x = torch.randn(5, 16).bfloat16()
+    from kernels import reference
+    from kernels.peers import PEERS
+
+    want = reference.experts_forward(x.double(), *(w.double() for w in weights), gates.double(), ids)
+    got = PEERS[name](Layer(*weights, gates, ids))(x)
+    assert (got.double() - want).abs().max() < 2**-5 * want.abs().max()
+
+
 def test_the_nf4_peer_keeps_the_contract_of_its_library(monkeypatch):
     """Groups of its calls: host lists, none empty, rows sorted by expert; `exact` is the layer it computes."""
     import sys
