@@ -58,6 +58,19 @@ def test_the_plan_holds_everything_and_its_commands_exist(tmp_path):
     assert settings["base"] == "base.whl" and settings["data"] == "pairs" and parsed.name == "smollm2"
 
 
+def test_what_a_gpu_machine_runs_needs_torch_and_triton_alone():
+    """Such a machine may have nothing else, and no way to get it."""
+    code = (
+        "import sys\n"
+        "for name in 'sentencepiece tokenizers transformers matplotlib rich safetensors tree_sitter'.split():\n"
+        "    sys.modules[name] = None\n"
+        "import moe.training.step_check, kernels.gpu_suite, kernels.gpu_checks, kernels.benchmark_gpu, kernels.tune\n"
+        "import kernels.compile_check, kernels.benchmark\n"
+        "assert not kernels.benchmark.plot({'rows': []}, None)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=gpu_suite.ROOT, check=True)
+
+
 def test_a_failing_check_is_written_and_told(tmp_path, monkeypatch):
     monkeypatch.setitem(gpu_suite.OWN, "correctness", lambda output, deadline: {"a": {"ok": False}})
     assert gpu_suite.run_own("correctness", tmp_path, 5) == 1
