@@ -55,6 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="what to measure")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder for the JSON and the plot")
     parser.add_argument("--repeats", type=int, default=9, help="rounds of each measurement")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads; with 1 CPU time is measured, which suits busy machines"
+    )
+    parser.add_argument(
+        "--malloc", choices=("keep", "default"), default="keep",
+        help="on a CPU, for all that is measured: keep freed memory, as train.py does, or the C library's default",
+    )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=8.0, help="time for a GPU's cases; the bars' cases come first")
     parser.add_argument("--quick", action="store_true", help="on a GPU, only the cases that the bars are about")
     parser.add_argument("--tune", type=Path, metavar="FILE", help="measure tiles on this GPU and write its table")
@@ -63,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = ("cuda" if cuda else "cpu") if args.device == "auto" else args.device
     if (device == "cuda" or args.tune) and not cuda:
         print("error: no GPU that torch can use was found; run with --device cpu", file=sys.stderr)
+        return 2
+    if args.threads is not None and args.threads < 1:
+        print(f"error: --threads: expected at least 1, got {args.threads}", file=sys.stderr)
         return 2
     if args.repeats < 1:
         print(f"error: --repeats: expected at least 1, got {args.repeats}", file=sys.stderr)
@@ -84,7 +94,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("error: the CPU benchmark compares with transformers; pip install transformers", file=sys.stderr)
             return 2
         from kernels import benchmark_cpu
+        from kernels.memory import keep_freed_memory
 
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        kept = args.malloc == "keep" and keep_freed_memory(torch.device("cpu"))
+        print(f"freed memory is {'kept' if kept else 'given back to the system'}, for all alike")
         result = benchmark_cpu.run(args.repeats)
         print(benchmark_cpu.table(result))
     else:

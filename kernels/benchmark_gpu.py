@@ -22,6 +22,8 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 4096, 8192)
 ROUTINGS = ("uniform", "skewed", "one language")
 TOP_K = 2
 BOUND_BF16 = 2**-6  # inputs, activations and outputs are rounded to 8 bits; the sums over K average most of it out
+GRAPH_TOKENS = 64  # up to here a forward is also timed as a CUDA graph: the host's part is longer than the GPU's
+GRAPH_SAFE = ("ours", "grouped_mm", "transformers batched_mm")  # those that never wait for the GPU
 A10G = {"bandwidth": 600e9, "bf16": 70e12}  # published peaks, for the projection; no A10G was measured
 
 
@@ -57,6 +59,23 @@ def measure(runs: dict[str, Callable[[], Any]], repeats: int, seconds: float) ->
         torch.cuda.synchronize()
     torch.cuda.synchronize()
     return {name: statistics.median(a.elapsed_time(b) for a, b in pairs) for name, pairs in events.items()}
+
+
+def captured(function: Callable[[], Any]) -> Callable[[], Any] | None:
+    """A replay of ``function`` as a CUDA graph, which costs the host nothing; None where it can not be captured."""
+    try:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            function()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            function()
+    except Exception:
+        torch.cuda.synchronize()
+        return None
+    return graph.replay
 
 
 def roofline() -> dict[str, float]:
@@ -178,13 +197,25 @@ def case(
         runs = {n: (lambda f=f: f(x)) for n, f in candidates.items()}
     del exact
     with torch.set_grad_enabled(backward):
-        ms = measure(runs, repeats, seconds)
+        for name in [name for name in runs if name != "ours"]:
+            try:
+                runs[name]()
+            except Exception as error:
+                skipped[name] = f"{type(error).__name__}: {str(error)[:90]}"
+                del runs[name]
+        eager = measure(runs, repeats, seconds)
+        graphs = {}
+        if not backward and tokens <= GRAPH_TOKENS:
+            graphs = {n: replay for n in GRAPH_SAFE if n in runs and (replay := captured(runs[n]))}
+        graph = measure(graphs, repeats, seconds / 2) if graphs else {}
+    ms = {name: min(value, graph.get(name, math.inf)) for name, value in eager.items()}
     flop, moved = _costs(layer, tokens, 66 / 128 if quantised else 2)
     flop, moved = (3 * flop, 4 * moved) if backward else (flop, moved)
     floor = max(flop / peaks["bf16"], moved / peaks["bandwidth"]) * 1e3
     best = min((v for n, v in ms.items() if n != "ours"), default=math.nan)
     return {
-        "phase": phase, "experts": layer.w1.shape[0], "tokens": tokens, "routing": kind, "ms": ms, "errors": errors,
+        "phase": phase, "experts": layer.w1.shape[0], "tokens": tokens, "routing": kind, "ms": ms,
+        "eager_ms": eager, "graph_ms": graph, "errors": errors,
         "correct": errors["ours"] <= BOUND_BF16, "skipped": skipped, "tflops": flop / ms["ours"] / 1e9,
         "gbytes_per_s": moved / ms["ours"] / 1e6, "roofline_share": floor / ms["ours"],
         "ratio_to_best_peer": best / ms["ours"],
@@ -192,8 +223,14 @@ def case(
     }  # fmt: skip
 
 
-def run(deadline: float, quick: bool = False, repeats: int = 15, per_case_seconds: float = 1.5) -> dict[str, Any]:
-    """All cases that fit before ``deadline`` (`time.monotonic`), the bars' cases first; what did not fit is listed."""
+def run(
+    deadline: float, quick: bool = False, repeats: int = 15, per_case_seconds: float = 1.5,
+    on_row: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:  # fmt: skip
+    """All cases that fit before ``deadline`` (`time.monotonic`), the bars' cases first; what did not fit is listed.
+
+    A case that fails is listed with its error and costs no other case. ``on_row`` gets the result so far after each.
+    """
     generator = torch.Generator("cuda").manual_seed(0)
     peaks = roofline()
     order = [
@@ -206,7 +243,16 @@ def run(deadline: float, quick: bool = False, repeats: int = 15, per_case_second
         order += [
             (p, t, r) for r in ROUTINGS[1:] for t in (64, 2048, 8192) for p in ("bf16 forward", "bf16 forward+backward")
         ]
-    rows, left_out = [], []
+    rows: list[dict[str, Any]] = []
+    left_out: list[str] = []
+    result = {
+        "device": torch.cuda.get_device_name(),
+        "arch": "sm_{}{}".format(*torch.cuda.get_device_capability()),
+        "torch": torch.__version__,
+        "peaks": peaks,
+        "rows": rows,
+        "left_out": left_out,
+    }
     for name, (width, hidden, experts) in SHAPES.items():
         if quick and experts != 4:
             continue
@@ -218,22 +264,17 @@ def run(deadline: float, quick: bool = False, repeats: int = 15, per_case_second
                 continue
             try:
                 row = case(layer, tokens, kind, phase, peaks, packed, repeats, per_case_seconds, generator)
-            except torch.cuda.OutOfMemoryError:
-                left_out.append(f"{name}: {phase} T={tokens} {kind}: out of memory")
+            except Exception as error:
+                left_out.append(f"{name}: {phase} T={tokens} {kind}: {type(error).__name__}: {str(error)[:120]}")
+                print(left_out[-1], flush=True)
                 torch.cuda.empty_cache()
                 continue
             rows.append({"shape": name, **row})
             print(line(rows[-1]), flush=True)
+            on_row(result)
         del layer, packed
         torch.cuda.empty_cache()
-    return {
-        "device": torch.cuda.get_device_name(),
-        "arch": "sm_{}{}".format(*torch.cuda.get_device_capability()),
-        "torch": torch.__version__,
-        "peaks": peaks,
-        "rows": rows,
-        "left_out": left_out,
-    }
+    return result
 
 
 def line(row: dict[str, Any]) -> str:

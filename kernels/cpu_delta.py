@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cpu import linear, segments, sum_rows, swiglu_backward, token_of_row
+from kernels.cpu import linear, row_dots, segments, sum_rows, swiglu_backward, token_of_row
 from kernels.dispatch import ExpertDispatch, LowRank, sort_by_expert
 from kernels.reference import accumulation_dtype
 
@@ -176,7 +176,7 @@ def delta_experts_bwd(
             torch.mm(v.mul_(g).t(), act[start:end], out=dexp.a2[e])
     dgates = None
     if needs.gates:
-        rows = torch.einsum("rf,rf->r", da.to(gates.dtype), act.to(gates.dtype))  # [R]
+        rows = row_dots(da, act, gates.dtype)  # [R]
         dgates = _take(rows, None if dispatch is None else dispatch.inverse).view_as(gates)
     grads2: tuple[Tensor | None, ...] = (None, None, None)
     if needs.w2 or (shared is not None and needs.shared):

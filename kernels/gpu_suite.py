@@ -1,176 +1,195 @@
 """``python -m kernels.gpu_suite``: everything that a machine with a GPU should run, in one go, inside 9 minutes.
 
-Correctness of every layer against float64, bitwise repeatability, no host synchronisation, CUDA-graph capture, sm_86's
-PTX through the driver's JIT, the compile check, the benchmark, a tuned table. Each step may fail without stopping the
-others; results go to one folder. Exit code 1 where a step failed, 2 without a GPU.
+Correctness of every layer against float64, no host synchronisation, CUDA-graph capture, sm_86's PTX through the
+driver's JIT, the compile check, the benchmark with all peers, bars and the A10G's projection, a Mistral-7B-shaped
+training step under a hard limit of 22 GiB, training on your pairs (``--base``, ``--data``), a tuned table, the GPU
+tests. Every part is a process of its own with its own time limit: one that hangs or breaks the GPU costs no other, and
+what it had written stays. Results go to one folder. Exit code 1 where a part failed, 2 without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from kernels import int4, ops, reference
-from kernels.dispatch import LowRank
+from kernels import gpu_checks, projection
 
-BOUND = 2**-6
+ROOT = Path(__file__).resolve().parent.parent
 
 
-def _random(*shape: int, scale: float = 1.0) -> Tensor:
-    return (torch.randn(*shape, device="cuda") * scale).bfloat16()
+class Part(NamedTuple):
+    """``seconds`` is the part's limit; ``command`` what runs it."""
+
+    name: str
+    seconds: float
+    command: list[str]
 
 
-def _low_rank(rank: int, width: int, hidden: int, *lead: int) -> LowRank:
-    shapes = (rank, width), (hidden, rank), (rank, hidden), (width, rank), (rank, width), (hidden, rank)
-    return LowRank(*(_random(*lead, *shape, scale=shape[-1] ** -0.5) for shape in shapes))
+# ------------------------------------------------------------------------- parts that run inside this module
 
 
-def _problems(tokens: int) -> dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]]:
-    """name -> (operation, its reference, differentiable inputs); widths that no tile divides included."""
-    experts, top_k, width, hidden, rank = 4, 2, 272, 400, 16
-    ids = torch.rand(tokens, experts, device="cuda").topk(top_k, -1).indices
-    weights = [
-        _random(*shape, scale=shape[-1] ** -0.5)
-        for shape in ((experts, hidden, width), (experts, width, hidden), (experts, hidden, width))
+def write(path: Path, value: Any) -> None:
+    """JSON that appears whole: a part may be killed at any moment."""
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def benchmark(output: Path, deadline: float) -> Any:
+    from kernels import benchmark_gpu
+    from kernels.benchmark import plot
+
+    def keep(result: dict[str, Any]) -> None:
+        write(output / "benchmark.json", result)
+        lines = [*map(benchmark_gpu.line, result["rows"]), *(f"left out: {entry}" for entry in result["left_out"])]
+        (output / "benchmark.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (output / "bars.md").write_text(projection.text(result["rows"]) + "\n", encoding="utf-8")
+
+    result = benchmark_gpu.run(deadline, on_row=keep)
+    result |= {"h200_bars": projection.h200_bars(result["rows"]), "a10g": projection.a10g(result["rows"])}
+    keep(result)
+    plot(result, output / "benchmark.png")
+    return result
+
+
+def tuned_table(output: Path, deadline: float) -> Any:
+    from kernels.tune import tune
+    from kernels.tuning import write_table
+
+    arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    table, log = tune(deadline)
+    write_table(output / f"{arch}.table.json", arch, table)
+    return {"measurements": log}
+
+
+def sm86_through_the_driver(output: Path, deadline: float) -> Any:
+    from kernels.ptx_jit import check_sm86_kernels
+
+    return check_sm86_kernels()
+
+
+def _check(function: Callable[[], Any]) -> Callable[[Path, float], Any]:
+    return lambda output, deadline: function()
+
+
+OWN: dict[str, Callable[[Path, float], Any]] = {
+    "correctness": _check(gpu_checks.correctness),
+    "no_host_synchronisation": _check(gpu_checks.no_host_synchronisation),
+    "cuda_graph": _check(gpu_checks.cuda_graph),
+    "full_graph_compile": _check(gpu_checks.full_graph_compile),
+    "sm86_through_the_driver": sm86_through_the_driver,
+    "benchmark": benchmark,
+    "tuned_table": tuned_table,
+}
+
+
+def run_own(name: str, output: Path, seconds: float) -> int:
+    """One of `OWN` in this process; its result goes to NAME.json."""
+    try:
+        result = OWN[name](output, time.monotonic() + seconds)
+    except Exception:
+        write(output / f"{name}.error.json", traceback.format_exc())  # beside what the part had written so far
+        traceback.print_exc()
+        return 1
+    write(output / f"{name}.json", result)
+    return 1 if gpu_checks.failed(result) else 0
+
+
+# ------------------------------------------------------------------------------------------------ all parts
+
+
+def plan(output: Path, base: str | None, data: str | None) -> list[Part]:
+    """All parts in the order of their weight; compile check and training know nothing of this module."""
+    python = sys.executable
+
+    def own(name: str, seconds: float) -> Part:
+        arguments = ["--part", name, "--output", str(output), "--seconds", str(seconds - 10)]
+        return Part(name, seconds, [python, "-m", "kernels.gpu_suite", *arguments])
+
+    parts = [
+        own("correctness", 90),
+        own("no_host_synchronisation", 40),
+        own("cuda_graph", 40),
+        own("sm86_through_the_driver", 50),
+        own("benchmark", 140),
+        Part("training_step_7b", 70, [python, "-m", "moe.training.step_check", str(output / "training_step_7b.json")]),
     ]
-    x, gates = _random(tokens, width), torch.rand(tokens, top_k, device="cuda")
-    base = [w[0].clone() for w in weights]
-    shared, factors = _low_rank(rank, width, hidden), _low_rank(rank, width, hidden, experts)
-
-    def delta(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def call(x: Tensor, gates: Tensor, *rest: Tensor) -> Tensor:
-            return function(x, *rest[:3], LowRank(*rest[3:9]), LowRank(*rest[9:]), gates, ids, 0.5, 1.0)
-
-        return call
-
-    def full(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda x, gates, *w: function(x, *w, gates, ids)
-
-    wide, high = 256, 384
-    packed = [
-        int4.pack(torch.randn(shape, device="cuda") / shape[-1] ** 0.5)
-        for shape in ((experts, high, wide), (experts, wide, high), (experts, high, wide))
-    ]
-    exact = [int4.unpack(w, torch.float64) for w in packed]
-    return {
-        "experts": (full(ops.experts_forward), full(reference.experts_forward), [x, gates, *weights]),
-        "delta experts": (
-            delta(ops.delta_experts_forward),
-            delta(reference.delta_experts_forward),
-            [x, gates, *base, *shared, *factors],
-        ),
-        "int4 experts": (
-            lambda x, gates: ops.int4_experts_forward(x, *packed, gates, ids),
-            lambda x, gates: reference.experts_forward(x, *exact, gates, ids),
-            [_random(tokens, wide), gates],
-        ),
-    }
+    if base and data:
+        # one pass over 40,000 pairs is about 8 M tokens, 500 batches of 16,384
+        sizes = "--tokens-per-batch 16384 --branch-steps 450 --mix-steps 50 --eval-pairs 50 --save-minutes 0.5".split()
+        run = ["--runs", str(output), "--name", "smollm2", "--base", base, "--data", data]
+        train = [python, "train.py", "--preset", "smollm2-135m", *run, *sizes, "--test-sets", "test"]
+        parts.append(Part("smollm2_training", 150, train))
+    tests = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
+    return [*parts, own("full_graph_compile", 50), own("tuned_table", 50), Part("gpu_tests", 90, tests)]
 
 
-def correctness() -> dict[str, Any]:
-    """bf16 values and gradients against float64 of the same bf16 inputs; twice, which must agree bit by bit."""
-    results = {}
-    for tokens in (1, 5, 33, 64, 1000):
-        for name, (operation, exact, inputs) in _problems(tokens).items():
-            leaves = [t.detach().clone().requires_grad_() for t in inputs]
-            doubles = [t.detach().double().requires_grad_() for t in inputs]
-            got, want = operation(*leaves), exact(*doubles)
-            grad = torch.randn_like(want)
-            ours = torch.autograd.grad(got, leaves, grad.to(got.dtype))
-            again = torch.autograd.grad(operation(*leaves), leaves, grad.to(got.dtype))
-            errors = [_error(got, want)]
-            errors += [_error(a, b) for a, b in zip(ours, torch.autograd.grad(want, doubles, grad))]
-            repeatable = all(torch.equal(a, b) for a, b in zip(ours, again))
-            results[f"{name} T={tokens}"] = {
-                "errors": errors,
-                "repeatable": repeatable,
-                "ok": repeatable and max(errors) < 2 * BOUND,
-            }
-    return results
+class Running:
+    """A part's process, in a group of its own so that a limit ends its children too; its output goes to NAME.log."""
 
+    def __init__(self, part: Part, output: Path):
+        self.part, self.begin = part, time.monotonic()
+        self.log = output / f"{part.name}.log"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
+        with self.log.open("wb") as file:
+            self.process = subprocess.Popen(
+                part.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
 
-def _error(got: Tensor, want: Tensor) -> float:
-    value = ((got.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
-    return value if value == value else float("inf")
-
-
-def no_host_synchronisation() -> dict[str, Any]:
-    """Forward and backward under torch's synchronisation error mode; launches of a forward counted."""
-    from kernels.gpu.launch import record_launches
-
-    results = {}
-    for name, (operation, _, inputs) in _problems(64).items():
-        leaves = [t.detach().clone().requires_grad_() for t in inputs]
-        operation(*leaves).float().sum().backward()  # compiles
-        torch.cuda.set_sync_debug_mode("error")
+    def finish(self, seconds: float) -> dict[str, Any]:
+        """Waits at most ``seconds``; a part that takes longer is ended."""
         try:
-            with record_launches() as launches:
-                out = operation(*leaves)
-            out.backward(torch.ones_like(out))
+            code = self.process.wait(max(0.0, seconds))
+            status = "ok" if code == 0 else f"failed (exit code {code})"
+        except subprocess.TimeoutExpired:
+            status = f"stopped at its limit of {seconds:.0f} s"
         finally:
-            torch.cuda.set_sync_debug_mode("default")
-        results[name] = {"launches": list(launches), "ok": "delta" in name or len(launches) <= 4}
-    return results
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        entry = {"status": status, "seconds": round(time.monotonic() - self.begin, 1), "log": self.log.name}
+        if status != "ok":
+            entry["last_lines"] = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+        return entry
 
 
-def cuda_graph() -> dict[str, Any]:
-    """Captures the layers' forwards and replays them on new inputs."""
-    results = {}
-    for name, (operation, _, inputs) in _problems(8).items():
-        static = [t.clone() for t in inputs]
-        with torch.no_grad():
-            operation(*static)
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                out = operation(*static)
-            static[0].copy_(torch.randn_like(static[0]))
-            graph.replay()
-            results[name] = {"ok": torch.equal(out, operation(*static))}
-    return results
+def run_parts(parts: Sequence[Part], background: Part, output: Path, deadline: float, summary: dict[str, Any]) -> bool:
+    """Runs ``parts`` one after another and ``background`` beside the first of them; true where none failed."""
 
+    def note(name: str, entry: dict[str, Any]) -> None:
+        summary["parts"][name] = entry
+        write(output / "summary.json", summary)
+        print(f"{name}: {entry['status']}" + (f" in {entry['seconds']} s" if "seconds" in entry else ""), flush=True)
+        for line in entry.get("last_lines", []):
+            print(f"    {line}", flush=True)
 
-def full_graph_compile() -> dict[str, Any]:
-    """`torch.compile(fullgraph=True)` with the inductor."""
-    results = {}
-    for name, (operation, _, inputs) in _problems(64).items():
-        compiled = torch.compile(lambda *a, operation=operation: operation(*a) * 2, fullgraph=True)
-        with torch.no_grad():
-            results[name] = {"ok": torch.equal(compiled(*inputs), operation(*inputs) * 2)}
-    return results
-
-
-def sm86_through_the_driver() -> dict[str, Any]:
-    from kernels.ptx_jit import check_sm86_down_projection
-
-    return check_sm86_down_projection()
-
-
-def compile_check() -> dict[str, Any]:
-    import os
-
-    from kernels import compile_check as check
-    from kernels import tuning
-
-    rows = check.check(list(tuning.TABLES), min(8, os.cpu_count() or 1))
-    bad = [f"{r['arch']} {r['op']} {r['tile']}: {check.problem(r)}" for r in rows if check.problem(r)]
-    return {"rows": rows, "table": check.table(rows), "summary": {"ok": not bad, "problems": bad}}
-
-
-def _failed(value: Any) -> bool:
-    """Whether any ``ok`` in a nested result is False."""
-    if isinstance(value, dict):
-        return value.get("ok") is False or value.get("correct") is False or any(map(_failed, value.values()))
-    return isinstance(value, list) and any(map(_failed, value))
+    beside: Running | None = Running(background, output)
+    try:
+        for part in parts:
+            if beside is not None and part.name == "benchmark":  # nothing else may run while times are taken
+                note(background.name, beside.finish(min(background.seconds, deadline - time.monotonic())))
+                beside = None
+            left = deadline - time.monotonic()
+            if left < 15:
+                note(part.name, {"status": "left out: no time"})
+                continue
+            note(part.name, Running(part, output).finish(min(part.seconds, left)))
+    finally:
+        if beside is not None:
+            note(background.name, beside.finish(min(background.seconds, deadline - time.monotonic())))
+    return all(entry["status"] in ("ok", "left out: no time") for entry in summary["parts"].values())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -179,60 +198,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output", type=Path, default=Path("gpu-results"), help="folder for all results")
     parser.add_argument("--minutes", type=float, default=8.5, help="time for everything")
+    parser.add_argument("--base", help="SmolLM2-135M's file, to train on the pairs of --data")
+    parser.add_argument("--data", help="folder of pairs, to train SmolLM2 on")
+    parser.add_argument("--part", choices=sorted(OWN), help="only this part, in this process")
+    parser.add_argument("--seconds", type=float, default=120.0, help="time for --part")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("error: no GPU that torch can use was found", file=sys.stderr)
         return 2
-    start = time.monotonic()
-    deadline = start + 60 * args.minutes
-    args.output.mkdir(parents=True, exist_ok=True)
+    output = args.output.resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    if args.part:
+        return run_own(args.part, output, args.seconds)
+    deadline = time.monotonic() + 60 * args.minutes
     summary: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "arch": "sm_{}{}".format(*torch.cuda.get_device_capability()),
         "torch": torch.__version__,
+        "parts": {},
     }
-
-    def step(name: str, function: Callable[[], Any]) -> Any:
-        begin = time.monotonic()
-        try:
-            result = function()
-            status = "failed" if _failed(result) else "ok"
-        except Exception:
-            result, status = {"error": traceback.format_exc()}, "failed"
-            print(result["error"], file=sys.stderr)
-        (args.output / f"{name}.json").write_text(json.dumps(result, indent=1, default=str) + "\n", encoding="utf-8")
-        summary[name] = {"status": status, "seconds": round(time.monotonic() - begin, 1)}
-        print(f"{name}: {status} in {summary[name]['seconds']} s", flush=True)
-        (args.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-        return result
-
-    def benchmark() -> Any:
-        from kernels import benchmark_gpu
-        from kernels.benchmark import plot
-
-        result = benchmark_gpu.run(deadline - 60)
-        (args.output / "benchmark.txt").write_text("\n".join(map(benchmark_gpu.line, result["rows"])) + "\n")
-        plot(result, args.output / "benchmark.png")
-        return result
-
-    def tune() -> Any:
-        from kernels.tune import tune as search
-        from kernels.tuning import write_table
-
-        table, log = search(deadline)
-        write_table(args.output / f"{summary['arch']}.table.json", summary["arch"], table)
-        return {"measurements": log}
-
-    for function in (correctness, no_host_synchronisation, cuda_graph, sm86_through_the_driver):
-        step(function.__name__, function)
-    step("benchmark", benchmark)
-    step("tuned_table", tune)
-    if time.monotonic() < deadline - 30:
-        step("full_graph_compile", full_graph_compile)
-    if time.monotonic() < deadline - 60:
-        rows = step("compile_check", compile_check)
-        (args.output / "compile_check.txt").write_text(str(rows.get("table", "")) + "\n", encoding="utf-8")
-    return 1 if any(isinstance(v, dict) and v["status"] == "failed" for v in summary.values()) else 0
+    jobs = str(max(1, (os.cpu_count() or 2) // 2))
+    check = Part("compile_check", 150, [sys.executable, "-m", "kernels.compile_check", "--jobs", jobs])
+    base, data = (str(Path(p).resolve()) if p and Path(p).exists() else p for p in (args.base, args.data))
+    good = run_parts(plan(output, base, data), check, output, deadline, summary)
+    if (output / "bars.md").exists():
+        print((output / "bars.md").read_text(encoding="utf-8"))
+    print(f"results are in {output}")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

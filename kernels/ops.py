@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import int4, library, library_int4
-from kernels.cpu import grouped_linear_dw
+from kernels.cpu import experts_decode, grouped_linear_dw
 from kernels.cpu import linear as cpu_linear
 from kernels.dispatch import ExpertDispatch, LowRank, sort_by_expert
 from kernels.int4 import Int4Weight
@@ -55,11 +55,24 @@ def _routing(x: Tensor, gates: Tensor, expert_ids: Tensor) -> Tensor:
     _check(expert_ids.dim() == 2, f"expert_ids: expected shape [T, K], got {list(expert_ids.shape)}")
     _shape("expert_ids", expert_ids, (x.shape[0], expert_ids.shape[1]))
     _shape("gates", gates, tuple(expert_ids.shape))
+    _check(expert_ids.shape[1] > 0, "expert_ids: expected at least one expert per token, got shape [T, 0]")
     _check(gates.is_floating_point(), f"gates: expected a floating dtype, got {gates.dtype}")
     _check(not expert_ids.is_floating_point(), f"expert_ids: expected an integer tensor, got {expert_ids.dtype}")
     for name, tensor in (("gates", gates), ("expert_ids", expert_ids)):
         _check(tensor.device == x.device, f"{name}: expected device {x.device} as x has, got {tensor.device}")
     return gates.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _check_offsets(offsets: Tensor, x: Tensor) -> None:
+    _check(offsets.dim() == 1 and offsets.numel() > 1, f"offsets: expected shape [E + 1], got {list(offsets.shape)}")
+    _check(offsets.dtype in (torch.int32, torch.int64), f"offsets: expected int32, got {offsets.dtype}")
+    _check(offsets.device == x.device, f"offsets: expected device {x.device} as x has, got {offsets.device}")
+
+
+def _check_int4_input(x: Tensor) -> None:
+    """The kernels multiply bf16 by decoded weights, which are bf16."""
+    if x.is_cuda and library.uses_triton(x):
+        _check(x.dtype == torch.bfloat16, f"x: int4 weights on a GPU need torch.bfloat16, got {x.dtype}")
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -73,6 +86,12 @@ def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 def _wants_grad(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def _traced(x: Tensor) -> bool:
+    """Whether what happens to x is being recorded (compile, fake or functional tensors) or run by Triton."""
+    plain = type(x) is Tensor or type(x) is torch.nn.Parameter
+    return torch.compiler.is_compiling() or not plain or library.uses_triton(x)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -98,6 +117,7 @@ def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     _check(weight.dim() == 3, f"weight: expected shape [E, N, {x.shape[1]}], got {list(weight.shape)}")
     _shape("weight", weight, (weight.shape[0], weight.shape[1], x.shape[1]))
     _shape("offsets", offsets, (weight.shape[0] + 1,))
+    _check_offsets(offsets, x)
     x, weight = _autocast(x, weight)
     _same_kind(x, weight=weight)
     return library.grouped_linear(x, weight, offsets)
@@ -110,7 +130,10 @@ def accumulate_weight_gradient(x: Tensor, dy: Tensor, offsets: Tensor, grad: Ten
     of many micro-batches. Raises ValueError for shapes that do not fit.
     """
     _check(x.dim() == 2 and dy.dim() == 2, f"x, dy: expected [R, D] and [R, N], got {list(x.shape)}, {list(dy.shape)}")
+    _check_offsets(offsets, x)
     _shape("dy", dy, (x.shape[0], dy.shape[1]))
+    _check(grad.is_floating_point(), f"grad: expected a floating dtype, got {grad.dtype}")
+    _check(grad.device == x.device, f"grad: expected device {x.device} as x has, got {grad.device}")
     _shape("grad", grad, (offsets.numel() - 1, dy.shape[1], x.shape[1]))
     _same_kind(x, dy=dy)
     if library.uses_triton(x) and grad.is_contiguous():
@@ -139,7 +162,10 @@ def experts_forward(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor
     gates = _routing(x, gates, expert_ids)
     x, w1, w2, w3 = _autocast(x, w1, w2, w3)
     _same_kind(x, w1=w1, w2=w2, w3=w3)
-    return library.experts(x, w1, w2, w3, gates, expert_ids, _wants_grad(x, w1, w2, w3, gates))[0]
+    save = _wants_grad(x, w1, w2, w3, gates)
+    if x.shape[0] == 1 and not save and x.device.type == "cpu" and not _traced(x):
+        return experts_decode(x, w1, w2, w3, gates, expert_ids)  # around the operator, whose wrapping takes as long
+    return library.experts(x, w1, w2, w3, gates, expert_ids, save)[0]
 
 
 def int4_experts_forward(
@@ -157,6 +183,7 @@ def int4_experts_forward(
     int4.check("w2", w2, (num_experts, x.shape[1], hidden))
     gates = _routing(x, gates, expert_ids)
     (x,) = _autocast(x)
+    _check_int4_input(x)
     return library_int4.int4_experts(x, [*w1, *w2, *w3], gates, expert_ids, _wants_grad(x, gates))[0]
 
 
@@ -221,6 +248,7 @@ def delta_experts_forward(
         gates, expert_ids = gates.sum(1, keepdim=True), expert_ids[:, :1]
     if packed[0]:
         (x,) = _autocast(x)
+        _check_int4_input(x)
     else:
         x, *base = _autocast(x, *base)
         _same_kind(x, w1=base[0], w2=base[1], w3=base[2])

@@ -9,11 +9,13 @@ Shape legend: R rows sorted by expert, E experts, F hidden width, D model width.
 from __future__ import annotations
 
 import ctypes
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from kernels import int4
 from kernels.compile_check import compile_variant
 from kernels.dispatch import sort_by_expert
 from kernels.gpu.launch import row_grid
@@ -34,23 +36,43 @@ def _check(result: tuple[Any, ...]) -> Any:
     return values[0] if len(values) == 1 else values
 
 
-def run_ptx(ptx: str, name: str, shared: int, grid: int, warps: int, arguments: list[Any]) -> None:
+def declared_parameters(ptx: str, name: str) -> int:
+    """How many parameters the entry ``name`` of a PTX text declares."""
+    return ptx.split(f".entry {name}(", 1)[1].split(")", 1)[0].count(".param")
+
+
+def load(ptx: str) -> Any:
+    """The module of a PTX text; an older driver gets it under older version numbers.
+
+    Triton writes the newest version its assembler knows, which says nothing about the instructions: those for sm_86
+    are all in PTX 7.8.
+    """
+    from cuda.bindings import driver
+
+    texts = [ptx, *(re.sub(r"^\.version \S+", f".version {v}", ptx, flags=re.MULTILINE) for v in ("8.4", "8.0", "7.8"))]
+    for text in texts:
+        error, module = driver.cuModuleLoadData(text.encode() + b"\0")
+        if error != driver.CUresult.CUDA_ERROR_UNSUPPORTED_PTX_VERSION:
+            break
+    return _check((error, module))
+
+
+def run_ptx(ptx: str, name: str, shared: int, grid: tuple[int, ...], warps: int, arguments: list[Any]) -> None:
     """Loads ``ptx`` through the driver's JIT and launches it on torch's current stream, then waits."""
     from cuda.bindings import driver
 
-    torch.cuda.current_stream()  # torch's context is the one the module is loaded into
-    module = _check(driver.cuModuleLoadData(ptx.encode()))
+    module = load(ptx)  # into torch's context, which the arguments' memory has made current
     try:
         function = _check(driver.cuModuleGetFunction(module, name.encode()))
         attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
         _check(driver.cuFuncSetAttribute(function, attribute, shared))
         # Triton declares pointers for scratch memory after the kernel's own parameters; no kernel here uses any
-        declared = ptx.split(name, 1)[1].split(")", 1)[0].count(".param")
-        scratch = [ctypes.c_void_p] * (declared - len(arguments))
+        scratch = [ctypes.c_void_p] * (declared_parameters(ptx, name) - len(arguments))
         values = (*(a.data_ptr() if isinstance(a, Tensor) else a for a in arguments), *(0 for _ in scratch))
         types = (*(_ctype(a) for a in arguments), *scratch)
         stream = torch.cuda.current_stream().cuda_stream
-        _check(driver.cuLaunchKernel(function, grid, 1, 1, 32 * warps, 1, 1, shared, stream, (values, types), 0))
+        x, y, z = (*grid, 1, 1)[:3]
+        _check(driver.cuLaunchKernel(function, x, y, z, 32 * warps, 1, 1, shared, stream, (values, types), 0))
         torch.cuda.synchronize()
     finally:
         _check(driver.cuModuleUnload(module))
@@ -61,42 +83,81 @@ def _variant(op: str) -> Variant:
     return [v for v in variants(TABLES["sm_86"]) if v.op == op][-1]
 
 
-def check_sm86_down_projection(rows: int = 512) -> dict[str, Any]:
-    """sm_86's bf16 down projection and SwiGLU, Mistral-7B shapes, against float64: the largest relative errors."""
+class Problem(NamedTuple):
+    """Tensors by the kernel's argument names, the grid, where the result lies, and what it must be in float64."""
+
+    tensors: dict[str, Any]
+    grid: tuple[int, ...]
+    result: Tensor
+    want: Tensor
+
+
+def problem(variant: Variant, rows: int, device: str = "cuda") -> Problem:
+    """Random inputs for a bf16 or int4 product of ``rows`` routed rows, gathered and with SwiGLU as its flags say."""
+    c, tile, op = variant.constants, variant.tile, variant.op
+    n, k, experts, splits = c["N"], c["K"], c["E"], c.get("SPLIT_K", 1)
+    swiglu, decode = op.endswith("swiglu"), "gemv" in op
+    per_token = c["TOPK"] if swiglu else 1
+    generator = torch.Generator(device).manual_seed(0)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, device=device, generator=generator)
+
+    ids = torch.randint(0, experts, (rows // per_token, per_token), device=device, generator=generator)
+    dispatch = sort_by_expert(ids, experts)
+    x = random(rows // per_token, k).bfloat16()
+    full = [random(experts, n, k) / k**0.5 for _ in range(1 + swiglu)]
+    if op.startswith("w4"):
+        packed = [int4.pack(w) for w in full]
+        full = [int4.unpack(w) for w in packed]
+        weights = {"q_ptr": packed[0].packed, "s_ptr": packed[0].scales}
+        weights |= {"q3_ptr": packed[-1].packed, "s3_ptr": packed[-1].scales}
+    else:
+        full = [w.bfloat16() for w in full]
+        weights = {"w_ptr": full[0], "w1_ptr": full[0], "w3_ptr": full[-1]}
+    dtype = torch.float32 if variant.types.get("y_ptr") == "*fp32" else torch.bfloat16
+    y = torch.full((splits, rows, n), float("nan"), device=device, dtype=dtype)
+    h1, h3 = (torch.full((rows, n), float("nan"), device=device, dtype=torch.bfloat16) for _ in range(2))
+    tensors = {
+        **weights, "x_ptr": x, "y_ptr": y, "a_ptr": y, "h1_ptr": h1, "h3_ptr": h3, "ids_ptr": ids, "slots": rows,
+        "order_ptr": dispatch.order, "offsets_ptr": dispatch.offsets, "rows_total": rows, "scale": 1.0,
+    }  # fmt: skip
+    grid = (-(-n // tile.bn), rows, splits) if decode else (row_grid(rows, n, experts, tile), splits)
+    # decode keeps the slots' order; of the others only those that gather read tokens, in the experts' order
+    expert = ids.flatten() if decode else ids.flatten()[dispatch.order]
+    source = torch.arange(rows, device=device) // per_token
+    source = source[dispatch.order] if swiglu and not decode else source
+    want = torch.empty(rows, n, device=device, dtype=torch.float64)
+    for e in range(experts):
+        part = x[source[expert == e]].double()
+        value = part @ full[0][e].double().t()
+        if swiglu:
+            value = torch.nn.functional.silu(value) * (part @ full[1][e].double().t())
+        want[expert == e] = value
+    return Problem(tensors, grid, y, want)
+
+
+KERNELS = {"gemm": 512, "swiglu": 512, "w4_gemm": 512, "w4_swiglu": 512, "w4_swap": 32, "w4_swap_swiglu": 32,
+           "w4_gemv": 2, "w4_gemv_swiglu": 2}  # fmt: skip
+
+
+def check_sm86_kernels() -> dict[str, Any]:
+    """sm_86's bf16 and int4 products at Mistral-7B's shapes against float64: the largest relative errors."""
     results: dict[str, Any] = {}
-    generator = torch.Generator("cuda").manual_seed(0)
-    for op in ("gemm", "swiglu"):
+    for op, rows in KERNELS.items():
         variant = _variant(op)
-        c = variant.constants
-        n, k, experts = c["N"], c["K"], c["E"]
-        top_k = c["TOPK"]
-        tokens = rows // top_k if op == "swiglu" else rows
-        ids = torch.randint(0, experts, (tokens, top_k if op == "swiglu" else 1), device="cuda", generator=generator)
-        dispatch = sort_by_expert(ids, experts)
-        x = torch.randn(tokens, k, device="cuda", generator=generator).bfloat16()
-        weights = [
-            (torch.randn(experts, n, k, device="cuda", generator=generator) / k**0.5).bfloat16()
-            for _ in range(2 if op == "swiglu" else 1)
-        ]
-        y, h1, h3 = (torch.full((rows, n), float("nan"), device="cuda", dtype=torch.bfloat16) for _ in range(3))
-        tensors = {
-            "x_ptr": x, "w_ptr": weights[0], "w1_ptr": weights[0], "w3_ptr": weights[-1], "y_ptr": y, "a_ptr": y,
-            "h1_ptr": h1, "h3_ptr": h3, "order_ptr": dispatch.order, "offsets_ptr": dispatch.offsets,
-            "rows_total": rows, "scale": 1.0,
-        }  # fmt: skip
-        _, ptx, shared, name = compile_variant(86, variant)
-        given = [tensors[a] for a in variant.kernel.arg_names if a not in c]
-        grid = row_grid(rows, n, experts, variant.tile)
-        run_ptx(ptx, name, shared, grid, variant.tile.warps, given)
-        source = (dispatch.order // top_k) if op == "swiglu" else torch.arange(rows, device="cuda")
-        want = torch.empty(rows, n, device="cuda", dtype=torch.float64)
-        bounds = dispatch.offsets.tolist()
-        for e in range(experts):
-            part = x[source[bounds[e] : bounds[e + 1]]].double()
-            value = part @ weights[0][e].double().t()
-            if op == "swiglu":
-                value = torch.nn.functional.silu(value) * (part @ weights[1][e].double().t())
-            want[bounds[e] : bounds[e + 1]] = value
-        error = ((y.double() - want).abs().max() / want.abs().max()).item()
-        results[op] = {"tile": list(variant.tile), "max_relative_error": error, "ok": error < 2**-7}
+        try:
+            given = problem(variant, rows)
+            _, ptx, shared, name = compile_variant(86, variant)
+            arguments = [given.tensors[a] for a in variant.kernel.arg_names if a not in variant.constants]
+            run_ptx(ptx, name, shared, given.grid, variant.tile.warps, arguments)
+            got = given.result.double().sum(0)
+            error = ((got - given.want).abs().max() / given.want.abs().max()).item()
+            results[op] = {"tile": list(variant.tile), "max_relative_error": error, "ok": error < 2**-7}
+        except Exception as problem_found:
+            results[op] = {
+                "tile": list(variant.tile),
+                "error": f"{type(problem_found).__name__}: {problem_found}",
+                "ok": False,
+            }
     return results

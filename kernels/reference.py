@@ -8,11 +8,15 @@ N output columns of a linear layer, G = 128 weights per int4 group.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import int4
 from kernels.dispatch import LowRank
+from kernels.int4 import Int4Weight
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -25,6 +29,12 @@ def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     bounds = offsets.tolist()
     parts = [F.linear(x[bounds[e] : bounds[e + 1]], weight[e]) for e in range(weight.shape[0])]
     return torch.cat(parts)  # [R, N]
+
+
+def weight_gradient(x: Tensor, dy: Tensor, offsets: Tensor) -> Tensor:
+    """Gradient of `grouped_linear`'s weight: ``sum_i dy[i] outer x[i]`` over each expert's rows, [E, N, D]."""
+    bounds = offsets.tolist()
+    return torch.stack([dy[a:b].t() @ x[a:b] for a, b in itertools.pairwise(bounds)])  # [E, N, D]
 
 
 def swiglu_ffn(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor) -> Tensor:
@@ -47,6 +57,13 @@ def experts_forward(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor
     """Mixture of SwiGLU experts: x [T, D], w1, w3 [E, F, D], w2 [E, D, F], gates, expert_ids [T, K] -> [T, D]."""
     outputs = [swiglu_ffn(x, w1[e], w2[e], w3[e]) for e in range(w1.shape[0])]
     return combine(torch.stack(outputs), gates, expert_ids)  # [T, D]
+
+
+def int4_experts_forward(
+    x: Tensor, w1: Int4Weight, w2: Int4Weight, w3: Int4Weight, gates: Tensor, expert_ids: Tensor
+) -> Tensor:
+    """`experts_forward` with the weights that the packed ones stand for: ``(q - 8) * scale`` by groups of 128."""
+    return experts_forward(x, *(int4.unpack(w, x.dtype) for w in (w1, w2, w3)), gates, expert_ids)
 
 
 def delta_experts_forward(

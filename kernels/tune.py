@@ -89,6 +89,8 @@ def tune(deadline: float, seconds_per_operation: float = 4.0) -> tuple[tuning.Ta
             fitting: dict[str, tuple[Tile, Callable[[], Tensor]]] = {}
             want: Tensor | None = None
             for tile in candidates(op):
+                if time.monotonic() > deadline:
+                    break  # compiling takes seconds a tile; those that there was time for are compared
                 try:
                     got = run(tile)
                     got = (got.sum(0) if got.dim() == 3 and op.startswith("w4") else got).float()

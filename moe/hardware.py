@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import re
-import sys
 
 import torch
 
+from kernels.memory import keep_freed_memory as keep_freed_memory
 from moe.errors import UserError, did_you_mean
 
 DTYPES = {
@@ -64,22 +63,6 @@ def has_native_bfloat16(device: torch.device) -> bool:
     # Private probes, the same in torch 2.11 to 2.13; without them float32 is always right.
     probes = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(bool(probe()) for probe in probes if probe is not None)
-
-
-def keep_freed_memory(device: torch.device) -> bool:
-    """Makes glibc's malloc keep large freed blocks for this process instead of giving them back at once; true if done.
-
-    Each step on a CPU makes and drops the same temporaries, tens of megabytes each, and by default every one is mapped
-    anew and filled with zero pages by the kernel: a fifth of a float32 training step of a 135 M model. On a GPU and
-    with other C libraries nothing is changed.
-    """
-    if device.type != "cpu" or sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
-        return False
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
 
 
 def describe_hardware(device: torch.device) -> str:

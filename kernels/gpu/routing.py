@@ -15,7 +15,11 @@ from kernels.gpu.common import cast
 def route_kernel(
     ids_ptr, order_ptr, inverse_ptr, offsets_ptr, rows, E: tl.constexpr, E_PAD: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Counting sort of ids [R] by expert. Every program counts all ids (they fit L2), then places its own block."""
+    """Counting sort of ids [R] by expert. Every program counts all ids (they fit L2), then places its own block.
+
+    Rows with an id outside [0, E) come last and are in no segment: the last offset falls short of R, which turns every
+    result into NaN. ``order`` is a permutation all the same, so that nothing is read from outside a tensor.
+    """
     pid = tl.program_id(0)
     experts = tl.arange(0, E_PAD)
     total = tl.zeros((E_PAD,), tl.int32)
@@ -23,22 +27,25 @@ def route_kernel(
     for start in range(0, rows, BLOCK):
         slot = start + tl.arange(0, BLOCK)
         ids = tl.load(ids_ptr + slot, mask=slot < rows, other=-1).to(tl.int32)
+        ids = tl.where(ids < E, ids, -1)
         count = tl.sum((ids[:, None] == experts[None, :]).to(tl.int32), 0)  # [E_PAD]
         total += count
         before += tl.where(start < pid * BLOCK, count, 0)
     first = tl.cumsum(total, 0) - total  # [E_PAD]
-    slot = pid * BLOCK + tl.arange(0, BLOCK)
+    local = tl.arange(0, BLOCK)
+    slot = pid * BLOCK + local
     ids = tl.load(ids_ptr + slot, mask=slot < rows, other=-1).to(tl.int32)
-    chosen = (ids[:, None] == experts[None, :]).to(tl.int32)  # [BLOCK, E_PAD]
+    valid = (ids >= 0) & (ids < E)
+    chosen = ((ids[:, None] == experts[None, :]) & valid[:, None]).to(tl.int32)  # [BLOCK, E_PAD]
     rank = tl.cumsum(chosen, 0) - 1
     position = tl.sum(chosen * (first[None, :] + before[None, :] + rank), 1)  # [BLOCK]
-    valid = (slot < rows) & (ids >= 0) & (ids < E)
-    tl.store(order_ptr + position, slot.to(tl.int64), mask=valid)
-    tl.store(inverse_ptr + slot, tl.where(valid, position, 0).to(tl.int64), mask=slot < rows)
+    invalid_rank = pid * BLOCK - tl.sum(before, 0) + local - tl.cumsum(valid.to(tl.int32), 0)
+    position = tl.where(valid, position, tl.sum(total, 0) + invalid_rank)
+    tl.store(order_ptr + position, slot.to(tl.int64), mask=slot < rows)
+    tl.store(inverse_ptr + slot, position.to(tl.int64), mask=slot < rows)
     if pid == 0:
         tl.store(offsets_ptr + experts, first, mask=experts < E)
-        # rows with an id outside [0, E) are in no segment: the last offset falls short of R and the results become NaN
-        tl.store(offsets_ptr + E + experts, tl.sum(tl.where(experts < E, total, 0), 0), mask=experts == 0)
+        tl.store(offsets_ptr + E + experts, tl.sum(total, 0), mask=experts == 0)
 
 
 @triton.jit

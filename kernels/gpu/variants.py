@@ -52,6 +52,7 @@ def _low_rank_step(flags: dict[str, Any]) -> dict[str, Any]:
 
 _SWIGLU = {"GATHER": True, "TWO_INPUTS": False, "HAS_BASE": False, "x2_ptr": None, "base1_ptr": None, "base3_ptr": None}
 _BACKWARD = {"PRODUCT": True, "GATHER": True, "HAS_BASE": False, "GATHER_BASE": False, "base_ptr": None}
+_NO_H = {"SAVE_H": False, "h1_ptr": None, "h3_ptr": None}
 _ONE = {"q3_ptr": None, "s3_ptr": None, "h1_ptr": None, "h3_ptr": None, "SWIGLU": False, "SAVE_H": False}
 
 # operation -> [(label, kernel, constants, pointer types that differ from the rule)]
@@ -59,10 +60,15 @@ _FLAGS: dict[str, list[tuple[str, Any, dict[str, Any], dict[str, str]]]] = {
     "gemm": [("down", gemm.grouped_gemm_kernel, {**_gemm_flags(), **DOWN}, {})],
     "gemm_dx": [
         ("pair dX", gemm.grouped_gemm_kernel, {**_dual(_gemm_flags(TRANSPOSED=True, DUAL=True)), **DOWN}, {}),
+        ("dX", gemm.grouped_gemm_kernel, {**_gemm_flags(TRANSPOSED=True), **DOWN}, {}),
     ],
-    "swiglu": [("gather, keep h", gemm.swiglu_kernel, {**_SWIGLU, "SAVE_H": True, **UP}, {})],
+    "swiglu": [
+        ("gather, keep h", gemm.swiglu_kernel, {**_SWIGLU, "SAVE_H": True, **UP}, {}),
+        ("gather", gemm.swiglu_kernel, {**_SWIGLU, **_NO_H, **UP}, {}),
+    ],
     "swiglu_backward": [
         ("gather, g*a", gemm.swiglu_backward_kernel, {**_BACKWARD, "WRITE_A": True, **UP}, {}),
+        ("gather", gemm.swiglu_backward_kernel, {**_BACKWARD, "WRITE_A": False, "ga_ptr": None, **UP}, {}),
     ],
     "weight_gradient": [
         ("dW1", gemm.weight_gradient_kernel, {"GATHER_X": True, "GATHER_DY": False, "ACCUMULATE": False, **UP}, {}),
@@ -157,18 +163,18 @@ _FLAGS: dict[str, list[tuple[str, Any, dict[str, Any], dict[str, str]]]] = {
             persistent.persistent_gemm_kernel,
             {"GATHER": True, "SWIGLU": True, "SAVE_H": True, **UP},
             {},
-        )
+        ),
+        ("gather", persistent.persistent_gemm_kernel, {"GATHER": True, "SWIGLU": True, **_NO_H, **UP}, {}),
     ],
     "w4_gemm": [("down", w4.w4_gemm_kernel, {**_ONE, "GATHER": False, **DOWN}, {})],
-    "w4_swiglu": [("gather, keep h", w4.w4_gemm_kernel, {"GATHER": True, "SWIGLU": True, "SAVE_H": True, **UP}, {})],
+    "w4_swiglu": [
+        ("gather, keep h", w4.w4_gemm_kernel, {"GATHER": True, "SWIGLU": True, "SAVE_H": True, **UP}, {}),
+        ("gather", w4.w4_gemm_kernel, {"GATHER": True, "SWIGLU": True, **_NO_H, **UP}, {}),
+    ],
     "w4_swap": [("down", w4.w4_swap_kernel, {**_ONE, "GATHER": False, **DOWN}, {"y_ptr": "*fp32"})],
     "w4_swap_swiglu": [
-        (
-            "gather",
-            w4.w4_swap_kernel,
-            {"GATHER": True, "SWIGLU": True, "SAVE_H": False, "h1_ptr": None, "h3_ptr": None, **UP},
-            {},
-        )
+        ("gather, keep h", w4.w4_swap_kernel, {"GATHER": True, "SWIGLU": True, "SAVE_H": True, **UP}, {}),
+        ("gather", w4.w4_swap_kernel, {"GATHER": True, "SWIGLU": True, **_NO_H, **UP}, {}),
     ],
     "w4_gemv": [("down", w4.w4_gemv_kernel, {**_ONE, "TOPK": 1, **DOWN}, {"y_ptr": "*fp32"})],
     "w4_gemv_swiglu": [("up", w4.w4_gemv_kernel, {"SWIGLU": True, **UP}, {})],

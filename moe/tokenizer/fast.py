@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer as Backend
-
 from moe.errors import UserError
 from moe.tokenizer.base import CONTROL_SHAPE, SPACE, ByteEscape, SpecialTokens, Tokenizer, token_bytes
 from moe.tokenizer.files import tokenizer_config, write_files
@@ -69,6 +67,8 @@ class JsonTokenizer(Tokenizer):
             for token in plain["added_tokens"] or ()
             if token["content"] in literal
         ]
+        from tokenizers import Tokenizer as Backend  # here: what tokenizes nothing needs no library for it
+
         try:
             self._backend = Backend.from_str(json.dumps(plain))
         except Exception as error:  # the library raises bare Exception

@@ -7,14 +7,16 @@ import struct
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-
-import sentencepiece
+from typing import TYPE_CHECKING
 
 from moe.errors import UserError
 from moe.tokenizer import sentencepiece_model as proto
 from moe.tokenizer.base import CONTROL_SHAPE, SPACE, SpecialTokens, Tokenizer, token_bytes
 from moe.tokenizer.files import MODEL_FILE, tokenizer_config, write_files
 from moe.tokenizer.pipeline import sentencepiece_pipeline
+
+if TYPE_CHECKING:
+    import sentencepiece
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -143,6 +145,8 @@ def _roles(
 
 
 def _load(data: bytes, source: str | Path) -> sentencepiece.SentencePieceProcessor:
+    import sentencepiece  # here: what tokenizes nothing needs no library for it
+
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=data)
     except RuntimeError as error:

@@ -8,8 +8,6 @@ import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import sentencepiece
-
 from moe.errors import UserError
 from moe.tokenizer.base import SPACE, Tokenizer
 from moe.tokenizer.spm import SentencePieceTokenizer
@@ -53,6 +51,8 @@ def train_sentencepiece(
     smallest = 256 + 4 + len(control_tokens) + len(ASCII) + 1
     if vocab_size < smallest:
         raise UserError(f"a vocabulary of {vocab_size} tokens was asked for; it takes at least {smallest}")
+    import sentencepiece  # here: what tokenizes nothing needs no library for it
+
     out = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

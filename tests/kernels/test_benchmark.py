@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from kernels import benchmark, benchmark_cpu, gpu_suite
+from kernels import benchmark, benchmark_cpu, ceiling, gpu_checks, gpu_suite
 from kernels.benchmark_gpu import _costs
 from kernels.peers import Layer, expert_loop, grouped_nf4
 
@@ -18,12 +18,25 @@ def test_cpu_benchmark_measures_the_same_layer_as_transformers(monkeypatch, tmp_
     monkeypatch.setattr(benchmark_cpu, "TRAIN_TOKENS", (6,))
     monkeypatch.setattr(benchmark_cpu, "CACHE_BYTES", 1)
     monkeypatch.setattr(benchmark_cpu, "read_bandwidth", lambda: 1e9)
-    assert benchmark.main(["--device", "cpu", "--repeats", "1", "--output", str(tmp_path)]) == 0
+    assert benchmark.main(["--device", "cpu", "--repeats", "1", "--malloc", "default", "--output", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "cpu.json").read_text())
     assert [(r["phase"], r["tokens"]) for r in result["rows"]] == [("forward+backward", 6), ("decode", 1)]
     assert all(r["max_relative_error"] < 1e-4 for r in result["rows"])
     assert set(result["rows"][1]["ms"]) == {"ours", *benchmark_cpu.PEERS}
-    assert "of bandwidth" in capsys.readouterr().out and (tmp_path / "cpu.png").stat().st_size > 1000
+    for row in result["rows"]:
+        assert row["largest_possible_ratio"] > 0 and row["share_of_ceiling"] > 0 and "ceiling" not in row["ms"]
+    assert "GB/s" in capsys.readouterr().out and (tmp_path / "cpu.png").stat().st_size > 1000
+
+
+def test_the_ceiling_is_nine_products_for_each_expert_with_rows(monkeypatch):
+    monkeypatch.setattr(ceiling, "has_onednn_linear", lambda: False)
+    calls = []
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: calls.append((a.shape[0], a.shape[1], b.shape[1])))
+    run = ceiling.bare_products([3, 0, 5], 8, 12)
+    calls.clear()
+    run()
+    assert len(calls) == 18 and sum(a * b * c for a, b, c in calls) == 9 * 8 * (8 * 12)
+    assert calls[:3] == [(3, 8, 12), (3, 8, 12), (3, 12, 8)] and calls[6:9] == [(8, 3, 12), (12, 3, 8), (12, 3, 8)]
 
 
 def test_medians_are_taken_in_turns():
@@ -42,6 +55,24 @@ def test_the_loop_peer_computes_the_layer():
     torch.testing.assert_close(
         expert_loop(Layer(*weights, gates, ids))(x), reference.experts_forward(x, *weights, gates, ids)
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["grouped_mm", "transformers eager", "transformers grouped_mm", "transformers batched_mm"]
+)
+def test_peers_that_a_cpu_has_compute_the_layer(name):
+    if name.startswith("transformers"):
+        pytest.importorskip("transformers", reason="transformers is not installed")
+    torch.manual_seed(0)
+    weights = [torch.randn(s).div(4).bfloat16() for s in ((3, 32, 16), (3, 16, 32), (3, 32, 16))]
+    gates, ids = torch.rand(5, 2), torch.tensor([[0, 1], [2, 0], [1, 2], [0, 2], [2, 1]])
+    x = torch.randn(5, 16).bfloat16()
+    from kernels import reference
+    from kernels.peers import PEERS
+
+    want = reference.experts_forward(x.double(), *(w.double() for w in weights), gates.double(), ids)
+    got = PEERS[name](Layer(*weights, gates, ids))(x)
+    assert (got.double() - want).abs().max() < 2**-5 * want.abs().max()
 
 
 def test_the_nf4_peer_keeps_the_contract_of_its_library(monkeypatch):
@@ -84,13 +115,14 @@ def test_without_a_gpu_the_commands_say_so(arguments, capsys):
     assert capsys.readouterr().err.count("error: no GPU that torch can use was found") == 2
 
 
-def test_a_wrong_number_of_repeats(capsys):
-    assert benchmark.main(["--repeats", "0"]) == 2
-    assert "--repeats: expected at least 1, got 0" in capsys.readouterr().err
+@pytest.mark.parametrize("flag", ["--repeats", "--threads"])
+def test_a_wrong_number(flag, capsys):
+    assert benchmark.main([flag, "0"]) == 2
+    assert f"{flag}: expected at least 1, got 0" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("step", ["correctness", "no_host_synchronisation", "cuda_graph"])
 def test_layers_on_the_gpu(step):
-    assert not gpu_suite._failed(getattr(gpu_suite, step)())
+    assert not gpu_checks.failed(getattr(gpu_checks, step)())

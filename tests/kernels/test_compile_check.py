@@ -46,6 +46,26 @@ def test_what_makes_a_kernel_unfit():
     assert compile_check.problem(row | {"error": "CompilationError: x"}) == "CompilationError: x"
 
 
+@pytest.mark.parametrize(
+    ("op", "tile", "told"),
+    [
+        ("swiglu", (128, 256, 32, 4, 2), "spill instructions"),
+        ("gemm", (128, 256, 64, 8, 4), "KB of shared memory, 99 allowed"),
+    ],
+)
+def test_a_bad_tile_ends_with_exit_code_1(op, tile, told):
+    pytest.importorskip("triton", reason="triton is not installed")
+    code = (
+        "from kernels import compile_check, tuning\n"
+        f"tuning.TABLES['sm_86'] = {{{op!r}: [(tuning.ANY, tuning.Tile{tile})]}}\n"
+        "raise SystemExit(compile_check.main(['--arch', 'sm_86', '--jobs', '1']))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert told in result.stdout and "FAIL" in result.stdout and "\n1 of " in result.stdout
+
+
 def test_resident_blocks():
     assert compile_check.resident_blocks(86, 168, 48 * 1024, 4) == 2  # shared memory binds
     assert compile_check.resident_blocks(86, 255, 1024, 8) == 1  # registers bind

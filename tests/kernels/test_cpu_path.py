@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
-from kernels import ops, reference
+from kernels import cpu, int4, library, ops, reference
 from kernels.dispatch import LowRank, sort_by_expert
 
 
@@ -111,6 +113,34 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(delta, (x, *base, gates, *shared, *experts))
 
 
+def test_gradcheck_of_the_other_operations():
+    torch.manual_seed(20)
+    offsets = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 6, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: ops.grouped_linear(x, w, offsets), (x, weight))
+    assert torch.autograd.gradcheck(ops.linear, (x, weight[0]))
+    assert torch.autograd.gradcheck(library.linear, (x, weight[0]))
+    packed = [int4.pack(torch.randn(2, 128, 128) / 11) for _ in range(3)]
+    wide = torch.randn(2, 128, dtype=torch.float64, requires_grad=True)
+    gates, ids = torch.rand(2, 2, dtype=torch.float64, requires_grad=True), torch.tensor([[0, 1], [1, 0]])
+    assert torch.autograd.gradcheck(lambda x, g: ops.int4_experts_forward(x, *packed, g, ids), (wide, gates))
+    torch.testing.assert_close(
+        ops.int4_experts_forward(wide, *packed, gates, ids),
+        reference.int4_experts_forward(wide, *packed, gates, ids),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weight_gradients_are_added_in_place(dtype):
+    torch.manual_seed(21)
+    offsets = torch.tensor([0, 4, 4, 9], dtype=torch.int32)
+    x, dy, grad = torch.randn(9, 5), torch.randn(9, 7), torch.randn(3, 7, 5, dtype=dtype)
+    want = grad + reference.weight_gradient(x.double(), dy.double(), offsets)
+    ops.accumulate_weight_gradient(x, dy, offsets, grad)
+    torch.testing.assert_close(grad.double(), want.double(), rtol=1e-5, atol=1e-5)
+
+
 def test_frozen_weights_get_no_gradient_product(monkeypatch):
     torch.manual_seed(5)
     x = torch.randn(6, 8, requires_grad=True)
@@ -165,6 +195,33 @@ def test_untrained_deltas_give_the_bits_of_the_dense_network(dtype, top_k):
     assert torch.equal(mixture, dense)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_copies_give_the_bits_of_the_dense_network_in_decode_too(dtype, tokens):
+    torch.manual_seed(18)
+    x = torch.randn(tokens, 64).to(dtype)
+    w1, w2, w3 = (w[0].detach() for w in full_weights(1, 64, 96, dtype))
+    stacked = [w.expand(4, *w.shape).contiguous() for w in (w1, w2, w3)]
+    gates, ids = torch.tensor([[0.75, 0.25]]).expand(tokens, 2), routing(tokens, 2, 4)
+    if dtype == torch.float32:
+        dense = ops.linear(torch.nn.functional.silu(ops.linear(x, w1)) * ops.linear(x, w3), w2)
+        assert torch.equal(ops.experts_forward(x, *stacked, gates, ids), dense)
+    else:
+        dense = reference.swiglu_ffn(x, w1, w2, w3)
+        torch.testing.assert_close(ops.experts_forward(x, *stacked, gates, ids), dense)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("columns", [64, 66, 63])
+def test_matvec(dtype, columns):
+    torch.manual_seed(19)
+    x, w = torch.randn(1, 48).to(dtype), torch.randn(columns, 48).to(dtype)
+    tight = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {}
+    for row in (x, torch.stack((x[0], x[0]), 1).t()[:1]):  # the second with strides of its own
+        for weight in (w, w.t().contiguous().t(), torch.cat((w, w), 1)[:, :48]):
+            torch.testing.assert_close(cpu.matvec(row, weight), torch.nn.functional.linear(x, w), **tight)
+
+
 @pytest.mark.parametrize("shape", [(1, 12), (7, 12), (2, 5, 12)])
 def test_linear_and_its_gradients(shape):
     torch.manual_seed(17)
@@ -198,6 +255,23 @@ def test_autocast_matches_explicit_bf16():
     assert weights[0].grad.dtype == torch.float32
 
 
+def test_no_tokens_give_no_rows():
+    w1, w2, w3 = full_weights(2, 4, 6, torch.float32)
+    x, gates, ids = torch.randn(0, 4, requires_grad=True), torch.ones(0, 2), torch.zeros(0, 2, dtype=torch.long)
+    out = ops.experts_forward(x, w1, w2, w3, gates, ids)
+    assert out.shape == (0, 4)
+    out.sum().backward()
+    assert x.grad.shape == (0, 4) and not w1.grad.any() and w2.grad.shape == w2.shape
+
+
+def test_int4_on_a_gpu_wants_bf16(monkeypatch):
+    monkeypatch.setattr(library, "uses_triton", lambda x: True)
+    wrong = types.SimpleNamespace(is_cuda=True, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"x: int4 weights on a GPU need torch.bfloat16, got torch.float16"):
+        ops._check_int4_input(wrong)
+    ops._check_int4_input(types.SimpleNamespace(is_cuda=True, dtype=torch.bfloat16))
+
+
 def test_bad_input_is_told_in_one_line():
     x, gates, ids = torch.randn(3, 4), torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.long)
     w1, w2, w3 = (w.detach() for w in full_weights(2, 4, 6, torch.float32))
@@ -213,6 +287,14 @@ def test_bad_input_is_told_in_one_line():
         ops.experts_forward(x, w1, w2, w3, gates, ids.float())
     with pytest.raises(ValueError, match=r"offsets: expected a rising list from 0 to the 3 rows"):
         ops.grouped_linear(x, w1, torch.tensor([0, 1, 2], dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"offsets: expected int32, got torch.float32"):
+        ops.grouped_linear(x, w1, torch.tensor([0.0, 1, 3]))
+    with pytest.raises(ValueError, match=r"offsets: expected a rising list"):
+        ops.accumulate_weight_gradient(x, x, torch.tensor([0, 4, 3], dtype=torch.int32), torch.zeros(2, 4, 4))
+    with pytest.raises(ValueError, match=r"grad: expected a floating dtype"):
+        ops.accumulate_weight_gradient(x, x, torch.tensor([0, 1, 3]), torch.zeros(2, 4, 4, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"at least one expert per token"):
+        ops.experts_forward(x, w1, w2, w3, gates[:, :0], ids[:, :0])
     with pytest.raises(ValueError, match=r"gates: expected shape \[3, 1\]"):
         ops.experts_forward(x, w1, w2, w3, gates[:2], ids)
     bad = low_rank(2, 4, 6)._replace(b2=torch.zeros(4, 3))

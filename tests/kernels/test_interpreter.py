@@ -18,9 +18,6 @@ def test_every_kernel_matches_the_reference_in_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     environment.pop("PYTEST_ADDOPTS", None)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)]
-    for _ in range(3):
-        result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-        if result.returncode >= 0:
-            break  # a signal (seen once in many runs: 11) is a crash of the interpreter itself, no wrong result
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " passed" in result.stdout

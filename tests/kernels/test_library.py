@@ -71,6 +71,36 @@ def test_full_graph_tracing_gives_the_same_values_and_gradients():
         torch.testing.assert_close(a, b)
 
 
+def test_full_graph_tracing_of_every_other_operation():
+    x, weights, gates, ids = problem()
+    offsets = torch.tensor([0, 2, 2, 6], dtype=torch.int32)
+    packed = [int4.pack(torch.randn(3, 128, 128) / 11) for _ in range(3)]
+    wide = torch.randn(6, 128, requires_grad=True)
+    factors = low_rank(2, 128, 128, 3)
+    base = [int4.pack(torch.randn(128, 128) / 11) for _ in range(3)]
+    cases = {
+        "grouped": (lambda x: ops.grouped_linear(x, weights[0], offsets), x),
+        "linear": (lambda x: ops.linear(x, weights[0][0]), x),
+        "int4": (lambda x: ops.int4_experts_forward(x, *packed, gates, ids), wide),
+        "int4 with deltas": (lambda x: ops.delta_experts_forward(x, *base, None, factors, gates, ids), wide),
+    }
+    for name, (layer, leaf) in cases.items():
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        want, got = layer(leaf), compiled(leaf)
+        torch.testing.assert_close(got, want, msg=lambda text, name=name: f"{name}: {text}")
+        ours, theirs = torch.autograd.grad(got.sum(), leaf), torch.autograd.grad(want.sum(), leaf)
+        torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_full_graph_tracing_of_one_token_without_gradients():
+    x, weights, gates, ids = problem(tokens=1)
+    compiled = torch.compile(
+        lambda x: ops.experts_forward(x, *weights, gates, ids), fullgraph=True, backend="aot_eager"
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), reference.experts_forward(x, *weights, gates, ids))
+
+
 def test_int4_packing_is_exact_on_its_own_grid():
     torch.manual_seed(1)
     scales = torch.rand(2, 5, 3).add(0.5).bfloat16().float()
