@@ -116,16 +116,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor
     return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.mask, is_causal=causal, enable_gqa=grouped)
 
 
+class Linear(nn.Linear):
+    """``x @ weight.T`` without bias, by the routine that is fast on the device: on a CPU that is not always torch's."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., inputs] -> [..., outputs]."""
+        return ops.linear(x, self.weight)
+
+
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al., 2023) with rotary embeddings and an optional key/value cache."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
-        self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
-        self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
-        self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+        self.wq = Linear(config.dim, config.n_heads * config.head_dim)
+        self.wk = Linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.wv = Linear(config.dim, config.n_kv_heads * config.head_dim)
+        self.wo = Linear(config.n_heads * config.head_dim, config.dim)
 
     def forward(
         self,
@@ -152,10 +163,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
-        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
-        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w1 = Linear(config.dim, config.hidden_dim)
+        self.w2 = Linear(config.hidden_dim, config.dim)
+        self.w3 = Linear(config.dim, config.hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.silu(ops.linear(x, self.w1.weight)) * ops.linear(x, self.w3.weight)  # [..., F]
-        return ops.linear(hidden, self.w2.weight)
+        hidden = F.silu(self.w1(x)) * self.w3(x)  # [..., F]
+        return self.w2(hidden)

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from kernels import ops
 from moe.cache import KVCache
 from moe.config import ModelConfig
 from moe.experts import LowRankDelta, MoEFeedForward
-from moe.layers import Attention, AttentionPattern, FeedForward, RMSNorm, make_pattern, rope_angles
+from moe.layers import Attention, AttentionPattern, FeedForward, Linear, RMSNorm, make_pattern, rope_angles
 from moe.router import Routing
 
 Observer = Callable[[int, Tensor], None]
@@ -81,7 +81,7 @@ class Transformer(nn.Module):
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, layer in config.sparse_layers) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.output = None if config.tie_embeddings else nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.output = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
 
     @torch.no_grad()
     def reset(self, seed: int = 0, std: float = 0.02) -> Transformer:
@@ -157,7 +157,7 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(length)
         hidden = self.norm(x[:, -1:] if last_only else x)  # [B, S or 1, D]
-        return ModelOutput(hidden, F.linear(hidden, self.output_weight) if logits else None, routing)
+        return ModelOutput(hidden, ops.linear(hidden, self.output_weight) if logits else None, routing)
 
 
 def _positions(length: int, documents: tuple[int, ...] | None, device: torch.device) -> Tensor:
