@@ -1,7 +1,7 @@
 """Writes model directories: tensors streamed into shards, checksummed on the way, published by one rename.
 
 Tensors that lie in a file as they are get copied piece by piece without being decoded; others are read (decoded,
-generated) one at a time. So memory is one tensor at most, whatever the size of the model.
+computed) one at a time, most of them piece by piece too. So memory is one tensor at most, whatever the model's size.
 
 A long job is prepared in ``.NAME.partial`` beside its target. Each finished shard is flushed and noted with its
 checksum in ``job.json``; a rerun of the same job verifies the noted shards and goes on after them.
@@ -39,7 +39,7 @@ from checkpoints.files import (
     write_bytes,
     write_json,
 )
-from checkpoints.safetensors_file import ByteRange, StoredTensor
+from checkpoints.safetensors_file import ByteRange, StoredTensor, computed
 from checkpoints.shard_writer import Progress, write_shard
 from moe.errors import UserError
 
@@ -78,7 +78,7 @@ def in_dtype(tensor: StoredTensor, dtype: torch.dtype | None) -> StoredTensor:
     """The same tensor in another dtype (None: as it is)."""
     if dtype is None or dtype == tensor.dtype:
         return tensor
-    return replace(tensor, dtype=dtype, read=lambda: tensor.read().to(dtype), where=None)
+    return computed(tensor, dtype, lambda: (part.to(dtype) for part in tensor.parts()))
 
 
 def renamed(tensor: StoredTensor, name: str) -> StoredTensor:
