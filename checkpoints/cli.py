@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 
-from moe.errors import did_you_mean, exit_on_user_error
+from moe.errors import UserError, did_you_mean, exit_on_user_error
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -48,4 +49,10 @@ def run(
     arguments = parser.parse_args(argv)
     arguments.debug = getattr(arguments, "debug", False)
     with exit_on_user_error(arguments.debug, also=also):
-        return main(arguments) or 0
+        try:
+            return main(arguments) or 0
+        except OSError as error:
+            if error.filename is None or isinstance(error, also):
+                raise
+            message = f"{os.fsdecode(error.filename)}: {error.strerror}; check that the path can be read or written"
+            raise UserError(message) from error

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from checkpoints.files import readable
 from moe.errors import UserError
 
 MAX_HEADER_BYTES = 32 << 20  # the format allows 100 MB; 200,000 tensors fit in this, and parsing stays small
@@ -125,7 +126,7 @@ def read_range(where: ByteRange, dtype: torch.dtype, shape: tuple[int, ...]) -> 
     buffer = torch.empty(where.nbytes, dtype=torch.uint8)
     view = memoryview(buffer.numpy())
     done = 0
-    with open(where.path, "rb", buffering=0) as file:
+    with readable(where.path), open(where.path, "rb", buffering=0) as file:
         file.seek(where.offset)
         while done < where.nbytes:
             count = file.readinto(view[done:])

@@ -20,6 +20,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from checkpoints.files import readable
 from checkpoints.safetensors_file import ByteRange, StoredTensor, encode_header, one_thread, tensor_bytes
 from moe.errors import UserError
 
@@ -81,7 +82,9 @@ class ShardFile:
         with open(where.path, "rb", buffering=0) as source:
             source.seek(where.offset)
             while left:
-                count = source.readinto(self._room()[:left])
+                room = self._room()[:left]  # may raise what went wrong in writing
+                with readable(where.path):
+                    count = source.readinto(room)
                 if not count:
                     raise UserError(f"{where.path} ended early; the file was cut while it was read: copy it again")
                 self._filled(count, where not in self.known)

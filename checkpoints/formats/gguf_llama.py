@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.formats.checkpoint import Checkpoint
-from checkpoints.formats.config_json import ConfigReader
+from checkpoints.formats.config_json import ConfigReader, naming
 from checkpoints.formats.gguf_file import GGUFFile, GGUFTensor
 from checkpoints.formats.names import check_tensors, flat_name
 from checkpoints.formats.rotary import from_interleaved_rotary
@@ -173,7 +173,8 @@ def open_gguf(path: Path) -> Checkpoint:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise UserError(f"{path}: tensor 'token_embd.weight' is missing or no matrix; download the file again")
-    config = gguf_config(file.fields, "output.weight" not in file.tensors, embedding.shape[0], path)
+    with naming(path):
+        config = gguf_config(file.fields, "output.weight" not in file.tensors, embedding.shape[0], path)
     decoder = _Decoder(file)
     tensors: dict[str, StoredTensor] = {}
     theirs: dict[str, str] = {}
