@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from checkpoints import load_model, save_model, upcycle_model
 from checkpoints.__main__ import main
 from checkpoints.commands.inspect import memory_to_run
+from checkpoints.files import sha256_file
 from checkpoints.merge import expert_shares
 from moe.config import ModelConfig
 from moe.errors import UserError
@@ -210,7 +211,8 @@ def test_verify_finds_every_kind_of_damage(written, tmp_path, capsys):
     assert f"{len(content) - 3} bytes" in complaint(lambda d: (d / shard.name).write_bytes(content[:-3]))
     assert "config.json" in complaint(lambda d: (d / "config.json").write_text("{}"))
     assert "manifest.json" in complaint(lambda d: (d / "manifest.json").write_text('{"files": [1]}'))
-    assert "manifest.json" in complaint(lambda d: (d / "manifest.json").write_text('{"files": {"../x": {}}}'))
+    outside = {"files": {"../mine": {"bytes": 1, "sha256": sha256_file(written / "config.json")}}}
+    assert "plain file name" in complaint(lambda d: (d / "manifest.json").write_text(json.dumps(outside)))
     assert "verify" in complaint(lambda d: (d / "manifest.json").unlink())
 
 
