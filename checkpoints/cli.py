@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from moe.errors import did_you_mean, exit_on_user_error
+from moe.errors import UserError, did_you_mean, exit_on_user_error
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -54,7 +54,14 @@ def run(
     arguments.debug = getattr(arguments, "debug", False)
     try:
         with exit_on_user_error(arguments.debug, also=(OSError, *also)):
-            return main(arguments) or 0
+            try:
+                return main(arguments) or 0
+            except OSError as error:
+                plain = isinstance(error, (BrokenPipeError, *also)) or not isinstance(error.filename, str | bytes)
+                if plain:
+                    raise
+                message = f"{os.fsdecode(error.filename)}: {error.strerror}; check that the path can be read or written"
+                raise UserError(message) from error
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still flushes at exit
         return 0

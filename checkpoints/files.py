@@ -115,12 +115,26 @@ def replace_file(path: Path, content: bytes) -> None:
     fsync_path(path.parent)
 
 
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Around reading a file: what the system says, a bad disk for example, becomes a :class:`UserError` naming it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether the system refused to write because the disk, or what this user may fill of it, is full."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
     """Returns the SHA-256 of a file in hexadecimal, read in chunks; ``progress`` is told the bytes of each chunk."""
     digest = hashlib.sha256()
     buffer = bytearray(CHUNK_BYTES)
     view = memoryview(buffer)
-    with open(path, "rb", buffering=0) as file:
+    with readable(path), open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(view[:count])
             if progress is not None:
@@ -180,6 +194,12 @@ def publish_directory(finished: Path, target: Path) -> None:
         fsync_path(target.parent)
 
 
+def _places(path: Path) -> set[Path]:
+    """A file and the directories above it, as it is named and, where links are on the way, as it is stored."""
+    found = (Path(os.path.abspath(path)), path.parent.resolve() / path.name, path.resolve())
+    return {place for name in found for place in (name, *name.parents)}
+
+
 def require_new(target: Path, force: bool, reads: Iterable[Path] = ()) -> None:
     """Checks that an output directory can be made without losing anything.
 
@@ -193,7 +213,7 @@ def require_new(target: Path, force: bool, reads: Iterable[Path] = ()) -> None:
         UserError: it exists and may not be replaced, contains what is read, or lies below a file.
     """
     place = target.resolve()
-    read = next((path for path in reads if place in (path.resolve(), *path.resolve().parents)), None)
+    read = next((path for path in reads if place in _places(path)), None)
     if read is not None:
         raise UserError(f"{target} is where {read} is read from; give another output directory")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
@@ -263,7 +283,7 @@ def new_directory(
                 fsync_path(path)
         publish_directory(temporary, target)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if disk_is_full(error):
             raise UserError(f"the disk of {target} is full; nothing was written: free some space and rerun") from None
         raise
     finally:

@@ -21,29 +21,28 @@ from checkpoints.formats.delta import DeltaCheckpoint, is_delta, open_delta
 from checkpoints.formats.dense_layers import huggingface_tensors
 from checkpoints.formats.names import expected_tensors
 from checkpoints.parameters import base_rename
-from checkpoints.safetensors_file import StoredTensor
+from checkpoints.safetensors_file import StoredTensor, computed
 from checkpoints.writer import in_dtype, renamed
 from moe.config import ModelConfig
 from moe.errors import UserError
-
-ROWS_AT_ONCE = 1024  # rows whose sum is kept in float32 at a time
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _add_low_rank(weight: Tensor, terms: list[tuple[Tensor, Tensor]], scale: float) -> Tensor:
-    """weight [N, M] + scale * sum of B [N, r] A [r, M], in place, a block of rows at a time."""
+def _add_low_rank(weight: StoredTensor, terms: list[tuple[Tensor, Tensor]], scale: float) -> Iterator[Tensor]:
+    """weight [N, M] + scale * sum of B [N, r] A [r, M], some rows at a time."""
     wide = _wide(weight.dtype)
     terms = [(b.to(wide), a.to(wide)) for b, a in terms]
-    for start in range(0, weight.shape[0], ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        block = weight[rows].to(wide)
+    done = 0
+    for part in weight.parts():
+        rows = slice(done, done + len(part))
+        block = part.to(wide)
         for b, a in terms:
             block = torch.addmm(block, b[rows], a, alpha=scale)
-        weight[rows] = block.to(weight.dtype)
-    return weight
+        yield block.to(weight.dtype)
+        done += len(part)
 
 
 def _flat_base(delta: DeltaCheckpoint) -> dict[str, StoredTensor]:
@@ -62,16 +61,16 @@ def _effective(
     def factors(group: str) -> tuple[Tensor, Tensor]:
         return tuple(delta.tensors[f"{prefix}.{group}.{side}{number}"].read() for side in "ba")
 
-    def read() -> Tensor:
+    def parts() -> Iterator[Tensor]:
         terms = []
         if delta.config.shared_rank:
             terms.append(factors("shared_delta"))
         if mixture:
             b, a = factors("expert_deltas")  # [E, F, r], [E, r, D]
             terms += [(share * b[expert], a[expert]) for expert, share in mixture.items()]
-        return _add_low_rank(base.read().clone(), terms, delta.config.delta_scale)
+        return _add_low_rank(base, terms, delta.config.delta_scale)
 
-    return replace(base, read=read, where=None)
+    return computed(base, base.dtype, parts)
 
 
 def full_config(config: ModelConfig) -> ModelConfig:
@@ -133,19 +132,15 @@ def expert_shares(config: ModelConfig, weights: Mapping[str, float] | None) -> d
 
 def _mean(tensors: list[tuple[float, StoredTensor]]) -> StoredTensor:
     first = tensors[0][1]
+    if len(tensors) == 1:
+        return first
+    wide = _wide(first.dtype)
 
-    def read() -> Tensor:
-        if len(tensors) == 1:
-            return first.read()
-        total = torch.zeros(first.shape, dtype=_wide(first.dtype))
-        for share, tensor in tensors:
-            value = tensor.read()
-            for start in range(0, value.shape[0], ROWS_AT_ONCE):
-                rows = slice(start, start + ROWS_AT_ONCE)
-                total[rows] += share * value[rows].to(total.dtype)
-        return total.to(first.dtype)
+    def parts() -> Iterator[Tensor]:
+        for pieces in zip(*(tensor.parts() for _, tensor in tensors)):
+            yield sum(share * piece.to(wide) for (share, _), piece in zip(tensors, pieces)).to(first.dtype)
 
-    return replace(first, read=read, where=None)
+    return computed(first, first.dtype, parts)
 
 
 def collapsed_tensors(

@@ -25,7 +25,7 @@ from checkpoints.formats import Checkpoint
 from checkpoints.formats.dense_layers import dense_copies, huggingface_tensors, zero_router
 from checkpoints.formats.names import expected_tensors, stacked_name, to_huggingface
 from checkpoints.formats.quantized import METHOD, PACKED, SCALES
-from checkpoints.safetensors_file import StoredTensor
+from checkpoints.safetensors_file import StoredTensor, one_thread
 from checkpoints.writer import renamed
 from kernels.int4 import GROUP, Int4Weight, pack
 from moe.config import ModelConfig
@@ -41,7 +41,7 @@ DAMPING = 0.01  # of the mean diagonal, added to it, as in GPTQ
 MAX_TOKENS = 1024  # of one prompt with its solution
 BLOCK = GROUP  # columns rounded before the rest is updated
 
-Rounder = Callable[[str, Tensor], Int4Weight]
+Rounder = Callable[[str, StoredTensor], Int4Weight]
 
 
 def is_quantizable(name: str, shape: Sequence[int]) -> bool:
@@ -49,10 +49,14 @@ def is_quantizable(name: str, shape: Sequence[int]) -> bool:
     return ".feed_forward." in name and ".gate." not in name and len(shape) == 2 and shape[1] % GROUP == 0
 
 
-def round_to_nearest(name: str, weight: Tensor) -> Int4Weight:
-    """weight [N, K] to int4, each group of 128 by its largest magnitude."""
+def round_to_nearest(name: str, weight: StoredTensor) -> Int4Weight:
+    """weight [N, K] to int4, each group of 128 by its largest magnitude; some rows at a time."""
     try:
-        return pack(weight)
+        with one_thread():
+            packed = [pack(part) for part in weight.parts()]
+        return Int4Weight(*(torch.cat(pieces, 2) for pieces in zip(*packed)))  # [1, G, N, 64], [1, G, N]
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"tensor {name!r} cannot be quantised: {error}") from None
 
@@ -147,7 +151,7 @@ class InputMoments:
 
 def gptq_rounder(moments: InputMoments) -> Rounder:
     """A rounder for :func:`quantized_tensors` that calibrates each matrix on the inputs collected."""
-    return lambda name, weight: gptq(weight, moments.of(name))
+    return lambda name, weight: gptq(weight.read(), moments.of(name))
 
 
 def quantized_tensors(source: Checkpoint, rounder: Rounder = round_to_nearest) -> Iterator[StoredTensor]:
@@ -171,7 +175,7 @@ def quantized_tensors(source: Checkpoint, rounder: Rounder = round_to_nearest) -
         if layer is not None and name.endswith(".w1.weight"):
             yield zero_router(source.config, layer, tensor.dtype)
         rows, groups = shape[0], shape[1] // GROUP
-        pair = _Once(lambda name=name, tensor=tensor: rounder(name, tensor.read()))
+        pair = _Once(partial(rounder, name, tensor))
         for written in theirs:
             stem, last = written.removesuffix(".weight"), written == theirs[-1]
             yield StoredTensor(stem + PACKED, torch.uint8, (groups, rows, GROUP // 2), partial(pair.take, 0))

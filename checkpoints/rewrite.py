@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,9 @@ def write_rewritten(
     contents["README.md"] = card(source, config, action, recipe, same_function)
     contents |= dict(files or {})
     output = Output(list(tensors), documents, contents, max_shard_bytes=max_shard_bytes)
-    identity = job_identity({"job": [job, source_identity(source), documents["config.json"], max_shard_bytes]})
+    planned = [[tensor.name, dtype_name(tensor.dtype), tensor.shape] for tensor in output.tensors]
+    small = {name: hashlib.sha256(_content(content)).hexdigest() for name, content in contents.items()}
+    identity = job_identity({"job": [job, source_identity(source), max_shard_bytes, planned, documents, small]})
     return write_model_directory(
         target,
         output,
@@ -132,6 +135,10 @@ def write_rewritten(
         disk_free=disk_free,
         reads=source_files(source),
     )
+
+
+def _content(file: bytes | Path) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()
 
 
 def merge_directory(source: Path, target: Path) -> None:

@@ -12,14 +12,16 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from checkpoints.files import readable
 from moe.errors import UserError
 
 MAX_HEADER_BYTES = 32 << 20  # the format allows 100 MB; 200,000 tensors fit in this, and parsing stays small
@@ -35,6 +37,7 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+PART_ELEMENTS = 512 << 10  # of a tensor that is read or computed piece by piece: 1 to 4 MB
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -52,7 +55,8 @@ class StoredTensor:
     """A tensor on disk, or one that can be computed from the disk: what it is, and how to get it.
 
     ``where`` is set when the tensor's bytes lie in a file exactly as they are (C order, little-endian), so that they
-    can be copied without decoding. ``read`` returns the tensor in ``dtype`` and ``shape``.
+    can be copied without decoding. ``read`` returns the tensor in ``dtype`` and ``shape``; :meth:`parts` gives the same
+    values in pieces (``in_parts``, if it is set), so that work on large tensors needs little memory.
     """
 
     name: str
@@ -60,11 +64,61 @@ class StoredTensor:
     shape: tuple[int, ...]
     read: Callable[[], Tensor]
     where: ByteRange | None = None
+    in_parts: Callable[[], Iterator[Tensor]] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor when decoded."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def parts(self) -> Iterator[Tensor]:
+        """The rows in order, some at a time; tensors of equal shapes are cut at the same rows."""
+        if self.in_parts is not None:
+            yield from self.in_parts()
+        elif self.where is None or not self.nbytes:
+            whole = self.read()
+            yield from whole.split(rows_at_once(self.shape)) if self.shape else [whole]
+        else:
+            row = self.nbytes // self.shape[0] if self.shape else self.nbytes
+            for start, stop in row_ranges(self.shape):
+                place = ByteRange(self.where.path, self.where.offset + start * row, (stop - start) * row)
+                yield read_range(place, self.dtype, (stop - start, *self.shape[1:]) if self.shape else ())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For work on parts: they are small, and threads would wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def rows_at_once(shape: tuple[int, ...]) -> int:
+    """Rows (along the first dimension) of one part of a tensor."""
+    return max(1, PART_ELEMENTS // max(1, math.prod(shape[1:])))
+
+
+def row_ranges(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Start and stop row of each part of a tensor."""
+    rows, step = shape[0] if shape else 1, rows_at_once(shape)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def computed(like: StoredTensor, dtype: torch.dtype, parts: Callable[[], Iterator[Tensor]]) -> StoredTensor:
+    """A tensor of the name and shape of ``like`` that is computed part by part (see :meth:`StoredTensor.parts`)."""
+
+    def read() -> Tensor:
+        whole = torch.empty(like.shape, dtype=dtype)
+        flat, done = whole.view(-1), 0
+        for part in parts():
+            flat[done : done + part.numel()] = part.reshape(-1)
+            done += part.numel()
+        return whole
+
+    return replace(like, dtype=dtype, read=read, where=None, in_parts=parts)
 
 
 def read_range(where: ByteRange, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
@@ -72,7 +126,7 @@ def read_range(where: ByteRange, dtype: torch.dtype, shape: tuple[int, ...]) -> 
     buffer = torch.empty(where.nbytes, dtype=torch.uint8)
     view = memoryview(buffer.numpy())
     done = 0
-    with open(where.path, "rb", buffering=0) as file:
+    with readable(where.path), open(where.path, "rb", buffering=0) as file:
         file.seek(where.offset)
         while done < where.nbytes:
             count = file.readinto(view[done:])

@@ -16,10 +16,12 @@ import os
 import zlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from checkpoints.safetensors_file import ByteRange, StoredTensor, encode_header, tensor_bytes
+from checkpoints.files import readable
+from checkpoints.safetensors_file import ByteRange, StoredTensor, encode_header, one_thread, tensor_bytes
 from moe.errors import UserError
 
 BUFFER_BYTES = 8 << 20
@@ -45,9 +47,9 @@ class ShardFile:
         self.progress, self.known = progress, known
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         try:
-            self.descriptor = os.open(path, flags | os.O_DIRECT, 0o666)
+            self.descriptor, self.direct = os.open(path, flags | os.O_DIRECT, 0o666), True
         except (OSError, AttributeError):  # a file system, or a system, without direct writes
-            self.descriptor = os.open(path, flags, 0o666)
+            self.descriptor, self.direct = os.open(path, flags, 0o666), False
         self.buffers = [mmap.mmap(-1, BUFFER_BYTES) for _ in range(BUFFERS)]
         self.hasher, self.writers = ThreadPoolExecutor(1), ThreadPoolExecutor(WRITERS)
         self.busy: list[list[Future]] = [[] for _ in range(BUFFERS)]  # what still reads each buffer
@@ -80,7 +82,9 @@ class ShardFile:
         with open(where.path, "rb", buffering=0) as source:
             source.seek(where.offset)
             while left:
-                count = source.readinto(self._room()[:left])
+                room = self._room()[:left]  # may raise what went wrong in writing
+                with readable(where.path):
+                    count = source.readinto(room)
                 if not count:
                     raise UserError(f"{where.path} ended early; the file was cut while it was read: copy it again")
                 self._filled(count, where not in self.known)
@@ -139,26 +143,38 @@ class ShardFile:
 
     def _write_at(self, data: memoryview, offset: int) -> None:
         while data:
+            direct = self.direct  # read before the write: another thread may turn it off while this one is refused
             try:
                 count = os.pwrite(self.descriptor, data, offset)
             except OSError as error:
-                if error.errno != errno.EINVAL or not self._leave_direct():
+                if error.errno != errno.EINVAL or not direct:
                     raise
+                self._leave_direct()
                 continue
             data, offset = data[count:], offset + count
 
-    def _leave_direct(self) -> bool:
-        """Goes on through the page cache where a direct write is refused; False when that is done already."""
-        direct = getattr(os, "O_DIRECT", 0)
+    def _leave_direct(self) -> None:
+        """Goes on through the page cache where a direct write is refused; harmless when that is done already."""
         flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
-        fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags & ~direct)
-        return bool(flags & direct)
+        fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        self.direct = False
 
     @staticmethod
     def _wait(futures: list[Future]) -> None:
         for future in futures:
             future.result()
         futures.clear()
+
+
+def _write_parts(shard: ShardFile, tensor: StoredTensor) -> None:
+    # a function of its own: nothing keeps the last part when the next tensor is read
+    count = 0
+    with one_thread() if tensor.in_parts is not None else nullcontext():
+        for part in tensor.parts():
+            assert part.dtype == tensor.dtype and part.shape[1:] == tensor.shape[1:], tensor.name
+            shard.write(tensor_bytes(part))
+            count += part.nbytes
+    assert count == tensor.nbytes, tensor.name
 
 
 def write_shard(
@@ -177,9 +193,7 @@ def write_shard(
             if tensor.where is not None:
                 shard.copy(tensor.where)
             else:
-                value = tensor.read()
-                assert value.dtype == tensor.dtype and tuple(value.shape) == tensor.shape, tensor.name
-                shard.write(tensor_bytes(value))
+                _write_parts(shard, tensor)
             checksums[tensor.name] = shard.tensor_checksum(tensor.where)
         digest = shard.finish()
     return {"sha256": digest, "crc32": checksums}

@@ -1,7 +1,7 @@
 """Writes model directories: tensors streamed into shards, checksummed on the way, published by one rename.
 
 Tensors that lie in a file as they are get copied piece by piece without being decoded; others are read (decoded,
-generated) one at a time. So memory is one tensor at most, whatever the size of the model.
+computed) one at a time, most of them piece by piece too. So memory is one tensor at most, whatever the model's size.
 
 A long job is prepared in ``.NAME.partial`` beside its target. Each finished shard is flushed and noted with its
 checksum in ``job.json``; a rerun of the same job verifies the noted shards and goes on after them.
@@ -9,7 +9,6 @@ checksum in ``job.json``; a rerun of the same job verifies the noted shards and 
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -25,6 +24,7 @@ import torch
 
 from checkpoints.files import (
     DiskUsage,
+    disk_is_full,
     format_bytes,
     free_bytes,
     fsync_path,
@@ -39,7 +39,7 @@ from checkpoints.files import (
     write_bytes,
     write_json,
 )
-from checkpoints.safetensors_file import ByteRange, StoredTensor
+from checkpoints.safetensors_file import ByteRange, StoredTensor, computed
 from checkpoints.shard_writer import Progress, write_shard
 from moe.errors import UserError
 
@@ -78,7 +78,7 @@ def in_dtype(tensor: StoredTensor, dtype: torch.dtype | None) -> StoredTensor:
     """The same tensor in another dtype (None: as it is)."""
     if dtype is None or dtype == tensor.dtype:
         return tensor
-    return replace(tensor, dtype=dtype, read=lambda: tensor.read().to(dtype), where=None)
+    return computed(tensor, dtype, lambda: (part.to(dtype) for part in tensor.parts()))
 
 
 def renamed(tensor: StoredTensor, name: str) -> StoredTensor:
@@ -115,8 +115,8 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = directory.exists() and os.path.samestat(os.fstat(descriptor), os.stat(directory))
-        except OSError:
+            held = os.path.samestat(os.fstat(descriptor), os.stat(directory))
+        except (BlockingIOError, FileNotFoundError):  # the other one is at it, or has just published the directory
             held = False
         if not held:
             raise UserError(f"another process is writing {directory}; wait for it or give another output")
@@ -131,8 +131,19 @@ def _noted_shards(directory: Path, identity: str) -> dict[str, Any]:
         if (directory / name).is_file():
             document = read_json_object(directory / name)
             files = document.get("files")
-            return files if document.get("job") == identity and isinstance(files, dict) else {}
+            if document.get("job") != identity or not isinstance(files, dict):
+                return {}
+            return {n: e for n, e in files.items() if isinstance(e, dict) and isinstance(e.get("sha256"), str)}
     return {}
+
+
+def _require_whole(directory: Path, noted: Mapping[str, Any], progress: Progress) -> None:
+    """Checks the files of a job that was finished before; raises :class:`UserError` for one that is not as it was."""
+    for name, entry in noted.items():
+        path = directory / name
+        if not path.is_file() or sha256_file(path, progress) != entry["sha256"]:
+            what = "is not as it was written" if path.exists() else "is missing"
+            raise UserError(f"{path} {what}, though this job was finished before; add --force to write it again")
 
 
 def _finished_shards(
@@ -142,7 +153,8 @@ def _finished_shards(
     finished: dict[str, dict[str, Any]] = {}
     for name, entry in _noted_shards(directory, identity).items() if identity is not None else ():
         path = directory / name
-        if name in names and path.is_file() and sha256_file(path, progress) == entry["sha256"]:
+        noted = name in names and isinstance(entry.get("crc32"), dict)
+        if noted and path.is_file() and sha256_file(path, progress) == entry["sha256"]:
             finished[name] = {key: entry[key] for key in ("sha256", "crc32")}
     for entry in list(directory.iterdir()):
         if entry.name not in finished:
@@ -175,7 +187,8 @@ def write_model_directory(
         UserError: the target exists and ``force`` is not given, another process is at it, or the disk is too small.
     """
     target = target.absolute()
-    if identity is not None and not force and target.is_dir() and _noted_shards(target, identity):
+    if identity is not None and not force and target.is_dir() and (noted := _noted_shards(target, identity)):
+        _require_whole(target, noted, progress)
         return read_json_object(target / MANIFEST)  # this very job was finished before
     require_new(target, force, reads)
     shards = plan_shards(output)
@@ -197,7 +210,7 @@ def write_model_directory(
             (directory / JOB).unlink(missing_ok=True)
             publish_directory(directory, target)
         except BaseException as error:
-            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            full = disk_is_full(error)
             if full or identity is None or isinstance(error, UserError):
                 shutil.rmtree(directory, ignore_errors=True)
             if full:
@@ -205,6 +218,8 @@ def write_model_directory(
                     f"the disk of {target} is full ({format_bytes(output.nbytes)} needed in all); nothing was written: "
                     "free some space and rerun"
                 ) from None
+            if isinstance(error, OSError) and error.filename is None:
+                raise UserError(f"{target} cannot be written: {error.strerror}; check its disk and rerun") from error
             raise
     return manifest
 

@@ -15,7 +15,8 @@ from checkpoints.model_io import DTYPE_NAMES
 from checkpoints.rewrite import Source, source_files
 from checkpoints.writer import MANIFEST, Progress
 
-UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "b": 1}
+UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
+UNITS |= {"tb": 10**12, "tib": 1 << 40, "b": 1}
 
 
 def byte_size(text: str) -> int:

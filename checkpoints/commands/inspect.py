@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from pathlib import Path
 
 from checkpoints.files import format_bytes
 from checkpoints.formats.delta import DeltaCheckpoint
+from checkpoints.formats.names import expected_tensors
 from checkpoints.merge import open_any
 from checkpoints.model_io import dtype_name
+from checkpoints.quantize import is_quantizable
 from checkpoints.rewrite import dense_part
 from checkpoints.smollm2 import resolve_model_path
 from checkpoints.upcycle import parameter_counts
@@ -26,10 +29,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(main=main)
 
 
-def memory_to_run(config: ModelConfig, bytes_per_weight: float, context: int = CONTEXT) -> float:
-    """Bytes for the weights and a key/value cache of one sequence in 16 bit."""
+def memory_to_run(config: ModelConfig, feed_forward: float, rest: float, context: int = CONTEXT) -> float:
+    """Bytes for the weights (bytes of one weight of a feed-forward, of any other) and a 16-bit cache of a sequence."""
     cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * context * 2
-    return parameter_counts(config)[0] * bytes_per_weight + cache
+    shapes = dict(expected_tensors(config.dense() if config.is_delta else config))
+    inner = sum(math.prod(shape) for name, shape in shapes.items() if is_quantizable(name, shape))
+    return inner * feed_forward + (parameter_counts(config)[0] - inner) * rest + cache
 
 
 def describe(path: Path) -> list[tuple[str, str]]:
@@ -75,10 +80,9 @@ def describe(path: Path) -> list[tuple[str, str]]:
         ("dtypes", ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.most_common())),
         ("files", f"{len(files)} of tensors, {format_bytes(sum(f.stat().st_size for f in files))}"),
     ]
-    for name, size in (("float32", 4.0), ("bfloat16", 2.0), ("int4", 0.515625)):
-        rows.append(
-            (f"memory, {name}", f"{format_bytes(memory_to_run(config, size))} with {CONTEXT} tokens of context")
-        )
+    for name, feed_forward, rest in (("float32", 4.0, 4.0), ("bfloat16", 2.0, 2.0), ("int4", 0.515625, 2.0)):
+        needed = format_bytes(memory_to_run(config, feed_forward, rest))
+        rows.append((f"memory, {name}", f"{needed} with {CONTEXT} tokens of context"))
     return rows
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ class ConfigReader:
         if self.settings.get(key, default) is None:
             return None
         return self.size(key, default)
+
+
+@contextmanager
+def naming(told_by: Path) -> Iterator[None]:
+    """Puts the name of the file before an error that does not have it."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error) if str(told_by) in str(error) else f"{told_by}: {error}") from None
 
 
 def _rope_theta(reader: ConfigReader, default: float) -> float:
@@ -134,7 +144,7 @@ def parse_config(settings: Mapping[str, Any], told_by: Path) -> ModelConfig:
             value = settings.get(theirs)
             if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
                 moe[ours] = float(value)
-    try:
+    with naming(told_by):
         return ModelConfig(
             vocab_size=reader.size("vocab_size"),
             dim=dim,
@@ -152,8 +162,6 @@ def parse_config(settings: Mapping[str, Any], told_by: Path) -> ModelConfig:
             tie_embeddings=bool(settings.get("tie_word_embeddings", False)),
             **moe,
         )
-    except UserError as error:
-        raise UserError(str(error) if str(told_by) in str(error) else f"{told_by}: {error}") from None
 
 
 def read_config_json(path: Path) -> tuple[ModelConfig, dict[str, Any]]:

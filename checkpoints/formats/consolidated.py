@@ -14,7 +14,7 @@ from typing import Any
 
 from checkpoints.files import read_json_object
 from checkpoints.formats.checkpoint import Checkpoint
-from checkpoints.formats.config_json import ConfigReader
+from checkpoints.formats.config_json import ConfigReader, naming
 from checkpoints.formats.huggingface import read_named_tensors, weight_files
 from checkpoints.formats.names import check_tensors
 from checkpoints.formats.rotary import from_interleaved_rotary
@@ -96,7 +96,8 @@ def open_consolidated(directory: Path) -> Checkpoint:
             raise UserError(f"{directory} has {PARAMS} but no consolidated.safetensors; download the whole model")
         files = _complete(files, directory)
     found = read_named_tensors(files, weight_map, index if weight_map else params_path)
-    config = parse_params(params, params_path, "output.weight" in found)
+    with naming(params_path):
+        config = parse_params(params, params_path, "output.weight" in found)
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in found.items():
         name = name.replace(_BLOCK_SPARSE, ".feed_forward.")

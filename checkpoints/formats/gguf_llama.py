@@ -9,7 +9,7 @@ elements; the Hugging Face layout turns the two halves of a head. Reading undoes
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from checkpoints.formats.checkpoint import Checkpoint
-from checkpoints.formats.config_json import ConfigReader
+from checkpoints.formats.config_json import ConfigReader, naming
 from checkpoints.formats.gguf_file import GGUFFile, GGUFTensor
 from checkpoints.formats.names import check_tensors, flat_name
 from checkpoints.formats.rotary import from_interleaved_rotary
-from checkpoints.safetensors_file import ByteRange, StoredTensor, read_range
+from checkpoints.safetensors_file import ByteRange, StoredTensor, computed, read_range, row_ranges
 from moe.config import ModelConfig
 from moe.errors import UserError
 
@@ -133,7 +133,14 @@ class _Decoder:
                 decoded = _dequantize(where, tensor, shape, self.file)
             return from_interleaved_rotary(decoded, heads) if heads else decoded
 
-        return StoredTensor(name, dtype, shape, read, where if kind in _PLAIN and not heads else None)
+        def parts() -> Iterator[Tensor]:
+            row = nbytes // shape[0]
+            for start, stop in row_ranges(shape):
+                place = ByteRange(where.path, offset + start * row, (stop - start) * row)
+                yield _dequantize(place, tensor, (stop - start, *shape[1:]), self.file)
+
+        stored = StoredTensor(name, dtype, shape, read, where if kind in _PLAIN and not heads else None)
+        return stored if kind in _PLAIN or heads or len(shape) < 2 else computed(stored, dtype, parts)
 
 
 def _dequantize(where: ByteRange, tensor: GGUFTensor, shape: tuple[int, ...], file: GGUFFile) -> Tensor:
@@ -166,7 +173,8 @@ def open_gguf(path: Path) -> Checkpoint:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise UserError(f"{path}: tensor 'token_embd.weight' is missing or no matrix; download the file again")
-    config = gguf_config(file.fields, "output.weight" not in file.tensors, embedding.shape[0], path)
+    with naming(path):
+        config = gguf_config(file.fields, "output.weight" not in file.tensors, embedding.shape[0], path)
     decoder = _Decoder(file)
     tensors: dict[str, StoredTensor] = {}
     theirs: dict[str, str] = {}

@@ -7,13 +7,14 @@ Readers get the weight that the pair stands for, in float32, which holds it exac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from checkpoints.safetensors_file import StoredTensor
+from checkpoints.safetensors_file import StoredTensor, computed, row_ranges
 from kernels.int4 import GROUP, Int4Weight, unpack
 from moe.errors import UserError
 
@@ -33,10 +34,13 @@ def _joined(name: str, packed: StoredTensor, scales: StoredTensor | None, told_b
     if not fits or len(shape) != 3 or shape[2] != GROUP // 2 or scales.shape != shape[:2]:
         raise UserError(f"{told_by}: tensor {packed.name!r} has no fitting {SCALES} beside it; copy the model again")
 
-    def read() -> torch.Tensor:
-        return unpack(Int4Weight(packed.read()[None], scales.read()[None]))[0]  # [N, K]
+    def parts() -> Iterator[torch.Tensor]:
+        levels, factors = packed.read()[None], scales.read()[None]  # [1, G, N, 64], [1, G, N]
+        for start, stop in row_ranges(weight.shape):
+            yield unpack(Int4Weight(levels[:, :, start:stop], factors[:, :, start:stop]))[0]
 
-    return StoredTensor(name, torch.float32, (shape[1], shape[0] * GROUP), read)
+    weight = replace(packed, name=name, shape=(shape[1], shape[0] * GROUP))  # [N, K]
+    return computed(weight, torch.float32, parts)
 
 
 def join_quantized(tensors: Mapping[str, StoredTensor], told_by: Path) -> dict[str, StoredTensor]:

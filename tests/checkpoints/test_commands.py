@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 
 from checkpoints import load_model, save_model, upcycle_model
 from checkpoints.__main__ import main
+from checkpoints.commands.inspect import memory_to_run
 from checkpoints.commands.merge import merge_bound
+from checkpoints.files import sha256_file
 from checkpoints.merge import expert_shares
+from moe.config import ModelConfig
 from moe.errors import UserError
 
 LANGUAGES = ("python", "java", "cpp")
@@ -165,6 +168,17 @@ def test_inspect_tells_what_is_there(trained, capsys, form):
     assert ("low-rank deltas (rank 16" in printed) == (form == "delta")
 
 
+def test_memory_to_run_mistral_7b_with_four_experts():
+    """24.15 B parameters, of them 22.55 B in feed-forwards; 4,096 tokens of cache are 0.5 GiB."""
+    config = ModelConfig(
+        vocab_size=32000, dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, hidden_dim=14336, num_experts=4
+    )
+    inner, rest = 4 * 32 * 3 * 4096 * 14336, 1_606_000_000
+    cache = 2 * 32 * 8 * 128 * 4096 * 2
+    for sizes, expected in (((2.0, 2.0), 2 * (inner + rest)), ((0.515625, 2.0), 0.515625 * inner + 2 * rest)):
+        assert memory_to_run(config, *sizes) == pytest.approx(expected + cache, rel=1e-3)
+
+
 @pytest.fixture
 def written(tmp_path, mistral_directory):
     out = tmp_path / "out"
@@ -205,7 +219,8 @@ def test_verify_finds_every_kind_of_damage(written, tmp_path, capsys):
     assert f"{len(content) - 3} bytes" in complaint(lambda d: (d / shard.name).write_bytes(content[:-3]))
     assert "config.json" in complaint(lambda d: (d / "config.json").write_text("{}"))
     assert "manifest.json" in complaint(lambda d: (d / "manifest.json").write_text('{"files": [1]}'))
-    assert "manifest.json" in complaint(lambda d: (d / "manifest.json").write_text('{"files": {"../x": {}}}'))
+    outside = {"files": {"../mine": {"bytes": 1, "sha256": sha256_file(written / "config.json")}}}
+    assert "plain file name" in complaint(lambda d: (d / "manifest.json").write_text(json.dumps(outside)))
     assert "verify" in complaint(lambda d: (d / "manifest.json").unlink())
 
 

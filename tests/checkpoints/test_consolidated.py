@@ -122,12 +122,14 @@ def test_both_layouts_in_one_directory_use_the_hugging_face_one(tmp_path, hf_mod
         ({"n_layers": 3}, r"'layers\.2\.attention_norm\.weight' is missing"),
         ({"n_heads": 8}, r"'layers\.0\.attention\.wq\.weight' has shape"),
         ({"moe": 3}, "moe is '3'"),
+        ({"head_dim": 7}, "head_dim 7 is odd"),
     ],
 )
 def test_params_that_do_not_fit(tmp_path, hf_model, changes, message):
     directory = write_consolidated(tmp_path / "own", hf_model("mistral"), **changes)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         open_checkpoint(directory)
+    assert str(directory) in str(caught.value)
 
 
 def test_missing_parts(tmp_path, hf_model):

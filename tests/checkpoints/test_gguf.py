@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from checkpoints import find_smollm2, load_model, smollm2
+from checkpoints.__main__ import main
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.rotary import from_interleaved_rotary, to_interleaved_rotary
 from moe.errors import UserError
@@ -105,12 +106,19 @@ WIDE = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "h
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_every_simple_type_gives_transformers_logits(tmp_path, hf_model, hf_logits, our_logits, kind, tied):
+    from transformers import AutoModelForCausalLM
+
     theirs = hf_model("llama", tie_word_embeddings=tied, **WIDE)
     stored = write_gguf(tmp_path / "model.gguf", theirs, Kind[kind])
     theirs.load_state_dict(stored, strict=False)
     loaded = load_model(tmp_path / "model.gguf")
     assert loaded.config.tie_embeddings == tied
     expected = hf_logits(theirs)
+    assert main(["convert", str(tmp_path / "model.gguf"), str(tmp_path / "out")]) == 0
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    again.set_attn_implementation(theirs.config._attn_implementation)
+    assert torch.equal(hf_logits(again), expected)
+    assert torch.equal(our_logits(load_model(tmp_path / "out").model), our_logits(loaded.model))
     assert (our_logits(loaded.model) - expected).abs().max() <= 1e-5 * max(1, expected.abs().max())
     assert load_model(tmp_path).config == loaded.config
 
@@ -125,7 +133,7 @@ def test_stacked_experts(tmp_path, hf_model, hf_logits, our_logits):
 
 
 @pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS"])
-def test_k_quants_are_decoded_by_the_library(tmp_path, hf_model, kind):
+def test_k_quants_are_decoded_by_the_library(tmp_path, hf_model, hf_logits, kind):
     """The library cannot write K-quants, so their blocks are random bytes (with finite scales)."""
     theirs = hf_model("llama", **{**WIDE, "hidden_size": 256, "head_dim": 64, "intermediate_size": 256})
     path = tmp_path / "model.gguf"
@@ -154,6 +162,13 @@ def test_k_quants_are_decoded_by_the_library(tmp_path, hf_model, kind):
         value = checkpoint.tensors[ours].read()
         assert torch.isfinite(value).all() and value.std() > 0
         assert torch.equal(value, stored[name])
+    from transformers import AutoModelForCausalLM
+
+    theirs.load_state_dict(stored)
+    assert main(["convert", str(path), str(tmp_path / "out")]) == 0
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    again.set_attn_implementation(theirs.config._attn_implementation)
+    assert torch.equal(hf_logits(again), hf_logits(theirs))
 
 
 def test_interleaving_is_undone_exactly():

@@ -155,8 +155,19 @@ def test_shard_names_stay_inside(tmp_path, hf_model, name):
     document = json.loads(index.read_text())
     document["weight_map"]["lm_head.weight"] = name
     index.write_text(json.dumps(document))
-    with pytest.raises(UserError, match=re.escape(index.name)):
+    words = "only .safetensors files are read" if name == "x.bin" else "expected a plain file name inside"
+    with pytest.raises(UserError, match=rf"{re.escape(index.name)} names.*{words}"):
         load_model(tmp_path)
+
+
+def test_a_whole_shard_outside_of_the_directory_is_not_read(tmp_path, hf_model):
+    (tmp_path / "model").mkdir()
+    shards = sharded(tmp_path / "model", hf_model)
+    shards[0].rename(tmp_path / shards[0].name)
+    index = tmp_path / "model" / "model.safetensors.index.json"
+    index.write_text(index.read_text().replace(shards[0].name, f"../{shards[0].name}"))
+    with pytest.raises(UserError, match="expected a plain file name inside"):
+        load_model(tmp_path / "model")
 
 
 def test_a_tensor_in_two_shards_or_in_another_or_in_none(tmp_path, hf_model):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -138,3 +140,47 @@ def test_settings_that_change_nothing_are_told(place, capsys):
     assert main(["upcycle", "base", "out", *flags]) == 0
     warnings = capsys.readouterr().err
     assert "--rank is ignored" in warnings and "--router-prompts is ignored" in warnings
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_a_place_that_cannot_be_written_is_told(refused, monkeypatch, command):
+    source, flags = WRITERS[command]
+    monkeypatch.setattr("checkpoints.quantize.is_quantizable", lambda name, shape: name.endswith("w1.weight"))
+
+    def read_only(path, *rest, **settings):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(os, "mkdir", read_only)
+    assert "Read-only file system; check" in refused(command, source, "out", *flags)
+
+
+def test_after_a_disk_that_fails_the_job_goes_on(refused, monkeypatch):
+    def broken(*arguments):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", broken)
+        with pytest.raises(AssertionError, match="left behind"):  # finished shards stay for the next run
+            refused("convert", "base", "out")
+    assert main(["convert", "base", "out"]) == 0
+
+
+def test_links_into_another_directory_are_sources_too(refused, place):
+    """As in the cache of a model hub: a directory of links to files that lie elsewhere."""
+    (place / "snapshot").mkdir()
+    for path in (place / "base").iterdir():
+        (place / "snapshot" / path.name).symlink_to(path)
+    assert "is where" in refused("convert", "snapshot", "snapshot", "--force")
+
+
+def test_a_finished_job_is_not_trusted_blindly(refused, place):
+    line = ["upcycle", "base", "again", "--form", "full", "--no-proof"]
+    assert main(line) == 0 and main(line) == 0, "the same job again"
+    assert "exists already" in refused(*line, "--template", "chatml")
+    path = place / "again" / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "is not as it was written" in refused(*line)
+    path.unlink()
+    assert "model.safetensors is missing" in refused(*line)
+    assert main([*line, "--force"]) == 0 and path.read_bytes() == content

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
+import threading
 import zlib
 
 import pytest
@@ -114,6 +116,19 @@ def test_direct_writes_refused_later_and_writes_cut_short(tmp_path, small_buffer
             refused.append(offset)
             raise OSError(errno.EINVAL, "Invalid argument")
         return written(descriptor, data[:3000], offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    check(tmp_path / "shard", [noise(40_000)])
+
+
+def test_direct_writes_refused_to_both_writers_at_once(tmp_path, small_buffers, monkeypatch):
+    written, both = os.pwrite, threading.Barrier(2, timeout=20)
+
+    def pwrite(descriptor, data, offset):
+        if offset < 2 * shard_writer.BUFFER_BYTES and fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            both.wait()
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return written(descriptor, data, offset)
 
     monkeypatch.setattr(os, "pwrite", pwrite)
     check(tmp_path / "shard", [noise(40_000)])

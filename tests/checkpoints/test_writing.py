@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from checkpoints import files, load_model, save_model, writer
 from checkpoints.files import new_directory, publish_directory, read_json, sha256_file
-from checkpoints.safetensors_file import SafetensorsFile, StoredTensor, memory_tensor, save_tensors
+from checkpoints.safetensors_file import SafetensorsFile, StoredTensor, load_tensors, memory_tensor, save_tensors
 from checkpoints.writer import Output, in_dtype, plan_shards, write_model_directory
 from moe.errors import UserError
 
@@ -123,15 +123,16 @@ def test_a_disk_too_small_is_known_before_writing(tmp_path, tiny_config, make_mo
     assert asked and not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fills_up_while_writing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_disk_that_fills_up_while_writing(tmp_path, monkeypatch, code):
     def full(*arguments):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(UserError, match=r"disk of .* is full"):
         write_model_directory(tmp_path / "out", Output(tensors(), {}))
     with pytest.raises(UserError, match=r"disk of .* is full"), new_directory(tmp_path / "out"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        full()
     assert not list(tmp_path.iterdir())
 
 
@@ -257,3 +258,37 @@ def test_force_replaces_models_and_nothing_else(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         write_model_directory(letters / "a.txt" / "below", Output(tensors(1), {}))
     assert snapshot(tmp_path) == before
+
+
+def test_a_file_on_a_bad_disk_is_named(tmp_path, monkeypatch):
+    save_tensors(tmp_path / "a.safetensors", {"a": torch.ones(100)})
+    tensor = SafetensorsFile(tmp_path / "a.safetensors").tensors["a"]
+
+    class Broken:
+        def __init__(self, *arguments, **settings): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error): ...
+        def seek(self, offset): ...
+        def readinto(self, buffer):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("builtins.open", Broken)
+    for read in (tensor.read, lambda: sha256_file(tmp_path / "a.safetensors")):
+        with pytest.raises(UserError, match=r"a\.safetensors cannot be read: Input/output error"):
+            read()
+
+
+def test_shards_of_another_dtype_are_not_reused(tmp_path, make_model, tiny_config):
+    """Norms in float32 beside weights in bf16: --dtype bfloat16 and keep write equal configs, and other files."""
+    from checkpoints.__main__ import main
+
+    save_model(make_model(tiny_config, dtype=torch.bfloat16), None, tmp_path / "base")
+    weights = load_tensors(tmp_path / "base" / "model.safetensors")
+    weights = {name: value.float() if "norm" in name else value for name, value in weights.items()}
+    save_tensors(tmp_path / "base" / "model.safetensors", weights)
+    convert = ["convert", str(tmp_path / "base"), str(tmp_path / "out")]
+    assert main(convert) == 0
+    with pytest.raises(SystemExit):  # another job: its result is not taken for this one's
+        main([*convert, "--dtype", "bfloat16"])
