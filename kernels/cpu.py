@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,48 @@ def segments(offsets: Tensor, rows: int) -> list[tuple[int, int, int]]:
     if bounds[0] != 0 or bounds[-1] != rows or any(b < a for a, b in itertools.pairwise(bounds)):
         raise ValueError(f"offsets: expected a rising list from 0 to the {rows} rows of x, got {bounds}")
     return [(e, a, b) for e, (a, b) in enumerate(itertools.pairwise(bounds)) if b > a]
+
+
+class Window(NamedTuple):
+    """An expert's rows ``start:end`` and the rows around them, ``first:last``, that its products are computed on.
+
+    oneDNN generates code for every new row count, which takes longer than a small product itself, and routing gives
+    new counts in every layer of every step. So a product runs over a few rows more, of which there are 16 counts an
+    octave at most; what they give is cut off (:meth:`own`) or kept from having an effect (:meth:`only_own`).
+    """
+
+    expert: int
+    start: int
+    end: int
+    first: int
+    last: int
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The window's rows of x [R, ...]."""
+        return x[self.first : self.last]
+
+    def own(self, x: Tensor) -> Tensor:
+        """The expert's rows of a product over the window."""
+        return x[self.start - self.first : self.end - self.first]
+
+    def only_own(self, x: Tensor) -> Tensor:
+        """A product over the window with zeros outside of the expert's rows; in place."""
+        x[: self.start - self.first] = 0
+        x[self.end - self.first :] = 0
+        return x
+
+
+def windows(offsets: Tensor, rows: int) -> list[Window]:
+    """:func:`segments` with the rows around each."""
+    found = []
+    for e, start, end in segments(offsets, rows):
+        size = end - start
+        step = max(8, (1 << (size.bit_length() - 1)) // 16)
+        size = -(-size // step) * step
+        # A window that would be longer than all rows is the run alone: few rows have few counts.
+        first, last = (min(start, rows - size), min(start, rows - size) + size) if size <= rows else (start, end)
+        found.append(Window(e, start, end, first, last))
+    return found
 
 
 @functools.cache
@@ -83,16 +126,16 @@ def matvec(x: Tensor, w: Tensor) -> Tensor:
 def grouped_linear_fwd(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     """x [R, D], weight [E, N, D] -> [R, N]."""
     y = x.new_empty(x.shape[0], weight.shape[1])  # [R, N]
-    for e, a, b in segments(offsets, x.shape[0]):
-        y[a:b] = linear(x[a:b], weight[e])
+    for run in windows(offsets, x.shape[0]):
+        y[run.start : run.end] = run.own(linear(run.rows(x), weight[run.expert]))
     return y
 
 
 def grouped_linear_dx(dy: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     """dy [R, N], weight [E, N, D] -> [R, D]."""
     dx = dy.new_empty(dy.shape[0], weight.shape[2])  # [R, D]
-    for e, a, b in segments(offsets, dy.shape[0]):
-        dx[a:b] = linear(dy[a:b], weight[e].t())
+    for run in windows(offsets, dy.shape[0]):
+        dx[run.start : run.end] = run.own(linear(run.rows(dy), weight[run.expert].t()))
     return dx
 
 
@@ -102,13 +145,12 @@ def grouped_linear_dw(x: Tensor, dy: Tensor, offsets: Tensor) -> Tensor:
     runs = segments(offsets, x.shape[0])
     for e, a, b in runs:
         torch.mm(dy[a:b].t(), x[a:b], out=dw[e])
-    zero_unused(dw, runs)
+    zero_unused(dw, {e for e, _, _ in runs})
     return dw
 
 
-def zero_unused(stacked: Tensor, runs: list[tuple[int, int, int]]) -> None:
+def zero_unused(stacked: Tensor, used: set[int]) -> None:
     """Zeros for the experts without rows; the others are about to be, or have been, written whole."""
-    used = {e for e, _, _ in runs}
     for e in range(stacked.shape[0]):
         if e not in used:
             stacked[e].zero_()
@@ -173,10 +215,11 @@ def experts_fwd(
     h3 = torch.empty_like(h1)
     y = torch.empty_like(xs)  # [R, D]
     product = linear if x.shape[0] == 1 else part_linear
-    for e, a, b in segments(dispatch.offsets, xs.shape[0]):
-        h1[a:b] = product(xs[a:b], w1[e])
-        h3[a:b] = product(xs[a:b], w3[e])
-        y[a:b] = product(F.silu(h1[a:b]).mul_(h3[a:b]), w2[e])
+    for run in windows(dispatch.offsets, xs.shape[0]):
+        e, own = run.expert, slice(run.start, run.end)
+        gate, up = product(run.rows(xs), w1[e]), product(run.rows(xs), w3[e])  # [rows, F]
+        h1[own], h3[own] = run.own(gate), run.own(up)
+        y[own] = run.own(product(F.silu(gate, inplace=True).mul_(up), w2[e]))
     return sum_rows(y, dispatch, top_k, gates), h1, h3, dispatch
 
 
@@ -220,29 +263,30 @@ def experts_bwd(
     dxs = torch.empty_like(dy) if need_x else None
     dw1, dw2, dw3 = (torch.empty_like(w) if n else None for w, n in ((w1, need_w1), (w2, need_w2), (w3, need_w3)))
     dgate = gates.new_empty(dy.shape[0]) if need_gates else None
-    runs = segments(dispatch.offsets, dy.shape[0])
+    runs = windows(dispatch.offsets, dy.shape[0])
     for dw in (dw1, dw2, dw3):
         if dw is not None:
-            zero_unused(dw, runs)
-    longest = max((b - a for _, a, b in runs), default=0)
+            zero_unused(dw, {run.expert for run in runs})
+    longest = max((run.last - run.first for run in runs), default=0)
     silus, acts = (h1.new_empty(longest, h1.shape[1]) for _ in range(2))  # the same memory for every expert
-    for e, a, b in runs:
-        g, silu, act = gate[a:b], silus[: b - a], acts[: b - a]
-        da = linear(dy[a:b], w2[e].t())  # [rows, F], not yet gated
-        torch.ops.aten.silu.out(h1[a:b], out=silu)
+    for run in runs:
+        e, own, rows = run.expert, slice(run.start, run.end), run.last - run.first
+        g, silu, act = run.rows(gate), silus[:rows], acts[:rows]
+        da = linear(run.rows(dy), w2[e].t())  # [rows, F], not yet gated
+        torch.ops.aten.silu.out(run.rows(h1), out=silu)
         if need_gates or need_w2:
-            torch.mul(silu, h3[a:b], out=act)
+            torch.mul(silu, run.rows(h3), out=act)
         if need_w2:
-            torch.mm((dy[a:b] * g).t(), act, out=dw2[e])
+            torch.mm((dy[own] * gate[own]).t(), run.own(act), out=dw2[e])
         if need_gates:
-            dgate[a:b] = row_dots(act, da, gates.dtype, in_place=True)
-        dh1, dh3 = swiglu_backward(da.mul_(g), h1[a:b], h3[a:b], silu, out=act)
+            dgate[own] = run.own(row_dots(act, da, gates.dtype, in_place=True))
+        dh1, dh3 = swiglu_backward(da.mul_(g), run.rows(h1), run.rows(h3), silu, out=act)
         if need_x:
-            torch.add(linear(dh1, w1[e].t()), linear(dh3, w3[e].t()), out=dxs[a:b])
+            dxs[own] = run.own(linear(dh1, w1[e].t()).add_(linear(dh3, w3[e].t())))
         if need_w1:
-            torch.mm(dh1.t(), xs[a:b], out=dw1[e])
+            torch.mm(run.own(dh1).t(), xs[own], out=dw1[e])
         if need_w3:
-            torch.mm(dh3.t(), xs[a:b], out=dw3[e])
+            torch.mm(run.own(dh3).t(), xs[own], out=dw3[e])
         del da
     dx = sum_rows(dxs, dispatch, top_k) if need_x else None
     dgates = dgate.index_select(0, dispatch.inverse).view_as(gates) if need_gates else None

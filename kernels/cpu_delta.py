@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cpu import linear, row_dots, segments, sum_rows, swiglu_backward, token_of_row
+from kernels.cpu import Window, linear, row_dots, sum_rows, swiglu_backward, token_of_row, windows
 from kernels.dispatch import ExpertDispatch, LowRank, sort_by_expert
 from kernels.reference import accumulation_dtype
 
@@ -77,12 +77,12 @@ def _low_rank_dw(x: Tensor, dy: Tensor, a: Tensor, b: Tensor, scale: float) -> t
 
 def _plan(
     gates: Tensor, expert_ids: Tensor, num_experts: int | None
-) -> tuple[ExpertDispatch | None, Tensor | None, list[tuple[int, int, int]]]:
-    """Dispatch, token of each sorted row and the runs; (None, None, []) where there are no experts to sort for."""
+) -> tuple[ExpertDispatch | None, Tensor | None, list[Window]]:
+    """Dispatch, token of each sorted row and the experts' windows; (None, None, []) where there are no experts to sort for."""
     if num_experts is None:
         return None, None, []
     dispatch = sort_by_expert(expert_ids, num_experts)
-    return dispatch, token_of_row(dispatch, gates.shape[1]), segments(dispatch.offsets, expert_ids.numel())
+    return dispatch, token_of_row(dispatch, gates.shape[1]), windows(dispatch.offsets, expert_ids.numel())
 
 
 def _gate_of_row(gates: Tensor, dispatch: ExpertDispatch | None) -> Tensor:
@@ -111,18 +111,18 @@ def delta_experts_fwd(
     h3 = _linear(base_in, w3, shared, 3, shared_scale)  # [T, F]
     if top_k > 1:
         h1, h3 = h1.index_select(0, token), h3.index_select(0, token)  # [R, F]
-    for e, start, end in runs:
+    for run in runs:
         for h, which in ((h1, 1), (h3, 3)):
-            a, b = _pair(experts, which, e)
-            h[start:end].addmm_(F.linear(xs[start:end], a), b.t(), alpha=scale)
+            a, b = _pair(experts, which, run.expert)
+            run.rows(h).addmm_(run.only_own(F.linear(run.rows(xs), a)), b.t(), alpha=scale)
     act = F.silu(h1).mul_(h3)  # [R, F]
     gate = _gate_of_row(gates, dispatch)
-    lows = [F.linear(act[start:end], experts.a2[e]).mul_(gate[start:end]) for e, start, end in runs]  # each [rows, r]
+    lows = [run.only_own(F.linear(run.rows(act), experts.a2[run.expert]).mul_(run.rows(gate))) for run in runs]
     mixed = act.mul_(gate) if top_k == 1 else sum_rows(act, dispatch, top_k, gates)  # [T, F]
     y = _linear(mixed, w2, shared, 2, shared_scale)  # [T, D]
     rows = y if top_k == 1 else y.new_zeros(xs.shape)  # [R, D]
-    for low, (e, start, end) in zip(lows, runs):
-        rows[start:end].addmm_(low, experts.b2[e].t(), alpha=scale)
+    for low, run in zip(lows, runs):  # low [rows, r]
+        run.rows(rows).addmm_(low, experts.b2[run.expert].t(), alpha=scale)
     if top_k > 1:
         y = _add_token_sums(y, rows, dispatch, top_k)
     return _take(y, None if dispatch is None or top_k > 1 else dispatch.inverse), h1, h3
@@ -166,14 +166,15 @@ def delta_experts_bwd(
 
     dmixed = _linear_dx(token_dy, w2, shared, 2, shared_scale)  # [T, F]
     da = dmixed if top_k == 1 else dmixed.index_select(0, token)  # [R, F]
-    for e, start, end in runs:
-        a2, b2 = _pair(experts, 2, e)
-        v = (dys[start:end] @ b2).mul_(scale)  # [rows, r]
-        da[start:end].addmm_(v, a2)
+    for run in runs:
+        a2, b2 = _pair(experts, 2, run.expert)
+        v = run.only_own((run.rows(dys) @ b2).mul_(scale))  # [rows, r]
+        run.rows(da).addmm_(v, a2)
         if dexp is not None:
-            g = gate[start:end]
-            torch.mm(dys[start:end].t(), F.linear(act[start:end], a2).mul_(g).mul_(scale), out=dexp.b2[e])
-            torch.mm(v.mul_(g).t(), act[start:end], out=dexp.a2[e])
+            g, rows = run.rows(gate), run.rows(act)
+            low = run.only_own(F.linear(rows, a2).mul_(g).mul_(scale))  # [rows, r]
+            torch.mm(run.rows(dys).t(), low, out=dexp.b2[run.expert])
+            torch.mm(v.mul_(g).t(), rows, out=dexp.a2[run.expert])
     dgates = None
     if needs.gates:
         rows = row_dots(da, act, gates.dtype)  # [R]
@@ -186,18 +187,19 @@ def delta_experts_bwd(
 
     dxs = torch.zeros_like(xs) if needs.x and top_k > 1 and runs else None
     later = []
-    for e, start, end in runs:
+    for run in runs:
+        inputs = run.rows(xs)
         for dh, which in ((dh1, 1), (dh3, 3)):
-            a, b = _pair(experts, which, e)
-            du = (dh[start:end] @ b).mul_(scale)  # [rows, r]
+            a, b = _pair(experts, which, run.expert)
+            du = run.only_own((run.rows(dh) @ b).mul_(scale))  # [rows, r]
             if dexp is not None:
-                da_out, db_out = _pair(dexp, which, e)
-                torch.mm(du.t(), xs[start:end], out=da_out)
-                torch.mm(dh[start:end].t(), F.linear(xs[start:end], a).mul_(scale), out=db_out)
+                da_out, db_out = _pair(dexp, which, run.expert)
+                torch.mm(du.t(), inputs, out=da_out)
+                torch.mm(run.rows(dh).t(), run.only_own(F.linear(inputs, a).mul_(scale)), out=db_out)
             if dxs is not None:
-                dxs[start:end].addmm_(du, a)
+                run.rows(dxs).addmm_(du, a)
             elif needs.x:
-                later.append((start, end, du, a))
+                later.append((run, du, a))
     if top_k > 1:
         dh1, dh3 = sum_rows(dh1, dispatch, top_k), sum_rows(dh3, dispatch, top_k)  # [T, F]
     trained = shared if needs.shared else None
@@ -207,8 +209,8 @@ def delta_experts_bwd(
     if needs.x:
         dx = _linear_dx(dh1, w1, shared, 1, shared_scale)  # [T, D]
         dx.add_(_linear_dx(dh3, w3, shared, 3, shared_scale))
-        for start, end, du, a in later:
-            dx[start:end].addmm_(du, a)
+        for run, du, a in later:
+            run.rows(dx).addmm_(du, a)
         if dxs is not None:
             dx = _add_token_sums(dx, dxs, dispatch, top_k)
         elif dispatch is not None:
