@@ -81,6 +81,12 @@ def _train_step(forward: Callable[[], Tensor], x: Tensor, leaves: list[Tensor], 
 
 def _train_medians(blocks: MixtralBlocks, tokens: int, width: int, hidden: int, repeats: int) -> dict[str, float]:
     x = torch.randn(tokens, width, requires_grad=True)
+
+    def new_routing() -> None:
+        # Every round routes anew, as every layer of every step does: what code for new row counts costs is measured.
+        with torch.no_grad():
+            x.normal_()
+
     grad = torch.randn(tokens, width)
     leaves = list(blocks.blocks[0].parameters())
     runs = {"ours": lambda: _train_step(lambda: blocks.mine(0, x), x, blocks.ours[0], grad)}
@@ -88,7 +94,7 @@ def _train_medians(blocks: MixtralBlocks, tokens: int, width: int, hidden: int, 
         runs[peer] = lambda peer=peer: _train_step(lambda: blocks.peer(peer, 0, x), x, leaves, grad)
     rows = blocks.blocks[0].gate(x)[2].flatten().bincount().tolist()
     runs["ceiling"] = bare_products(rows, width, hidden)
-    return interleaved_medians(runs, repeats)
+    return interleaved_medians(runs, repeats, before=new_routing)
 
 
 def _compared(medians: dict[str, float], ceiling: float, bar: float) -> dict[str, Any]:

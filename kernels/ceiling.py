@@ -18,14 +18,19 @@ from kernels.cpu import has_onednn_linear, matvec
 Run = Callable[[], Any]
 
 
-def interleaved_medians(runs: dict[str, Run], repeats: int, warmup: int = 1) -> dict[str, float]:
+def interleaved_medians(
+    runs: dict[str, Run], repeats: int, warmup: int = 1, before: Callable[[], Any] | None = None
+) -> dict[str, float]:
     """Median seconds of each function, measured in turns so that a busy moment hits everyone alike.
 
-    With one thread it is CPU time, which other work on the machine hardly changes.
+    ``before`` is called ahead of each round and not measured. With one thread it is CPU time, which other work on the
+    machine hardly changes.
     """
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_index in range(repeats + warmup):
+        if before is not None:
+            before()
         for name, function in runs.items():
             start = clock()
             function()

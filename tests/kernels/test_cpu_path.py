@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from kernels import cpu, int4, library, ops, reference
 from kernels.dispatch import LowRank, sort_by_expert
@@ -53,6 +54,48 @@ def test_sort_by_expert_is_a_stable_sort(num_experts, tokens):
     assert order[inverse].tolist() == list(range(flat.numel()))
     counts = [(flat == e).sum().item() for e in range(num_experts)]
     assert (offsets[1:] - offsets[:-1]).tolist() == counts and offsets[0] == 0
+
+
+def test_windows_hold_their_rows_and_repeat_their_sizes():
+    generator = torch.Generator().manual_seed(0)
+    sizes = set()
+    for _ in range(300):
+        counts = torch.randint(0, 600, (4,), generator=generator)
+        offsets = F.pad(counts.cumsum(0), (1, 0)).int()
+        rows = int(offsets[-1])
+        found = cpu.windows(offsets, rows)
+        assert [(w.expert, w.start, w.end) for w in found] == cpu.segments(offsets, rows)
+        for w in found:
+            assert 0 <= w.first <= w.start < w.end <= w.last <= rows
+            size = w.end - w.start
+            assert w.last - w.first <= size + max(7, size // 16)
+            product = torch.arange(w.first, w.last)
+            assert w.own(product).tolist() == list(range(w.start, w.end))
+            kept = w.only_own(product + 1)
+            assert kept.count_nonzero() == size and w.own(kept).tolist() == list(range(w.start + 1, w.end + 1))
+            sizes.add(w.last - w.first)
+    assert len(sizes) <= 60  # some 1,100 runs of 600 lengths
+
+
+def test_rows_of_other_experts_have_no_part_in_a_window():
+    torch.manual_seed(3)
+    ids = torch.tensor([0] * 9 + [1] * 23)[:, None]
+    gates = torch.ones(32, 1)
+    weights = full_weights(2, 16, 24, torch.float32)
+    deltas = low_rank(2, 16, 24, (2,), torch.float32)
+    results = []
+    for spoilt in (False, True):
+        x = torch.linspace(-1, 1, 512).view(32, 16).clone()
+        if spoilt:
+            x[9:] = 1e6  # in the window of expert 0
+        x.requires_grad_()
+        full = ops.experts_forward(x, *weights, gates, ids)
+        delta = ops.delta_experts_forward(x, *(w[0] for w in weights), None, deltas, gates, ids)
+        inputs = (x, *weights, *deltas)
+        grads = torch.autograd.grad((full[:9].sum(), delta[:9].sum()), inputs)
+        results.append([full[:9], delta[:9], grads[0][:9], *(g[0] for g in grads[1:])])
+    for clean, other in zip(*results, strict=True):
+        assert clean.isfinite().all() and torch.equal(clean, other)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "skew", "one"])
