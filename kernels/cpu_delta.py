@@ -78,7 +78,7 @@ def _low_rank_dw(x: Tensor, dy: Tensor, a: Tensor, b: Tensor, scale: float) -> t
 def _plan(
     gates: Tensor, expert_ids: Tensor, num_experts: int | None
 ) -> tuple[ExpertDispatch | None, Tensor | None, list[Window]]:
-    """Dispatch, token of each sorted row and the experts' windows; (None, None, []) where there are no experts to sort for."""
+    """Dispatch, token of each sorted row, the experts' windows; (None, None, []) where there are no experts."""
     if num_experts is None:
         return None, None, []
     dispatch = sort_by_expert(expert_ids, num_experts)

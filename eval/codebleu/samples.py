@@ -369,18 +369,8 @@ end
 """,
 )
 SAMPLES = MappingProxyType(
-    {
-        "python": _PYTHON,
-        "java": _JAVA,
-        "javascript": _JAVASCRIPT,
-        "cpp": _CPP,
-        "c": _C,
-        "go": _GO,
-        "rust": _RUST,
-        "c_sharp": _C_SHARP,
-        "php": _PHP,
-        "ruby": _RUBY,
-    }
+    {"python": _PYTHON, "java": _JAVA, "javascript": _JAVASCRIPT, "cpp": _CPP, "c": _C, "go": _GO, "rust": _RUST}
+    | {"c_sharp": _C_SHARP, "php": _PHP, "ruby": _RUBY}
 )
 """Language -> functions and classes."""
 

@@ -11,22 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoints import load_model, save_model, upcycle_model
-from checkpoints.__main__ import main
 from checkpoints.commands.inspect import memory_to_run
 from checkpoints.commands.merge import merge_bound
 from checkpoints.files import sha256_file
 from checkpoints.merge import expert_shares
 from moe.config import ModelConfig
 from moe.errors import UserError
+from tests.checkpoints.command_line import run_main
 
 LANGUAGES = ("python", "java", "cpp")
-
-
-def run_main(*arguments) -> int:
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
 
 
 @pytest.fixture

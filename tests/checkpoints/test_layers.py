@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import load_model, save_model, upcycle_model
-from checkpoints.__main__ import main
 from checkpoints.formats import open_checkpoint
 from checkpoints.merge import open_any
 from checkpoints.proof import prove
@@ -21,17 +20,11 @@ from kernels.int4 import pack, unpack
 from moe.data.synthetic import generate_pairs
 from moe.experts import MoEFeedForward
 from moe.tokenizer import train_sentencepiece
+from tests.checkpoints.command_line import run_main
 
 LANGUAGES = ("python", "java", "cpp")
 MIXED = (0, 2)  # of three layers
 FORMS = {"full": {"form": "full"}, "delta": {"form": "delta", "expert_rank": 2, "shared_rank": 3}}
-
-
-def run_main(*arguments) -> int:
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
 
 
 @pytest.fixture

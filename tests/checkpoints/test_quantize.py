@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoints import load_model, save_model
-from checkpoints.__main__ import main
 from checkpoints.commands import quantize
 from checkpoints.formats import open_checkpoint
 from checkpoints.quantize import InputMoments, gptq, gptq_rounder, perplexity, quantized_tensors
@@ -21,15 +20,9 @@ from moe.data.pairs import write_pairs
 from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
 from moe.tokenizer import train_sentencepiece
+from tests.checkpoints.command_line import run_main
 
 CONFIG = ModelConfig(vocab_size=97, dim=128, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=256, max_seq_len=128)
-
-
-def run_main(*arguments) -> int:
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from checkpoints import load_model, read_config, save_model, upcycle_model
-from checkpoints.__main__ import main
 from checkpoints.formats import open_checkpoint
 from checkpoints.merge import open_any
 from checkpoints.parameters import flat_tensors
@@ -22,6 +21,7 @@ from checkpoints.upcycle import parameter_counts, upcycle_directory, upcycled_co
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.layers import FeedForward
+from tests.checkpoints.command_line import run_main
 
 LANGUAGES = ("python", "java", "javascript", "cpp")
 FORMS = {
@@ -218,7 +218,7 @@ def test_a_moved_base_is_found_again(tmp_path, mistral_directory, delta_director
     mistral_directory.rename(moved)
     with pytest.raises(UserError, match=r"python -m checkpoints relink .*delta PATH-OF-THE-BASE"):
         load_model(delta_directory)
-    assert main(["relink", str(delta_directory), str(moved)]) == 0
+    assert run_main("relink", delta_directory, moved) == 0
     expected = load_model(delta_directory).model.state_dict()
     together = load_model(tmp_path.parent / f"{tmp_path.name}-copy" / "delta").model.state_dict()
     assert all(torch.equal(expected[name], together[name]) for name in expected)
@@ -287,13 +287,6 @@ def test_saving_over_the_wrong_base(tmp_path, tiny_config, make_model, mistral_d
     with pytest.raises(UserError, match="is not the base of this model"):
         save_model(mixture, None, tmp_path / "out", base=mistral_directory)
     assert not (tmp_path / "out").exists()
-
-
-def run_main(*arguments) -> int:
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
 
 
 @pytest.mark.parametrize("form", ["full", "delta"])
