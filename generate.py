@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -125,16 +125,41 @@ class Printer:
 def answer_file(
     writer: Writer, questions: list[Question], arguments: argparse.Namespace, console: Console, show_routing: bool
 ) -> None:
-    """Answers a file of prompts in batches and writes JSON Lines, in the order of the prompts."""
+    """Answers a file of prompts in batches and writes JSON Lines in their order; on Ctrl-C the answers so far."""
     from eval.display import CountDisplay  # brings in all of scoring, which a single prompt need not wait for
 
     config, started = writer.model.config, time.monotonic()
     shares = RoutingShares(config, len(questions)) if show_routing else None
-    with CountDisplay(console, "answers") as progress:
-        answers = writer.answer_many(questions, arguments.batch_size or BATCH_SIZE, progress, shares)
-    console.print(costs(answers, time.monotonic() - started))
+    answers: dict[int, Answer] = {}
+
+    def on_answer(place: int, answer: Answer) -> None:
+        answers[place] = answer
+        progress(len(answers), len(questions))
+
+    try:
+        with CountDisplay(console, "answers") as progress:
+            writer.answer_many(questions, arguments.batch_size or BATCH_SIZE, on_answer, shares)
+    except KeyboardInterrupt:
+        console.print(f"stopped with {len(answers)} of {len(questions)} prompts answered")
+        if answers:
+            write_answers(questions, answers, arguments, console, config, shares)
+        raise
+    console.print(costs(list(answers.values()), time.monotonic() - started))
+    write_answers(questions, answers, arguments, console, config, shares)
+
+
+def write_answers(
+    questions: list[Question],
+    answers: Mapping[int, Answer],
+    arguments: argparse.Namespace,
+    console: Console,
+    config: ModelConfig,
+    shares: RoutingShares | None,
+) -> None:
+    """Writes the answers that there are, by their questions' places, to the output that was asked for."""
     rows = []
-    for place, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+    for place, answer in sorted(answers.items()):
+        question = questions[place]
         row = {"id": question.id, "language": question.language, "text": question.text, "answer": answer.text}
         row |= {"finished": answer.finished, "prompt_tokens": answer.prompt_tokens, "tokens": answer.tokens}
         if shares is not None:

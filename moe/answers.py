@@ -158,16 +158,16 @@ class Writer:
         self,
         questions: Sequence[Question],
         batch_size: int,
-        on_progress: Callable[[int, int], object] = lambda done, total: None,
+        on_answer: Callable[[int, Answer], object] = lambda place, answer: None,
         on_output: OnOutput | None = None,
     ) -> list[Answer]:
-        """Writes all answers, ``batch_size`` at a time, in the order of the questions.
+        """Writes all answers, ``batch_size`` at a time, and returns them in the order of the questions.
 
-        ``on_progress`` gets (done, total).
+        ``on_answer`` gets each with its question's place as soon as it is done, short ones first.
         """
         prompts = [self.encode(question, _name(place, question)) for place, question in enumerate(questions)]
         streams = [TextStream(self.tokenizer, self.stop) for _ in questions]
-        seconds: dict[int, float] = {}
+        answers: dict[int, Answer] = {}
         started = time.monotonic()
 
         def on_token(place: int, token: int) -> bool:
@@ -175,10 +175,18 @@ class Writer:
             return streams[place].stopped
 
         def on_finished(place: int, found: Generation) -> None:
-            seconds[place] = time.monotonic() - started
-            on_progress(len(seconds), len(questions))
+            stream = streams[place]
+            stream.flush()
+            answers[place] = Answer(
+                stream.text,
+                _finished(found, stream),
+                found.prompt_tokens,
+                len(found.tokens),
+                time.monotonic() - started,
+            )
+            on_answer(place, answers[place])
 
-        generations = generate_many(
+        generate_many(
             self.model,
             prompts,
             batch_size=batch_size,
@@ -187,12 +195,7 @@ class Writer:
             on_output=on_output,
             **self._settings,
         )
-        answers = []
-        for place, (found, stream) in enumerate(zip(generations, streams, strict=True)):
-            stream.flush()
-            finished = _finished(found, stream)
-            answers.append(Answer(stream.text, finished, found.prompt_tokens, len(found.tokens), seconds[place]))
-        return answers
+        return [answers[place] for place in range(len(questions))]
 
 
 def check_stop(stop: Sequence[str]) -> tuple[str, ...]:

@@ -137,6 +137,35 @@ def test_prompts_from_a_file(call, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["answers.jsonl", "prompts.jsonl"]
 
 
+@pytest.mark.parametrize("answered", [0, 2])
+def test_ctrl_c_keeps_the_answers_so_far(call, tmp_path, monkeypatch, answered):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    prompts.write_text("Return one.\nReturn two.\nReturn three.\n")
+    whole = generate.Writer.answer_many
+
+    def stopped(self, questions, batch_size, on_answer, *rest):
+        def count(place, answer, done=[]):  # noqa: B006
+            if len(done) == answered:
+                raise KeyboardInterrupt
+            done.append(place)
+            on_answer(place, answer)
+
+        return whole(self, questions, batch_size, count, *rest)
+
+    flags = ["--prompts", str(prompts), "--output", str(out), "--batch-size", "1", "--max-new-tokens", "4"]
+    assert call(*flags, "--show-routing")[0] == 0
+    rows = out.read_text().splitlines()
+    out.unlink()
+    monkeypatch.setattr(generate.Writer, "answer_many", stopped)
+    code, _, err = call(*flags, "--show-routing")
+    assert code == 130 and f"stopped with {answered} of 3 prompts answered" in err
+    if not answered:
+        assert not out.exists()
+        return
+    kept = out.read_text().splitlines()
+    assert len(kept) == 2 and all(row in rows for row in kept)
+
+
 def test_a_session(call):
     code, out, err = call("--max-new-tokens", "6", stdin=f"/language cpp\n{PROMPT}\n/nope\n/quit\n")
     assert code == 0 and "language: cpp" in err and "unknown command '/nope'" in err

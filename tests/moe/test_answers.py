@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe.answers import Question, TextStream, Writer
+from moe.answers import Answer, Question, TextStream, Writer
 from moe.data.questions import check_output, read_questions, write_rows
 from moe.errors import UserError
 from moe.generation import generate, generate_many
@@ -105,14 +105,15 @@ def test_one_answer_equals_the_generated_tokens(writer, tokenizer):
 
 def test_many_answers_equal_single_ones(writer):
     questions = [Question(f"Return {word}.", language) for word in ("a", "the sum of b") for language in ("java", None)]
-    progress = []
     for sampling, stop in ((Sampling(), ()), (Sampling(1.0, seed=2), ()), (Sampling(1.0, seed=2), ("e", "a"))):
+        progress: list[tuple[int, Answer]] = []
         writer = Writer(writer.model, writer.tokenizer, "plain", 12, sampling, stop)
-        many = writer.answer_many(questions, 3, lambda *counts: progress.append(counts))
+        many = writer.answer_many(questions, 3, lambda *found, seen=progress: seen.append(found))
         single = [writer.answer(question, number=place) for place, question in enumerate(questions)]
         assert [(a.text, a.finished, a.tokens) for a in many] == [(a.text, a.finished, a.tokens) for a in single]
         assert not any(s in a.text for a in many for s in stop)
-    assert progress[:4] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+        assert sorted(place for place, _ in progress) == [0, 1, 2, 3]
+        assert all(many[place] is answer for place, answer in progress)
 
 
 def test_a_stop_string_ends_the_work(writer):
