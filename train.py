@@ -68,7 +68,7 @@ def main(arguments: argparse.Namespace) -> int:
     if plan.total > available_memory(device):
         console.print("[bold]this may not fit into memory[/bold]: lower tokens_per_batch or ranks, or set recompute")
     if arguments.dry_run:
-        return dry_run(config, data, plan, device, arguments.runs, console)
+        return dry_run(config, data, plan, device, run_path(arguments), console)
     directory = resumed or create_run(arguments, config, plan)
     with directory.held():
         try:
@@ -296,12 +296,16 @@ def read_settings(arguments: argparse.Namespace) -> tuple[RunDirectory | None, R
     return None, config, warnings
 
 
+def run_path(arguments: argparse.Namespace) -> Path:
+    """Where a new run goes."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    name = arguments.name or f"{Path(arguments.config or arguments.preset or TINY).stem}-{stamp}"
+    return Path(arguments.runs) / name
+
+
 def create_run(arguments: argparse.Namespace, config: RunConfig, plan: MemoryPlan) -> RunDirectory:
     """Starts a run's directory, if the disk has room for it."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = Path(arguments.runs) / (
-        arguments.name or f"{Path(arguments.config or arguments.preset or TINY).stem}-{stamp}"
-    )
+    path = run_path(arguments)
     require_disk(config, plan, path)
     settings = {
         "config": config.to_dict(),
@@ -313,14 +317,15 @@ def create_run(arguments: argparse.Namespace, config: RunConfig, plan: MemoryPla
 
 
 def dry_run(
-    config: RunConfig, data: DataSets, plan: MemoryPlan, device: torch.device, runs: str, console: Console
+    config: RunConfig, data: DataSets, plan: MemoryPlan, device: torch.device, path: Path, console: Console
 ) -> int:
-    """Prints what a run would take: data, parameters, memory, disk."""
+    """Prints what a run at ``path`` would take: data, parameters, memory, disk."""
+    RunDirectory.check_new(path)
     for language, pairs in data.train.items():
         held_out = ", ".join(f"{len(split[language])} {name}" for name, split in data.held_out.items())
         say(console, f"{language}: {len(pairs)} training pairs, {held_out}")
     say(console, f"{plan.describe()}; {available_memory(device) / GIB:.1f} GiB free")
-    disk = free_bytes(Path(runs))
+    disk = free_bytes(path)
     say(console, f"at most {disk_needed(config, plan) / GIB:.1f} GiB on disk; {disk / GIB:.0f} GiB free")
     return 0
 

@@ -10,6 +10,7 @@ runs/NAME/model/          the mixture;  adapter/ the dense baseline;  mixtral/ t
 from __future__ import annotations
 
 import fcntl
+import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,14 +38,23 @@ class RunDirectory:
     @classmethod
     def create(cls, path: Path, settings: Mapping[str, Any]) -> RunDirectory:
         """Starts a run in a directory that does not exist yet."""
-        if path.exists():
-            raise UserError(f"{path} exists; give another --name, or continue that run with: {resume_command(path)}")
+        cls.check_new(path)
         try:
             path.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"{path} cannot be made ({error.strerror}); give another --runs directory") from None
         replace_file(path / RUN_FILE, json_bytes(dict(settings)))
         return cls(path, dict(settings), {})
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """Raises :class:`UserError` where no run can be started."""
+        if path.exists():
+            raise UserError(f"{path} exists; give another --name, or continue that run with: {resume_command(path)}")
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            what = "a directory that cannot be written to" if parent.is_dir() else "no directory"
+            raise UserError(f"{path} cannot be made ({parent} is {what}); give another --runs directory")
 
     @classmethod
     def resume(cls, path: Path) -> RunDirectory:

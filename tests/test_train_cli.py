@@ -196,6 +196,12 @@ def test_dry_run_writes_nothing(tmp_path):
     done = train("--dry-run", "--runs", tmp_path / "runs", *SMALL)
     assert "parameters" in done.stdout and "60 training pairs" in done.stdout
     assert not (tmp_path / "runs").exists()
+    (tmp_path / "file").write_text("")
+    done = train("--dry-run", "--runs", tmp_path / "file", *SMALL, check=False)
+    assert done.returncode == 2 and "is no directory" in done.stderr
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    done = train("--dry-run", "--runs", tmp_path / "runs", "--name", "taken", *SMALL, check=False)
+    assert done.returncode == 2 and "taken exists" in done.stderr and "--resume" in done.stderr
 
 
 @pytest.mark.parametrize(
