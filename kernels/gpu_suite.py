@@ -128,7 +128,7 @@ def plan(output: Path, base: str | None, data: str | None) -> list[Part]:
     ]
     if base and data:
         # one pass over 40,000 pairs is about 8 M tokens, 500 batches of 16,384
-        sizes = "--tokens-per-batch 16384 --branch-steps 450 --mix-steps 50 --eval-pairs 50 --save-minutes 0.5".split()
+        sizes = "--tokens-per-batch 16384 --branch-steps 25 --mix-steps 475 --eval-pairs 50 --save-minutes 0.5".split()
         run = ["--runs", str(output), "--name", "smollm2", "--base", base, "--data", data]
         train = [python, "train.py", "--preset", "smollm2-135m", *run, *sizes, "--test-sets", "test"]
         parts.append(Part("smollm2_training", 150, train))

@@ -58,8 +58,8 @@ class RunConfig:
     recompute: bool = setting(False, "recompute activations in the backward pass: a third slower, far less memory")
 
     pretrain_steps: int = setting(0, "steps that train the tiny base from scratch")
-    branch_steps: int = setting(1000, "steps of the branch stage: each language on its own expert")
-    mix_steps: int = setting(100, "steps of the mix stage: the router")
+    branch_steps: int = setting(50, "steps of the branch stage: each language on its own expert")
+    mix_steps: int = setting(1050, "steps of the mix stage: learned routing, what the model is used with")
     mix_trains_experts: bool = setting(
         True, "train the experts in the mix stage too (at branch_lr), not the router alone"
     )
