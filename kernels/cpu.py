@@ -35,7 +35,8 @@ class Window(NamedTuple):
 
     oneDNN generates code for every new row count, which takes longer than a small product itself, and routing gives
     new counts in every layer of every step. So a product runs over a few rows more, of which there are 16 counts an
-    octave at most; what they give is cut off (:meth:`own`) or kept from having an effect (:meth:`only_own`).
+    octave at most; what they give is cut off (:meth:`own`) or kept from having an effect (:meth:`only_own`). A row that
+    is infinite makes its neighbours' weight gradients NaN, too; outputs keep to their rows.
     """
 
     expert: int
@@ -66,9 +67,11 @@ def windows(offsets: Tensor, rows: int) -> list[Window]:
         size = end - start
         step = max(8, (1 << (size.bit_length() - 1)) // 16)
         size = -(-size // step) * step
-        # A window that would be longer than all rows is the run alone: few rows have few counts.
-        first, last = (min(start, rows - size), min(start, rows - size) + size) if size <= rows else (start, end)
-        found.append(Window(e, start, end, first, last))
+        if size > rows:  # few rows have few counts: the run alone
+            found.append(Window(e, start, end, start, end))
+        else:
+            first = min(start, rows - size)
+            found.append(Window(e, start, end, first, first + size))
     return found
 
 

@@ -41,8 +41,23 @@ def test_the_ceiling_is_nine_products_for_each_expert_with_rows(monkeypatch):
 
 def test_medians_are_taken_in_turns():
     calls = []
-    benchmark_cpu.interleaved_medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, warmup=1)
+    runs = {name: lambda name=name: calls.append(name) for name in "ab"}
+    benchmark_cpu.interleaved_medians(runs, 2, warmup=1)
     assert calls == ["a", "b"] * 3
+    calls.clear()
+    benchmark_cpu.interleaved_medians(runs, 1, warmup=1, before=lambda: calls.append("new"))
+    assert calls == ["new", "a", "b"] * 2
+
+
+def test_every_round_of_training_routes_anew_and_alike_for_all(monkeypatch):
+    pytest.importorskip("transformers", reason="the CPU benchmark compares with transformers")
+    seen = []
+    monkeypatch.setattr(benchmark_cpu, "_train_step", lambda forward, x, leaves, grad: seen.append(x.detach().clone()))
+    blocks = benchmark_cpu.MixtralBlocks(16, 24, 1)
+    benchmark_cpu._train_medians(blocks, 6, 16, 24, repeats=2)
+    rounds = [seen[i : i + 3] for i in range(0, len(seen), 3)]  # ours and two peers
+    assert len(rounds) == 3 and all(torch.equal(x, inputs[0]) for inputs in rounds for x in inputs)
+    assert not torch.equal(rounds[0][0], rounds[1][0]) and not torch.equal(rounds[1][0], rounds[2][0])
 
 
 def test_the_loop_peer_computes_the_layer():
