@@ -171,7 +171,7 @@ def _parse_pair(line: bytes, where: str) -> Pair:
     missing = [key for key in REQUIRED_KEYS if key not in row]
     if missing:
         found = ", ".join(map(repr, row)) or "no keys"
-        raise UserError(f"{where}: lacks the key {missing[0]!r}; found {found}")
+        raise UserError(f"{where}: lacks the key {missing[0]!r}; found {found}; expected {', '.join(REQUIRED_KEYS)}")
     for key in PAIR_KEYS:
         value = row.get(key)
         if value is None and key not in REQUIRED_KEYS:

@@ -58,7 +58,7 @@ def _parse(line: str, where: str, default: str | None) -> Question:
         raise UserError(f"{where}: found a JSON {type(row).__name__}; expected an object with 'text' and 'language'")
     found = ", ".join(map(repr, row)) or "no keys"
     if "text" not in row:
-        raise UserError(f"{where}: lacks the key 'text'; found {found}")
+        raise UserError(f"{where}: lacks the key 'text'; found {found}; expected 'text' and 'language'")
     if "language" not in row and default is None:
         raise UserError(f"{where}: lacks the key 'language'; found {found}; add it (null: none is named) or --language")
     values = {"text": row["text"], "language": row.get("language", default), "id": row.get("id")}

@@ -81,7 +81,10 @@ def test_limit_reads_only_the_first_pairs(tmp_path: Path) -> None:
         (b"[" * 100_000, "not JSON"),
         (b'{"n": ' + b"9" * 10_000 + b"}", "not JSON"),
         (b'{"language": "python", "text": "\xff"}', "not UTF-8 .byte 33"),
-        ({"language": "python", "text": "x"}, "lacks the key 'code'; found 'language', 'text'"),
+        (
+            {"language": "python", "text": "x"},
+            "lacks the key 'code'; found 'language', 'text'; expected language, text, code",
+        ),
         ({}, "lacks the key 'language'; found no keys"),
         ({**GOOD, "code": 3}, "'code' is a number; expected a string"),
         ({**GOOD, "code": None}, "'code' is null; expected a string"),
