@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.cpu import has_onednn_linear, matvec
+from kernels.cpu import has_onednn_linear
+from kernels.cpu_decode import matvec
 
 Run = Callable[[], Any]
 

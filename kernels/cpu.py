@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.cpu_decode import has_avx512, matvec, row_blocks
 from kernels.dispatch import ExpertDispatch, sort_by_expert
 from kernels.reference import accumulation_dtype
 
@@ -84,13 +85,15 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     """``x @ w.T`` for x [M, D], w [N, D], either of them with any strides.
 
     In float32 torch goes to MKL, whose kernels for few rows run on one thread and, on AMD processors, without AVX-512;
-    oneDNN, which torch carries too, is up to twice as fast there and never slower in what we measured. A single row
-    goes to :func:`matvec`.
+    oneDNN, which torch carries too, is up to twice as fast there and never slower in what we measured. On processors
+    with AVX2 alone that holds for contiguous weights; with transposed ones oneDNN takes up to twice as long as MKL.
+    A single row goes to :func:`matvec`.
     """
     if x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[0] > 0 and has_onednn_linear():
-        if x.shape[0] == 1 and _row_blocks(w):
+        if x.shape[0] == 1 and row_blocks(w):
             return matvec(x, w)
-        return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+        if has_avx512() or w.is_contiguous():
+            return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
     return F.linear(x, w)
 
 
@@ -100,27 +103,6 @@ def part_linear(x: Tensor, w: Tensor) -> Tensor:
     oneDNN rounds a single row otherwise than each row of two or more, so a single one is multiplied twice.
     """
     return linear(x, w) if x.shape[0] != 1 or x.dtype != torch.float32 else linear(torch.cat((x, x)), w)[:1]
-
-
-def _row_blocks(w: Tensor) -> int:
-    """In how many equal blocks of rows :func:`matvec` takes w; 0 where it has no fast way."""
-    rows = w.shape[0]
-    return 0 if rows % 2 or not w.is_contiguous() else 8 if rows % 8 == 0 else 2
-
-
-def matvec(x: Tensor, w: Tensor) -> Tensor:
-    """``x @ w.T`` for one row x [1, D]: blocks of w's rows as a batch of matrices, each times x as a column.
-
-    A batch is spread over the threads. In float32 the column says that it is a row transposed (a stride of D where any
-    would do): with that MKL reads w at the memory's speed, otherwise, and as a plain matrix-vector product, at a third.
-    """
-    parts, width = _row_blocks(w), w.shape[1]
-    if not parts:
-        return F.linear(x, w)
-    blocks = w.view(parts, -1, width)
-    if x.dtype == torch.float32:
-        return torch.bmm(blocks, x.contiguous().as_strided((parts, width, 1), (0, 1, width))).view(1, -1)  # [1, N]
-    return torch.bmm(x.expand(parts, 1, width), blocks.transpose(1, 2)).view(1, -1)
 
 
 # ---------------------------------------------------------------------------------------------- grouped linear
@@ -224,21 +206,6 @@ def experts_fwd(
         h1[own], h3[own] = run.own(gate), run.own(up)
         y[own] = run.own(product(F.silu(gate, inplace=True).mul_(up), w2[e]))
     return sum_rows(y, dispatch, top_k, gates), h1, h3, dispatch
-
-
-def experts_decode(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor) -> Tensor:
-    """One token, no gradient: x [1, D] -> [1, D] without any sort; sums as :func:`sum_rows` does."""
-    outputs = []
-    for e in expert_ids.tolist()[0]:
-        if not 0 <= e < w1.shape[0]:
-            raise ValueError(f"expert_ids: expected values in [0, {w1.shape[0]}), found {e}")
-        act = F.silu(matvec(x, w1[e])).mul_(matvec(x, w3[e]))  # [1, F]
-        outputs.append(matvec(act, w2[e]).to(accumulation_dtype(x.dtype)))
-    first, *others = outputs
-    total = first * (gates[:, :1] + gates[:, 1:].sum(1, keepdim=True))  # [1, D]
-    for j, y in enumerate(others, 1):
-        total.addcmul_(y.sub_(first), gates[:, j : j + 1])
-    return total.to(x.dtype)
 
 
 def experts_bwd(

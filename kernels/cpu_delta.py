@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu import Window, linear, row_dots, sum_rows, swiglu_backward, token_of_row, windows
+from kernels.cpu_decode import chosen_experts, weighted_sum
 from kernels.dispatch import ExpertDispatch, LowRank, sort_by_expert
 from kernels.reference import accumulation_dtype
 
@@ -126,6 +127,45 @@ def delta_experts_fwd(
     if top_k > 1:
         y = _add_token_sums(y, rows, dispatch, top_k)
     return _take(y, None if dispatch is None or top_k > 1 else dispatch.inverse), h1, h3
+
+
+def _add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """``y + scale * b @ a @ x`` for vectors x [columns], y [rows]."""
+    return torch.addmv(y, b, torch.mv(a, x), alpha=scale)
+
+
+def delta_experts_decode(
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    w3: Tensor,
+    shared: LowRank | None,
+    experts: LowRank | None,
+    gates: Tensor,
+    expert_ids: Tensor,
+    scale: float,
+    shared_scale: float,
+) -> Tensor:
+    """:func:`delta_experts_fwd` for one token without a gradient: x [1, D] -> [1, D], nothing sorted or gathered."""
+    row, gate = x[0], gates.tolist()[0]  # [D]
+    h1, h3 = linear(x, w1)[0], linear(x, w3)[0]  # [F]
+    if shared is not None:
+        h1 = _add_low_rank(h1, row, shared.a1, shared.b1, shared_scale)
+        h3 = _add_low_rank(h3, row, shared.a3, shared.b3, shared_scale)
+    chosen = chosen_experts(expert_ids, experts.a1.shape[0]) if experts is not None else []
+    acts = []
+    for e in chosen:
+        up = _add_low_rank(h3, row, experts.a3[e], experts.b3[e], scale)
+        acts.append(F.silu(_add_low_rank(h1, row, experts.a1[e], experts.b1[e], scale)).mul_(up))
+    if not chosen:
+        acts.append(F.silu(h1).mul_(h3))
+    mixed = weighted_sum(acts, gate, x.dtype)  # [F]
+    y = linear(mixed.unsqueeze(0), w2)[0]  # [D]
+    if shared is not None:
+        y = _add_low_rank(y, mixed, shared.a2, shared.b2, shared_scale)
+    for e, act, g in zip(chosen, acts, gate):
+        y = _add_low_rank(y, act, experts.a2[e], experts.b2[e], scale * g)
+    return y.unsqueeze(0)
 
 
 def _add_token_sums(y: Tensor, rows: Tensor, dispatch: ExpertDispatch, top_k: int) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import cpu, cpu_delta, int4
+from kernels import cpu, cpu_decode, cpu_delta, int4
 from kernels.cpu_delta import DeltaNeeds
 from kernels.dispatch import ExpertDispatch, LowRank
 from kernels.int4 import Int4Weight
@@ -152,7 +152,7 @@ def experts(
         out, saved = layers.experts_forward(*inputs, save)
         h1, h3, dispatch = saved if saved is not None else (None, None, None)
     elif x.shape[0] == 1 and not save and not x.is_cuda:
-        out = cpu.experts_decode(x, w1, w2, w3, gates, expert_ids)
+        out = cpu_decode.experts_decode(x, w1, w2, w3, gates, expert_ids)
     else:
         out, h1, h3, dispatch = cpu.experts_fwd(x, w1, w2, w3, gates, expert_ids)
     if not save:

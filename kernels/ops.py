@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import int4, library, library_int4
-from kernels.cpu import experts_decode, grouped_linear_dw
+from kernels.cpu import grouped_linear_dw
 from kernels.cpu import linear as cpu_linear
+from kernels.cpu_decode import experts_decode
+from kernels.cpu_delta import delta_experts_decode
 from kernels.dispatch import ExpertDispatch, LowRank, sort_by_expert
 from kernels.int4 import Int4Weight
 
@@ -39,34 +41,49 @@ def _check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+# The checks that run for every tensor of every call make their message only when it is raised: for one token they would
+# otherwise take a tenth of a small layer's time.
+
+
 def _shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    _check(tuple(tensor.shape) == expected, f"{name}: expected shape {list(expected)}, got {list(tensor.shape)}")
+    if tensor.shape != expected:
+        raise ValueError(f"{name}: expected shape {list(expected)}, got {list(tensor.shape)}")
+
+
+def _same_device(x: Tensor, name: str, tensor: Tensor) -> None:
+    if tensor.device != x.device:
+        raise ValueError(f"{name}: expected device {x.device} as x has, got {tensor.device}")
 
 
 def _same_kind(x: Tensor, **others: Tensor) -> None:
-    _check(x.is_floating_point(), f"x: expected a floating dtype, got {x.dtype}")
+    if not x.is_floating_point():
+        raise ValueError(f"x: expected a floating dtype, got {x.dtype}")
     for name, tensor in others.items():
-        _check(tensor.dtype == x.dtype, f"{name}: expected {x.dtype} as x has, got {tensor.dtype}")
-        _check(tensor.device == x.device, f"{name}: expected device {x.device} as x has, got {tensor.device}")
+        if tensor.dtype != x.dtype:
+            raise ValueError(f"{name}: expected {x.dtype} as x has, got {tensor.dtype}")
+        _same_device(x, name, tensor)
 
 
 def _routing(x: Tensor, gates: Tensor, expert_ids: Tensor) -> Tensor:
     """Checks gates and ids against x [T, D]; returns the gates in float32 (float64 with a float64 x)."""
-    _check(expert_ids.dim() == 2, f"expert_ids: expected shape [T, K], got {list(expert_ids.shape)}")
+    if expert_ids.dim() != 2:
+        raise ValueError(f"expert_ids: expected shape [T, K], got {list(expert_ids.shape)}")
     _shape("expert_ids", expert_ids, (x.shape[0], expert_ids.shape[1]))
-    _shape("gates", gates, tuple(expert_ids.shape))
+    _shape("gates", gates, expert_ids.shape)
     _check(expert_ids.shape[1] > 0, "expert_ids: expected at least one expert per token, got shape [T, 0]")
-    _check(gates.is_floating_point(), f"gates: expected a floating dtype, got {gates.dtype}")
-    _check(not expert_ids.is_floating_point(), f"expert_ids: expected an integer tensor, got {expert_ids.dtype}")
-    for name, tensor in (("gates", gates), ("expert_ids", expert_ids)):
-        _check(tensor.device == x.device, f"{name}: expected device {x.device} as x has, got {tensor.device}")
+    if not gates.is_floating_point():
+        raise ValueError(f"gates: expected a floating dtype, got {gates.dtype}")
+    if expert_ids.is_floating_point() or expert_ids.dtype == torch.bool:
+        raise ValueError(f"expert_ids: expected an integer tensor, got {expert_ids.dtype}")
+    _same_device(x, "gates", gates)
+    _same_device(x, "expert_ids", expert_ids)
     return gates.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 def _check_offsets(offsets: Tensor, x: Tensor) -> None:
     _check(offsets.dim() == 1 and offsets.numel() > 1, f"offsets: expected shape [E + 1], got {list(offsets.shape)}")
     _check(offsets.dtype in (torch.int32, torch.int64), f"offsets: expected int32, got {offsets.dtype}")
-    _check(offsets.device == x.device, f"offsets: expected device {x.device} as x has, got {offsets.device}")
+    _same_device(x, "offsets", offsets)
 
 
 def _check_int4_input(x: Tensor) -> None:
@@ -92,6 +109,11 @@ def _traced(x: Tensor) -> bool:
     """Whether what happens to x is being recorded (compile, fake or functional tensors) or run by Triton."""
     plain = type(x) is Tensor or type(x) is torch.nn.Parameter
     return torch.compiler.is_compiling() or not plain or library.uses_triton(x)
+
+
+def _decodes_on_cpu(x: Tensor) -> bool:
+    """One row that goes around the operators, whose wrapping would take as long as the work."""
+    return x.shape[0] == 1 and x.device.type == "cpu" and not _traced(x)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -133,7 +155,7 @@ def accumulate_weight_gradient(x: Tensor, dy: Tensor, offsets: Tensor, grad: Ten
     _check_offsets(offsets, x)
     _shape("dy", dy, (x.shape[0], dy.shape[1]))
     _check(grad.is_floating_point(), f"grad: expected a floating dtype, got {grad.dtype}")
-    _check(grad.device == x.device, f"grad: expected device {x.device} as x has, got {grad.device}")
+    _same_device(x, "grad", grad)
     _shape("grad", grad, (offsets.numel() - 1, dy.shape[1], x.shape[1]))
     _same_kind(x, dy=dy)
     if library.uses_triton(x) and grad.is_contiguous():
@@ -163,8 +185,8 @@ def experts_forward(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor
     x, w1, w2, w3 = _autocast(x, w1, w2, w3)
     _same_kind(x, w1=w1, w2=w2, w3=w3)
     save = _wants_grad(x, w1, w2, w3, gates)
-    if x.shape[0] == 1 and not save and x.device.type == "cpu" and not _traced(x):
-        return experts_decode(x, w1, w2, w3, gates, expert_ids)  # around the operator, whose wrapping takes as long
+    if not save and _decodes_on_cpu(x):
+        return experts_decode(x, w1, w2, w3, gates, expert_ids)
     return library.experts(x, w1, w2, w3, gates, expert_ids, save)[0]
 
 
@@ -258,4 +280,7 @@ def delta_experts_forward(
     _same_kind(x, **{f"shared.{n}": t for n, t in zip(LowRank._fields, low)})
     _same_kind(x, **{f"experts.{n}": t for n, t in zip(LowRank._fields, high)})
     save = _wants_grad(x, gates, *(() if packed[0] else base), *low, *high)
+    if not save and not packed[0] and _decodes_on_cpu(x):
+        pairs = (LowRank(*low) if low else None, LowRank(*high) if high else None)
+        return delta_experts_decode(x, *base, *pairs, gates, expert_ids, float(scale), float(shared_scale))
     return library.delta_experts(x, base, low, high, gates, expert_ids, float(scale), float(shared_scale), save)[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import cpu, int4, library, ops, reference
+from kernels import cpu, cpu_decode, int4, library, ops, reference
 from kernels.dispatch import LowRank, sort_by_expert
 
 
@@ -225,16 +225,17 @@ def test_identical_experts_equal_the_dense_network(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("top_k", [1, 2, 3])
-def test_untrained_deltas_give_the_bits_of_the_dense_network(dtype, top_k):
+@pytest.mark.parametrize("tokens", [1, 70])
+def test_untrained_deltas_give_the_bits_of_the_dense_network(dtype, top_k, tokens):
     """Equal activations, weighted by gates that add up to 1, are that activation again to the last bit."""
     torch.manual_seed(16)
-    x = torch.randn(70, 64).to(dtype) * 50
+    x = torch.randn(tokens, 64).to(dtype) * 50
     w1, w2, w3 = (w[0].detach() for w in full_weights(1, 64, 96, dtype))
     dense = ops.linear(torch.nn.functional.silu(ops.linear(x, w1)) * ops.linear(x, w3), w2)
-    shares = torch.softmax(torch.randn(70, top_k) * 3, -1)[:, 1:]
+    shares = torch.softmax(torch.randn(tokens, top_k) * 3, -1)[:, 1:]
     gates = torch.cat((1 - shares.sum(-1, keepdim=True), shares), -1)
     zero = LowRank(*(torch.zeros_like(t, dtype=dtype) for t in low_rank(2, 64, 96, (4,))))
-    mixture = ops.delta_experts_forward(x, w1, w2, w3, None, zero, gates, routing(70, top_k, 4))
+    mixture = ops.delta_experts_forward(x, w1, w2, w3, None, zero, gates, routing(tokens, top_k, 4))
     assert torch.equal(mixture, dense)
 
 
@@ -262,7 +263,43 @@ def test_matvec(dtype, columns):
     tight = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {}
     for row in (x, torch.stack((x[0], x[0]), 1).t()[:1]):  # the second with strides of its own
         for weight in (w, w.t().contiguous().t(), torch.cat((w, w), 1)[:, :48]):
-            torch.testing.assert_close(cpu.matvec(row, weight), torch.nn.functional.linear(x, w), **tight)
+            torch.testing.assert_close(cpu_decode.matvec(row, weight), torch.nn.functional.linear(x, w), **tight)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("which", ["both", "shared", "experts"])
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_decoding_with_deltas_is_the_forward_of_one_token(dtype, which, top_k):
+    torch.manual_seed(20)
+    x = torch.randn(1, 64).to(dtype)
+    w1, w2, w3 = (w[0].detach() for w in full_weights(1, 64, 96, dtype))
+    shared, experts = (
+        LowRank(*(t.detach().to(dtype) for t in low_rank(6, 64, 96, lead))) if which in ("both", name) else None
+        for name, lead in (("shared", ()), ("experts", (4,)))
+    )
+    gates, ids = torch.softmax(torch.randn(1, top_k), -1), routing(1, top_k, 4)
+    plan = (shared, experts, gates, ids, 0.5, 2.0)
+    want = reference.delta_experts_forward(x.double(), w1.double(), w2.double(), w3.double(), *plan)
+    got = ops.delta_experts_forward(x, w1, w2, w3, *plan)
+    assert got.shape == want.shape and got.dtype == dtype
+    tol = {torch.bfloat16: 2e-2, torch.float32: 1e-5, torch.float64: 1e-7}[dtype]  # gates are float32 here and there
+    assert (got.double() - want).abs().max() < tol * want.abs().max()
+    if which != "shared":
+        with pytest.raises(ValueError, match=r"expected values in \[0, 4\), found 4"):
+            ops.delta_experts_forward(x, w1, w2, w3, shared, experts, gates, ids * 0 + 4)
+
+
+@pytest.mark.parametrize("avx512", [True, False])
+@pytest.mark.parametrize("rows", [1, 2, 40])
+@pytest.mark.parametrize("width", [48, 1024])
+def test_every_processor_has_a_right_product(monkeypatch, avx512, rows, width):
+    """What is fast differs between processors, so each way is tried here on whatever this one is."""
+    monkeypatch.setattr(cpu, "has_avx512", lambda: avx512)
+    monkeypatch.setattr(cpu_decode, "has_avx512", lambda: avx512)
+    torch.manual_seed(21)
+    x, w = torch.randn(rows, width), torch.randn(64, width)
+    for weight in (w, w.t().contiguous().t()):
+        torch.testing.assert_close(cpu.linear(x, weight).double(), x.double() @ w.double().t(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(1, 12), (7, 12), (2, 5, 12)])
