@@ -41,11 +41,13 @@ def interleaved_medians(
 
 
 def read_bandwidth(megabytes: int = 256, repeats: int = 7) -> float:
-    """Bytes per second of reading a buffer far larger than any cache: the better of a sum and a product with a row."""
-    buffer = torch.ones(megabytes << 8, 1024)
-    row = torch.ones(1, 1024)
-    times = interleaved_medians({"sum": buffer.sum, "product": lambda: matvec(row, buffer)}, repeats)
-    return buffer.numel() * 4 / min(times.values())
+    """Bytes per second of reading a buffer far larger than any cache: the best of a sum and products with a row."""
+    buffer = torch.ones(megabytes << 18)
+    runs: dict[str, Run] = {"sum": buffer.sum}
+    for width in (1024, 8192):  # rows of these widths; which is faster depends on the processor
+        row, matrix = torch.ones(1, width), buffer.view(-1, width)
+        runs[f"product with {width}"] = lambda row=row, matrix=matrix: matvec(row, matrix)
+    return buffer.numel() * 4 / min(interleaved_medians(runs, repeats).values())
 
 
 def _product(x: Tensor, w: Tensor, out: Tensor) -> list[Run]:
