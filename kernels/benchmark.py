@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -48,6 +49,21 @@ def plot(result: dict[str, Any], path: Path) -> bool:
     return True
 
 
+def cannot_write(path: Path, folder: bool) -> str | None:
+    """Why results cannot be written to ``path``, which is made where it is a folder; asked before minutes of work."""
+    try:
+        (path if folder else path.parent).mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        return f"{path if folder else path.parent}: expected a folder, found a file"
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    if not folder and path.is_dir():
+        return f"{path}: expected a file's name, found a folder"
+    if not os.access(path if folder else path.parent, os.W_OK):
+        return f"{path}: no permission to write there"
+    return None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m kernels.benchmark", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -76,6 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     if args.repeats < 1:
         print(f"error: --repeats: expected at least 1, got {args.repeats}", file=sys.stderr)
+        return 2
+    problem = cannot_write(args.tune, folder=False) if args.tune else cannot_write(args.output, folder=True)
+    if problem:
+        print(f"error: {problem}; name another one with {'--tune' if args.tune else '--output'}", file=sys.stderr)
         return 2
     deadline = time.monotonic() + 60 * args.minutes
     if args.tune:
@@ -106,7 +126,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from kernels import benchmark_gpu
 
         result = benchmark_gpu.run(deadline, args.quick, args.repeats)
-    args.output.mkdir(parents=True, exist_ok=True)
     (args.output / f"{device}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     plot(result, args.output / f"{device}.png")
     print(f"wrote {args.output}/{device}.json")

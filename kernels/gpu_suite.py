@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kernels import gpu_checks, projection
+from kernels.benchmark import cannot_write
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -207,7 +208,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: no GPU that torch can use was found", file=sys.stderr)
         return 2
     output = args.output.resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    problem = cannot_write(output, folder=True)
+    if problem:
+        print(f"error: {problem}; name another one with --output", file=sys.stderr)
+        return 2
     if args.part:
         return run_own(args.part, output, args.seconds)
     deadline = time.monotonic() + 60 * args.minutes

@@ -136,6 +136,22 @@ def test_a_wrong_number(flag, capsys):
     assert f"{flag}: expected at least 1, got 0" in capsys.readouterr().err
 
 
+def test_where_nothing_can_be_written_is_said_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "results"
+    file.write_text("mine")
+    monkeypatch.setattr(benchmark_cpu, "run", lambda repeats: pytest.fail("measured"))
+    for path, problem in ((file, "expected a folder, found a file"), (file / "deeper", "Not a directory")):
+        assert benchmark.main(["--device", "cpu", "--output", str(path)]) == 2
+        assert capsys.readouterr().err == f"error: {path}: {problem}; name another one with --output\n"
+    assert file.read_text() == "mine"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert benchmark.main(["--tune", str(tmp_path)]) == 2
+    assert f"{tmp_path}: expected a file's name, found a folder" in capsys.readouterr().err
+    assert gpu_suite.main(["--output", str(file)]) == 2
+    assert f"{file}: expected a folder, found a file" in capsys.readouterr().err
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("step", ["correctness", "no_host_synchronisation", "cuda_graph"])
