@@ -8,6 +8,7 @@ writes a table for the card.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -93,6 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.repeats < 1:
         print(f"error: --repeats: expected at least 1, got {args.repeats}", file=sys.stderr)
         return 2
+    if device == "cpu" and not args.tune and importlib.util.find_spec("transformers") is None:
+        print("error: the CPU benchmark compares with transformers; pip install transformers", file=sys.stderr)
+        return 2
     problem = cannot_write(args.tune, folder=False) if args.tune else cannot_write(args.output, folder=True)
     if problem:
         print(f"error: {problem}; name another one with {'--tune' if args.tune else '--output'}", file=sys.stderr)
@@ -108,11 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{len(log)} measurements; wrote {args.tune}; use it with KERNELS_TUNING_TABLE={args.tune}")
         return 0
     if device == "cpu":
-        try:
-            import transformers  # noqa: F401
-        except ImportError:
-            print("error: the CPU benchmark compares with transformers; pip install transformers", file=sys.stderr)
-            return 2
         from kernels import benchmark_cpu
         from kernels.memory import keep_freed_memory
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
@@ -150,6 +151,12 @@ def test_where_nothing_can_be_written_is_said_before_anything_is_measured(tmp_pa
     assert f"{tmp_path}: expected a file's name, found a folder" in capsys.readouterr().err
     assert gpu_suite.main(["--output", str(file)]) == 2
     assert f"{file}: expected a folder, found a file" in capsys.readouterr().err
+
+
+def test_without_transformers_the_cpu_benchmark_says_so_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert benchmark.main(["--device", "cpu", "--output", str(tmp_path / "new")]) == 2
+    assert "pip install transformers" in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
 @pytest.mark.gpu
