@@ -1,8 +1,8 @@
 """The CPU half of the benchmark: this package's expert layer against transformers' Mixtral block, same weights.
 
 Blocks are rotated (several layers' worth of weights) so that decode reads its weights from memory, as a model does, and
-not from a cache that one layer would fit. Beside both stands the ceiling for all that is built on torch's products: for a
-training step these alone (`kernels.ceiling`), for decode the chosen experts' bytes at the machine's bandwidth.
+not from a cache that one layer would fit. Beside both stands the ceiling for all that is built on torch's products: for
+a training step these alone (`kernels.ceiling`), for decode the chosen experts' bytes at the machine's bandwidth.
 
 Shape legend: T tokens, D model width, F hidden width, E experts, K experts per token.
 """

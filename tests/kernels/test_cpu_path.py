@@ -366,7 +366,7 @@ def test_bad_input_is_told_in_one_line():
     with pytest.raises(ValueError, match="expected an integer tensor"):
         ops.experts_forward(x, w1, w2, w3, gates, ids.float())
     for rows in (1, 3):  # one token goes another way
-        with pytest.raises(ValueError, match="expected an integer tensor, got torch.bool"):
+        with pytest.raises(ValueError, match=r"expected an integer tensor, got torch\.bool"):
             ops.experts_forward(x[:rows], w1, w2, w3, gates[:rows], ids[:rows].bool())
     with pytest.raises(ValueError, match=r"offsets: expected a rising list from 0 to the 3 rows"):
         ops.grouped_linear(x, w1, torch.tensor([0, 1, 2], dtype=torch.int32))
