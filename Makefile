@@ -21,7 +21,7 @@ lint: $(VENV)/installed
 # Everything that a machine with an NVIDIA GPU should run, with the torch and triton that it already has.
 # BASE=FILE DATA=DIR also trains SmolLM2-135M on the pairs in DIR.
 gpu:
-	$(PYTHON) -m kernels.gpu_suite --output gpu-results $(if $(BASE),--base $(BASE)) $(if $(DATA),--data $(DATA))
+	$(PYTHON) -m eval.gpu_suite --output gpu-results $(if $(BASE),--base $(BASE)) $(if $(DATA),--data $(DATA))
 
 $(VENV)/installed: setup.py constraints.txt $(wildcard eval/codebleu/csrc/*)
 	$(PYTHON) -m venv $(VENV)

@@ -22,16 +22,16 @@ from rich.text import Text
 
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.model_io import load_model
-from eval.runs import model_of, newest_model
-from moe.answers import Answer, Question, Writer, check_stop
+from checkpoints.runs.finished import model_of, newest_model
 from moe.config import ModelConfig
-from moe.data.questions import check_output, json_lines, read_questions, write_rows
 from moe.errors import UserError
 from moe.hardware import choose_device, choose_dtype, describe_hardware, keep_freed_memory
+from moe.inference.answers import Answer, Question, Writer, check_stop
+from moe.inference.chat import Session
+from moe.inference.questions import check_output, json_lines, read_questions, write_rows
+from moe.inference.sampling import Sampling
 from moe.languages import LANGUAGES, get_language
 from moe.routing_stats import RoutingShares, expert_names
-from moe.sampling import Sampling
-from moe.session import Session
 
 BATCH_SIZE = 32
 
@@ -126,7 +126,7 @@ def answer_file(
     writer: Writer, questions: list[Question], arguments: argparse.Namespace, console: Console, show_routing: bool
 ) -> None:
     """Answers a file of prompts in batches and writes JSON Lines in their order; on Ctrl-C the answers so far."""
-    from eval.display import CountDisplay  # brings in all of scoring, which a single prompt need not wait for
+    from eval.reporting.display import CountDisplay  # brings in all of scoring, which a single prompt need not wait for
 
     config, started = writer.model.config, time.monotonic()
     shares = RoutingShares(config, len(questions)) if show_routing else None

@@ -24,7 +24,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["kernels*", "moe*", "checkpoints*", "eval*"]),
-    package_data={"moe": ["presets/*.toml"], "eval.codebleu": ["csrc/*"]},
+    package_data={"moe.training": ["presets/*.toml"], "eval.codebleu": ["csrc/*"]},
     ext_modules=[
         Extension(
             "eval.codebleu._native",

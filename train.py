@@ -20,28 +20,28 @@ from rich.console import Console
 
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.config_flags import add_setting_flags, given_settings
-from checkpoints.files import free_bytes
 from checkpoints.model_io import LoadedModel, load_model, save_model
 from checkpoints.proof import prove
-from checkpoints.rewrite import merge_directory
-from checkpoints.run_directory import RESULTS_FILE, RUN_FILE, RunDirectory, resume_command
-from checkpoints.run_inputs import base_config, disk_needed, plan_run, require_disk
-from checkpoints.upcycle import upcycle_model
-from eval.display import CountDisplay, MetricsWriter, StageDisplay, make_console
+from checkpoints.runs.directory import RESULTS_FILE, RUN_FILE, RunDirectory, resume_command
+from checkpoints.runs.preflight import base_config, disk_needed, plan_run, require_disk
+from checkpoints.storage.files import free_bytes
+from checkpoints.transforms.rewrite import merge_directory
+from checkpoints.transforms.upcycle import upcycle_model
 from eval.evaluate import evaluate
-from eval.report import loss_table, markdown_report, routing_table, score_table
+from eval.reporting.display import CountDisplay, MetricsWriter, StageDisplay, make_console
+from eval.reporting.tables import loss_table, markdown_report, routing_table, score_table
 from moe.data.packing import MixedBatches, encode_pairs
+from moe.data.prompt import choose_template
 from moe.data.sources import DataSets, load_data
 from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.hardware import choose_device, choose_dtype, describe_hardware, keep_freed_memory
 from moe.layer_ranges import describe_layers, parse_layers
-from moe.memory import GIB, MemoryPlan, available_memory
 from moe.model import Transformer, count_parameters
-from moe.prompt import choose_template
 from moe.tokenizer import load_tokenizer
 from moe.training.config import TINY, RunConfig, load_preset, load_settings, make_config, parse_setting, preset_names
 from moe.training.interrupt import Interrupt
+from moe.training.memory_plan import GIB, MemoryPlan, available_memory
 from moe.training.ridge import ridge_routers
 from moe.training.stages import make_stage
 from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokenizer

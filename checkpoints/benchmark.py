@@ -26,11 +26,11 @@ from torch import Tensor
 
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.commands.common import directory_bytes
-from checkpoints.files import format_bytes, require_free_space
 from checkpoints.formats.config_json import to_config_json
 from checkpoints.formats.names import expected_tensors, to_huggingface
-from checkpoints.safetensors_file import StoredTensor
-from checkpoints.writer import Output, write_model_directory
+from checkpoints.storage.files import format_bytes, require_free_space
+from checkpoints.storage.safetensors_file import StoredTensor
+from checkpoints.storage.writer import Output, write_model_directory
 from moe.config import ModelConfig
 from moe.errors import UserError
 

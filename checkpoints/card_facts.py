@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files import read_json_object
 from checkpoints.formats.checkpoint import Checkpoint
+from checkpoints.storage.files import read_json_object
 from moe.errors import UserError
 from moe.languages import LANGUAGES
 

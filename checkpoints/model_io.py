@@ -10,23 +10,6 @@ from typing import Any
 import torch
 
 from checkpoints.card_facts import base_license, base_name, run_facts
-from checkpoints.extras import (
-    GENERATION_FILE,
-    checkpoint_tokenizer,
-    generation_config,
-    require_fit,
-    template_name,
-    token_ids,
-    tokenizer_files,
-)
-from checkpoints.files import (
-    DiskUsage,
-    copy_file,
-    free_bytes,
-    json_bytes,
-    new_directory,
-    write_bytes,
-)
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.config_json import DELTA_MODEL_TYPE, to_config_json
 from checkpoints.formats.delta import (
@@ -41,12 +24,36 @@ from checkpoints.formats.delta import (
     read_delta_config,
 )
 from checkpoints.formats.dense_layers import huggingface_tensors
+from checkpoints.formats.extras import (
+    GENERATION_FILE,
+    checkpoint_tokenizer,
+    generation_config,
+    require_fit,
+    template_name,
+    token_ids,
+    tokenizer_files,
+)
 from checkpoints.formats.names import to_huggingface
+from checkpoints.formats.parameters import (
+    base_rename,
+    fill_model,
+    flat_tensors,
+    main_dtype,
+    meta_model,
+    require_complete,
+)
+from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_card import model_card
-from checkpoints.parameters import base_rename, fill_model, flat_tensors, main_dtype, meta_model, require_complete
-from checkpoints.safetensors_file import StoredTensor, memory_tensor
-from checkpoints.smollm2 import resolve_model_path
-from checkpoints.writer import (
+from checkpoints.storage.files import (
+    DiskUsage,
+    copy_file,
+    free_bytes,
+    json_bytes,
+    new_directory,
+    write_bytes,
+)
+from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor
+from checkpoints.storage.writer import (
     MAX_SHARD_BYTES,
     SMALL_FILES_BYTES,
     Output,
@@ -56,9 +63,9 @@ from checkpoints.writer import (
     write_model_directory,
 )
 from moe.config import ModelConfig
+from moe.data.prompt import TEMPLATE_FILE, check_template
 from moe.errors import UserError
 from moe.model import Transformer
-from moe.prompt import TEMPLATE_FILE, check_template
 from moe.tokenizer import Tokenizer
 
 DTYPE_NAMES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

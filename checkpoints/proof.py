@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from moe.generation import generate
+from moe.inference.generation import generate
 from moe.model import Transformer
 from moe.tokenizer import Tokenizer
 

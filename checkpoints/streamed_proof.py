@@ -16,16 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from checkpoints.files import format_bytes
 from checkpoints.formats import Checkpoint
 from checkpoints.formats.delta import DeltaCheckpoint
+from checkpoints.formats.parameters import base_rename, fill_model, meta_model
 from checkpoints.model_io import load_model
-from checkpoints.parameters import base_rename, fill_model, meta_model
 from checkpoints.proof import PROMPTS, Proof, logit_bound, prompt_ids, prove
-from checkpoints.rewrite import Source, dense_part
-from checkpoints.safetensors_file import StoredTensor
-from checkpoints.upcycle import parameter_counts
-from checkpoints.writer import in_dtype
+from checkpoints.storage.files import format_bytes
+from checkpoints.storage.safetensors_file import StoredTensor
+from checkpoints.storage.writer import in_dtype
+from checkpoints.transforms.rewrite import Source, dense_part
+from checkpoints.transforms.upcycle import parameter_counts
 from moe.layers import RMSNorm, make_pattern, rope_angles
 from moe.tokenizer import Tokenizer
 

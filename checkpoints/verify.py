@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files import CHUNK_BYTES, MODEL_FILES, inside, read_json_object, sha256_file
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.delta import find_base, is_delta, open_delta, read_delta_config
 from checkpoints.formats.dense_layers import REMEDY
-from checkpoints.safetensors_file import ByteRange, SafetensorsFile
-from checkpoints.writer import MANIFEST, Progress
+from checkpoints.storage.files import CHUNK_BYTES, MODEL_FILES, inside, read_json_object, sha256_file
+from checkpoints.storage.safetensors_file import ByteRange, SafetensorsFile
+from checkpoints.storage.writer import MANIFEST, Progress
 from moe.errors import UserError
 
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.\d+\.(.+)", re.ASCII)

@@ -21,7 +21,7 @@ from eval.codebleu import CodeBLEUError
 from eval.codebleu.counts import EQUAL_WEIGHTS
 from eval.codebleu.score import MODES, Mode, make_scorer, score_of
 from eval.codebleu.variants import Variant, VariantMaker
-from eval.execution import missing_tools, run_many
+from eval.execution.programs import missing_tools, run_many
 from moe.data.synthetic import LANGUAGES, generate_pairs
 from moe.errors import UserError
 

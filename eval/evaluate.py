@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.perplexity import held_out_loss
+from eval.held_out_loss import held_out_loss
 from eval.scoring import AnswerSettings, save_answers, score_answers, write_answers
 from eval.specialization import RoutingCounter
 from moe.data.packing import encode_pairs

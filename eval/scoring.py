@@ -12,10 +12,10 @@ import torch
 
 from eval.codebleu import codebleu
 from moe.data.pairs import Pair
-from moe.generation import Generation, generate_many
+from moe.data.prompt import encode_prompt, extract_code, instruction_for, stop_ids
+from moe.inference.generation import Generation, generate_many
 from moe.languages import get_language
 from moe.model import Transformer
-from moe.prompt import encode_prompt, extract_code, instruction_for, stop_ids
 from moe.tokenizer import Tokenizer
 
 PARTS = ("codebleu", "ngram_match_score", "weighted_ngram_match_score", "syntax_match_score", "dataflow_match_score")

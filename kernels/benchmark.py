@@ -103,8 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     deadline = time.monotonic() + 60 * args.minutes
     if args.tune:
-        from kernels.tune import tune
-        from kernels.tuning import write_table
+        from kernels.bench.tune import tune
+        from kernels.gpu.tile_tables import write_table
 
         arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
         table, log = tune(deadline)
@@ -112,8 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{len(log)} measurements; wrote {args.tune}; use it with KERNELS_TUNING_TABLE={args.tune}")
         return 0
     if device == "cpu":
-        from kernels import benchmark_cpu
-        from kernels.memory import keep_freed_memory
+        from kernels.bench import cpu as benchmark_cpu
+        from kernels.cpu.malloc import keep_freed_memory
 
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = benchmark_cpu.run(args.repeats)
         print(benchmark_cpu.table(result))
     else:
-        from kernels import benchmark_gpu
+        from kernels.bench import gpu as benchmark_gpu
 
         result = benchmark_gpu.run(deadline, args.quick, args.repeats)
     (args.output / f"{device}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from kernels import tuning
+from kernels.gpu import tile_tables as tuning
 
 # per multiprocessor: shared memory KiB, warps, blocks; and the largest shared memory of one block in bytes
 LIMITS = {86: (100, 48, 16, 99 * 1024), 90: (228, 64, 32, 227 * 1024)}

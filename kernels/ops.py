@@ -1,6 +1,6 @@
 """The operations of this package; the rest of the project calls these and nothing else.
 
-Shapes, dtypes and devices are checked here, once, with one-line errors; `kernels.library` then chooses the code by
+Shapes, dtypes and devices are checked here, once, with one-line errors; `kernels.custom_ops` then chooses the code by
 device: contiguous segments and BLAS on the CPU, Triton kernels on a GPU. All of them trace under
 ``torch.compile(fullgraph=True)``.
 
@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import int4, library, library_int4
-from kernels.cpu import grouped_linear_dw
-from kernels.cpu import linear as cpu_linear
-from kernels.cpu_decode import experts_decode
-from kernels.cpu_delta import delta_experts_decode
+from kernels import custom_ops as library
+from kernels import custom_ops_int4 as library_int4
+from kernels import int4
+from kernels.cpu.decode import experts_decode
+from kernels.cpu.delta import delta_experts_decode
+from kernels.cpu.experts import grouped_linear_dw
+from kernels.cpu.experts import linear as cpu_linear
 from kernels.dispatch import ExpertDispatch, LowRank, sort_by_expert
 from kernels.int4 import Int4Weight
 

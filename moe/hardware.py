@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from kernels.memory import keep_freed_memory as keep_freed_memory
+from kernels.cpu.malloc import keep_freed_memory as keep_freed_memory
 from moe.errors import UserError, did_you_mean
 
 DTYPES = {

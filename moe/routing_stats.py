@@ -15,8 +15,8 @@ from moe.model import ModelOutput
 class RoutingShares:
     """Adds up, for each answer, the gates that each expert got for the tokens of that answer.
 
-    Pass it as ``on_output`` to :func:`moe.generation.generate`. A token counts where it was decided: at the position
-    before it, so the prompt itself is not counted, only its last token.
+    Pass it as ``on_output`` to :func:`moe.inference.generation.generate`. A token counts where it was decided: at the
+    position before it, so the prompt itself is not counted, only its last token.
 
     Args:
         answers: how many prompts there are.

@@ -23,4 +23,4 @@ def test_the_readme_names_flags_and_presets_that_exist(root):
         used = set(re.findall(r"--[a-z-]+", line))
         assert used <= flags, line
         for preset in re.findall(r"--preset (\S+)", line):
-            assert (root / "moe" / "presets" / f"{preset}.toml").is_file()
+            assert (root / "moe" / "training" / "presets" / f"{preset}.toml").is_file()

@@ -13,7 +13,7 @@ import pytest
 
 import generate
 from checkpoints.model_io import save_model
-from eval.runs import finished_models, newest_model
+from checkpoints.runs.finished import finished_models, newest_model
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.tokenizer import train_sentencepiece

@@ -14,11 +14,11 @@ from checkpoints.commands.common import (
     print_disk,
     progress_bar,
 )
-from checkpoints.files import format_bytes
-from checkpoints.merge import collapsed_tensors, expert_shares, open_any
-from checkpoints.rewrite import write_rewritten
-from checkpoints.smollm2 import resolve_model_path
-from checkpoints.writer import SMALL_FILES_BYTES
+from checkpoints.formats.smollm2 import resolve_model_path
+from checkpoints.storage.files import format_bytes
+from checkpoints.storage.writer import SMALL_FILES_BYTES
+from checkpoints.transforms.merge import collapsed_tensors, expert_shares, open_any
+from checkpoints.transforms.rewrite import write_rewritten
 from moe.errors import UserError
 
 

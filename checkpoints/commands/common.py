@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.files import format_bytes, free_bytes, require_free_space, require_new
 from checkpoints.model_io import DTYPE_NAMES
-from checkpoints.rewrite import Source, source_files
-from checkpoints.writer import MANIFEST, Progress
+from checkpoints.storage.files import format_bytes, free_bytes, require_free_space, require_new
+from checkpoints.storage.writer import MANIFEST, Progress
+from checkpoints.transforms.rewrite import Source, source_files
 
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 UNITS |= {"tb": 10**12, "tib": 1 << 40, "b": 1}
@@ -40,7 +40,7 @@ def check_output(arguments: argparse.Namespace, source: Source, strict: bool = F
     writer, which finds out whether this very job was finished before.
 
     Raises:
-        UserError: see :func:`checkpoints.files.require_new`.
+        UserError: see :func:`checkpoints.storage.files.require_new`.
     """
     wrote = not strict and not arguments.dry_run and (arguments.out / MANIFEST).is_file()
     require_new(arguments.out, arguments.force or wrote, source_files(source))

@@ -14,14 +14,14 @@ from checkpoints.commands.common import (
     print_disk,
     progress_bar,
 )
-from checkpoints.files import format_bytes
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.delta import is_delta
 from checkpoints.formats.dense_layers import huggingface_tensors
 from checkpoints.formats.names import expected_tensors
-from checkpoints.rewrite import write_rewritten
-from checkpoints.smollm2 import resolve_model_path
-from checkpoints.writer import SMALL_FILES_BYTES, in_dtype, renamed
+from checkpoints.formats.smollm2 import resolve_model_path
+from checkpoints.storage.files import format_bytes
+from checkpoints.storage.writer import SMALL_FILES_BYTES, in_dtype, renamed
+from checkpoints.transforms.rewrite import write_rewritten
 from moe.errors import UserError
 
 

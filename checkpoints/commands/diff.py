@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from checkpoints.formats.delta import DeltaCheckpoint
-from checkpoints.merge import open_any
-from checkpoints.rewrite import dense_part
-from checkpoints.safetensors_file import StoredTensor
-from checkpoints.smollm2 import resolve_model_path
+from checkpoints.formats.smollm2 import resolve_model_path
+from checkpoints.storage.safetensors_file import StoredTensor
+from checkpoints.transforms.merge import open_any
+from checkpoints.transforms.rewrite import dense_part
 from moe.config import ModelConfig
 
 

@@ -7,15 +7,15 @@ import math
 from collections import Counter
 from pathlib import Path
 
-from checkpoints.files import format_bytes
 from checkpoints.formats.delta import DeltaCheckpoint
 from checkpoints.formats.names import expected_tensors
-from checkpoints.merge import open_any
+from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_io import dtype_name
-from checkpoints.quantize import is_quantizable
-from checkpoints.rewrite import dense_part
-from checkpoints.smollm2 import resolve_model_path
-from checkpoints.upcycle import parameter_counts
+from checkpoints.storage.files import format_bytes
+from checkpoints.transforms.merge import open_any
+from checkpoints.transforms.quantize import is_quantizable
+from checkpoints.transforms.rewrite import dense_part
+from checkpoints.transforms.upcycle import parameter_counts
 from moe.config import ModelConfig
 from moe.layer_ranges import format_layers
 

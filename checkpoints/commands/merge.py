@@ -16,16 +16,16 @@ from checkpoints.commands.common import (
     print_disk,
     progress_bar,
 )
-from checkpoints.extras import checkpoint_tokenizer
-from checkpoints.files import format_bytes, json_bytes
 from checkpoints.formats.delta import DeltaCheckpoint
-from checkpoints.merge import full_config, merged_tensors, open_any
-from checkpoints.parameters import main_dtype
+from checkpoints.formats.extras import checkpoint_tokenizer
+from checkpoints.formats.parameters import main_dtype
+from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.proof import PROOF_FILE, logit_bound
-from checkpoints.rewrite import MERGED, write_rewritten
-from checkpoints.smollm2 import resolve_model_path
+from checkpoints.storage.files import format_bytes, json_bytes
+from checkpoints.storage.writer import SMALL_FILES_BYTES, add_to_directory
 from checkpoints.streamed_proof import prove_directories
-from checkpoints.writer import SMALL_FILES_BYTES, add_to_directory
+from checkpoints.transforms.merge import full_config, merged_tensors, open_any
+from checkpoints.transforms.rewrite import MERGED, write_rewritten
 from moe.errors import UserError
 
 

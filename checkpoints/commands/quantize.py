@@ -16,13 +16,15 @@ from checkpoints.commands.common import (
     progress_bar,
     whole,
 )
-from checkpoints.files import format_bytes
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.delta import is_delta
 from checkpoints.formats.names import expected_tensors
 from checkpoints.formats.quantized import is_quantized
+from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_io import LoadedModel, load_model
-from checkpoints.quantize import (
+from checkpoints.storage.files import format_bytes
+from checkpoints.storage.writer import SMALL_FILES_BYTES
+from checkpoints.transforms.quantize import (
     InputMoments,
     gptq_rounder,
     is_quantizable,
@@ -32,9 +34,7 @@ from checkpoints.quantize import (
     round_to_nearest,
     sample_sequences,
 )
-from checkpoints.rewrite import write_rewritten
-from checkpoints.smollm2 import resolve_model_path
-from checkpoints.writer import SMALL_FILES_BYTES
+from checkpoints.transforms.rewrite import write_rewritten
 from moe.errors import UserError
 
 METHODS = ("nearest", "gptq")

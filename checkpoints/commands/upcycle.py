@@ -19,17 +19,18 @@ from checkpoints.commands.common import (
     warn_ignored,
     whole,
 )
-from checkpoints.extras import checkpoint_tokenizer
-from checkpoints.files import format_bytes, json_bytes
 from checkpoints.formats import Checkpoint, open_checkpoint
-from checkpoints.merge import open_any
+from checkpoints.formats.extras import checkpoint_tokenizer
+from checkpoints.formats.parameters import main_dtype
+from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_io import DTYPE_NAMES
-from checkpoints.parameters import main_dtype
 from checkpoints.proof import PROOF_FILE
-from checkpoints.ridge import describe_accuracies, ridge_gates
-from checkpoints.smollm2 import resolve_model_path
+from checkpoints.storage.files import format_bytes, json_bytes
+from checkpoints.storage.writer import SMALL_FILES_BYTES, add_to_directory
 from checkpoints.streamed_proof import prove_directories
-from checkpoints.upcycle import (
+from checkpoints.transforms.merge import open_any
+from checkpoints.transforms.ridge_inputs import describe_accuracies, ridge_gates
+from checkpoints.transforms.upcycle import (
     ROUTER_STD,
     new_tensors,
     parameter_counts,
@@ -37,7 +38,6 @@ from checkpoints.upcycle import (
     upcycled_config,
     upcycled_tensors,
 )
-from checkpoints.writer import SMALL_FILES_BYTES, add_to_directory
 from moe.config import ModelConfig
 from moe.languages import DEFAULT_LANGUAGES, LANGUAGES
 from moe.layer_ranges import ALL, describe_layers, parse_layers

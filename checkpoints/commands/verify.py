@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from checkpoints.commands.common import directory_bytes, progress_bar
-from checkpoints.files import format_bytes, json_bytes, replace_file
+from checkpoints.storage.files import format_bytes, json_bytes, replace_file
+from checkpoints.storage.writer import MANIFEST
 from checkpoints.verify import build_manifest, check_structure, verify_directory
-from checkpoints.writer import MANIFEST
 from moe.errors import UserError
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from checkpoints.safetensors_file import StoredTensor
+from checkpoints.storage.safetensors_file import StoredTensor
 from moe.config import ModelConfig
 
 

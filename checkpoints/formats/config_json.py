@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files import read_json_object
 from checkpoints.formats.quantized import is_quantized
+from checkpoints.storage.files import read_json_object
 from moe.config import ModelConfig
 from moe.errors import UserError, did_you_mean
 

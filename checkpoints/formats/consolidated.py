@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files import read_json_object
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import ConfigReader, naming
 from checkpoints.formats.huggingface import read_named_tensors, weight_files
 from checkpoints.formats.names import check_tensors
 from checkpoints.formats.rotary import from_interleaved_rotary
-from checkpoints.safetensors_file import StoredTensor
+from checkpoints.storage.files import read_json_object
+from checkpoints.storage.safetensors_file import StoredTensor
 from moe.config import ModelConfig
 from moe.errors import UserError
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from checkpoints.files import read_json_object, sha256_file
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import DELTA_MODEL_TYPE
 from checkpoints.formats.detect import open_checkpoint
-from checkpoints.safetensors_file import SafetensorsFile, StoredTensor
+from checkpoints.storage.files import read_json_object, sha256_file
+from checkpoints.storage.safetensors_file import SafetensorsFile, StoredTensor
 from moe.config import ModelConfig
 from moe.errors import UserError
 
@@ -154,7 +154,7 @@ def open_delta(path: Path, base: Path | None = None) -> DeltaCheckpoint:
     Raises:
         UserError: a damaged file, a tensor that does not fit, or a base that moved or changed.
     """
-    from checkpoints.parameters import meta_model
+    from checkpoints.formats.parameters import meta_model
 
     config, settings = read_delta_config(path)
     checkpoint = find_base(path, settings, base)

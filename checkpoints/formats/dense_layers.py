@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.formats.names import expected_tensors, flat_name, to_huggingface
-from checkpoints.safetensors_file import StoredTensor
+from checkpoints.storage.safetensors_file import StoredTensor
 from moe.config import ModelConfig
 from moe.errors import UserError
 

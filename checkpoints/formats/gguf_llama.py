@@ -22,7 +22,7 @@ from checkpoints.formats.config_json import ConfigReader, naming
 from checkpoints.formats.gguf_file import GGUFFile, GGUFTensor
 from checkpoints.formats.names import check_tensors, flat_name
 from checkpoints.formats.rotary import from_interleaved_rotary
-from checkpoints.safetensors_file import ByteRange, StoredTensor, computed, read_range, row_ranges
+from checkpoints.storage.safetensors_file import ByteRange, StoredTensor, computed, read_range, row_ranges
 from moe.config import ModelConfig
 from moe.errors import UserError
 

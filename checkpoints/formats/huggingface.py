@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from checkpoints.files import inside, read_json_object
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import read_config_json
 from checkpoints.formats.dense_layers import without_copies
 from checkpoints.formats.names import check_tensors, from_huggingface, is_ignored, to_huggingface
 from checkpoints.formats.quantized import is_quantized, join_quantized
-from checkpoints.safetensors_file import SafetensorsFile, StoredTensor
+from checkpoints.storage.files import inside, read_json_object
+from checkpoints.storage.safetensors_file import SafetensorsFile, StoredTensor
 from moe.errors import UserError
 
 WEIGHTS = "model.safetensors"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from checkpoints.safetensors_file import StoredTensor
+from checkpoints.storage.safetensors_file import StoredTensor
 from moe.config import ModelConfig
 from moe.errors import UserError
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from checkpoints.safetensors_file import StoredTensor, computed, row_ranges
+from checkpoints.storage.safetensors_file import StoredTensor, computed, row_ranges
 from kernels.int4 import GROUP, Int4Weight, unpack
 from moe.errors import UserError
 

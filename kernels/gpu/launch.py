@@ -17,10 +17,10 @@ import torch
 import triton
 from torch import Tensor
 
-from kernels import tuning
 from kernels.dispatch import ExpertDispatch
 from kernels.gpu import gemm, persistent, routing
-from kernels.tuning import Tile
+from kernels.gpu import tile_tables as tuning
+from kernels.gpu.tile_tables import Tile
 
 _counter: ContextVar[list[str] | None] = ContextVar("launch_counter", default=None)
 

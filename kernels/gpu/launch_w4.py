@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels import tuning
 from kernels.dispatch import ExpertDispatch
+from kernels.gpu import tile_tables as tuning
 from kernels.gpu import w4
 from kernels.gpu.launch import grouped_gemm, launch, pick, row_grid
 from kernels.gpu.launch import swiglu as bf16_swiglu
+from kernels.gpu.tile_tables import Tile
 from kernels.gpu.variants import scale_in_weight
 from kernels.int4 import Int4Weight
-from kernels.tuning import Tile
 
 
 def linear(

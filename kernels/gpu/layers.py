@@ -14,11 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import int4, tuning
-from kernels.cpu_delta import DeltaGradients, DeltaNeeds
+from kernels import int4
+from kernels.cpu.delta import DeltaGradients, DeltaNeeds
 from kernels.dispatch import ExpertDispatch, LowRank
 from kernels.gpu import launch as bf16
 from kernels.gpu import launch_w4 as w4
+from kernels.gpu import tile_tables as tuning
 from kernels.int4 import Int4Weight
 
 Weight = Tensor | Int4Weight

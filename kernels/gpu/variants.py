@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from kernels.gpu import gemm, persistent, routing, w4
-from kernels.tuning import Table, Tile
+from kernels.gpu.tile_tables import Table, Tile
 
 WIDTH, HIDDEN, EXPERTS, TOP_K, RANK = 4096, 14336, 4, 2, 64
 PROGRAMS = 132

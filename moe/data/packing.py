@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from moe.data.pairs import Pair
+from moe.data.prompt import encode_example, instruction_for
 from moe.errors import UserError
-from moe.prompt import encode_example, instruction_for
 from moe.tokenizer import Tokenizer
 
 

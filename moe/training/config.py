@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from moe.config import EXPERT_FORMS
+from moe.data.prompt import check_template
 from moe.errors import UserError, did_you_mean
 from moe.languages import DEFAULT_LANGUAGES, get_language
 from moe.layer_ranges import ALL, parse_layers
-from moe.prompt import check_template
 
 TINY, SMOLLM2, SYNTHETIC = "tiny", "smollm2", "synthetic"  # names of a base and of data that are no paths
-PRESETS = Path(__file__).resolve().parent.parent / "presets"
+PRESETS = Path(__file__).resolve().parent / "presets"
 
 
 def setting(default: Any, help: str, **options: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints import save_model
+from checkpoints.model_io import save_model
 from moe.config import ModelConfig
 
 

@@ -8,9 +8,9 @@ import time
 import pytest
 import torch
 
-from checkpoints import save_model
 from checkpoints.__main__ import main
-from checkpoints.files import sha256_file
+from checkpoints.model_io import save_model
+from checkpoints.storage.files import sha256_file
 from checkpoints.verify import verify_directory
 from moe.config import ModelConfig
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoints import safetensors_file, save_model, shard_writer
 from checkpoints.__main__ import main
 from checkpoints.formats import open_checkpoint
-from checkpoints.merge import collapsed_tensors, expert_shares, merged_tensors, open_any
-from checkpoints.writer import in_dtype
+from checkpoints.model_io import save_model
+from checkpoints.storage import safetensors_file, shard_writer
+from checkpoints.storage.writer import in_dtype
+from checkpoints.transforms.merge import collapsed_tensors, expert_shares, merged_tensors, open_any
 from moe.config import ModelConfig
 
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

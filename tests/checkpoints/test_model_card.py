@@ -7,12 +7,13 @@ import json
 import pytest
 import torch
 
-from checkpoints import save_model, upcycle_model
 from checkpoints.__main__ import main
 from checkpoints.card_facts import base_license, run_facts
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.model_card import model_card
+from checkpoints.model_io import save_model
+from checkpoints.transforms.upcycle import upcycle_model
 
 LANGUAGES = ("python", "cpp")
 

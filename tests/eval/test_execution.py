@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from eval import execution
-from eval.execution import (
+from eval.execution import programs as execution
+from eval.execution.programs import (
     ExecutionResult,
     add_parser,
     main,

@@ -7,8 +7,8 @@ import pytest
 import eval.scoring as scoring
 from eval.scoring import AnswerSettings, save_answers, score_answers, write_answers
 from moe.data.pairs import Pair
-from moe.generation import Generation
-from moe.prompt import encode_prompt, instruction_for
+from moe.data.prompt import encode_prompt, instruction_for
+from moe.inference.generation import Generation
 from moe.tokenizer import Tokenizer, train_sentencepiece
 
 CODE = "def add(a, b):\n    return a + b"

@@ -14,10 +14,11 @@ import torch
 import triton
 import triton.language as tl
 
-from kernels import int4, ops, ptx_jit, reference
+from kernels import int4, ops, reference
+from kernels.bench import ptx_jit
 from kernels.dispatch import LowRank, sort_by_expert
 from kernels.gpu import common, launch, launch_w4, layers
-from kernels.tuning import Tile
+from kernels.gpu.tile_tables import Tile
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -383,7 +384,7 @@ def test_bf16_is_right_in_the_interpreter():
 
 @pytest.mark.parametrize("op", sorted(ptx_jit.KERNELS))
 def test_what_the_driver_would_run_of_sm_86_has_its_arguments_right(op):
-    """The problems of `kernels.ptx_jit` at a small shape: grid, arguments and reference belong together."""
+    """The problems of `kernels.bench.ptx_jit` at a small shape: grid, arguments and reference belong together."""
     variant = ptx_jit._variant(op)
     variant = variant._replace(constants={**variant.constants, "N": 256, "K": 256})
     given = ptx_jit.problem(variant, ptx_jit.KERNELS[op] // 8 or 2, device="cpu")

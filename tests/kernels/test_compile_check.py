@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels import compile_check, tuning
+from kernels import compile_check
+from kernels.gpu import tile_tables as tuning
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +57,7 @@ def test_what_makes_a_kernel_unfit():
 def test_a_bad_tile_ends_with_exit_code_1(op, tile, told):
     pytest.importorskip("triton", reason="triton is not installed")
     code = (
-        "from kernels import compile_check, tuning\n"
+        "from kernels import compile_check\nfrom kernels.gpu import tile_tables as tuning\n"
         f"tuning.TABLES['sm_86'] = {{{op!r}: [(tuning.ANY, tuning.Tile{tile})]}}\n"
         "raise SystemExit(compile_check.main(['--arch', 'sm_86', '--jobs', '1']))\n"
     )

@@ -14,8 +14,8 @@ from moe.errors import UserError
 from moe.experts import MoEFeedForward
 from moe.layer_ranges import format_layers, parse_layers
 from moe.layers import FeedForward
-from moe.memory import plan_memory
 from moe.model import Transformer
+from moe.training.memory_plan import plan_memory
 
 
 @pytest.mark.parametrize(

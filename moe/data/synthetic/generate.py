@@ -35,7 +35,7 @@ class Problem:
         return _identifier(self.family, self.parameters)
 
     def tests_for(self, language: str) -> dict[str, Any]:
-        """The test cases as ``render_program`` and ``eval.execution`` take them, for one language."""
+        """The test cases as ``render_program`` and ``eval.execution.programs`` take them, for one language."""
         return json.loads(_tests_json(self.signature[language], _cases_json(self.tests)))
 
 

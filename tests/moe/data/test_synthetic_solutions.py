@@ -5,7 +5,7 @@ from collections import defaultdict
 
 import pytest
 
-from eval.execution import missing_tools, run_program
+from eval.execution.programs import missing_tools, run_program
 from moe.data.synthetic import LANGUAGES, entry_point, families, render_program, render_suite
 from moe.data.synthetic.types import literal, parse_type, to_json
 

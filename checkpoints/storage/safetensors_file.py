@@ -1,0 +1,279 @@
+"""The safetensors format, read with suspicion and written by streaming.
+
+A file is 8 bytes (little-endian length of the header), the header (JSON: tensor name to dtype, shape and byte range),
+and the data. The header is checked completely before any tensor is touched: a length that exceeds the file, duplicate
+names, unknown dtypes, ranges that overlap, leave gaps or leave the file, shapes that disagree with their ranges.
+Tensors are read with plain reads into one buffer, never through a memory map, so that resident memory is the tensor
+asked for and not whatever the page cache has been shown. Format: https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from checkpoints.storage.files import readable
+from moe.errors import UserError
+
+MAX_HEADER_BYTES = 32 << 20  # the format allows 100 MB; 200,000 tensors fit in this, and parsing stays small
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+PART_ELEMENTS = 512 << 10  # of a tensor that is read or computed piece by piece: 1 to 4 MB
+DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    """Bytes of a file: from ``offset``, ``nbytes`` long."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor on disk, or one that can be computed from the disk: what it is, and how to get it.
+
+    ``where`` is set when the tensor's bytes lie in a file exactly as they are (C order, little-endian), so that they
+    can be copied without decoding. ``read`` returns the tensor in ``dtype`` and ``shape``; :meth:`parts` gives the same
+    values in pieces (``in_parts``, if it is set), so that work on large tensors needs little memory.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+    where: ByteRange | None = None
+    in_parts: Callable[[], Iterator[Tensor]] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor when decoded."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def parts(self) -> Iterator[Tensor]:
+        """The rows in order, some at a time; tensors of equal shapes are cut at the same rows."""
+        if self.in_parts is not None:
+            yield from self.in_parts()
+        elif self.where is None or not self.nbytes:
+            whole = self.read()
+            yield from whole.split(rows_at_once(self.shape)) if self.shape else [whole]
+        else:
+            row = self.nbytes // self.shape[0] if self.shape else self.nbytes
+            for start, stop in row_ranges(self.shape):
+                place = ByteRange(self.where.path, self.where.offset + start * row, (stop - start) * row)
+                yield read_range(place, self.dtype, (stop - start, *self.shape[1:]) if self.shape else ())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For work on parts: they are small, and threads would wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def rows_at_once(shape: tuple[int, ...]) -> int:
+    """Rows (along the first dimension) of one part of a tensor."""
+    return max(1, PART_ELEMENTS // max(1, math.prod(shape[1:])))
+
+
+def row_ranges(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Start and stop row of each part of a tensor."""
+    rows, step = shape[0] if shape else 1, rows_at_once(shape)
+    return ((start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def computed(like: StoredTensor, dtype: torch.dtype, parts: Callable[[], Iterator[Tensor]]) -> StoredTensor:
+    """A tensor of the name and shape of ``like`` that is computed part by part (see :meth:`StoredTensor.parts`)."""
+
+    def read() -> Tensor:
+        whole = torch.empty(like.shape, dtype=dtype)
+        flat, done = whole.view(-1), 0
+        for part in parts():
+            flat[done : done + part.numel()] = part.reshape(-1)
+            done += part.numel()
+        return whole
+
+    return replace(like, dtype=dtype, read=read, where=None, in_parts=parts)
+
+
+def read_range(where: ByteRange, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Reads one tensor from its bytes; raises :class:`UserError` when the file has become shorter."""
+    buffer = torch.empty(where.nbytes, dtype=torch.uint8)
+    view = memoryview(buffer.numpy())
+    done = 0
+    with readable(where.path), open(where.path, "rb", buffering=0) as file:
+        file.seek(where.offset)
+        while done < where.nbytes:
+            count = file.readinto(view[done:])
+            if not count:
+                raise UserError(f"{where.path} ended at byte {where.offset + done}; the file was cut: copy it again")
+            done += count
+    return buffer.view(dtype).reshape(shape)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"{key!r} is there twice")
+        result[key] = value
+    return result
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Returns the header, the offset at which data begins, and the size of the file."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            start = file.read(8)
+            if len(start) < 8:
+                raise UserError(f"{path} has {size} bytes; expected a safetensors file: download it again")
+            length = int.from_bytes(start, "little")
+            if length > MAX_HEADER_BYTES or length > size - 8 or length < 2:
+                raise UserError(
+                    f"{path} announces a header of {length} bytes in a file of {size}; it is cut, damaged or not "
+                    "safetensors: download it again"
+                )
+            raw = file.read(length)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; download the whole checkpoint again") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} has a damaged header ({error}); download it again") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{path} has a header that is not an object; it is damaged: download it again")
+    return header, 8 + length, size
+
+
+class SafetensorsFile:
+    """The checked contents of one safetensors file: ``tensors`` by name and the string ``metadata``.
+
+    Raises:
+        UserError: naming the file and, where it is about one, the tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        header, data_start, size = _read_header(path)
+        metadata = header.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise UserError(f"{path} has a __metadata__ that is not a map of strings; it is damaged: download it again")
+        self.metadata: dict[str, str] = metadata
+        self.tensors: dict[str, StoredTensor] = {
+            name: self._check(name, entry, data_start) for name, entry in header.items()
+        }
+        end = data_start
+        for tensor in sorted(self.tensors.values(), key=lambda t: (t.where.offset, t.where.nbytes)):
+            where = tensor.where
+            if where.offset != end:
+                what = "overlaps the tensor before it" if where.offset < end else "leaves a gap before it"
+                raise UserError(f"{path}: tensor {tensor.name!r} {what}; the file is damaged: download it again")
+            end += where.nbytes
+            if end > size:
+                raise UserError(
+                    f"{path}: tensor {tensor.name!r} ends at byte {end} in a file of {size}; the file is cut: "
+                    "download it again"
+                )
+        if end != size:
+            raise UserError(f"{path} has {size} bytes, its header describes {end}; it is damaged: download it again")
+
+    def _check(self, name: str, entry: Any, data_start: int) -> StoredTensor:
+        def damaged(what: str) -> UserError:
+            return UserError(f"{self.path}: tensor {name!r} {what}; the file is damaged: download it again")
+
+        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+            raise damaged("has a header entry without exactly dtype, shape and data_offsets")
+        dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
+            raise UserError(
+                f"{self.path}: tensor {name!r} has dtype {dtype_name!r}; supported: {', '.join(DTYPES)}: "
+                "convert the checkpoint first"
+            )
+        if not isinstance(shape, list) or len(shape) > 16 or not all(_is_count(n) for n in shape):
+            raise damaged(f"has the shape {str(shape)[:80]}")
+        if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(n) for n in offsets):
+            raise damaged(f"has the byte range {str(offsets)[:80]}")
+        dtype = DTYPES[dtype_name]
+        begin, end = offsets
+        if end - begin != math.prod(shape) * dtype.itemsize:
+            raise damaged(f"of dtype {dtype_name} and shape {shape} has the byte range {offsets}")
+        where = ByteRange(self.path, data_start + begin, end - begin)
+        sizes = tuple(shape)
+        return StoredTensor(name, dtype, sizes, lambda: read_range(where, dtype, sizes), where)
+
+
+def memory_tensor(name: str, tensor: Tensor) -> StoredTensor:
+    """Wraps a tensor in memory so that it can be written like one on disk."""
+    detached = tensor.detach()
+    return StoredTensor(name, detached.dtype, tuple(detached.shape), lambda: detached)
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Returns the bytes of a tensor (C order), without a copy when it is contiguous on the CPU."""
+    flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+    return memoryview(flat.numpy())
+
+
+def encode_header(tensors: Iterable[StoredTensor], metadata: dict[str, str]) -> bytes:
+    """Builds the length and header of a file that holds the tensors in this order; data begin 8-byte aligned."""
+    header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for tensor in tensors:
+        assert tensor.name not in header, f"{tensor.name} would be written twice"
+        header[tensor.name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes tensors in memory to one file and flushes it to the disk (not atomic by itself)."""
+    stored = [memory_tensor(name, tensor) for name, tensor in tensors.items()]
+    with open(path, "wb") as file:
+        file.write(encode_header(stored, {"format": "pt"} if metadata is None else metadata))
+        for tensor in stored:
+            file.write(tensor_bytes(tensor.read()))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads all tensors of one file into memory; raises :class:`UserError` for a damaged file."""
+    return {name: stored.read() for name, stored in SafetensorsFile(path).tensors.items()}

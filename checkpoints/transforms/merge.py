@@ -1,0 +1,172 @@
+"""Makes full weights of delta experts, and one dense model of a mixture; tensor by tensor, in bounded memory.
+
+``merge``: every expert e becomes ``W + scale (B0 A0 + B_e A_e)``, a Mixtral directory that any reader takes.
+``collapse``: the experts become one feed-forward by a weighted mean (as in model soups, Wortsman et al., 2022).
+Sums are kept in float32 (float64 for float64 weights) and cast once.
+"""
+
+# E experts, D model dim, F hidden dim, r rank
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoints.formats import Checkpoint, open_checkpoint
+from checkpoints.formats.delta import DeltaCheckpoint, is_delta, open_delta
+from checkpoints.formats.dense_layers import huggingface_tensors
+from checkpoints.formats.names import expected_tensors
+from checkpoints.formats.parameters import base_rename
+from checkpoints.storage.safetensors_file import StoredTensor, computed
+from checkpoints.storage.writer import in_dtype, renamed
+from moe.config import ModelConfig
+from moe.errors import UserError
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _add_low_rank(weight: StoredTensor, terms: list[tuple[Tensor, Tensor]], scale: float) -> Iterator[Tensor]:
+    """weight [N, M] + scale * sum of B [N, r] A [r, M], some rows at a time."""
+    wide = _wide(weight.dtype)
+    terms = [(b.to(wide), a.to(wide)) for b, a in terms]
+    done = 0
+    for part in weight.parts():
+        rows = slice(done, done + len(part))
+        block = part.to(wide)
+        for b, a in terms:
+            block = torch.addmm(block, b[rows], a, alpha=scale)
+        yield block.to(weight.dtype)
+        done += len(part)
+
+
+def _flat_base(delta: DeltaCheckpoint) -> dict[str, StoredTensor]:
+    """The base's tensors under flat names, with whatever the delta directory replaces."""
+    rename = base_rename(delta.config)
+    return {name: delta.tensors.get(rename.get(name, name), tensor) for name, tensor in delta.base.tensors.items()}
+
+
+def _effective(
+    delta: DeltaCheckpoint, base: StoredTensor, layer: int, weight: str, mixture: Mapping[int, float]
+) -> StoredTensor:
+    """One feed-forward matrix with the shared delta and the given mixture of experts' deltas (expert -> share)."""
+    prefix = f"layers.{layer}.feed_forward"
+    number = weight[1]
+
+    def factors(group: str) -> tuple[Tensor, Tensor]:
+        return tuple(delta.tensors[f"{prefix}.{group}.{side}{number}"].read() for side in "ba")
+
+    def parts() -> Iterator[Tensor]:
+        terms = []
+        if delta.config.shared_rank:
+            terms.append(factors("shared_delta"))
+        if mixture:
+            b, a = factors("expert_deltas")  # [E, F, r], [E, r, D]
+            terms += [(share * b[expert], a[expert]) for expert, share in mixture.items()]
+        return _add_low_rank(base, terms, delta.config.delta_scale)
+
+    return computed(base, base.dtype, parts)
+
+
+def full_config(config: ModelConfig) -> ModelConfig:
+    """The config of the Mixtral model that a delta model is merged into (a dense one for a lone adapter)."""
+    if not config.num_experts:
+        return config.dense()
+    return replace(config, expert_form="full", shared_rank=0, expert_rank=0)
+
+
+def _assemble(
+    config: ModelConfig, find: Callable[[str], StoredTensor], dtype: torch.dtype | None
+) -> Iterator[StoredTensor]:
+    def flat() -> Iterator[StoredTensor]:
+        for name, shape in expected_tensors(config):
+            tensor = find(name)
+            assert tensor.shape == shape, name
+            yield renamed(in_dtype(tensor, dtype), name)
+
+    return huggingface_tensors(config, flat())
+
+
+def merged_tensors(delta: DeltaCheckpoint, dtype: torch.dtype | None = None) -> Iterator[StoredTensor]:
+    """Yields the tensors of the merged model under Hugging Face names."""
+    base = _flat_base(delta)
+
+    def find(name: str) -> StoredTensor:
+        parts = name.split(".")
+        if ".experts." in name:
+            layer, expert, weight = int(parts[1]), int(parts[4]), parts[5]
+            dense = base[f"layers.{layer}.feed_forward.{weight}.weight"]
+            return _effective(delta, dense, layer, weight, {expert: 1.0})
+        if ".feed_forward.w" in name and int(parts[1]) in delta.config.sparse_layers:
+            return _effective(delta, base[name], int(parts[1]), parts[3], {})
+        return delta.tensors[name] if name.endswith(".gate.weight") else base[name]
+
+    return _assemble(full_config(delta.config), find, dtype)
+
+
+def expert_shares(config: ModelConfig, weights: Mapping[str, float] | None) -> dict[int, float]:
+    """Turns weights by language (None: all alike) into shares by expert that sum to 1.
+
+    Raises:
+        UserError: the model is no mixture, a language has no expert, or weights are negative or all zero.
+    """
+    if not config.num_experts:
+        raise UserError("this model is dense already; collapse takes a mixture of experts")
+    names = config.expert_languages or tuple(str(expert) for expert in range(config.num_experts))
+    given = dict(weights) if weights is not None else dict.fromkeys(names, 1.0)
+    for name, value in given.items():
+        if name not in names:
+            raise UserError(f"no expert is named {name!r}; experts here: {', '.join(names)}")
+        if not 0 <= value < float("inf"):
+            raise UserError(f"the weight of {name} is {value}; expected a number of at least 0")
+    total = sum(given.values())
+    if total <= 0:
+        raise UserError("all weights are 0; give at least one expert a positive weight")
+    return {names.index(name): value / total for name, value in given.items() if value > 0}
+
+
+def _mean(tensors: list[tuple[float, StoredTensor]]) -> StoredTensor:
+    first = tensors[0][1]
+    if len(tensors) == 1:
+        return first
+    wide = _wide(first.dtype)
+
+    def parts() -> Iterator[Tensor]:
+        for pieces in zip(*(tensor.parts() for _, tensor in tensors)):
+            yield sum(share * piece.to(wide) for (share, _), piece in zip(tensors, pieces)).to(first.dtype)
+
+    return computed(first, first.dtype, parts)
+
+
+def collapsed_tensors(
+    source: DeltaCheckpoint | Checkpoint, shares: Mapping[int, float], dtype: torch.dtype | None = None
+) -> Iterator[StoredTensor]:
+    """Yields the tensors of the dense model with the weighted mean of the experts, under Hugging Face names."""
+    base = _flat_base(source) if isinstance(source, DeltaCheckpoint) else source.tensors
+
+    def find(name: str) -> StoredTensor:
+        if ".feed_forward." not in name:
+            return base[name]
+        layer, weight = int(name.split(".")[1]), name.split(".")[3]
+        if layer not in source.config.sparse_layers:
+            return base[name]
+        if isinstance(source, DeltaCheckpoint):
+            return _effective(source, base[name], layer, weight, shares)
+        return _mean(
+            [
+                (share, base[f"layers.{layer}.feed_forward.experts.{expert}.{weight}.weight"])
+                for expert, share in shares.items()
+            ]
+        )
+
+    return _assemble(source.config.dense(), find, dtype)
+
+
+def open_any(path: Path) -> DeltaCheckpoint | Checkpoint:
+    """Opens a delta directory or a checkpoint of any other format."""
+    return open_delta(path) if is_delta(path) else open_checkpoint(path)

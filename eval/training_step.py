@@ -1,0 +1,110 @@
+"""``python -m eval.training_step OUT.json``: training steps of Mistral-7B's shape, random weights, under 22 GiB.
+
+An A10G shows 22.2 GiB. The preset ``mistral-7b-24gb`` says what is trained and how; torch is forbidden to hold more
+than the limit, so a step that needs more fails. Writes times, tokens per second and memory. Needs a GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe.config import ModelConfig
+from moe.data.packing import Example, MixedBatches
+from moe.experts import LowRankDelta, widen_trainable
+from moe.model import Transformer
+from moe.training.config import RunConfig, load_preset, make_config
+from moe.training.memory_plan import GIB, plan_memory
+from moe.training.stages import make_stage
+from moe.training.trainer import Trainer
+
+LIMIT = 22 * GIB
+MISTRAL_7B = ModelConfig(vocab_size=32000, dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, hidden_dim=14336)
+
+
+def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
+    """A model with weights drawn on ``device``, made there in ``dtype`` at once; trained parts in float32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = Transformer(config)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.fill_(1.0) if name.endswith("norm.weight") else parameter.normal_(0.0, 0.02)
+    for module in model.modules():
+        if isinstance(module, LowRankDelta):
+            module.reset()
+    widen_trainable(model)
+    return model.requires_grad_(False)
+
+
+def random_batches(config: RunConfig, vocabulary: int, examples: int = 64) -> MixedBatches:
+    """Examples of every length up to the longest, in all languages."""
+    draw = random.Random(0)
+
+    def example(language: int) -> Example:
+        length = draw.randint(config.max_tokens // 8, config.max_tokens)
+        return Example(tuple(draw.randrange(vocabulary) for _ in range(length)), length // 3, language)
+
+    made = {name: [example(i) for _ in range(examples)] for i, name in enumerate(config.languages)}
+    return MixedBatches(made, config.tokens_per_batch, config.seed)
+
+
+def measure(
+    shape: ModelConfig, config: RunConfig, device: torch.device, dtype: torch.dtype, steps: int = 3
+) -> dict[str, Any]:
+    """Steps of the branch and of the mix stage; the first of each, which compiles kernels, is not counted in times."""
+    sizes = {**shape.to_dict(), "num_experts": len(config.languages), "expert_form": "delta"}
+    sizes |= {"shared_rank": config.shared_rank, "expert_rank": config.expert_rank}
+    sizes |= {"num_experts_per_tok": config.experts_per_token, "expert_languages": config.languages}
+    model_config = ModelConfig.from_dict(sizes)
+    planned = plan_memory(model_config, config.tokens_per_batch, dtype, config.recompute).total
+    result: dict[str, Any] = {"limit_gib": LIMIT / GIB, "planned_gib": planned / GIB}
+    model = random_model(model_config, device, dtype)
+    batches = random_batches(config, model_config.vocab_size)
+    for name in ("branch", "mix"):
+        trainer = Trainer(model, make_stage(name, config), batches, config.languages, config)
+        model.train()
+        reports = [trainer.train_step() for _ in range(steps)]
+        seconds = sum(report.seconds for report in reports[1:])
+        result[name] = {
+            "losses": [report.loss for report in reports],
+            "seconds": [report.seconds for report in reports],
+            "tokens_per_second": sum(report.tokens for report in reports[1:]) / seconds,
+        }
+        del trainer
+    if device.type == "cuda":
+        result["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / GIB
+        result["peak_reserved_gib"] = torch.cuda.max_memory_reserved() / GIB
+    return result
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("error: expected one argument, the file to write", file=sys.stderr)
+        return 2
+    if not torch.cuda.is_available():
+        print("error: no GPU that torch can use was found", file=sys.stderr)
+        return 2
+    device = torch.device("cuda", 0)
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, LIMIT / total), device)
+    torch.manual_seed(0)
+    config = make_config(load_preset("mistral-7b-24gb"), {}, {"base": "random", "data": "random", "accumulate": 1})
+    result = measure(MISTRAL_7B, config, device, torch.bfloat16)
+    result["device"] = torch.cuda.get_device_name()
+    Path(arguments[0]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,82 @@
+"""The CPU path of decoding: one token, no gradient, where reading the weights is the work and calls are the overhead.
+
+Nothing is sorted or gathered, and few operators are called, as each takes as long as reading some tens of kilobytes.
+
+Shape legend: K experts per token, E experts, D model width, F hidden width; P blocks of a matrix's rows.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.reference import accumulation_dtype
+
+
+@functools.cache
+def has_avx512() -> bool:
+    return "AVX512" in torch.backends.cpu.get_cpu_capability()
+
+
+def row_blocks(w: Tensor) -> int:
+    """In how many equal blocks of rows :func:`matvec` takes w [..., N, D]; 0 where it has no fast way."""
+    rows = w.shape[-2]
+    dense = w.stride(-1) == 1 and w.stride(-2) == w.shape[-1]
+    return 0 if rows % 2 or not dense else 8 if rows % 8 == 0 else 2
+
+
+def _times_row(blocks: Tensor, row: Tensor) -> Tensor:
+    """blocks [P, n, D] of a matrix's rows, each times ``row`` (D values without gaps) -> P * n products, dense.
+
+    A batch is spread over the threads. What reads the matrix at the memory's speed depends on the processor: in float32
+    with AVX-512, and for narrow matrices, the row as a column that says that it is a row transposed (a stride of D
+    where any would do), three times as fast as other columns and as a plain matrix-vector product; with AVX2 alone and
+    in other dtypes the row from the left.
+    """
+    parts, _, width = blocks.shape
+    if row.dtype == torch.float32 and (width < 1024 or has_avx512()):
+        return torch.bmm(blocks, row.as_strided((parts, width, 1), (0, 1, width)))  # [P, n, 1]
+    return torch.bmm(row.as_strided((parts, 1, width), (0, width, 1)), blocks.transpose(1, 2))  # [P, 1, n]
+
+
+def matvec(x: Tensor, w: Tensor) -> Tensor:
+    """``x @ w.T`` for one row x [1, D], w [N, D]."""
+    parts = row_blocks(w)
+    if not parts:
+        return F.linear(x, w)
+    return _times_row(w.view(parts, -1, w.shape[1]), x.contiguous()).view(1, -1)  # [1, N]
+
+
+def chosen_experts(expert_ids: Tensor, num_experts: int) -> list[int]:
+    """The ids [1, K] as numbers; ValueError for one that no expert has."""
+    chosen = expert_ids.tolist()[0]
+    for e in chosen:
+        if not 0 <= e < num_experts:
+            raise ValueError(f"expert_ids: expected values in [0, {num_experts}), found {e}")
+    return chosen
+
+
+def weighted_sum(values: Iterable[Tensor], gates: list[float], dtype: torch.dtype) -> Tensor:
+    """``sum_j gates[j] * values[j]`` in float32 (float64 for float64), as `kernels.cpu.experts.sum_rows` does:
+    where all are equal and the gates sum to 1, that value to the last bit."""
+    acc = accumulation_dtype(dtype)
+    first, *others = (v.to(acc) for v in values)
+    total = first * sum(gates)
+    for value, gate in zip(others, gates[1:]):
+        total.add_(value - first, alpha=gate)
+    return total.to(dtype)
+
+
+def experts_decode(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor) -> Tensor:
+    """`kernels.cpu.experts.experts_fwd` for one token: x [1, D] -> [1, D]."""
+    x = x.contiguous()
+    blocks1, blocks2, blocks3 = (w.unflatten(-2, (row_blocks(w) or 1, -1)) for w in (w1, w2, w3))  # [E, P, n, columns]
+    outputs = []
+    for e in chosen_experts(expert_ids, w1.shape[0]):
+        act = F.silu(_times_row(blocks1[e], x)).mul_(_times_row(blocks3[e], x))  # F values
+        outputs.append(_times_row(blocks2[e], act))  # D values
+    return weighted_sum(outputs, gates.tolist()[0], x.dtype).view(1, -1)

@@ -1,0 +1,263 @@
+"""The CPU path: expert-sorted segments, contiguous slices, no copy of any weight.
+
+Every operation is a pair of plain functions, ``*_fwd`` and ``*_bwd``; `kernels.ops` wraps them in autograd functions.
+Nothing is saved that can be had again for less than a matrix product over the hidden width: of R*F-sized tensors only
+the two pre-activations stay.
+
+Shape legend: T tokens, K experts per token, R = T*K rows sorted by expert, E experts, D model width, F hidden width,
+r rank.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.cpu.decode import has_avx512, matvec, row_blocks
+from kernels.dispatch import ExpertDispatch, sort_by_expert
+from kernels.reference import accumulation_dtype
+
+
+def segments(offsets: Tensor, rows: int) -> list[tuple[int, int, int]]:
+    """Non-empty ``(expert, start, end)`` runs; ValueError where the offsets do not span the rows in order."""
+    bounds = offsets.tolist()
+    if bounds[0] != 0 or bounds[-1] != rows or any(b < a for a, b in itertools.pairwise(bounds)):
+        raise ValueError(f"offsets: expected a rising list from 0 to the {rows} rows of x, got {bounds}")
+    return [(e, a, b) for e, (a, b) in enumerate(itertools.pairwise(bounds)) if b > a]
+
+
+class Window(NamedTuple):
+    """An expert's rows ``start:end`` and the rows around them, ``first:last``, that its products are computed on.
+
+    oneDNN generates code for every new row count, which takes longer than a small product itself, and routing gives
+    new counts in every layer of every step. So a product runs over a few rows more, of which there are 16 counts an
+    octave at most; what they give is cut off (:meth:`own`) or kept from having an effect (:meth:`only_own`). A row that
+    is infinite makes its neighbours' weight gradients NaN, too; outputs keep to their rows.
+    """
+
+    expert: int
+    start: int
+    end: int
+    first: int
+    last: int
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The window's rows of x [R, ...]."""
+        return x[self.first : self.last]
+
+    def own(self, x: Tensor) -> Tensor:
+        """The expert's rows of a product over the window."""
+        return x[self.start - self.first : self.end - self.first]
+
+    def only_own(self, x: Tensor) -> Tensor:
+        """A product over the window with zeros outside of the expert's rows; in place."""
+        x[: self.start - self.first] = 0
+        x[self.end - self.first :] = 0
+        return x
+
+
+def windows(offsets: Tensor, rows: int) -> list[Window]:
+    """:func:`segments` with the rows around each."""
+    found = []
+    for e, start, end in segments(offsets, rows):
+        size = end - start
+        step = max(8, (1 << (size.bit_length() - 1)) // 16)
+        size = -(-size // step) * step
+        if size > rows:  # few rows have few counts: the run alone
+            found.append(Window(e, start, end, start, end))
+        else:
+            first = min(start, rows - size)
+            found.append(Window(e, start, end, first, first + size))
+    return found
+
+
+@functools.cache
+def has_onednn_linear() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def linear(x: Tensor, w: Tensor) -> Tensor:
+    """``x @ w.T`` for x [M, D], w [N, D], either of them with any strides.
+
+    In float32 torch goes to MKL, whose kernels for few rows run on one thread and, on AMD processors, without AVX-512;
+    oneDNN, which torch carries too, is up to twice as fast there and never slower in what we measured. On processors
+    with AVX2 alone that holds for contiguous weights; with transposed ones oneDNN takes up to twice as long as MKL.
+    A single row goes to :func:`matvec`.
+    """
+    if x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[0] > 0 and has_onednn_linear():
+        if x.shape[0] == 1 and row_blocks(w):
+            return matvec(x, w)
+        if has_avx512() or w.is_contiguous():
+            return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+    return F.linear(x, w)
+
+
+def part_linear(x: Tensor, w: Tensor) -> Tensor:
+    """:func:`linear` for some rows of a larger batch, with the bits that they have in the product of the whole batch.
+
+    oneDNN rounds a single row otherwise than each row of two or more, so a single one is multiplied twice.
+    """
+    return linear(x, w) if x.shape[0] != 1 or x.dtype != torch.float32 else linear(torch.cat((x, x)), w)[:1]
+
+
+# ---------------------------------------------------------------------------------------------- grouped linear
+
+
+def grouped_linear_fwd(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """x [R, D], weight [E, N, D] -> [R, N]."""
+    y = x.new_empty(x.shape[0], weight.shape[1])  # [R, N]
+    for run in windows(offsets, x.shape[0]):
+        y[run.start : run.end] = run.own(linear(run.rows(x), weight[run.expert]))
+    return y
+
+
+def grouped_linear_dx(dy: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """dy [R, N], weight [E, N, D] -> [R, D]."""
+    dx = dy.new_empty(dy.shape[0], weight.shape[2])  # [R, D]
+    for run in windows(offsets, dy.shape[0]):
+        dx[run.start : run.end] = run.own(linear(run.rows(dy), weight[run.expert].t()))
+    return dx
+
+
+def grouped_linear_dw(x: Tensor, dy: Tensor, offsets: Tensor) -> Tensor:
+    """x [R, D], dy [R, N] -> [E, N, D]; an expert without rows gets zeros."""
+    dw = x.new_empty(offsets.numel() - 1, dy.shape[1], x.shape[1])  # [E, N, D]
+    runs = segments(offsets, x.shape[0])
+    for e, a, b in runs:
+        torch.mm(dy[a:b].t(), x[a:b], out=dw[e])
+    zero_unused(dw, {e for e, _, _ in runs})
+    return dw
+
+
+def zero_unused(stacked: Tensor, used: set[int]) -> None:
+    """Zeros for the experts without rows; the others are about to be, or have been, written whole."""
+    for e in range(stacked.shape[0]):
+        if e not in used:
+            stacked[e].zero_()
+
+
+# ------------------------------------------------------------------------------------------- rows <-> tokens
+
+
+def token_of_row(dispatch: ExpertDispatch, top_k: int) -> Tensor:
+    return dispatch.order if top_k == 1 else torch.div(dispatch.order, top_k, rounding_mode="floor")  # [R]
+
+
+def sum_rows(rows: Tensor, dispatch: ExpertDispatch, top_k: int, weights: Tensor | None = None) -> Tensor:
+    """Sum over a token's rows, ``sum_j weights[t, j] * rows[inverse[t, j]]``, in float32 (float64 for float64).
+
+    With weights it is computed as ``s a_0 + sum_j w_j (a_j - a_0)``, s the weights' sum: where all rows of a token are
+    equal and s is 1, the result is that row to the last bit, so experts that are copies give back the dense network.
+    """
+    acc = accumulation_dtype(rows.dtype)
+    slots = dispatch.inverse.view(-1, top_k)  # [T, K]
+    first = rows.index_select(0, slots[:, 0]).to(acc)  # [T, ...]
+    if weights is None:
+        for j in range(1, top_k):
+            first.add_(rows.index_select(0, slots[:, j]))
+        return first.to(rows.dtype)
+    total = first * (weights[:, :1] + weights[:, 1:].sum(1, keepdim=True))
+    for j in range(1, top_k):
+        total.addcmul_(rows.index_select(0, slots[:, j]).to(acc).sub_(first), weights[:, j : j + 1])
+    return total.to(rows.dtype)
+
+
+def swiglu_backward(
+    da: Tensor, h1: Tensor, h3: Tensor, silu: Tensor, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of ``silu(h1) * h3``; ``da`` and ``silu`` (= silu(h1)) are overwritten, the first goes to ``out``."""
+    dh3 = silu.mul_(da)
+    dh1 = torch.empty_like(da) if out is None else out
+    torch.ops.aten.silu_backward.grad_input(da.mul_(h3), h1, grad_input=dh1)
+    return dh1, dh3
+
+
+def row_dots(a: Tensor, b: Tensor, dtype: torch.dtype, in_place: bool = False) -> Tensor:
+    """``<a[r], b[r]>`` of each row, in ``dtype``: a product and a sum, a third of the time of a batch of dot products.
+
+    ``in_place`` lets ``a`` be overwritten.
+    """
+    a, b = a.to(dtype), b.to(dtype)
+    return (a.mul_(b) if in_place else a * b).sum(1)  # [R]
+
+
+# ------------------------------------------------------------------------------------------------ full experts
+
+
+def experts_fwd(
+    x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor
+) -> tuple[Tensor, Tensor, Tensor, ExpertDispatch]:
+    """Output [T, D], the pre-activations h1, h3 [R, F] and the dispatch."""
+    top_k = expert_ids.shape[1]
+    dispatch = sort_by_expert(expert_ids, w1.shape[0])
+    xs = x.index_select(0, token_of_row(dispatch, top_k))  # [R, D]
+    h1 = x.new_empty(xs.shape[0], w1.shape[1])  # [R, F]
+    h3 = torch.empty_like(h1)
+    y = torch.empty_like(xs)  # [R, D]
+    product = linear if x.shape[0] == 1 else part_linear
+    for run in windows(dispatch.offsets, xs.shape[0]):
+        e, own = run.expert, slice(run.start, run.end)
+        gate, up = product(run.rows(xs), w1[e]), product(run.rows(xs), w3[e])  # [rows, F]
+        h1[own], h3[own] = run.own(gate), run.own(up)
+        y[own] = run.own(product(F.silu(gate, inplace=True).mul_(up), w2[e]))
+    return sum_rows(y, dispatch, top_k, gates), h1, h3, dispatch
+
+
+def experts_bwd(
+    dout: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    w3: Tensor,
+    gates: Tensor,
+    h1: Tensor,
+    h3: Tensor,
+    dispatch: ExpertDispatch,
+    needs: tuple[bool, bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients for (x, w1, w2, w3, gates), each only where ``needs`` says so.
+
+    The gate's gradient is ``<a, dout @ w2>``, so neither the experts' outputs nor their weighted copy are kept.
+    """
+    top_k = gates.shape[1]
+    token = token_of_row(dispatch, top_k)
+    gate = gates.reshape(-1).index_select(0, dispatch.order).to(x.dtype).unsqueeze(1)  # [R, 1]
+    dy = dout.index_select(0, token)  # [R, D], not yet gated
+    need_x, need_w1, need_w2, need_w3, need_gates = needs
+    xs = x.index_select(0, token) if need_w1 or need_w3 else None
+    dxs = torch.empty_like(dy) if need_x else None
+    dw1, dw2, dw3 = (torch.empty_like(w) if n else None for w, n in ((w1, need_w1), (w2, need_w2), (w3, need_w3)))
+    dgate = gates.new_empty(dy.shape[0]) if need_gates else None
+    runs = windows(dispatch.offsets, dy.shape[0])
+    for dw in (dw1, dw2, dw3):
+        if dw is not None:
+            zero_unused(dw, {run.expert for run in runs})
+    longest = max((run.last - run.first for run in runs), default=0)
+    silus, acts = (h1.new_empty(longest, h1.shape[1]) for _ in range(2))  # the same memory for every expert
+    for run in runs:
+        e, own, rows = run.expert, slice(run.start, run.end), run.last - run.first
+        g, silu, act = run.rows(gate), silus[:rows], acts[:rows]
+        da = linear(run.rows(dy), w2[e].t())  # [rows, F], not yet gated
+        torch.ops.aten.silu.out(run.rows(h1), out=silu)
+        if need_gates or need_w2:
+            torch.mul(silu, run.rows(h3), out=act)
+        if need_w2:
+            torch.mm((dy[own] * gate[own]).t(), run.own(act), out=dw2[e])
+        if need_gates:
+            dgate[own] = run.own(row_dots(act, da, gates.dtype, in_place=True))
+        dh1, dh3 = swiglu_backward(da.mul_(g), run.rows(h1), run.rows(h3), silu, out=act)
+        if need_x:
+            dxs[own] = run.own(linear(dh1, w1[e].t()).add_(linear(dh3, w3[e].t())))
+        if need_w1:
+            torch.mm(run.own(dh1).t(), xs[own], out=dw1[e])
+        if need_w3:
+            torch.mm(run.own(dh3).t(), xs[own], out=dw3[e])
+        del da
+    dx = sum_rows(dxs, dispatch, top_k) if need_x else None
+    dgates = dgate.index_select(0, dispatch.inverse).view_as(gates) if need_gates else None
+    return dx, dw1, dw2, dw3, dgates

@@ -1,0 +1,306 @@
+"""Answers as text: stop strings, streaming, sessions, routing shares, files of prompts."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moe.data.prompt import encode_prompt, instruction_for
+from moe.errors import UserError
+from moe.inference.answers import Answer, Question, TextStream, Writer
+from moe.inference.chat import Session
+from moe.inference.generation import generate, generate_many
+from moe.inference.questions import check_output, read_questions, write_rows
+from moe.inference.sampling import Sampling
+from moe.routing_stats import RoutingShares, expert_names
+from moe.tokenizer import train_sentencepiece
+
+
+class Pieces:
+    """A tokenizer whose tokens are the pieces of a given text; the last may be given only when the stream ends."""
+
+    def __init__(self, pieces: list[str], at_end: str = ""):
+        self.pieces, self.at_end = pieces, at_end
+
+    def stream(self):
+        return self
+
+    def push(self, index: int) -> str:
+        return self.pieces[index]
+
+    def flush(self) -> str:
+        return self.at_end
+
+
+def streamed(pieces: list[str], stop: list[str], at_end: str = "") -> tuple[list[str], TextStream]:
+    stream = TextStream(Pieces(pieces, at_end), stop)
+    shown = []
+    for index in range(len(pieces)):
+        shown.append(stream.push(index))
+        if stream.stopped:
+            break
+    return [*shown, stream.flush()], stream
+
+
+def until(text: str, stop: list[str]) -> str:
+    """The definition: up to the start of the stop string that is complete first (the longest where two are)."""
+    ends = sorted((text.find(s) + len(s), -len(s)) for s in stop if s in text)
+    return text[: ends[0][0] + ends[0][1]] if ends else text
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.text("ab\n", max_size=4), max_size=8),
+    st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
+    st.text("ab", max_size=2),
+)
+def test_stop_strings(pieces, stop, at_end):
+    text = "".join(pieces) + at_end
+    shown, stream = streamed(pieces, stop, at_end)
+    assert "".join(shown) == stream.text == until(text, stop)
+    assert stream.stopped == any(s in text for s in stop)
+    certain = ""
+    for piece in shown[:-1]:  # nothing shown is ever taken back, and nothing certain is held back
+        certain += piece
+        assert text.startswith(certain)
+
+
+def test_text_is_shown_as_soon_as_it_is_certain():
+    assert streamed(["def f", "():\n", "\n", "x"], ["\n\n"])[0] == ["def f", "():", "", ""]
+    assert streamed(["a", "\n", "b", "\n"], ["\n\n"])[0] == ["a", "", "\nb", "", "\n"]
+    assert streamed(["a", "b"], [])[0] == ["a", "b", ""]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    texts = ["def add(a, b):\n    return a + b\n", "Write a Python function. Return the sum of a list."] * 20
+    return train_sentencepiece(texts, 400, None)
+
+
+@pytest.fixture
+def writer(tiny_config, make_model, tokenizer):
+    config = replace(
+        tiny_config, vocab_size=tokenizer.vocab_size, num_experts=3, expert_languages=("python", "java", "cpp")
+    )
+    return Writer(make_model(config, seed=3), tokenizer, "plain", max_new_tokens=24)
+
+
+def test_one_answer_equals_the_generated_tokens(writer, tokenizer):
+    question, shown = Question("Return the sum.", "java"), []
+    answer = writer.answer(question, shown.append)
+    prompt = encode_prompt(tokenizer, "plain", instruction_for("Return the sum.", "java"))
+    wanted = generate(writer.model, [prompt], max_new_tokens=24, stop_ids=[tokenizer.eos_id])[0]
+    assert answer.text == "".join(shown) == tokenizer.decode(wanted.tokens)
+    assert (answer.tokens, answer.prompt_tokens) == (len(wanted.tokens), len(prompt))
+    assert answer.finished == wanted.finished and answer.seconds >= 0
+    assert writer.answer(Question("Return the sum.")).text != answer.text, "no language, another prompt"
+
+
+def test_many_answers_equal_single_ones(writer):
+    questions = [Question(f"Return {word}.", language) for word in ("a", "the sum of b") for language in ("java", None)]
+    for sampling, stop in ((Sampling(), ()), (Sampling(1.0, seed=2), ()), (Sampling(1.0, seed=2), ("e", "a"))):
+        progress: list[tuple[int, Answer]] = []
+        writer = Writer(writer.model, writer.tokenizer, "plain", 12, sampling, stop)
+        many = writer.answer_many(questions, 3, lambda *found, seen=progress: seen.append(found))
+        single = [writer.answer(question, number=place) for place, question in enumerate(questions)]
+        assert [(a.text, a.finished, a.tokens) for a in many] == [(a.text, a.finished, a.tokens) for a in single]
+        assert not any(s in a.text for a in many for s in stop)
+        assert sorted(place for place, _ in progress) == [0, 1, 2, 3]
+        assert all(many[place] is answer for place, answer in progress)
+
+
+def test_a_stop_string_ends_the_work(writer):
+    text = writer.answer(Question("Return the sum.")).text
+    stop = text[3:5]
+    short = Writer(writer.model, writer.tokenizer, "plain", 24, stop=(stop,)).answer(Question("Return the sum."))
+    assert short.text == until(text, [stop]) and short.finished == "stop"
+    assert short.tokens < 24
+
+
+def test_prompts_that_do_not_fit(writer):
+    long = Question("a " * 300, id="p7")
+    with pytest.raises(UserError, match=r"prompt 2 \(p7\) has \d+ tokens and leaves no room .* context of 128 tokens"):
+        writer.answer_many([Question("a"), long], 2)
+    with pytest.raises(UserError, match="a stop string is empty"):
+        Writer(writer.model, writer.tokenizer, "plain", stop=("",))
+    for text in ("", " \n\t"):
+        with pytest.raises(UserError, match="the prompt is empty"):
+            Question(text)
+    with pytest.raises(UserError, match="lone surrogate at character 2"):
+        Question("a\udc80")
+
+
+def test_an_instruction_without_a_language():
+    assert instruction_for("Write it in Java.", None) == "Write it in Java."
+    assert "one code block" in instruction_for("Write it.", None, "code-only")
+
+
+# ------------------------------------------------------------------------------------------------------ routing
+
+
+def test_routing_shares_count_the_tokens_of_the_answer(writer):
+    model, prompts = writer.model, [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
+    shares = RoutingShares(model.config, 3)
+    stop = {generate(model, [prompts[0]], max_new_tokens=6)[0].tokens[3]}
+    answers = generate_many(model, prompts, batch_size=2, max_new_tokens=6, stop_ids=stop, on_output=shares)
+    for place, (prompt, answer) in enumerate(zip(prompts, answers)):
+        decided = len(answer.tokens) + (answer.finished == "stop")
+        text = [*prompt, *answer.tokens]
+        routing = model(torch.tensor([text])).routing
+        for layer, wanted in enumerate(routing):
+            gates = torch.zeros(len(text), 3, dtype=torch.float64)
+            gates.scatter_(1, wanted.expert_ids, wanted.gates)
+            gates = gates[len(prompt) - 1 :][:decided]
+            assert len(gates) == decided
+            expected = gates.sum(0) / gates.sum()
+            assert torch.tensor(shares.shares_by_layer(place)[layer]).sub(expected).abs().max() < 1e-6
+        assert sum(shares.shares(place)) == pytest.approx(1)
+    assert expert_names(model.config) == ["python", "java", "cpp"]
+    assert expert_names(replace(model.config, expert_languages=())) == ["expert 0", "expert 1", "expert 2"]
+
+
+# ------------------------------------------------------------------------------------------------------ sessions
+
+
+def converse(text: str, language: str | None = None, fail: type[BaseException] | None = None):
+    asked, out = [], io.StringIO()
+
+    def answer(question: Question, number: int) -> None:
+        asked.append((question.text, question.language, number))
+        if fail is not None and question.text == "fail":
+            raise fail("as told")
+
+    session = Session(answer, language, io.StringIO(text), out)
+    return session, asked, out
+
+
+def test_a_session():
+    session, asked, out = converse("first\n\n/language cpp\n  second \n/language none\nthird\n/quit\nnever\n", "python")
+    assert session.run() == 0
+    assert asked == [("first", "python", 0), ("second", "cpp", 1), ("third", None, 2)]
+    assert out.getvalue() == "language: cpp\nlanguage: none named\n"
+
+
+def test_mistakes_do_not_end_a_session():
+    lines = "/language pyton\n/halp\n/\n/language\nfail\nnext"
+    session, asked, out = converse(lines, fail=UserError)
+    assert session.run() == 0
+    assert [text for text, _, _ in asked] == ["fail", "next"]
+    said = out.getvalue()
+    assert "did you mean 'python'" in said and "did you mean 'help'" in said and "error: as told" in said
+    assert "/language NAME" in said and "language: none named" in said
+
+
+def test_interrupting_an_answer(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    lines = iter(["fail", "next"])
+
+    def typed(prompt: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", typed)
+    session, asked, out = converse("", fail=KeyboardInterrupt)
+    session._lines = Terminal()
+    assert session.run() == 0
+    assert [text for text, _, _ in asked] == ["fail", "next"] and "stopped; /quit" in out.getvalue()
+    piped, asked, _ = converse("fail\nnext\n", fail=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        piped.run()
+
+
+# ------------------------------------------------------------------------------------------------------ files
+
+
+def test_reading_prompts(tmp_path):
+    plain, lines, packed = tmp_path / "p.txt", tmp_path / "p.jsonl", tmp_path / "p.jsonl.gz"
+    plain.write_bytes("\ufeffSum a list.\r\n\n  Sort é.\n".encode())
+    assert read_questions(plain, "java") == [Question("Sum a list.", "java"), Question("Sort é.", "java")]
+    rows = [
+        {"text": "a", "language": "cpp", "id": "x", "code": 1},
+        {"text": "b", "language": None, "id": 4},
+        {"text": "c", "language": "java"},
+    ]
+    lines.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    wanted = [Question("a", "cpp", "x"), Question("b", None, "4"), Question("c", "java")]
+    assert read_questions(lines) == wanted == read_questions(lines, "python")
+    packed.write_bytes(gzip.compress(lines.read_bytes()))
+    assert read_questions(packed) == wanted
+    lines.write_text('{"text": "a"}\n')
+    assert read_questions(lines, "python") == [Question("a", "python")]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"text": "a", "language": "cpp"}\n{"text": "b"}', r"p.jsonl, line 2: lacks the key 'language'; found 'text'"),
+        ('{"language": "cpp"}', "line 1: lacks the key 'text'; found 'language'"),
+        ('\n{"text": 3, "language": "cpp"}', "line 2: 'text' is 3; expected a string"),
+        ('{"text": null, "language": "cpp"}', "line 1: 'text' is null"),
+        ('{"text": "a", "language": "cpp", "id": [1]}', r"line 1: 'id' is \[1\]"),
+        ('{"text": "a", "language": "cpp", "id": true}', "line 1: 'id' is true"),
+        ('{"text": " ", "language": "cpp"}', "line 1: the prompt is empty"),
+        ('{"text": "\\ud800", "language": "cpp"}', "line 1: a lone surrogate"),
+        ('{"text": "a", "language": "c+"}', "line 1: unknown language 'c\\+'"),
+        ("[1]", "line 1: found a JSON list"),
+        ("{", "line 1: not JSON"),
+        ("[" * 100_000, "line 1: not JSON"),
+        ("\n \n", "p.jsonl: holds no prompts"),
+        (b"{}\n\xff", "line 2: not UTF-8"),
+    ],
+)
+def test_broken_prompt_files(tmp_path, content, message):
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message):
+        read_questions(path)
+
+
+def test_prompt_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_questions(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="is not a file"):
+        read_questions(tmp_path)
+    for content in (b"no gzip", gzip.compress(b"x" * 1000)[:-9]):
+        (tmp_path / "p.txt.gz").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read"):
+            read_questions(tmp_path / "p.txt.gz")
+
+
+def test_output_files(tmp_path):
+    path = tmp_path / "out.jsonl"
+    assert check_output(path) == path
+    write_rows([{"a": "é\u2028"}, {"a": 2}], path)
+    assert path.read_bytes() == '{"a": "é\u2028"}\n{"a": 2}\n'.encode()
+    assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
+    with pytest.raises(UserError, match="exists; give another --output or --force"):
+        check_output(path)
+    assert check_output(path, force=True) == path
+    with pytest.raises(UserError, match="is a directory"):
+        check_output(tmp_path, force=True)
+    with pytest.raises(UserError, match="mkdir -p"):
+        check_output(tmp_path / "none" / "out.jsonl")
+    with pytest.raises(UserError, match="cannot be written"):
+        write_rows([{}], tmp_path / "none" / "out.jsonl")
+
+
+def test_a_failing_write_leaves_nothing(tmp_path):
+    def rows():
+        yield {"a": 1}
+        raise RuntimeError("as told")
+
+    with pytest.raises(RuntimeError):
+        write_rows(rows(), tmp_path / "out.jsonl")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,102 @@
+"""Drawing tokens: exact shares, the same choices as transformers' filters, seeds, edges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moe.errors import UserError
+from moe.inference.sampling import GREEDY, Sampling, candidates, sample, uniforms
+
+DRAWS = 10_000
+
+
+def shares(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """How often each token is drawn at evenly spread uniform numbers: within 1/DRAWS of its probability."""
+    grid = (torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS
+    drawn = sample(logits.expand(DRAWS, -1), sampling, grid)
+    return torch.bincount(drawn, minlength=logits.shape[0]) / DRAWS
+
+
+@pytest.fixture
+def logits() -> torch.Tensor:
+    return torch.randn(40, generator=torch.Generator().manual_seed(0)) * 2
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(0, 1.0), (7, 1.0), (0, 0.8), (9, 0.7), (1, 0.5), (40, 1.0), (100, 0.999)]
+)
+def test_shares_equal_those_of_transformers(logits, temperature, top_k, top_p):
+    from transformers.generation import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    filters = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        filters.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        filters.append(TopPLogitsWarper(top_p))
+    wanted = torch.softmax(filters(None, logits[None]), dim=-1)[0]
+    found = shares(logits, Sampling(temperature, top_k, top_p))
+    assert (found - wanted).abs().max() < 1.5 / DRAWS
+    assert bool((found[wanted == 0] == 0).all())
+
+
+def test_the_nucleus_is_the_smallest_that_holds_p():
+    logits = torch.tensor([0.2, 0.5, 0.1, 0.2], dtype=torch.float64).log()[None]
+    for top_p, wanted in (
+        (0.05, [1]),
+        (0.49, [1]),
+        (0.51, [1, 0]),
+        (0.69, [1, 0]),
+        (0.75, [1, 0, 3]),
+        (0.95, [1, 0, 3, 2]),
+    ):
+        kept, ids = candidates(logits, Sampling(1.0, top_p=top_p))
+        assert ids[0][kept[0] > 0].tolist() == wanted, top_p
+
+
+def test_greedy(logits):
+    assert GREEDY.greedy and not Sampling(0.1).greedy
+    assert sample(torch.stack((logits, -logits)), GREEDY).tolist() == [int(logits.argmax()), int(logits.argmin())]
+    assert sample(torch.tensor([[1.0, 3.0, 3.0, 2.0]]), GREEDY).tolist() == [1], "the first of equals"
+    everything = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    for sampling in (Sampling(1e-300), Sampling(5.0, top_k=1), Sampling(5.0, top_p=1e-9)):
+        assert sample(logits.expand(3, -1), sampling, everything).tolist() == [int(logits.argmax())] * 3
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.99)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_ends_of_the_distribution(sampling, dtype):
+    """Tokens of no probability are never drawn, whatever the uniform number."""
+    logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 1.0, float("-inf")]], dtype=dtype)
+    first, last = (int(sample(logits, sampling, torch.tensor([u], dtype=torch.float64))) for u in (0.0, 1 - 2**-53))
+    assert {first, last} == {1, 3}
+
+
+def test_random_numbers_belong_to_seed_and_row():
+    rows = uniforms(5, [0, 3, 1], 50)
+    assert rows.shape == (3, 50) and rows.dtype == torch.float64
+    assert torch.equal(uniforms(5, [3], 20), rows[1:2, :20]), "neither other rows nor the length count"
+    assert torch.equal(uniforms(5, [3, 3], 4)[0], uniforms(5, [3, 3], 4)[1])
+    assert len({*rows[:, 0].tolist(), *uniforms(6, [0, 3, 1], 1)[:, 0].tolist()}) == 6
+    many = uniforms(0, range(200), 50)
+    assert many.min() >= 0 and many.max() < 1 and abs(float(many.mean()) - 0.5) < 0.01
+    assert uniforms(0, [], 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -0.1}, "temperature is -0.1, expected 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"top_p": 0.0}, "top_p is 0.0, expected more than 0 and at most 1"),
+        ({"top_p": 1.01}, "top_p is 1.01"),
+        ({"top_p": float("nan")}, "top_p is nan"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**settings)
