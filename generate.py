@@ -25,10 +25,11 @@ from checkpoints.model_io import load_model
 from checkpoints.runs.finished import model_of, newest_model
 from moe.config import ModelConfig
 from moe.errors import UserError
+from moe.files import json_lines, write_json_lines
 from moe.hardware import choose_device, choose_dtype, describe_hardware, keep_freed_memory
 from moe.inference.answers import Answer, Question, Writer, check_stop
 from moe.inference.chat import Session
-from moe.inference.questions import check_output, json_lines, read_questions, write_rows
+from moe.inference.questions import check_output, read_questions
 from moe.inference.sampling import Sampling
 from moe.languages import LANGUAGES, get_language
 from moe.routing_stats import RoutingShares, expert_names
@@ -168,7 +169,7 @@ def write_answers(
     if arguments.output in (None, "-"):
         print(json_lines(rows), end="", flush=True)
     else:
-        write_rows(rows, arguments.output)
+        write_json_lines(arguments.output, rows)
         console.print(f"wrote {len(rows)} answers to {arguments.output}")
 
 

@@ -44,14 +44,7 @@ from checkpoints.formats.parameters import (
 )
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_card import model_card
-from checkpoints.storage.files import (
-    DiskUsage,
-    copy_file,
-    free_bytes,
-    json_bytes,
-    new_directory,
-    write_bytes,
-)
+from checkpoints.storage.files import DiskUsage, copy_file, free_bytes, new_directory, write_bytes
 from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor
 from checkpoints.storage.writer import (
     MAX_SHARD_BYTES,
@@ -65,6 +58,7 @@ from checkpoints.storage.writer import (
 from moe.config import ModelConfig
 from moe.data.prompt import TEMPLATE_FILE, check_template
 from moe.errors import UserError
+from moe.files import json_bytes
 from moe.model import Transformer
 from moe.tokenizer import Tokenizer
 

@@ -27,6 +27,7 @@ import torch
 from kernels.bench import a10g_estimate as projection
 from kernels.bench import gpu_checks
 from kernels.benchmark import cannot_write
+from moe.files import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,10 +44,8 @@ class Part(NamedTuple):
 
 
 def write(path: Path, value: Any) -> None:
-    """JSON that appears whole: a part may be killed at any moment."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
-    draft.replace(path)
+    """JSON, atomically: a part may be killed at any moment."""
+    replace_file(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
 
 
 def benchmark(output: Path, deadline: float) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import torch
 from eval.codebleu import codebleu
 from moe.data.pairs import Pair
 from moe.data.prompt import encode_prompt, extract_code, instruction_for, stop_ids
+from moe.files import write_json_lines
 from moe.inference.generation import Generation, generate_many
 from moe.languages import get_language
 from moe.model import Transformer
@@ -120,15 +119,9 @@ def score_answers(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Score]:
 
 
 def save_answers(answers: Mapping[str, Sequence[Answer]], path: Path) -> None:
-    """Writes answers as JSON Lines that ``python -m eval codebleu --pairs`` scores again; the file appears whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        for items in answers.values():
-            for answer in items:
-                line = {**asdict(answer), "lang": answer.language, "references": [answer.reference]}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    """Writes answers as JSON Lines that ``python -m eval codebleu --pairs`` scores again."""
+    found = (answer for items in answers.values() for answer in items)
+    write_json_lines(path, ({**asdict(a), "lang": a.language, "references": [a.reference]} for a in found))
 
 
 def language_names(languages: Sequence[str]) -> list[str]:

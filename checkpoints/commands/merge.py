@@ -21,12 +21,13 @@ from checkpoints.formats.extras import checkpoint_tokenizer
 from checkpoints.formats.parameters import main_dtype
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.proof import PROOF_FILE, logit_bound
-from checkpoints.storage.files import format_bytes, json_bytes
+from checkpoints.storage.files import format_bytes
 from checkpoints.storage.writer import SMALL_FILES_BYTES, add_to_directory
 from checkpoints.streamed_proof import prove_directories
 from checkpoints.transforms.merge import full_config, merged_tensors, open_any
 from checkpoints.transforms.rewrite import MERGED, write_rewritten
 from moe.errors import UserError
+from moe.files import json_bytes
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -25,7 +25,7 @@ from checkpoints.formats.parameters import main_dtype
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_io import DTYPE_NAMES
 from checkpoints.proof import PROOF_FILE
-from checkpoints.storage.files import format_bytes, json_bytes
+from checkpoints.storage.files import format_bytes
 from checkpoints.storage.writer import SMALL_FILES_BYTES, add_to_directory
 from checkpoints.streamed_proof import prove_directories
 from checkpoints.transforms.merge import open_any
@@ -39,6 +39,7 @@ from checkpoints.transforms.upcycle import (
     upcycled_tensors,
 )
 from moe.config import ModelConfig
+from moe.files import json_bytes
 from moe.languages import DEFAULT_LANGUAGES, LANGUAGES
 from moe.layer_ranges import ALL, describe_layers, parse_layers
 

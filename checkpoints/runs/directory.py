@@ -19,8 +19,9 @@ from typing import Any
 
 from checkpoints.card_facts import RESULTS_FILE, RUN_FILE
 from checkpoints.runs.state import has_train_state, load_train_state, save_train_state
-from checkpoints.storage.files import json_bytes, read_json_object, replace_file
+from checkpoints.storage.files import read_json_object
 from moe.errors import UserError
+from moe.files import json_bytes, replace_file
 from moe.training.trainer import StageState
 
 

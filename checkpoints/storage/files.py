@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from moe.errors import UserError
+from moe.files import fsync_path, json_bytes
 
 MAX_JSON_BYTES = 64 << 20  # the largest index of a real model (Mixtral-8x22B) has 170 kB; a tokenizer.json 20 MB
 CHUNK_BYTES = 4 << 20
@@ -80,15 +81,6 @@ def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     return document
 
 
-def fsync_path(path: Path) -> None:
-    """Flushes a file or a directory entry to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file and flushes it to the disk. Not atomic by itself: for files inside a directory not yet visible."""
     with open(path, "wb") as file:
@@ -97,22 +89,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def json_bytes(document: Any) -> bytes:
-    """A JSON document as it is written: indented, UTF-8, with a final newline."""
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
-
-
 def write_json(path: Path, document: Any) -> None:
     """Writes a JSON document and flushes it to the disk."""
     write_bytes(path, json_bytes(document))
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes or replaces one file atomically: the old content or the new one is there at any moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_bytes(temporary, content)
-    os.replace(temporary, path)
-    fsync_path(path.parent)
 
 
 @contextmanager

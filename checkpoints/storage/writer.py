@@ -27,12 +27,9 @@ from checkpoints.storage.files import (
     disk_is_full,
     format_bytes,
     free_bytes,
-    fsync_path,
-    json_bytes,
     partial_path,
     publish_directory,
     read_json_object,
-    replace_file,
     require_free_space,
     require_new,
     sha256_file,
@@ -42,6 +39,7 @@ from checkpoints.storage.files import (
 from checkpoints.storage.safetensors_file import ByteRange, StoredTensor, computed
 from checkpoints.storage.shard_writer import Progress, write_shard
 from moe.errors import UserError
+from moe.files import fsync_path, json_bytes, replace_file
 
 MANIFEST = "manifest.json"
 JOB = "job.json"

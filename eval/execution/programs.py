@@ -32,6 +32,7 @@ from typing import Any, Literal
 from moe.data.pairs import read_pairs
 from moe.data.synthetic import LANGUAGES, render_program
 from moe.errors import UserError, did_you_mean
+from moe.files import write_json_lines
 
 Status = Literal["passed", "failed", "compile_error", "runtime_error", "timeout", "unavailable"]
 STATUSES: tuple[Status, ...] = ("passed", "failed", "compile_error", "runtime_error", "timeout", "unavailable")
@@ -308,11 +309,5 @@ def main(args: argparse.Namespace) -> int:
         print("  ".join([f"{language:<12}", *(f"{cell:>13}" for cell in cells)]))
     if args.output:
         rows = ({"id": p.id, "language": p.language, **asdict(result)} for p, result in zip(tested, results))
-        partial = args.output.with_name(f".{args.output.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            partial.replace(args.output)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise UserError(f"{args.output}: cannot be written: {error.strerror or error}") from error
+        write_json_lines(args.output, rows)
     return 0

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from eval.reporting.tables import routing_table, share_text
+from moe.files import replacing
 from moe.training.trainer import StepReport
 
 PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
@@ -47,10 +48,8 @@ class MetricsWriter:
             head, *found = csv.reader(file)
         whole = (len(head), len(head) - len(self.languages) ** 2)  # with the shares of experts, and without
         rows = [head, *(x for x in found if len(x) in whole and (x[0] != stage or int(x[1]) <= step))]
-        temporary = self._path.with_suffix(".partial")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with replacing(self._path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(rows)
-        temporary.replace(self._path)
         self._file = self._path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
 

@@ -10,15 +10,14 @@ Each line has the keys ``language``, ``text`` (what the code does) and ``code``,
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from moe.errors import UserError, did_you_mean
+from moe.files import json_type, read_json_lines
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
 REQUIRED_KEYS = ("language", "text", "code")
@@ -53,46 +52,12 @@ def read_pairs(path: str | Path, limit: int | None = None) -> list[Pair]:
         raise UserError(f"a limit of {limit} pairs was asked for; it must be at least 1")
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: pairs are read from a file named *.jsonl or *.jsonl.gz")
-    if not path.is_file():
-        raise UserError(
-            f"{path}: {'is not a file' if path.exists() else 'no such file'}; expected a file of JSON Lines"
-        )
     pairs: list[Pair] = []
-    for number, line in _lines(path):
-        if line.strip():
-            pairs.append(_parse_pair(line, f"{path}, line {number}"))
-        if len(pairs) == limit:
-            break
+    for where, row in islice(read_json_lines(path, ", ".join(REQUIRED_KEYS)), limit):
+        pairs.append(_parse_pair(row, where))
     if not pairs:
         raise UserError(f"{path}: holds no pairs; expected at least one line with {', '.join(REQUIRED_KEYS)}")
     return pairs
-
-
-def write_pairs(pairs: Iterable[Pair], path: str | Path) -> None:
-    """Writes pairs to a ``.jsonl`` or ``.jsonl.gz`` file that appears whole or not at all; keys that are None are left
-    out. The same pairs give the same bytes."""
-    path = Path(path)
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path}: pairs are written to a file named *.jsonl or *.jsonl.gz")
-    lines = (
-        json.dumps({key: value for key, value in asdict(pair).items() if value is not None}, ensure_ascii=False)
-        for pair in pairs
-    )
-    try:
-        content = "".join(line + "\n" for line in lines).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{path}: a pair holds text that is not valid Unicode ({error.reason})") from error
-    if path.name.endswith(".gz"):
-        content = gzip.compress(content, mtime=0)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        if partial.exists():
-            partial.unlink()
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def load_split(
@@ -145,29 +110,7 @@ def _languages_in(directory: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yields (line number from 1, line); lines end at LF only, as other separators may stand inside JSON strings."""
-    opener = gzip.open if path.name.endswith(".gz") else open
-    number = 0
-    try:
-        with opener(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}, after line {number}: the gzip data are broken or cut short ({error})") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _parse_pair(line: bytes, where: str) -> Pair:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 (byte {error.start + 1}: {error.reason}); expected UTF-8 JSON") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); expected one JSON object on each line") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: found {_json_type(row)}; expected an object with {', '.join(REQUIRED_KEYS)}")
+def _parse_pair(row: dict[str, Any], where: str) -> Pair:
     missing = [key for key in REQUIRED_KEYS if key not in row]
     if missing:
         found = ", ".join(map(repr, row)) or "no keys"
@@ -177,7 +120,7 @@ def _parse_pair(line: bytes, where: str) -> Pair:
         if value is None and key not in REQUIRED_KEYS:
             continue
         if not isinstance(value, str):
-            raise UserError(f"{where}: {key!r} is {_json_type(value)}; expected a string")
+            raise UserError(f"{where}: {key!r} is {json_type(value)}; expected a string")
         if key in REQUIRED_KEYS and not value.strip():
             raise UserError(f"{where}: {key!r} is empty; expected text")
         try:
@@ -185,10 +128,3 @@ def _parse_pair(line: bytes, where: str) -> Pair:
         except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no tokenizer can take
             raise UserError(f"{where}: {key!r} holds a lone surrogate at character {error.start + 1}") from error
     return Pair(**{key: row.get(key) for key in PAIR_KEYS})
-
-
-def _json_type(value: object) -> str:
-    if value is None:
-        return "null"
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
-    return names[type(value)]

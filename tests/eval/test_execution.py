@@ -23,8 +23,9 @@ from eval.execution.programs import (
     run_program,
     run_tests,
 )
-from moe.data.pairs import Pair, write_pairs
+from moe.data.pairs import Pair
 from moe.errors import UserError
+from tests.pair_files import write_pairs
 
 TESTS = {
     "function": "double",

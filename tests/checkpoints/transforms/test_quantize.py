@@ -16,11 +16,11 @@ from checkpoints.storage.safetensors_file import load_tensors, save_tensors
 from checkpoints.transforms.quantize import InputMoments, gptq, gptq_rounder, perplexity, quantized_tensors
 from kernels.int4 import pack, unpack
 from moe.config import ModelConfig
-from moe.data.pairs import write_pairs
 from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
 from moe.tokenizer import train_sentencepiece
 from tests.checkpoints.command_line import run_main
+from tests.pair_files import write_pairs
 
 CONFIG = ModelConfig(vocab_size=97, dim=128, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=256, max_seq_len=128)
 

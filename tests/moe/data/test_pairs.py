@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from moe.data.pairs import Pair, load_split, read_pairs, write_pairs
+from moe.data.pairs import Pair, load_split, read_pairs
 from moe.errors import UserError
+from tests.pair_files import write_pairs
 
 GOOD = {"language": "python", "text": "Adds two numbers.", "code": "def add(a, b):\n    return a + b"}
 
@@ -124,9 +125,8 @@ def test_missing_files_directories_and_other_names(tmp_path: Path) -> None:
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(UserError, match="not a file"):
         read_pairs(tmp_path / "folder.jsonl")
-    for action in (read_pairs, lambda path: write_pairs([Pair(**GOOD)], path)):
-        with pytest.raises(UserError, match=r"\*\.jsonl or \*\.jsonl\.gz"):
-            action(tmp_path / "pairs.json")
+    with pytest.raises(UserError, match=r"\*\.jsonl or \*\.jsonl\.gz"):
+        read_pairs(tmp_path / "pairs.json")
 
 
 def test_load_split_reads_plain_and_gzipped_files_in_the_order_asked_for(tmp_path: Path) -> None:
@@ -158,19 +158,6 @@ def test_load_split_lists_what_is_there(tmp_path: Path) -> None:
     write_pairs([Pair(**GOOD)], tmp_path / "train" / "python.jsonl.gz")
     with pytest.raises(UserError, match=r"both python\.jsonl and python\.jsonl\.gz are there"):
         load_split(tmp_path, "train", ["python"])
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    write_pairs([Pair(**GOOD)], path)
-    before = path.read_bytes()
-    with pytest.raises(UserError, match="not valid Unicode"):
-        write_pairs([Pair(**GOOD), Pair("python", "a\udc00", "b")], path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.jsonl"]
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
-        write_pairs([Pair(**GOOD)], tmp_path / "file" / "a.jsonl")
 
 
 def test_the_mined_pairs_load() -> None:

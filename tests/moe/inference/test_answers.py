@@ -17,7 +17,7 @@ from moe.errors import UserError
 from moe.inference.answers import Answer, Question, TextStream, Writer
 from moe.inference.chat import Session
 from moe.inference.generation import generate, generate_many
-from moe.inference.questions import check_output, read_questions, write_rows
+from moe.inference.questions import check_output, read_questions
 from moe.inference.sampling import Sampling
 from moe.routing_stats import RoutingShares, expert_names
 from moe.tokenizer import train_sentencepiece
@@ -254,11 +254,11 @@ def test_reading_prompts(tmp_path):
         ('{"text": " ", "language": "cpp"}', "line 1: the prompt is empty"),
         ('{"text": "\\ud800", "language": "cpp"}', "line 1: a lone surrogate"),
         ('{"text": "a", "language": "c+"}', "line 1: unknown language 'c\\+'"),
-        ("[1]", "line 1: found a JSON list"),
+        ("[1]", "line 1: found a list"),
         ("{", "line 1: not JSON"),
         ("[" * 100_000, "line 1: not JSON"),
         ("\n \n", "p.jsonl: holds no prompts"),
-        (b"{}\n\xff", "line 2: not UTF-8"),
+        (b'{"text": "a", "language": null}\n\xff', "line 2: not UTF-8"),
     ],
 )
 def test_broken_prompt_files(tmp_path, content, message):
@@ -275,16 +275,14 @@ def test_prompt_files_that_cannot_be_read(tmp_path):
         read_questions(tmp_path)
     for content in (b"no gzip", gzip.compress(b"x" * 1000)[:-9]):
         (tmp_path / "p.txt.gz").write_bytes(content)
-        with pytest.raises(UserError, match="cannot be read"):
+        with pytest.raises(UserError, match="gzip data are broken or cut short"):
             read_questions(tmp_path / "p.txt.gz")
 
 
 def test_output_files(tmp_path):
     path = tmp_path / "out.jsonl"
     assert check_output(path) == path
-    write_rows([{"a": "é\u2028"}, {"a": 2}], path)
-    assert path.read_bytes() == '{"a": "é\u2028"}\n{"a": 2}\n'.encode()
-    assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
+    path.write_text("{}")
     with pytest.raises(UserError, match="exists; give another --output or --force"):
         check_output(path)
     assert check_output(path, force=True) == path
@@ -292,15 +290,3 @@ def test_output_files(tmp_path):
         check_output(tmp_path, force=True)
     with pytest.raises(UserError, match="mkdir -p"):
         check_output(tmp_path / "none" / "out.jsonl")
-    with pytest.raises(UserError, match="cannot be written"):
-        write_rows([{}], tmp_path / "none" / "out.jsonl")
-
-
-def test_a_failing_write_leaves_nothing(tmp_path):
-    def rows():
-        yield {"a": 1}
-        raise RuntimeError("as told")
-
-    with pytest.raises(RuntimeError):
-        write_rows(rows(), tmp_path / "out.jsonl")
-    assert list(tmp_path.iterdir()) == []

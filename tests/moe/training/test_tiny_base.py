@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from moe.data.packing import encode_pairs
-from moe.data.pairs import Pair, write_pairs
+from moe.data.pairs import Pair
 from moe.data.sources import load_data, sample
 from moe.errors import UserError
 from moe.model import Transformer, count_parameters
 from moe.training.config import RunConfig
 from moe.training.tiny_base import as_file, encode_files, tiny_config, train_tiny_tokenizer
+from tests.pair_files import write_pairs
 
 CONFIG = RunConfig(languages=("python", "cpp"), train_pairs=50, experts_per_token=1)
 
