@@ -48,6 +48,9 @@ class KVCache:
         shape = (config.n_layers, batch, config.n_kv_heads, self.capacity, config.head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
+        # Sums of router logits over the tokens so far, for routers that see context: [routers, B, E].
+        routers = config.router_slots if config.router_context != "none" else 0
+        self.router_sums = torch.zeros(routers, batch, config.num_experts, dtype=torch.float64, device=device)
         self.length = 0  # tokens seen, the same for all rows
         has_padding = padding is not None and bool((padding > 0).any())
         self.padding = padding.to(device) if has_padding else None
@@ -56,6 +59,11 @@ class KVCache:
         """Rotary positions of the next ``count`` tokens: [B or 1, count] int64, 0 within the padding."""
         times = torch.arange(self.length, self.length + count, device=self.keys.device)[None]
         return times if self.padding is None else (times - self.padding[:, None]).clamp_min(0)
+
+    def is_real(self, count: int) -> Tensor:
+        """[B, count] bool: which of the next ``count`` tokens are no padding."""
+        times = torch.arange(self.length, self.length + count, device=self.keys.device)[None]
+        return times >= self.padding[:, None]
 
     def _wraps(self, count: int) -> bool:
         return count > 1 and self.length + count > self.capacity
@@ -115,6 +123,7 @@ class KVCache:
         """A cache of some of the rows: it shares this one's memory, but each has a clock of its own to advance."""
         part = copy.copy(self)
         part.keys, part.values = self.keys[:, start:stop], self.values[:, start:stop]
+        part.router_sums = self.router_sums[:, start:stop]
         if self.padding is not None:
             padding = self.padding[start:stop]
             part.padding = padding if bool((padding > 0).any()) else None
@@ -135,5 +144,6 @@ class KVCache:
             self.keys, self.values = self.keys[:, : len(places)], self.values[:, : len(places)]
         else:
             self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.router_sums = self.router_sums[:, rows]
         if self.padding is not None:
             self.padding = self.padding[rows]

@@ -10,6 +10,8 @@ from typing import Any
 from moe.errors import UserError
 
 EXPERT_FORMS = ("full", "delta")
+ROUTER_CONTEXTS = ("none", "mean", "ema")
+ROUTER_LAYERS = ("each", "first")
 
 
 def _is_int(value: Any) -> bool:
@@ -45,6 +47,10 @@ class ModelConfig:
     delta model with ``num_experts == 0`` has the shared delta alone: a dense model with a low-rank adapter.
     ``moe_layers`` names the layers that have experts (or the adapter); the others stay dense. None: all layers.
 
+    ``router_context`` is what a token's routing decision sees: its own state (``none``, Mixtral's router), the mean of
+    its document so far (``mean``), or an exponential mean that forgets half in ``router_half_life`` tokens (``ema``).
+    ``router_layers`` says who decides: each sparse layer, or the first for all of them.
+
     Raises :class:`UserError` for sizes that do not fit together.
     """
 
@@ -70,6 +76,9 @@ class ModelConfig:
     moe_layers: tuple[int, ...] | None = None
     balance_loss_weight: float = 0.01
     z_loss_weight: float = 0.001
+    router_context: str = "none"
+    router_half_life: float = 64.0
+    router_layers: str = "each"
 
     def __post_init__(self) -> None:
         if self.head_dim == 0 and self.n_heads > 0:
@@ -86,6 +95,11 @@ class ModelConfig:
             raise UserError(f"sliding_window is {self.sliding_window}, expected a positive number of tokens or null")
         if self.expert_form not in EXPERT_FORMS:
             raise UserError(f"expert_form is {self.expert_form!r}, expected one of {', '.join(EXPERT_FORMS)}")
+        for name, known in (("router_context", ROUTER_CONTEXTS), ("router_layers", ROUTER_LAYERS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if not 0 < self.router_half_life < math.inf:
+            raise UserError(f"router_half_life is {self.router_half_life}, expected a positive number of tokens")
         if self.num_experts < 0 or self.shared_rank < 0 or self.expert_rank < 0:
             raise UserError("num_experts, shared_rank and expert_rank cannot be negative")
         if self.num_experts and not 1 <= self.num_experts_per_tok <= self.num_experts:
@@ -130,6 +144,13 @@ class ModelConfig:
         if not (self.is_moe or self.is_delta):
             return range(0)
         return range(self.n_layers) if self.moe_layers is None else self.moe_layers
+
+    @property
+    def router_slots(self) -> int:
+        """How many routers decide: one per sparse layer, or one for all; 0 without experts."""
+        if not self.is_moe:
+            return 0
+        return len(self.sparse_layers) if self.router_layers == "each" else 1
 
     def dense(self) -> ModelConfig:
         """The configuration of the dense model underneath."""

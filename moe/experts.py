@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kernels import ops
 from moe.config import ModelConfig
 from moe.layers import FeedForward
-from moe.router import Routing, force_experts, select_top_k
+from moe.router import RouterContext, Routing, select_top_k
 
 
 class Experts(nn.Module):
@@ -73,11 +73,11 @@ def widen_trainable(model: nn.Module) -> None:
 class MoEFeedForward(nn.Module):
     """A router and its experts in the place of a dense feed-forward; without experts, a dense one with an adapter."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, has_router: bool = True):
         super().__init__()
         self.top_k, self.delta_scale = config.num_experts_per_tok, config.delta_scale
         self.base = self.experts = self.shared_delta = self.expert_deltas = self.gate = None
-        if config.is_moe:
+        if config.is_moe and has_router:
             self.gate = nn.Linear(config.dim, config.num_experts, bias=False)
         if not config.is_delta:
             self.experts = Experts(config)
@@ -88,18 +88,20 @@ class MoEFeedForward(nn.Module):
         if config.is_moe:
             self.expert_deltas = LowRankDelta(config.dim, config.hidden_dim, config.expert_rank, config.num_experts)
 
-    def route(self, x: Tensor, forced_experts: Tensor | None = None) -> Routing | None:
-        """Decides which experts the tokens x [T, D] visit; None when there is no choice (a dense adapter)."""
+    def route(self, x: Tensor, context: RouterContext | None = None, slot: int = 0) -> Routing | None:
+        """Decides which experts the tokens x [T, D] visit; None without a router (a dense adapter)."""
         if self.gate is None:
             return None
-        if forced_experts is not None:
-            return force_experts(forced_experts)
         router_logits = self.gate(x.to(self.gate.weight.dtype))  # [T, E]
+        if context is not None:
+            router_logits = context.mean(router_logits, slot)
         return Routing(router_logits, *select_top_k(router_logits, self.top_k))
 
-    def forward(self, x: Tensor, forced_experts: Tensor | None = None) -> tuple[Tensor, Routing | None]:
-        """x [T, D] -> [T, D] and what the router decided; ``forced_experts`` [T] int64 overrides the router."""
-        routing = self.route(x, forced_experts)
+    def forward(
+        self, x: Tensor, decided: Routing | None = None, context: RouterContext | None = None, slot: int = 0
+    ) -> tuple[Tensor, Routing | None]:
+        """x [T, D] -> [T, D] and what was decided: ``decided`` where it is given (forced, or by an earlier layer)."""
+        routing = self.route(x, context, slot) if decided is None else decided
         if self.experts is not None:
             weights = (self.experts.w1, self.experts.w2, self.experts.w3)
             return ops.experts_forward(x, *weights, routing.gates, routing.expert_ids), routing

@@ -16,7 +16,7 @@ from moe.cache import KVCache
 from moe.config import ModelConfig
 from moe.experts import LowRankDelta, MoEFeedForward
 from moe.layers import Attention, AttentionPattern, FeedForward, Linear, RMSNorm, make_pattern, rope_angles
-from moe.router import Routing
+from moe.router import RouterContext, Routing, force_experts
 
 Observer = Callable[[int, Tensor], None]
 
@@ -28,7 +28,8 @@ class ModelOutput:
     Attributes:
         hidden: [B, S, D] final hidden states, after the last norm.
         logits: [B, S, V], or None when they were not asked for.
-        routing: one :class:`Routing` for each layer that has a router, in order; empty for a dense model.
+        routing: one :class:`Routing` for each sparse layer, in order (the first one's where it decides for all);
+            empty for a dense model.
     """
 
     hidden: Tensor
@@ -39,12 +40,12 @@ class ModelOutput:
 class Block(nn.Module):
     """Pre-norm attention and feed-forward with residual connections."""
 
-    def __init__(self, config: ModelConfig, sparse: bool):
+    def __init__(self, config: ModelConfig, sparse: bool, has_router: bool = True):
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.feed_forward: nn.Module = MoEFeedForward(config) if sparse else FeedForward(config)
+        self.feed_forward: nn.Module = MoEFeedForward(config, has_router) if sparse else FeedForward(config)
 
     def forward(
         self,
@@ -54,7 +55,9 @@ class Block(nn.Module):
         pattern: AttentionPattern,
         cache: KVCache | None,
         layer: int,
-        forced_experts: Tensor | None,
+        decided: Routing | None,
+        context: RouterContext | None,
+        slot: int,
         observer: Observer | None,
     ) -> tuple[Tensor, Routing | None]:
         x = x + self.attention(self.attention_norm(x), cos, sin, pattern, cache, layer)
@@ -64,7 +67,7 @@ class Block(nn.Module):
         if isinstance(self.feed_forward, FeedForward):
             return x + self.feed_forward(normed), None
         tokens = normed.reshape(-1, normed.shape[-1])  # [T, D]
-        out, routing = self.feed_forward(tokens, forced_experts)
+        out, routing = self.feed_forward(tokens, decided, context, slot)
         return x + out.view_as(x), routing
 
 
@@ -79,7 +82,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(Block(config, layer in config.sparse_layers) for layer in range(config.n_layers))
+        sparse = config.sparse_layers
+        routers = sparse if config.router_layers == "each" else sparse[:1]
+        self.layers = nn.ModuleList(Block(config, i in sparse, i in routers) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
 
@@ -145,9 +150,14 @@ class Transformer(nn.Module):
             pattern = make_pattern(length, self.config.sliding_window, documents, tokens.device)
         x = self.tok_embeddings(tokens)  # [B, S, D]
         cos, sin = rope_angles(positions, self.config.head_dim, self.config.rope_theta, x.dtype)  # [B or 1, 1, S, C]
+        context = None
+        if self.config.router_context != "none" and forced_experts is None:
+            context = RouterContext(self.config, (batch, length), tokens.device, documents, cache)
+        forced = None if forced_experts is None or not self.config.is_moe else force_experts(forced_experts)
         routing: list[Routing] = []
         for index, block in enumerate(self.layers):
-            arguments = (x, cos, sin, pattern, cache, index, forced_experts, observer)
+            earlier = routing[0] if routing and self.config.router_layers == "first" else None
+            arguments = (x, cos, sin, pattern, cache, index, forced or earlier, context, len(routing), observer)
             if recompute and torch.is_grad_enabled():
                 x, decided = checkpoint(block, *arguments, use_reentrant=False)
             else:

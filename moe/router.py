@@ -1,13 +1,24 @@
-"""Top-k routing and its two auxiliary losses' inputs."""
+"""Top-k routing, by a token's own state or by the mean of its document so far.
 
-# T tokens, D model dim, E experts, K top-k
+A single token rarely says which language it belongs to (a bracket is a bracket); the tokens before it nearly always do.
+So a router may decide by the causal running mean of its logits over the document. The mean of logits is the logit of
+the mean state: the weights keep Mixtral's shape, and each token still gets a decision of its own.
+"""
+
+# B rows, S positions, T = B*S tokens, N documents, D model dim, E experts, K top-k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from moe.cache import KVCache
+from moe.config import ModelConfig
+
+BLOCK = 64  # positions summed by one small triangular product
 
 
 @dataclass(frozen=True)
@@ -15,7 +26,8 @@ class Routing:
     """What the router of one layer decided.
 
     Attributes:
-        router_logits: [T, E] in the model's dtype; None where the experts were forced.
+        router_logits: [T, E] the decision was made by (their running mean where the router sees context); None where
+            the experts were forced.
         gates: [T, K] float32 (float64 in a float64 model), each row sums to 1.
         expert_ids: [T, K] int64.
     """
@@ -28,7 +40,7 @@ class Routing:
 def select_top_k(router_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Chooses the ``k`` experts with the largest logits and weighs them by a softmax over these.
 
-    Softmax over all experts, selection and renormalisation is the same function as a softmax over the selected logits;
+    Softmax over all experts, selection and renormalization is the same function as a softmax over the selected logits;
     this order rounds as Mixtral's released code does. Gates are float32 also in narrower models (float64 in float64
     ones), so that identical experts give back the dense feed-forward.
 
@@ -51,3 +63,96 @@ def force_experts(expert_ids: Tensor) -> Routing:
     """Sends each token to one given expert with gate 1: expert_ids [T] int64."""
     gates = torch.ones(expert_ids.shape[0], 1, dtype=torch.float32, device=expert_ids.device)  # [T, 1]
     return Routing(None, gates, expert_ids[:, None])
+
+
+def running_sum(x: Tensor, decay: float, before: Tensor | None = None) -> Tensor:
+    """``y[t] = decay * y[t - 1] + x[t]`` along dimension 1, starting from ``before``, without a loop over positions.
+
+    Inside blocks of :data:`BLOCK` positions it is one triangular product, between blocks another.
+
+    Args:
+        x: [N, S, E]. Sums are float64 whatever its dtype, so that neither the batch nor the chunks in which a prompt is
+            read move a decision.
+        before: [N, E], the sum of earlier positions; None: 0.
+
+    Returns:
+        [N, S, E] float64.
+    """
+    rows, length, width = x.shape
+    if length == 1:
+        return x.double() if before is None else x.double() + decay * before[:, None]
+    blocks = -(-length // BLOCK)
+    x = torch.nn.functional.pad(x.double(), (0, 0, 0, blocks * BLOCK - length)).view(rows, blocks, BLOCK, width)
+    inside = torch.arange(BLOCK, device=x.device)
+    inner = _decays(inside[:, None] - inside, decay) @ x  # [N, blocks, BLOCK, E]
+    outside = torch.arange(blocks, device=x.device)
+    totals = inner[:, :, -1]  # [N, blocks, E]
+    carried = _decays(BLOCK * (outside[:, None] - outside - 1), decay) @ totals  # what the blocks before leave
+    if before is not None:
+        carried = carried + _decays(BLOCK * outside, decay)[:, None] * before[:, None]
+    whole = inner + _decays(inside + 1, decay)[:, None] * carried[:, :, None]
+    return whole.view(rows, -1, width)[:, :length]
+
+
+def _decays(ages: Tensor, decay: float) -> Tensor:
+    """``decay ** age``, and 0 for what lies in the future (a negative age)."""
+    powers = torch.tensor(decay, dtype=torch.float64, device=ages.device) ** ages.clamp_min(0)
+    return torch.where(ages >= 0, powers, 0.0)
+
+
+class RouterContext:
+    """Running means over documents, for one forward pass.
+
+    Args:
+        config: ``router_context`` and ``router_half_life``.
+        shape: (B, S) of the pass.
+        documents: lengths of documents packed in one row (B = 1); None: each row is one document.
+        cache: sums of earlier tokens, updated in place; its left padding counts as nothing.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        shape: tuple[int, int],
+        device: torch.device,
+        documents: Sequence[int] | None = None,
+        cache: KVCache | None = None,
+    ):
+        self.decay = 1.0 if config.router_context == "mean" else 0.5 ** (1.0 / config.router_half_life)
+        self.shape, self.cache = shape, cache
+        batch, length = shape
+        if documents is not None:
+            lengths = torch.tensor(documents, device=device)
+            places = torch.arange(max(documents), device=device)
+            starts = torch.cumsum(lengths, 0) - lengths
+            self.inside = places < lengths[:, None]  # [N, longest]
+            self.index = torch.where(self.inside, starts[:, None] + places, 0)
+            # [S] row and column of each token in the table of documents
+            self.row = torch.repeat_interleave(torch.arange(len(documents), device=device), lengths, output_size=length)
+            self.column = torch.arange(length, device=device) - starts[self.row]
+            counted = self.column + 1
+        else:
+            self.index = None
+            positions = torch.arange(length, device=device)[None] if cache is None else cache.positions(length)
+            self.inside = None if cache is None or cache.padding is None else cache.is_real(length)
+            counted = (positions + 1).expand(batch, length).reshape(-1)
+        counted = counted.double()
+        if self.decay < 1.0:
+            counted = (1.0 - self.decay**counted) / (1.0 - self.decay)
+        self.weight = counted[:, None]  # [T, 1]
+
+    def mean(self, values: Tensor, slot: int = 0) -> Tensor:
+        """The mean of values [T, E] over each token's document so far, [T, E]; ``slot`` is the router's cache slot."""
+        if self.index is not None:
+            table = values[self.index] * self.inside[..., None]  # [N, longest, E]
+            sums = running_sum(table, self.decay)[self.row, self.column]  # [T, E]
+        else:
+            table = values.view(*self.shape, -1)  # [B, S, E]
+            if self.inside is not None:
+                table = table * self.inside[..., None]
+            before = None if self.cache is None else self.cache.router_sums[slot]
+            sums = running_sum(table, self.decay, before)
+            if self.cache is not None:
+                self.cache.router_sums[slot].copy_(sums[:, -1])
+            sums = sums.reshape(values.shape)
+        return (sums / self.weight).to(values.dtype)
