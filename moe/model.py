@@ -126,6 +126,7 @@ class Transformer(nn.Module):
         recompute: bool = False,
         logits: bool = True,
         last_only: bool = False,
+        depth: int | None = None,
     ) -> ModelOutput:
         """Runs the model.
 
@@ -136,6 +137,7 @@ class Transformer(nn.Module):
             forced_experts: [T] int64, the expert of each token with gate 1, in the place of the router.
             observer: called with (layer, [B, S, D]) for what enters each feed-forward.
             recompute: keep only each layer's input for the backward pass and compute the rest again.
+            depth: run only the first ``depth`` layers.
             logits: whether to compute logits; ``last_only``: of the last position alone, [B, 1, V].
         """
         batch, length = tokens.shape
@@ -155,7 +157,7 @@ class Transformer(nn.Module):
             context = RouterContext(self.config, (batch, length), tokens.device, documents, cache)
         forced = None if forced_experts is None or not self.config.is_moe else force_experts(forced_experts)
         routing: list[Routing] = []
-        for index, block in enumerate(self.layers):
+        for index, block in enumerate(self.layers[:depth]):
             earlier = routing[0] if routing and self.config.router_layers == "first" else None
             arguments = (x, cos, sin, pattern, cache, index, forced or earlier, context, len(routing), observer)
             if recompute and torch.is_grad_enabled():
