@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all their set-up on a fresh machine (Python 3.11 or 3.12, no GPU needed).
+# `make demo` and `make test` do all their set-up on a fresh machine (Python 3.11 to 3.13, no GPU needed).
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin

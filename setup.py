@@ -22,7 +22,7 @@ setup(
     version="0.1.0",
     description="Turns a dense code model into a mixture of language experts",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["kernels*", "moe*", "checkpoints*", "eval*"]),
     package_data={"moe": ["presets/*.toml"], "eval.codebleu": ["csrc/*"]},
     ext_modules=[
@@ -38,6 +38,7 @@ setup(
     py_modules=["train", "generate"],
     install_requires=[
         "torch>=2.11",
+        # CPU builds of torch do not require triton, and the kernels are compiled and interpreted without a GPU, too.
         'triton>=3.6; platform_system == "Linux" and platform_machine == "x86_64"',
         "numpy",
         "safetensors>=0.5",
