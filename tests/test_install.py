@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,42 @@ def test_plain_pypi_has_every_pinned_version(root, package_index, tmp_path, pyth
     assert pinned.items() <= versions.items()
     assert versions["torch"].startswith(torch)
     assert "triton" in versions
+
+
+def make(root: Path, *arguments: str) -> list[str]:
+    """The commands that make would run."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    ours = ("PYTHON", "VENV", "TORCH_INDEX", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")  # of the make that runs the tests
+    environment = {name: value for name, value in os.environ.items() if name not in ours}
+    command = ["make", "--dry-run", "--always-make", *arguments]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_make_takes_torch_alone_from_the_given_index(root):
+    plain = [line for line in make(root, "demo") if " pip " in line]
+    with_index = [line for line in make(root, "demo", "TORCH_INDEX=file:///wheels/simple") if " pip " in line]
+    added = [line for line in with_index if line not in plain]
+    assert plain == [line for line in with_index if line not in added] and len(plain) == 2
+    assert len(added) == 1 and added[0].endswith("--no-deps --index-url 'file:///wheels/simple' torch")
+    assert with_index.index(added[0]) < with_index.index(plain[-1]), "the rest would bring another torch first"
+
+
+def test_make_keeps_an_environment_for_each_python(root):
+    assert make(root, "test")[0] == "python3 -m venv .venv"
+    assert make(root, "test", "PYTHON=/opt/bin/python3.12")[0] == "/opt/bin/python3.12 -m venv .venv-python3.12"
+
+
+def test_skipped_tests_are_counted_in_one_line(root, tmp_path):
+    (tmp_path / "test_skips.py").write_text(
+        "import pytest\n\ndef test_a(shared_data): pass\ndef test_b(shared_data): pass\n"
+        "def test_c(): pytest.skip('no reason')\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-c", str(root / "pyproject.toml"), "-p", "tests.conftest"]
+    environment = os.environ | {"SHARED_DIR": str(tmp_path / "missing")}
+    done = subprocess.run([*command, str(tmp_path)], cwd=root, env=environment, capture_output=True, text=True)
+    assert "3 tests skipped: no shared data folder (set SHARED_DIR): 2; no reason: 1" in done.stdout.splitlines()
 
 
 def test_the_source_archive_holds_every_file_of_the_rooms(root, tmp_path):
