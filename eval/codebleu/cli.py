@@ -14,9 +14,9 @@ from typing import Any, TextIO
 
 from eval.codebleu.counts import EQUAL_WEIGHTS, Counts, check_weights, merge_all
 from eval.codebleu.errors import CodeBLEUError
-from eval.codebleu.explain import explain
-from eval.codebleu.explain_html import render_html
-from eval.codebleu.explain_text import write_text
+from eval.codebleu.explain.explanation import explain
+from eval.codebleu.explain.html import render_html
+from eval.codebleu.explain.text import write_text
 from eval.codebleu.files import PairRow, count_lines, read_line_files, read_pairs
 from eval.codebleu.languages import find_language
 from eval.codebleu.pool import count_pairs, usable_cores

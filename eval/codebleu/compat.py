@@ -8,8 +8,8 @@ from pathlib import Path
 from eval.codebleu.counts import EQUAL_WEIGHTS, Weights, merge_all, reference_score
 from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.languages import find_language
+from eval.codebleu.reference.scorer import Scorer
 from eval.codebleu.score import borrowed_scorer, count_each
-from eval.codebleu.scorer import Scorer
 
 
 def calc_codebleu(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
-from eval.codebleu.corrected import CorrectedScorer, corrected_score
+from eval.codebleu.corrected.scorer import CorrectedScorer, corrected_score
 from eval.codebleu.counts import (
     EQUAL_WEIGHTS,
     CodeBLEUScore,
@@ -19,8 +19,8 @@ from eval.codebleu.counts import (
 )
 from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.languages import find_language
-from eval.codebleu.native import SWITCH
-from eval.codebleu.scorer import Scorer
+from eval.codebleu.reference.native import SWITCH
+from eval.codebleu.reference.scorer import Scorer
 
 
 class paused_collection:

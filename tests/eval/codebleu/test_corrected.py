@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from eval.codebleu import CodeBLEUError, codebleu
-from eval.codebleu.corrected import CorrectedScorer
-from eval.codebleu.dataflow import RELATIONS
+from eval.codebleu.corrected.scorer import CorrectedScorer
+from eval.codebleu.reference.dataflow import RELATIONS
 
 C_LIKE = ("java", "javascript", "cpp", "c", "c_sharp", "go", "rust")
 

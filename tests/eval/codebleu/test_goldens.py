@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from eval.codebleu import CodeBLEUError, CodeBLEUScore, codebleu
-from eval.codebleu.native import SWITCH, describe_native, native_module
+from eval.codebleu.reference.native import SWITCH, describe_native, native_module
 
 TOLERANCE = 1e-9
 PARTS = ("ngram_match_score", "weighted_ngram_match_score", "syntax_match_score", "dataflow_match_score")

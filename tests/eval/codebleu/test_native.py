@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 from eval.codebleu import CodeBLEUError, codebleu
-from eval.codebleu import native as native_code
-from eval.codebleu.dataflow import BrokenRule, Dataflow, edges_of
-from eval.codebleu.dataflow_rules import REFERENCE_RULES
-from eval.codebleu.name_order import NameOrder
-from eval.codebleu.native import SWITCH, describe_native, load_native, native_module
-from eval.codebleu.samples import make_pair
-from eval.codebleu.scorer import Scorer
-from eval.codebleu.tree import new_numbers, read_tree
+from eval.codebleu.bench.samples import make_pair
+from eval.codebleu.reference import native as native_code
+from eval.codebleu.reference.dataflow import BrokenRule, Dataflow, edges_of
+from eval.codebleu.reference.name_order import NameOrder
+from eval.codebleu.reference.native import SWITCH, describe_native, load_native, native_module
+from eval.codebleu.reference.rules import REFERENCE_RULES
+from eval.codebleu.reference.scorer import Scorer
+from eval.codebleu.reference.tree import new_numbers, read_tree
 
 LANGUAGES = sorted(REFERENCE_RULES)
 PIECES = """( ) [ ] { } , ; : . = == += := + ++ - * / " ' ` # // /* */ \\ \\\n if else elif for while in return x y z

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from eval.codebleu.corrected_tree import CorrectedReading
+from eval.codebleu.corrected.tree import CorrectedReading
 
 _ANY = "\0"  # stands for any local variable
 _WIDTHS = ((4, 4), (2, 2), (1, 1))  # tokens on each side, and what an equal neighbourhood of that size counts

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.codebleu.explain import Explanation, Missed
+from eval.codebleu.explain.explanation import Explanation, Missed
 
 MISSED, ADDED = "bold red", "bold yellow"
 LONGEST_LIST = 20

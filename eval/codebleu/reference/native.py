@@ -19,10 +19,9 @@ from typing import Any
 from tree_sitter import Parser
 
 from eval.codebleu.comments import strip_comments
-from eval.codebleu.dataflow_rules import Rules, Selector
-from eval.codebleu.instructions import STRINGS
-from eval.codebleu.name_order import NameOrder
-from eval.codebleu.program import (
+from eval.codebleu.reference.instructions import STRINGS
+from eval.codebleu.reference.name_order import NameOrder
+from eval.codebleu.reference.program import (
     AssignmentContext,
     BranchContext,
     ClauseContext,
@@ -36,11 +35,12 @@ from eval.codebleu.program import (
     StringContext,
     TupleAssignmentContext,
 )
-from eval.codebleu.tree import ERROR, Kinds, count_missing, is_printable, padded, print_leaf
+from eval.codebleu.reference.rules import Rules, Selector
+from eval.codebleu.reference.tree import ERROR, Kinds, count_missing, is_printable, padded, print_leaf
 
 VERSION = 1  # of what is handed over to C; equal to NATIVE_VERSION there
 SWITCH = "CODEBLEU_NATIVE"
-SOURCES = Path(__file__).parent / "csrc"
+SOURCES = Path(__file__).parents[1] / "csrc"
 
 # As in csrc/native.h.
 _OPENERS = (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from html import escape
 
-from eval.codebleu.explain import Explanation, Missed
-from eval.codebleu.explain_text import summary
+from eval.codebleu.explain.explanation import Explanation, Missed
+from eval.codebleu.explain.text import summary
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --missed: #e5484d44; --added: #f5b70044; }

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from tree_sitter import Language, Node, Tree
 
-from eval.codebleu.corrected_rules import BINDERS, MEMBERS, PATTERNS, VARIABLES
-from eval.codebleu.dataflow_rules import Rules
-from eval.codebleu.instructions import Context, Program
-from eval.codebleu.program import Opener, StringContext, contexts
-from eval.codebleu.tree import ERROR, FIRST_NUMBER, Numbers
+from eval.codebleu.corrected.rules import BINDERS, MEMBERS, PATTERNS, VARIABLES
+from eval.codebleu.reference.instructions import Context, Program
+from eval.codebleu.reference.program import Opener, StringContext, contexts
+from eval.codebleu.reference.rules import Rules
+from eval.codebleu.reference.tree import ERROR, FIRST_NUMBER, Numbers
 
 PUNCTUATION = frozenset("( ) [ ] { } , ; : . ' \" ` \"\"\" '''".split()) | {"\n", ""}
 STRING_PARTS = frozenset(

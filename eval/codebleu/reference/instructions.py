@@ -1,11 +1,11 @@
-"""The instructions of a dataflow program, and what :mod:`eval.codebleu.program` notes of a syntax node's children."""
+"""The instructions of a dataflow program, and what is noted of the children of a syntax node."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from eval.codebleu.tree import Kinds
+    from eval.codebleu.reference.tree import Kinds
 
 COMES_FROM, COMPUTED_FROM = 0, 1
 # ASSIGN target tokens from, to, source tokens from, to, relation, each source an edge of its own

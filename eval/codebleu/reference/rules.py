@@ -1,4 +1,4 @@
-"""Which syntax nodes define, use and join variables, for each language: data for :mod:`eval.codebleu.program`.
+"""Which syntax nodes define, use and join variables, for each language: data for the dataflow program.
 
 Mode ``reference`` follows the published metric, whose rules are older than today's grammars: C and C++ borrow the rules
 of C#, some kinds no longer exist, and a child named by position may not be the one that was meant. The scores depend on

@@ -14,9 +14,9 @@ from itertools import count
 
 from tree_sitter import Language, Node, Tree
 
-from eval.codebleu.dataflow_rules import Rules
-from eval.codebleu.instructions import Context, Program
-from eval.codebleu.program import Opener, StringContext, contexts
+from eval.codebleu.reference.instructions import Context, Program
+from eval.codebleu.reference.program import Opener, StringContext, contexts
+from eval.codebleu.reference.rules import Rules
 
 ERROR = 0xFFFF  # tree-sitter's kind of a node that it could not parse
 FIRST_NUMBER = ERROR + 1  # smaller numbers are those of the kinds themselves, without named children

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from eval.codebleu.dataflow_rules import Definition, ForEach, Rules
+from eval.codebleu.reference.rules import Definition, ForEach, Rules
 
 
 def _kinds(text: str) -> frozenset[str]:

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 
 from tree_sitter import Node, Tree
 
-from eval.codebleu.corrected import CorrectedScorer, corrected_score, renamed_edges, renamed_tokens
+from eval.codebleu.corrected.renaming import match_variables
+from eval.codebleu.corrected.scorer import CorrectedScorer, corrected_score, renamed_edges, renamed_tokens
 from eval.codebleu.counts import EQUAL_WEIGHTS, CodeBLEUScore, Counts, Weights, check_weights, reference_score
-from eval.codebleu.dataflow import RELATIONS, BrokenRule, Dataflow, Edge, edges_of
 from eval.codebleu.errors import CodeBLEUError
-from eval.codebleu.instructions import STRINGS
 from eval.codebleu.languages import find_language
 from eval.codebleu.ngrams import ORDERS
-from eval.codebleu.renaming import match_variables
+from eval.codebleu.reference.dataflow import RELATIONS, BrokenRule, Dataflow, Edge, edges_of
+from eval.codebleu.reference.instructions import STRINGS
+from eval.codebleu.reference.scorer import DEEPEST, Scorer
+from eval.codebleu.reference.tree import depth, padded, printed_subtrees, read_tree
 from eval.codebleu.score import MODES, Mode
-from eval.codebleu.scorer import DEEPEST, Scorer
-from eval.codebleu.tree import depth, padded, printed_subtrees, read_tree
 
 SNIPPET = 60  # characters shown of the text of a subtree
 

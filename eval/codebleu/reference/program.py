@@ -1,4 +1,4 @@
-"""Turns syntax nodes into a short program that :mod:`eval.codebleu.dataflow` runs.
+"""Turns syntax nodes into a short program that :mod:`eval.codebleu.reference.dataflow` runs.
 
 While a tree is walked, every variable token adds its number to the program: ``n`` for an identifier, ``~n`` for another
 token. A node with a rule rearranges, when it ends, what its children added: it leaves out the target of an assignment,
@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from eval.codebleu.dataflow_rules import Definition, ForEach, Rules
-from eval.codebleu.instructions import (
+from eval.codebleu.reference.instructions import (
     AGAIN,
     ASSIGN,
     COMES_FROM,
@@ -32,9 +31,10 @@ from eval.codebleu.instructions import (
     Program,
     Step,
 )
+from eval.codebleu.reference.rules import Definition, ForEach, Rules
 
 if TYPE_CHECKING:
-    from eval.codebleu.tree import Kinds
+    from eval.codebleu.reference.tree import Kinds
 
 
 class SideContext(Context):

@@ -35,18 +35,18 @@ from functools import cached_property, lru_cache
 
 from tree_sitter import Parser
 
-from eval.codebleu.corrected_rules import CORRECTED_RULES
-from eval.codebleu.corrected_tree import CorrectedKinds, CorrectedReading, read_corrected
+from eval.codebleu.corrected.renaming import match_variables
+from eval.codebleu.corrected.rules import CORRECTED_RULES
+from eval.codebleu.corrected.tree import CorrectedKinds, CorrectedReading, read_corrected
 from eval.codebleu.counts import CodeBLEUScore, Counts, Weights, check_weights
-from eval.codebleu.dataflow import Dataflow
 from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.keywords import KEYWORDS
 from eval.codebleu.languages import load_grammar
-from eval.codebleu.name_order import NameOrder
 from eval.codebleu.ngrams import KEYWORD_WEIGHT, ORDERS, brevity_penalty, geometric_mean
-from eval.codebleu.renaming import match_variables
-from eval.codebleu.scorer import MOST_NUMBERS, TextCache
-from eval.codebleu.tree import new_numbers
+from eval.codebleu.reference.dataflow import Dataflow
+from eval.codebleu.reference.name_order import NameOrder
+from eval.codebleu.reference.scorer import MOST_NUMBERS, TextCache
+from eval.codebleu.reference.tree import new_numbers
 
 NamedEdge = tuple[str, int, str]  # variable, relation, source variable
 

@@ -1,6 +1,6 @@
 """Throughput per core, side by side with the published implementation where it is installed.
 
-    python -m eval.codebleu.benchmark [--pairs FILE.jsonl] [--limit N] [--rounds N] [--hypotheses N]
+    python -m eval.codebleu.bench.throughput [--pairs FILE.jsonl] [--limit N] [--rounds N] [--hypotheses N]
 
 Both score the same pairs in one process, in turns; the figures are pairs per second of CPU time, medians over the
 rounds:
@@ -22,10 +22,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from eval.codebleu.bench.samples import SAMPLES, make_pair
 from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.files import PairRow, read_pairs
-from eval.codebleu.native import describe_native
-from eval.codebleu.samples import SAMPLES, make_pair
+from eval.codebleu.reference.native import describe_native
 from eval.codebleu.score import codebleu
 
 Call = tuple[Sequence[Sequence[str]], Sequence[str], str]

@@ -10,16 +10,16 @@ from tree_sitter import Parser, Tree
 
 from eval.codebleu.comments import strip_comments
 from eval.codebleu.counts import Counts
-from eval.codebleu.dataflow import Edge, dataflow_edges
-from eval.codebleu.dataflow_rules import REFERENCE_RULES
 from eval.codebleu.errors import CodeBLEUError
-from eval.codebleu.instructions import STRINGS
 from eval.codebleu.keywords import KEYWORDS
 from eval.codebleu.languages import load_grammar
-from eval.codebleu.name_order import NameOrder
-from eval.codebleu.native import make_reader, native_module
 from eval.codebleu.ngrams import KEYWORD_WEIGHT, NGrams, clipped_overlaps, closest_length, overlaps
-from eval.codebleu.tree import Kinds, Numbers, Reading, depth, new_numbers, printed_subtrees, read_tree
+from eval.codebleu.reference.dataflow import Edge, dataflow_edges
+from eval.codebleu.reference.instructions import STRINGS
+from eval.codebleu.reference.name_order import NameOrder
+from eval.codebleu.reference.native import make_reader, native_module
+from eval.codebleu.reference.rules import REFERENCE_RULES
+from eval.codebleu.reference.tree import Kinds, Numbers, Reading, depth, new_numbers, printed_subtrees, read_tree
 
 REMEMBERED = 2_000_000  # characters of text whose reading is kept
 MOST_PREPARED = 200_000  # characters of text that are read together

@@ -13,8 +13,8 @@ from types import MappingProxyType
 
 from tree_sitter import Node, Parser
 
-from eval.codebleu.corrected import CorrectedScorer
-from eval.codebleu.corrected_rules import MEMBERS, VARIABLES
+from eval.codebleu.corrected.rules import MEMBERS, VARIABLES
+from eval.codebleu.corrected.scorer import CorrectedScorer
 from eval.codebleu.languages import load_grammar
 
 _BLOCKS = frozenset(("block", "statement_block", "compound_statement"))

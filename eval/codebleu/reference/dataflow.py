@@ -1,8 +1,8 @@
 """Dataflow edges: which variables the value of each variable comes from.
 
-Runs the program of :mod:`eval.codebleu.program` in one loop without recursion. A branch notes what it changes, so
-joining branches costs what they changed and not what is known; a loop that is nested in others runs once per state that
-it starts from, where visiting every loop twice would visit k nested ones 2**k times.
+Runs the program of :mod:`eval.codebleu.reference.program` in one loop without recursion. A branch notes what it
+changes, so joining branches costs what they changed and not what is known; a loop that is nested in others runs once
+per state that it starts from, where visiting every loop twice would visit k nested ones 2**k times.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from operator import length_hint
 
-from eval.codebleu.instructions import (
+from eval.codebleu.reference.instructions import (
     AGAIN,
     ASSIGN,
     COMES_FROM,
@@ -24,8 +24,8 @@ from eval.codebleu.instructions import (
     SIDE_END,
     SKIP,
 )
-from eval.codebleu.name_order import NameOrder
-from eval.codebleu.tree import Reading
+from eval.codebleu.reference.name_order import NameOrder
+from eval.codebleu.reference.tree import Reading
 
 RELATIONS = ("comesFrom", "computedFrom")
 MEMORY_DEPTH = 2  # loops in so many others are remembered
