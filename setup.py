@@ -1,21 +1,14 @@
 """Installs the four rooms of the project; ``pip install -c constraints.txt -e .[test]`` for working on it."""
 
-import hashlib
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 
 GRAMMARS = ("python", "java", "javascript", "cpp", "c", "go", "rust", "c-sharp", "php", "ruby", "typescript")
 C_SOURCES = sorted(Path("eval/codebleu/csrc").glob("*.[ch]"))
-
-
-def sources_digest() -> str:
-    """As in eval/codebleu/native.py, which refuses a module that was built from other sources."""
-    digest = hashlib.sha256()
-    for path in C_SOURCES:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
+# The extension is loaded only if it was built from the sources that lie beside it.
+SOURCES_DIGEST = runpy.run_path("eval/codebleu/csrc_digest.py")["sources_digest"]()
 
 setup(
     name="language-experts",
@@ -30,7 +23,7 @@ setup(
             "eval.codebleu._native",
             [str(path) for path in C_SOURCES if path.suffix == ".c"],
             depends=[str(path) for path in C_SOURCES],
-            define_macros=[("SOURCES", f'"{sources_digest()}"')],
+            define_macros=[("SOURCES", f'"{SOURCES_DIGEST}"')],
             extra_compile_args=["-O2", "-std=c11"],
             optional=True,  # without a compiler everything works, and CodeBLEU is slower
         )

@@ -36,8 +36,8 @@ def match_variables(reference: CorrectedReading, hypothesis: CorrectedReading) -
     """Local variable of the hypothesis -> its partner in the reference, for those whose names differ."""
     if not reference.locals or not hypothesis.locals:
         return {}
-    ours = _neighbourhoods(reference.tokens, reference.variables, reference.locals)
-    theirs = _neighbourhoods(hypothesis.tokens, hypothesis.variables, hypothesis.locals)
+    ours = _neighbourhoods(reference.words, reference.variables, reference.locals)
+    theirs = _neighbourhoods(hypothesis.words, hypothesis.variables, hypothesis.locals)
     alike: Counter[tuple[str, str]] = Counter()
     for around, counts in theirs.items():
         partners = ours.get(around)
@@ -48,7 +48,7 @@ def match_variables(reference: CorrectedReading, hypothesis: CorrectedReading) -
                 alike[name, partner] += around[0] * min(count, partner_count)
     for name, partner in zip(hypothesis.locals, reference.locals):
         alike[name, partner] += _SAME_RANK
-    occurrences = Counter(hypothesis.tokens)
+    occurrences = Counter(hypothesis.words)
     for name in hypothesis.locals.keys() & reference.locals.keys():
         alike[name, name] += _SAME_NAME * occurrences[name]
     ranks = {name: rank for rank, name in enumerate(hypothesis.locals)}

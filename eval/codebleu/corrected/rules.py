@@ -221,7 +221,7 @@ PATTERNS = _kinds(
 VARIABLES = _kinds("identifier name shorthand_property_identifier_pattern shorthand_property_identifier")
 """Kinds of leaves that can be variables."""
 
-MEMBERS: frozenset[tuple[str, str]] = frozenset(
+MEMBERS: frozenset[tuple[str, str | None]] = frozenset(
     {
         ("attribute", "attribute"),
         ("keyword_argument", "name"),

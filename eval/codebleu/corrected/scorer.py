@@ -30,86 +30,43 @@ The parts remain those of the paper (Ren et al. 2020), and so do the weights.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import cached_property, lru_cache
+from collections.abc import Sequence
 
 from tree_sitter import Parser
 
 from eval.codebleu.corrected.renaming import match_variables
-from eval.codebleu.corrected.rules import CORRECTED_RULES
-from eval.codebleu.corrected.tree import CorrectedKinds, CorrectedReading, read_corrected
-from eval.codebleu.counts import CodeBLEUScore, Counts, Weights, check_weights
+from eval.codebleu.corrected.tree import CorrectedReading, NamedEdge, read_corrected
+from eval.codebleu.counts import EQUAL_WEIGHTS, CodeBLEUScore, Counts, Weights, check_weights
 from eval.codebleu.errors import CodeBLEUError
+from eval.codebleu.grammar import load_grammar, parse
 from eval.codebleu.keywords import KEYWORDS
-from eval.codebleu.languages import load_grammar
-from eval.codebleu.ngrams import KEYWORD_WEIGHT, ORDERS, brevity_penalty, geometric_mean
-from eval.codebleu.reference.dataflow import Dataflow
-from eval.codebleu.reference.name_order import NameOrder
-from eval.codebleu.reference.scorer import MOST_NUMBERS, TextCache
+from eval.codebleu.ngrams import ORDERS, brevity_penalty, count_ngrams, geometric_mean, shared_ngrams, weigh
+from eval.codebleu.reference.reader import MAX_NUMBERS, MAX_TEXTS
 from eval.codebleu.reference.tree import new_numbers
-
-NamedEdge = tuple[str, int, str]  # variable, relation, source variable
-
-
-class CorrectedCode:
-    """What is read from one text."""
-
-    def __init__(self, reading: CorrectedReading):
-        self.reading = reading
-
-    @cached_property
-    def subtrees(self) -> Counter[int]:
-        """How often each subtree occurs."""
-        return Counter(self.reading.subtrees)
-
-    @cached_property
-    def edges(self) -> Counter[NamedEdge]:
-        """How often each dataflow edge occurs."""
-        return Counter((name, relation, source) for _, name, relation, source in self.placed_edges)
-
-    @cached_property
-    def placed_edges(self) -> list[tuple[int, str, int, str]]:
-        """Every dataflow edge with the number of the token that gets the value."""
-        flow = Dataflow(self.reading, NameOrder())
-        flow.run()
-        return [
-            (token, name, relation, source) for token, name, relation, sources in flow.items() for source in sources
-        ]
-
-
-@lru_cache
-def _kinds(language: str) -> CorrectedKinds:
-    return CorrectedKinds(language, load_grammar(language), CORRECTED_RULES[language])
 
 
 class CorrectedScorer:
     """Counts pairs of one language in mode ``corrected``."""
 
     def __init__(self, language: str):
+        self.language = language
         self._parser = Parser(load_grammar(language))
-        self._kinds = _kinds(language)
         self._keywords = KEYWORDS[language]
         self._numbers = new_numbers()
-        self._codes: TextCache[CorrectedCode] = TextCache()
+        self._texts: dict[str, CorrectedReading] = {}
 
-    def prepare(self, pairs: Iterable[tuple[Sequence[str], str]]) -> None:
-        """Nothing; every text is read when its pair is counted."""
-
-    def read(self, text: str) -> CorrectedCode:
-        """What is read from a text.
+    def read(self, text: str) -> CorrectedReading:
+        """What is compared of a text.
 
         Raises:
             CodeBLEUError: the text is not valid Unicode.
         """
-        return self._codes.get(text, self._read)
-
-    def _read(self, text: str) -> CorrectedCode:
-        try:
-            source = text.encode()
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            raise CodeBLEUError(f"a text has the lone surrogate U+{code:04X}, which is no valid Unicode") from None
-        return CorrectedCode(read_corrected(self._parser.parse(source), source, self._kinds, self._numbers))
+        if text not in self._texts:
+            if len(self._texts) >= MAX_TEXTS:
+                self._texts.clear()
+            tree = parse(self._parser, text)
+            self._texts[text] = read_corrected(tree, text.encode(), self.language, self._numbers)
+        return self._texts[text]
 
     def count(self, references: Sequence[str], hypothesis: str) -> Counts:
         """Counts of one hypothesis against the reference that it is most like.
@@ -119,50 +76,48 @@ class CorrectedScorer:
         """
         if not references:
             raise CodeBLEUError("no reference; expected at least one")
-        if len(self._numbers) > MOST_NUMBERS:
-            self._codes.clear()
-            self._numbers = new_numbers()
+        if len(self._numbers) > MAX_NUMBERS:
+            self.forget()
         candidate = self.read(hypothesis)
         counts = [self._count(self.read(text), candidate) for text in references]
-        return max(counts, key=lambda found: corrected_score(found, (0.25,) * 4).codebleu)
+        return max(counts, key=lambda found: corrected_score(found, EQUAL_WEIGHTS).codebleu)
 
-    def _count(self, reference: CorrectedCode, candidate: CorrectedCode) -> Counts:
-        partners = match_variables(reference.reading, candidate.reading)
-        meant, said = reference.reading.tokens, renamed_tokens(candidate.reading, partners)
+    def forget(self) -> None:
+        """Forgets all texts."""
+        self._texts.clear()
+        self._numbers.clear()
+
+    def _count(self, reference: CorrectedReading, candidate: CorrectedReading) -> Counts:
+        partners = match_variables(reference, candidate)
+        meant, said = reference.words, renamed_words(candidate, partners)
         edges = renamed_edges(candidate.edges, partners)
-        matches, totals, mass_matches, mass = [], [], 0, 0
-        for order in range(1, ORDERS + 1):
-            ours, theirs = (Counter(zip(*[tokens[i:] for i in range(order)])) for tokens in (meant, said))
-            shared = ours & theirs
-            matches.append(shared.total())
-            totals.append(theirs.total())
-            if order == 1:
-                mass_matches, mass = (sum(n * self._weight(t) for (t,), n in c.items()) for c in (shared, theirs))
-        return Counts(
-            len(said),
-            len(meant),
-            len(meant),
-            *matches,
-            *totals,
-            mass_matches,
-            *matches[1:],
-            mass,
-            *totals[1:],
-            (reference.subtrees & candidate.subtrees).total(),
-            reference.subtrees.total() if meant else 0,
-            (reference.edges & edges).total(),
-            reference.edges.total(),
+        ngrams = count_ngrams(said)
+        shared = shared_ngrams(count_ngrams(meant), ngrams)
+        matches, totals = ([order.total() for order in counts] for counts in (shared, ngrams))
+        return Counts._make(
+            (
+                len(said),
+                len(meant),
+                len(meant),
+                *matches,
+                *totals,
+                weigh(shared[0], self._keywords),
+                *matches[1:],
+                weigh(ngrams[0], self._keywords),
+                *totals[1:],
+                (reference.subtree_counts & candidate.subtree_counts).total(),
+                len(reference.subtrees) if meant else 0,
+                (reference.edges & edges).total(),
+                reference.edges.total(),
+            )
         )
 
-    def _weight(self, token: str) -> int:
-        return KEYWORD_WEIGHT if token in self._keywords else 1
 
-
-def renamed_tokens(reading: CorrectedReading, partners: dict[str, str]) -> list[str]:
-    """The tokens with the local variables named as their partners are."""
+def renamed_words(reading: CorrectedReading, partners: dict[str, str]) -> list[str]:
+    """The words with the local variables named as their partners are."""
     if not partners:
-        return reading.tokens
-    pairs = zip(reading.tokens, reading.variables)
+        return reading.words
+    pairs = zip(reading.words, reading.variables)
     return [partners.get(text, text) if is_variable else text for text, is_variable in pairs]
 
 

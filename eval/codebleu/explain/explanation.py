@@ -6,21 +6,24 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from tree_sitter import Node, Tree
-
+from eval.codebleu.comments import strip_comments
 from eval.codebleu.corrected.renaming import match_variables
-from eval.codebleu.corrected.scorer import CorrectedScorer, corrected_score, renamed_edges, renamed_tokens
+from eval.codebleu.corrected.scorer import CorrectedScorer, corrected_score, renamed_words
 from eval.codebleu.counts import EQUAL_WEIGHTS, CodeBLEUScore, Counts, Weights, check_weights, reference_score
 from eval.codebleu.errors import CodeBLEUError
+from eval.codebleu.keywords import KEYWORDS
 from eval.codebleu.languages import find_language
 from eval.codebleu.ngrams import ORDERS
-from eval.codebleu.reference.dataflow import RELATIONS, BrokenRule, Dataflow, Edge, edges_of
-from eval.codebleu.reference.instructions import STRINGS
-from eval.codebleu.reference.scorer import DEEPEST, Scorer
-from eval.codebleu.reference.tree import depth, padded, printed_subtrees, read_tree
+from eval.codebleu.reference.dataflow import RELATIONS, edges_of
+from eval.codebleu.reference.reader import Reader
+from eval.codebleu.reference.scorer import Scorer
+from eval.codebleu.reference.tree import printed_subtrees, read_tree
 from eval.codebleu.score import MODES, Mode
 
-SNIPPET = 60  # characters shown of the text of a subtree
+MAX_SNIPPET = 60  # characters shown of the text of a subtree
+
+Span = tuple[str, int, int]
+"""What it is, and its bytes (from, to)."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,9 @@ def explain(
     """
     weights, language = check_weights(weights), find_language(language)
     if mode == "reference":
-        return _explain_reference(Scorer(language), reference, hypothesis, weights)
+        return _explain_reference(language, reference, hypothesis, weights)
     if mode == "corrected":
-        return _explain_corrected(CorrectedScorer(language), language, reference, hypothesis, weights)
+        return _explain_corrected(language, reference, hypothesis, weights)
     raise CodeBLEUError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
 
 
@@ -86,91 +89,55 @@ class _Side:
     text: str
     tokens: Sequence[str]
     subtrees: Sequence[Hashable]
-    places: Sequence[tuple[str, int, int]]  # kind and bytes of each subtree
+    spans: Sequence[Span]  # of each subtree
     edges: Sequence[Hashable]
-    edge_places: Sequence[tuple[str, int, int]]  # edge in words and bytes of its target
+    edge_spans: Sequence[Span]  # each edge in words, and the bytes of its target
 
 
-def _explain_reference(scorer: Scorer, reference: str, hypothesis: str, weights: Weights) -> Explanation:
-    counts = scorer.count([reference], hypothesis)
-    ours, theirs = (_reference_side(scorer, text.strip()) for text in (reference, hypothesis))
-    if scorer.code(ours.text).printed or scorer.code(theirs.text).printed:
-        for side in (ours, theirs):
-            side.subtrees = printed_subtrees(scorer.parse(side.text).root_node)
-            side.places = [(n.type, n.start_byte, n.end_byte) for n in _inner_nodes(scorer.parse(side.text), True)]
-    known = set(theirs.subtrees)
-    missed = [place for place, subtree in zip(ours.places, ours.subtrees) if subtree not in known]
-    known = set(ours.subtrees)
-    added = [place for place, subtree in zip(theirs.places, theirs.subtrees) if subtree not in known]
-    score = reference_score(counts, weights)
-    return _explanation(scorer.language, "reference", score, counts, (ours, theirs), (missed, added), {})
-
-
-def _reference_side(scorer: Scorer, text: str) -> _Side:
-    code = scorer.strip(text)
-    tree = scorer.parse(code)
-    reading = read_tree(tree, code, scorer.kinds, scorer.numbers)
-    flow = Dataflow(reading, scorer.order)
-    items: list = []
-    try:
-        if depth(tree, STRINGS) <= DEEPEST:
-            flow.run()
-            items = flow.items()
-    except BrokenRule:
-        pass
-    places = _variable_places(tree, code)
-    edges: list[Edge] = edges_of(items)
-    edge_places = []
-    for token, name, relation, sources in items:
-        words = f"{name} {RELATIONS[relation]} {', '.join(sources) or 'nothing'}"
-        edge_places.append((words, *(places[token] if len(places) == len(reading.names) else (0, 0))))
-    nodes = [(node.type, node.start_byte, node.end_byte) for node in _inner_nodes(tree, False)]
-    return _Side(code, scorer.text(text).ngrams.tokens, reading.subtrees, nodes, edges, edge_places)
-
-
-def _inner_nodes(tree: Tree, before: bool) -> list[Node]:
-    """The root and all nodes with children: children before parents, or ``before`` as ``printed_subtrees`` has them."""
-    found, stack = [], [tree.root_node]
-    while stack:
-        node = stack.pop()
-        found.append(node)
-        inner = [child for child in node.children if child.child_count]
-        stack.extend(inner)
-    return found if before else found[::-1]
-
-
-def _variable_places(tree: Tree, text: str) -> list[tuple[int, int]]:
-    source = text if text.isascii() else padded(text)
-    places, stack = [], [tree.root_node]
-    while stack:
-        node = stack.pop()
-        kind = node.type
-        if kind != "comment" and (not node.child_count or kind in STRINGS):
-            if source[node.start_byte : node.end_byte].replace("\n", "") != kind:
-                places.append((node.start_byte, node.end_byte))
-        else:
-            stack.extend(reversed(node.children))
-    return places
-
-
-def _explain_corrected(
-    scorer: CorrectedScorer, language: str, reference: str, hypothesis: str, weights: Weights
-) -> Explanation:
-    counts = scorer.count([reference], hypothesis)
-    codes = scorer.read(reference), scorer.read(hypothesis)
-    partners = match_variables(codes[0].reading, codes[1].reading)
+def _explain_reference(language: str, reference: str, hypothesis: str, weights: Weights) -> Explanation:
+    counts = Scorer(language).count([reference], hypothesis)
+    reader = Reader(language, KEYWORDS[language])
+    texts = [strip_comments(text.strip(), language) for text in (reference, hypothesis)]
+    trees = [reader.parse(text) for text in texts]
+    readings = [read_tree(tree, text, reader.numbers) for tree, text in zip(trees, texts)]
+    is_numbered = all(reading.is_numbered for reading in readings)
     sides = []
-    for text, code, names in ((reference, codes[0], {}), (hypothesis, codes[1], partners)):
-        reading = code.reading
-        edges, edge_places = [], []
-        for token, name, relation, source in code.placed_edges:
-            edges.append(next(iter(renamed_edges(Counter([(name, relation, source)]), names))))
-            edge_places.append((f"{name} {RELATIONS[relation]} {source}", *reading.name_places[token]))
-        places = [(kind, *place) for kind, place in zip(reading.kinds, reading.places)]
-        sides.append(_Side(text, renamed_tokens(reading, names), reading.subtrees, places, edges, edge_places))
+    for whole, text, tree, reading in zip((reference, hypothesis), texts, trees, readings):
+        subtrees: Sequence[Hashable] = reading.subtrees if is_numbered else printed_subtrees(tree.root_node)
+        spans = [(node.kind, node.node.start_byte, node.node.end_byte) for node in reading.inner]
+        items = reader.items(tree, reading)
+        edge_spans = []
+        for number, name, relation, sources in items:
+            words = f"{name} {RELATIONS[relation]} {', '.join(sources) or 'nothing'}"
+            edge_spans.append((words, reading.tokens[number].start, reading.tokens[number].end))
+        sides.append(_Side(text, whole.split(), subtrees, spans, edges_of(items), edge_spans))
     ours, theirs = sides
-    missed = _beyond(ours.subtrees, ours.places, theirs.subtrees)
-    added = _beyond(theirs.subtrees, theirs.places, ours.subtrees)
+    known = set(theirs.subtrees)
+    missed = [span for span, subtree in zip(ours.spans, ours.subtrees) if subtree not in known]
+    known = set(ours.subtrees)
+    added = [span for span, subtree in zip(theirs.spans, theirs.subtrees) if subtree not in known]
+    score = reference_score(counts, weights)
+    return _explanation(language, "reference", score, counts, (ours, theirs), (missed, added), {})
+
+
+def _explain_corrected(language: str, reference: str, hypothesis: str, weights: Weights) -> Explanation:
+    scorer = CorrectedScorer(language)
+    counts = scorer.count([reference], hypothesis)
+    readings = scorer.read(reference), scorer.read(hypothesis)
+    partners = match_variables(*readings)
+    sides = []
+    for text, reading, names in zip((reference, hypothesis), readings, ({}, partners)):
+        edges, edge_spans = [], []
+        for number, name, relation, sources in reading.items:
+            token = reading.tokens[number]
+            for source in sources:
+                edges.append((names.get(name, name), relation, names.get(source, source)))
+                edge_spans.append((f"{name} {RELATIONS[relation]} {source}", token.start, token.end))
+        words = renamed_words(reading, names)
+        sides.append(_Side(text, words, reading.subtrees, reading.spans, edges, edge_spans))
+    ours, theirs = sides
+    missed = _beyond(ours.subtrees, ours.spans, theirs.subtrees)
+    added = _beyond(theirs.subtrees, theirs.spans, ours.subtrees)
     score = corrected_score(counts, weights)
     return _explanation(language, "corrected", score, counts, (ours, theirs), (missed, added), partners)
 
@@ -205,7 +172,7 @@ def _explanation(
     added = [_missed(theirs.text, *place) for place in sorted(spans[1], key=lambda p: (p[1], -p[2]))]
     edges = [
         Missed(words, _line(ours.text, start), start, end)
-        for words, start, end in _beyond(ours.edges, ours.edge_places, theirs.edges)
+        for words, start, end in _beyond(ours.edges, ours.edge_spans, theirs.edges)
     ]
     grams = tuple(max(0, len(ours.tokens) - order + 1) for order in range(1, ORDERS + 1))
     return Explanation(
@@ -230,7 +197,7 @@ def _line(text: str, start: int) -> int:
 
 def _missed(text: str, kind: str, start: int, end: int) -> Missed:
     words = " ".join(text.encode()[start:end].decode("utf-8", "replace").split())
-    shown = words if len(words) <= SNIPPET else words[: SNIPPET - 3] + "..."
+    shown = words if len(words) <= MAX_SNIPPET else words[: MAX_SNIPPET - 3] + "..."
     return Missed(f"{kind}: {shown}" if shown else kind, _line(text, start), start, end)
 
 

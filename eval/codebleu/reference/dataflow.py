@@ -1,372 +1,293 @@
 """Dataflow edges: which variables the value of each variable comes from.
 
-Runs the program of :mod:`eval.codebleu.reference.program` in one loop without recursion. A branch notes what it
-changes, so joining branches costs what they changed and not what is known; a loop that is nested in others runs once
-per state that it starts from, where visiting every loop twice would visit k nested ones 2**k times.
+The syntax tree is visited in the order of execution. A state maps every known name to the tokens that may have given it
+its value. A branch visits its alternatives from the same state and joins the states after them; a loop visits its body
+twice, so that a use sees the definitions that follow it in the text.
+
+Visits are generators that yield the visits they depend on, so the depth of a tree is not limited by Python's stack.
+The outcome of a loop from a given state is remembered, since visiting every loop twice would visit the innermost of k
+nested ones 2**k times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import length_hint
+from collections.abc import Generator, Iterable, Sequence
+from typing import NamedTuple
 
-from eval.codebleu.reference.instructions import (
-    AGAIN,
-    ASSIGN,
-    COMES_FROM,
-    DEFINE,
-    FORK,
-    JOIN,
-    LOOP,
-    LOOP_END,
-    ONCE,
-    SIDE,
-    SIDE_END,
-    SKIP,
-)
-from eval.codebleu.reference.name_order import NameOrder
-from eval.codebleu.reference.tree import Reading
+from eval.codebleu.grammar import STRINGS, SyntaxNode, Token
+from eval.codebleu.reference.name_order import Names, extend, join
+from eval.codebleu.reference.rules import Rules
 
+COMES_FROM, COMPUTED_FROM = 0, 1
 RELATIONS = ("comesFrom", "computedFrom")
-MEMORY_DEPTH = 2  # loops in so many others are remembered
-LONG = 64  # a set of definitions larger than this is joined lazily
 
-UNREAD, NEW, USED = range(3)  # a token that was read as a name without a value, and one with a value
-
-Edge = tuple  # (variable, relation, source variables...)
-Found = dict[int, tuple[str, ...]]  # 2 * token + relation -> source names
+Visit = Generator["Visit", None, None]
+State = dict[str, frozenset[int]]  # name -> numbers of the tokens that may have given it its value
+Found = dict[tuple[int, int], Names]  # (token, relation) -> names that its value comes from
+Edge = tuple[int, ...]  # variable, relation, source variables ...
 
 
-class BrokenRule(Exception):
-    """A rule asks for a part that the node lacks; the published metric then counts the text as having no dataflow."""
+class BrokenRuleError(Exception):
+    """A node lacks a part that its rule needs; the published metric then takes the text to have no dataflow."""
 
 
-class _Joined:
-    """Many definitions of one variable, joined without copying; marked at most once."""
+class Item(NamedTuple):
+    """What is known of one token: its name, and where its value comes from."""
 
-    __slots__ = ("marked", "parts")
-
-    def __init__(self, parts: tuple):
-        self.parts = parts
-        self.marked = False
-
-
-Definitions = int | frozenset | _Joined  # the tokens that may have given a variable its value
+    token: int
+    name: str
+    relation: int
+    sources: Names
 
 
-def _join(parts: Sequence[Definitions]) -> Definitions:
-    distinct = dict.fromkeys(parts)
-    if len(distinct) == 1:
-        return parts[0]
-    if len(distinct) == 2 and type(parts[0]) is type(parts[1]) is int and parts[0] != parts[1]:
-        return frozenset(distinct)
-    if any(type(part) is _Joined for part in distinct):
-        return _Joined(tuple(distinct))
-    whole = frozenset().union(*[(part,) if type(part) is int else part for part in distinct])
-    return whole if len(whole) <= LONG else _Joined(tuple(distinct))
+def dataflow_items(root: SyntaxNode, tokens: Sequence[Token], rules: Rules) -> list[Item]:
+    """The tokens of a text that are an end of an edge, in order.
+
+    Raises:
+        BrokenRuleError: a node lacks a part that its rule needs.
+    """
+    flow = Dataflow(tokens, rules)
+    visits = [flow.visit(root)]
+    while visits:
+        try:
+            visits.append(next(visits[-1]))
+        except StopIteration:
+            visits.pop()
+    return flow.items()
 
 
-class Dataflow:
-    """Runs the program of one text."""
-
-    def __init__(self, reading: Reading, order: NameOrder):
-        self.names, self.program, self.same, self.order = reading.names, reading.program, reading.same, order
-        self.read = [UNREAD] * len(reading.names)  # how each token was read
-        self.found: Found = {}  # what assignments give
-        self.marked = bytearray(len(reading.names))  # tokens that are an end of an edge, besides those read as USED
-        self.states: dict[str, Definitions] = {}
-        self.journal: dict[str, Definitions | None] | None = None  # values before the open branch changed them
-        self.loops: list[tuple] = []  # (what was found before, round, key, names) of every open loop
-        self.forks: list[tuple] = []  # (outer journal, changes of each side, changes of the main line)
-        self.memory: dict[tuple, tuple[Found, dict[str, Definitions]]] = {}
-
-    def run(self) -> None:
-        """Runs the program.
-
-        Raises:
-            BrokenRule: a node lacks a part that its rule needs.
-        """
-        names, program, states, same, read = self.names, self.program, self.states, self.same, self.read
-        marked = self.marked
-        journal = self.journal
-        # A list's iterator can be moved, which makes jumps rare work and every other step cheap.
-        steps = iter(program)
-        for step in steps:
-            if type(step) is int:
-                token = step if step >= 0 else ~step
-                name = names[token]
-                if same:
-                    token = same.get(token, token)
-                if name in states:
-                    read[token] = USED
-                    definitions = states[name]
-                    if type(definitions) is int:
-                        marked[definitions] = 1
-                    else:
-                        self._mark(definitions)
-                    continue
-                if not read[token]:
-                    read[token] = NEW
-                if step >= 0:
-                    if journal is not None and name not in journal:
-                        journal[name] = None
-                    states[name] = token
-                continue
-            operation = step[0]
-            if operation == ASSIGN:
-                self._assign(step)
-            elif operation == FORK:
-                self.forks.append((journal, [], None))
-                journal = self.journal = {}
-            elif operation == SIDE:
-                outer, sides, _ = self.forks.pop()
-                self.forks.append((outer, sides, self._undo()))
-                journal = self.journal = {}
-            elif operation == SIDE_END:
-                outer, sides, main = self.forks[-1]
-                sides.append(self._undo())
-                journal = self.journal = {}
-                for name, definitions in main.items():
-                    self._set(name, definitions)
-            elif operation == JOIN:
-                self._join_sides(step[1])
-                journal = self.journal
-            elif operation == LOOP:
-                position = len(program) - length_hint(steps)
-                if skipped := self._enter_loop(position, step):
-                    steps.__setstate__(position + skipped)
-            elif operation == AGAIN:
-                before, round_number, *rest = self.loops.pop()
-                self.loops.append((before, round_number + 1, *rest))
-                if not round_number:
-                    steps.__setstate__(len(program) - length_hint(steps) - step[1])
-            elif operation == LOOP_END:
-                self._leave_loop()
-            elif operation == DEFINE:
-                for token in self._tokens(step[1], step[2]):
-                    self._add(token, COMES_FROM, (), False)
-                    self._set(names[token], token)
-            elif operation == SKIP or (operation == ONCE and self.loops[-1][1]):
-                steps.__setstate__(len(program) - length_hint(steps) + step[1])
-            elif operation != ONCE:
-                raise BrokenRule
-
-    def _tokens(self, start: int, stop: int) -> Sequence[int]:
-        same = self.same
-        return [same.get(token, token) for token in range(start, stop)] if same else range(start, stop)
-
-    def _set(self, name: str, definitions: Definitions) -> None:
-        if self.journal is not None and name not in self.journal:
-            self.journal[name] = self.states.get(name)
-        self.states[name] = definitions
-
-    def _mark(self, definitions: Definitions) -> None:
-        stack = [definitions]
-        while stack:
-            part = stack.pop()
-            if type(part) is int:
-                self.marked[part] = 1
-            elif type(part) is frozenset:
-                for token in part:
-                    self.marked[token] = 1
-            elif not part.marked:
-                part.marked = True
-                stack.extend(part.parts)
-
-    def _add(self, token: int, relation: int, sources: tuple[str, ...], apart: bool) -> None:
-        key = token + token + relation
-        before = self.found.get(key)
-        if apart:
-            self.found[key] = self.order.extend(before, sources)
-        elif before is None:
-            self.found[key] = sources
-        else:
-            self.found[key] = self.order.join(before, sources)
-
-    def _assign(self, step: tuple) -> None:
-        _, start, stop, source, source_stop, relation, apart = step
-        names, found, journal, states = self.names, self.found, self.journal, self.states
-        sources = tuple(names[source:source_stop])
-        tokens: Sequence[int] = range(start, stop)
-        if self.same:
-            tokens = self._tokens(start, stop)
-        if sources and start < stop:
-            marked = self.marked
-            for token in self._tokens(source, source_stop) if self.same else range(source, source_stop):
-                marked[token] = 1
-            for token in tokens:
-                marked[token] = 1
-        apart = apart and len(sources) != 1
-        first = self.order.extend(None, sources) if apart and sources else sources
-        for token in tokens:
-            if sources or not apart:
-                key = token + token + relation
-                before = found.get(key)
-                if before is None:
-                    found[key] = first
-                elif apart:
-                    found[key] = self.order.extend(before, sources)
-                else:
-                    found[key] = self.order.join(before, sources)
-            name = names[token]
-            if journal is not None and name not in journal:
-                journal[name] = states.get(name)
-            states[name] = token
-
-    def _undo(self) -> dict[str, Definitions]:
-        """Takes back what the open side of a branch changed and returns it."""
-        changed, states = {}, self.states
-        for name, before in self.journal.items():
-            changed[name] = states[name]
-            if before is None:
-                del states[name]
-            else:
-                states[name] = before
-        return changed
-
-    def _join_sides(self, keep_base: bool) -> None:
-        outer, sides, _ = self.forks.pop()
-        if not sides:
-            states = self.states
-            for name, base in self.journal.items():
-                if keep_base and base is not None:
-                    states[name] = _join((states[name], base))
-                if outer is not None and name not in outer:
-                    outer[name] = base
-            self.journal = outer
-            return
-        main = self._undo()
-        self.journal = outer
-        base_of = self.states.get
-        sides.append(main)
-        for name in dict.fromkeys([name for side in sides for name in side]):
-            base = base_of(name)
-            parts = [side.get(name, base) for side in sides]
-            if keep_base:
-                parts.append(base)
-            self._set(name, _join([part for part in parts if part is not None]))
-
-    def _enter_loop(self, position: int, step: tuple) -> int:
-        """Opens a loop, or repeats what it gave before; returns how much of the program to skip."""
-        key = names = None
-        if len(self.loops) >= MEMORY_DEPTH:
-            names = tuple(dict.fromkeys(self.names[step[1] : step[2]]))
-            key = (position, *map(self.states.get, names))
-            if key in self.memory:
-                found, after = self.memory[key]
-                self._merge(found)
-                for name, definitions in after.items():
-                    self._set(name, definitions)
-                return step[3]
-        self.loops.append((self.found, 0, key, names))
-        self.found = {}
-        return 0
-
-    def _leave_loop(self) -> None:
-        before, _, key, names = self.loops.pop()
-        found, self.found = self.found, before
-        self._merge(found)
-        if key is not None:
-            self.memory[key] = found, {name: self.states[name] for name in names if name in self.states}
-
-    def _merge(self, found: Found) -> None:
-        mine, join = self.found, self.order.join
-        for key, sources in found.items():
-            if key in mine:
-                mine[key] = join(mine[key], sources)
-            else:
-                mine[key] = sources
-
-    def items(self) -> list[Item]:
-        """Every token that is an end of an edge, in order."""
-        names, marked = self.names, self.marked
-        assigned = self._assigned()
-        items = []
-        for token, (name, read) in enumerate(zip(names, self.read)):
-            if token in assigned:
-                if read == USED or marked[token]:
-                    relation, sources = assigned[token]
-                    if read == USED:
-                        sources = self.order.join(sources, (name,))
-                    items.append((token, name, relation, sources))
-            elif read == USED:
-                items.append((token, name, COMES_FROM, (name,)))
-            elif read and marked[token]:
-                items.append((token, name, COMES_FROM, ()))
-        return items
-
-    def edges(self) -> dict[Edge, int]:
-        """How often each edge occurs: what :func:`edges_of` makes of :meth:`items`, at a third of the cost."""
-        marked, join = self.marked, self.order.join
-        assigned = self._assigned()
-        variables: dict[str, int] = {}
-        uses: list[int] = []  # of each variable: edges from itself, which are most of all edges
-        counts: dict[Edge, int] = {}
-        for token, (name, read) in enumerate(zip(self.names, self.read)):
-            if token in assigned:
-                if read != USED and not marked[token]:
-                    continue
-                relation, sources = assigned[token]
-                if read == USED:
-                    sources = join(sources, (name,))
-            elif read == USED:
-                if name in variables:
-                    uses[variables[name]] += 1
-                else:
-                    variables[name] = len(uses)
-                    uses.append(1)
-                continue
-            elif read and marked[token]:
-                relation, sources = COMES_FROM, ()
-            else:
-                continue
-            for source in (*sources, name):
-                if source not in variables:
-                    variables[source] = len(uses)
-                    uses.append(0)
-            edge = (variables[name], relation, *[variables[source] for source in sources])
-            counts[edge] = counts.get(edge, 0) + 1
-        for variable, count in enumerate(uses):
-            if count:
-                edge = (variable, COMES_FROM, variable)
-                counts[edge] = counts.get(edge, 0) + count
-        return counts
-
-    def _assigned(self) -> dict[int, tuple[int, tuple[str, ...]]]:
-        """Token -> relation and sources; published: the later relation, the sources of both."""
-        assigned: dict[int, tuple[int, tuple[str, ...]]] = {}
-        for key, sources in self.found.items():
-            token = key >> 1
-            if token in assigned:
-                sources = self.order.join(assigned[token][1], sources)
-            assigned[token] = key & 1, sources
-        return assigned
-
-
-Item = tuple[int, str, int, tuple[str, ...]]
-"""Token, name, relation, source names."""
-
-
-def edges_of(items: Sequence[Item]) -> list[Edge]:
-    """The edge of every item, with the variables numbered in order of first sight, sources first."""
+def edges_of(items: Iterable[Item]) -> list[Edge]:
+    """The edge of every item, with the variables numbered in order of first sight, sources before targets."""
     variables: dict[str, int] = {}
-    number = variables.setdefault
     edges: list[Edge] = []
     for _, name, relation, sources in items:
-        if len(sources) == 1:
-            source = number(sources[0], len(variables))
-            edges.append((source if name == sources[0] else number(name, len(variables)), relation, source))
-        else:
-            numbers = [number(source, len(variables)) for source in sources]
-            edges.append((number(name, len(variables)), relation, *numbers))
+        numbers = [variables.setdefault(source, len(variables)) for source in sources]
+        edges.append((variables.setdefault(name, len(variables)), relation, *numbers))
     return edges
 
 
-def dataflow_edges(reading: Reading, order: NameOrder) -> dict[Edge, int]:
-    """How often each edge of a text occurs; none if a rule asks for a part that a node lacks."""
-    flow = Dataflow(reading, order)
-    try:
-        flow.run()
-    except BrokenRule:
-        return {}
-    return flow.edges()
+class Dataflow:
+    """Visits the tree of one text."""
+
+    def __init__(self, tokens: Sequence[Token], rules: Rules):
+        self.tokens = tokens
+        self.rules = rules
+        self.state: State = {}
+        self.found: Found = {}  # of assigned tokens; within a loop, of those assigned in it
+        self.used: dict[int, Names] = {}  # tokens that were read -> their own name if its value was known, else nothing
+        self.connected: set[int] = set()  # tokens that are an end of an edge
+        self.loops: dict[tuple, tuple[Found, State]] = {}  # (loop, state of its names before it) -> outcome
+
+    def items(self) -> list[Item]:
+        """What is known of each token that is an end of an edge: the last relation, and the sources of all."""
+        merged: dict[int, tuple[int, Names]] = {}
+        for (token, relation), sources in self.found.items():
+            if token in merged:
+                sources = join(merged[token][1], sources)
+            merged[token] = relation, sources
+        for token, sources in self.used.items():
+            if token not in merged:
+                merged[token] = COMES_FROM, sources
+            elif sources:
+                merged[token] = merged[token][0], join(merged[token][1], sources)
+        return [
+            Item(token, self.tokens[token].name, *merged[token]) for token in sorted(self.connected & merged.keys())
+        ]
+
+    def visit(self, node: SyntaxNode) -> Visit:
+        """Visits a node by the rule for its kind."""
+        rules, kind = self.rules, node.kind
+        if node.token is not None:
+            self._use(node.token)
+        elif node.is_leaf:
+            return
+        elif kind in rules.definitions:
+            yield self._define(node)
+        elif kind in rules.clauses:
+            yield self._assign_parts(node, node.child("left"), node.child(-1), together=True)
+        elif kind in rules.assignments:
+            yield self._assign(node)
+        elif kind in rules.increments:
+            self._set(self._tokens(node), self._tokens(node), COMPUTED_FROM)
+        elif kind in rules.branches:
+            yield self._branch(node)
+        elif kind in rules.loops:
+            yield self._loop(node)
+        else:
+            yield self._children(node)
+
+    def _children(self, node: SyntaxNode) -> Visit:
+        first = self.rules.clauses if node.kind in self.rules.clauses_first else ()
+        for child in sorted(node.children, key=lambda child: child.kind not in first) if first else node.children:
+            yield self.visit(child)
+
+    def _give_up(self, node: SyntaxNode) -> Visit:
+        """Visits a node that lacks a part that its rule needs."""
+        if not self.rules.lenient:
+            raise BrokenRuleError
+        yield self._children(node)
+
+    def _tokens(self, node: SyntaxNode) -> Sequence[Token]:
+        return self.tokens[node.first : node.stop]
+
+    def _use(self, token: Token) -> None:
+        definitions = self.state.get(token.name)
+        if definitions is not None:
+            self.used[token.number] = (token.name,)
+            self.connected |= {token.number, *definitions}
+        else:
+            self.used.setdefault(token.number, ())
+            if token.declares:
+                self.state[token.name] = frozenset((token.number,))
+
+    def _set(self, targets: Sequence[Token], sources: Sequence[Token], relation: int, together: bool = False) -> None:
+        """Every target takes its value from all sources, by one edge for each or by one edge for all ``together``."""
+        names = tuple(source.name for source in sources)
+        if targets and sources:
+            self.connected.update(token.number for token in (*targets, *sources))
+        for target in targets:
+            known = self.found.get((target.number, relation))
+            if names and not together:
+                self.found[target.number, relation] = extend(known, names)
+            elif together:
+                self.found[target.number, relation] = names if known is None else join(known, names)
+            self.state[target.name] = frozenset((target.number,))
+
+    def _define(self, node: SyntaxNode) -> Visit:
+        rule = self.rules.definitions[node.kind]
+        name, value = node.child(rule.name), node.child(rule.value)
+        count = len(node.children)
+        if (rule.children > 0 and count != rule.children) or count < -rule.children:
+            value = None
+        if name is None:
+            yield self._give_up(node)
+        elif value is None:
+            self._set(self._tokens(name), (), COMES_FROM, together=True)
+        else:
+            yield self.visit(value)
+            self._set(self._tokens(name), self._tokens(value), COMES_FROM)
+
+    def _assign(self, node: SyntaxNode) -> Visit:
+        left, right = node.child("left"), node.child("right")
+        positional = node.kind in self.rules.positional_assignments
+        if right is None and self.rules.tuple_assignments and not positional:
+            return  # an annotation without a value
+        if left is None or right is None:
+            yield self._give_up(node)
+        elif self.rules.compounds and any(_is_compound_operator(child.kind) for child in node.children):
+            yield self._children(node)
+            self._set(self._tokens(left), self.tokens[left.first : right.stop], COMPUTED_FROM)
+        elif positional:
+            yield self._assign_parts(node, node.child(0), node.child(-1), together=True)
+        elif self.rules.tuple_assignments:
+            yield self._assign_tuple(left, right)
+        else:
+            yield self._assign_parts(node, left, right, together=False)
+
+    def _assign_parts(
+        self, node: SyntaxNode, left: SyntaxNode | None, right: SyntaxNode | None, together: bool
+    ) -> Visit:
+        if left is None or right is None:
+            yield self._give_up(node)
+        else:
+            yield self.visit(right)
+            self._set(self._tokens(left), self._tokens(right), COMPUTED_FROM, together)
+
+    def _assign_tuple(self, left: SyntaxNode, right: SyntaxNode) -> Visit:
+        """Assigns part by part if both sides have as many, as in ``a, b = c, d``; else from side to side."""
+        kinds = self.rules.tuple_kinds
+        lefts, rights = ([part for part in side.children if part.kind != ","] for side in (left, right))
+        if not lefts or len(lefts) != len(rights) or (kinds is not None and not {left.kind, right.kind} <= kinds):
+            lefts, rights = [left], [right]
+        elif len(lefts) > 1 and (left.kind in STRINGS or right.kind in STRINGS):
+            raise BrokenRuleError  # the parts of a string are not tokens
+        lefts, rights = ([side] if side.kind in STRINGS else parts for side, parts in ((left, lefts), (right, rights)))
+        for part in rights:
+            yield self.visit(part)
+        for target, source in zip(lefts, rights):
+            self._set(self._tokens(target), self._tokens(source), COMPUTED_FROM, together=True)
+
+    def _branch(self, node: SyntaxNode) -> Visit:
+        rules = self.rules
+        has_else = rules.else_word in node.kind
+        before, ends = dict(self.state), []
+        aside = False
+        for child in node.children:
+            has_else = has_else or rules.else_word in child.kind
+            aside = child.kind in rules.alternatives or (aside and rules.sticky_branches)
+            if aside:
+                main, self.state = self.state, dict(before)
+                yield self.visit(child)
+                ends.append(self.state)
+                self.state = main
+            else:
+                yield self.visit(child)
+        if rules.base_survives == "always" or (rules.base_survives == "unless else" and not has_else):
+            ends.append(before)
+        for end in ends:
+            for name, definitions in end.items():
+                known = self.state.get(name, definitions)
+                self.state[name] = known if known is definitions else known | definitions
+
+    def _loop(self, node: SyntaxNode) -> Visit:
+        names = tuple(dict.fromkeys(token.name for token in self._tokens(node)))
+        key = (node, *map(self.state.get, names))
+        if key not in self.loops:
+            outside, self.found = self.found, {}
+            yield self._rounds(node)
+            self.loops[key] = self.found, {name: self.state[name] for name in names if name in self.state}
+            self.found = outside
+        found, state = self.loops[key]
+        for place, sources in found.items():
+            self.found[place] = join(self.found[place], sources) if place in self.found else sources
+        self.state.update(state)
+
+    def _rounds(self, node: SyntaxNode) -> Visit:
+        """Visits a loop twice, or the part of it that is repeated."""
+        kind, children = node.kind, node.children
+        if kind in self.rules.counted_loops:
+            yield self._counted_rounds(node)
+        elif kind in self.rules.foreach_loops:
+            yield self._foreach_rounds(node)
+        elif kind in self.rules.pattern_loops:
+            left, right = node.child("left"), node.child("right")
+            if left is None or right is None:
+                raise BrokenRuleError
+            for _ in range(2):
+                yield self._assign_tuple(left, right)
+                if children[-1].kind == "block":
+                    yield self.visit(children[-1])
+        else:
+            for _ in range(2):
+                yield self._children(node)
+
+    def _counted_rounds(self, node: SyntaxNode) -> Visit:
+        yield self._children(node)
+        kinds = [child.kind for child in node.children]
+        marker = self.rules.counted_loops[node.kind]
+        if marker not in kinds:
+            return
+        again = kinds.index(marker)
+        update = node.children[again].child(self.rules.update_field) if self.rules.update_field else None
+        if update is not None:
+            yield self.visit(update)
+        for child in node.children[again + 1 :]:
+            yield self.visit(child)
+
+    def _foreach_rounds(self, node: SyntaxNode) -> Visit:
+        rule = self.rules.foreach_loops[node.kind]
+        source, target, body = node.child(rule.source), node.child(rule.target), node.child(rule.body)
+        if rule.by_kind:
+            named = [child for child in node.children if child.kind == rule.by_kind]
+            source, target = named[:2] if len(named) > 1 else (None, None)
+        if source is None or target is None or body is None:
+            yield self._give_up(node)
+            return
+        for _ in range(2):
+            yield self.visit(source)
+            self._set(self._tokens(target), self._tokens(source), COMPUTED_FROM, self.rules.tuple_assignments)
+            yield self.visit(body)
+
+
+def _is_compound_operator(kind: str) -> bool:
+    return kind.endswith("=") and kind not in ("=", ":=")

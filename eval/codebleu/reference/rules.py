@@ -90,12 +90,9 @@ class Rules:
     lenient: bool = False
 
     @property
-    def special(self) -> frozenset[str]:
-        """All kinds that have a rule."""
-        return frozenset().union(
-            self.definitions, self.assignments, self.increments, self.branches, self.counted_loops, self.foreach_loops,
-            self.pattern_loops, self.repeated, self.clauses, self.clauses_first,
-        )  # fmt: skip
+    def loops(self) -> frozenset[str]:
+        """All kinds of loops."""
+        return frozenset().union(self.counted_loops, self.foreach_loops, self.pattern_loops, self.repeated)
 
 
 def _kinds(text: str) -> frozenset[str]:
@@ -129,7 +126,9 @@ REFERENCE_RULES: MappingProxyType[str, Rules] = MappingProxyType(
             pattern_loops=_kinds("for_statement"),
             repeated=_kinds("while_statement"),
             clauses=_kinds("for_in_clause"),
-            clauses_first=_kinds("list_comprehension set_comprehension dictionary_comprehension generator_expression"),
+            clauses_first=_kinds(
+                "list_comprehension set_comprehension dictionary_comprehension generator_expression ERROR"
+            ),
         ),
         "java": Rules(
             definitions=_map(variable_declarator=Definition("name", "value")),

@@ -1,272 +1,129 @@
-"""One walk over a syntax tree: subtrees as numbers, variable tokens, and the program that dataflow runs.
+"""Reads a syntax tree for mode ``reference``: subtrees as numbers, and the tokens that dataflow treats as variables.
 
-A subtree's number stands for the text that tree-sitter prints for it (named nodes and field names; no identifiers, no
-operators): equal numbers, equal text. Numbers are handed out bottom-up from the kinds, fields and numbers of the
-children (hash-consing), so a walk costs time in proportion to the tree, where printing every subtree would cost its
-depth times as much.
+The published metric compares subtrees by the text that tree-sitter prints for them: named nodes and field names, but no
+identifiers and no operators. Printing every subtree takes time in proportion to nodes times depth, so equal text is
+represented by equal numbers here, which are assigned bottom-up from the kind of a node and the numbers of its children.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Hashable
+from dataclasses import dataclass
 from itertools import count
 
-from tree_sitter import Language, Node, Tree
+from tree_sitter import Node, Tree
 
-from eval.codebleu.reference.instructions import Context, Program
-from eval.codebleu.reference.program import Opener, StringContext, contexts
-from eval.codebleu.reference.rules import Rules
+from eval.codebleu.grammar import STRINGS, SyntaxNode, Token, depth, syntax_nodes
 
-ERROR = 0xFFFF  # tree-sitter's kind of a node that it could not parse
-FIRST_NUMBER = ERROR + 1  # smaller numbers are those of the kinds themselves, without named children
-PRINTABLE_DEPTH = 2_000  # tree-sitter prints recursively; deeper trees are never printed
+MAX_PRINTED_DEPTH = 2_000  # tree-sitter prints recursively; deeper trees are never printed
 
-# What a kind of node means to the walk. PLAIN: an anonymous token whose text is the name of its kind. RULE: its
-# children are listed. Text that is broken or not ASCII is read with more care.
-PLAIN, IDENTIFIER, NAMED, COMMENT, CHECKED_IDENTIFIER, RULE, ANONYMOUS = range(7)
-
-# Anonymous tokens whose text can differ from their name (aliases of patterns, scanner tokens), from the grammars;
-# besides these: names with a space, preprocessor directives, and all words of PHP, which knows no letter case.
-_NOT_PLAIN = {
-    "javascript": frozenset(("?", "||")),
-    "typescript": frozenset(("?", "||")),
-    "rust": frozenset('"'),
-    "c_sharp": frozenset('"'),
-    "ruby": frozenset(("<<", "-", "**", "[", "*", "&", '"', "`", "%w(", ")", "%i(", ':"', "/")),
-}
-
-Numbers = defaultdict[tuple[int, ...] | str, int]
-"""Shape of a subtree, or its printed form -> its number."""
+Numbers = defaultdict[Hashable, int]
+"""What identifies the printed form of a subtree -> its number; looking up a new one assigns the next number."""
 
 
 def new_numbers() -> Numbers:
-    """No subtree has a number yet; asking for one hands it out."""
-    return defaultdict(count(FIRST_NUMBER).__next__)
+    """An empty table."""
+    return defaultdict(count().__next__)
 
 
-class Kinds:
-    """What every kind of node of one grammar means to the walk."""
-
-    def __init__(self, language: str, grammar: Language, rules: Rules):
-        count = grammar.node_kind_count
-        self.rules = rules
-        self.names: list[str] = [grammar.node_kind_for_id(kind) or "" for kind in range(count)]
-        self.names += ["ERROR"] * (ERROR + 1 - count)
-        self.fields = {grammar.field_name_for_id(number): number for number in range(1, grammar.field_count + 1)}
-        self.sides = frozenset((self.fields.get("left"), self.fields.get("right"))) - {None}
-        openers = contexts(rules)
-        self.openers: dict[int, Opener] = {}
-        odd = _NOT_PLAIN.get(language, frozenset())
-        self.careful = [NAMED] * (ERROR + 1)
-        self.fast = [NAMED] * (ERROR + 1)
-        for kind, name in enumerate(self.names[:count]):
-            if not grammar.node_kind_is_named(kind):
-                self.careful[kind] = ANONYMOUS
-                check = name in odd or " " in name or name[:1] in "#\n" or (language == "php" and name[:1].isalpha())
-                self.fast[kind] = ANONYMOUS if check else PLAIN
-                continue
-            meaning = {"identifier": IDENTIFIER, "comment": COMMENT}.get(name, NAMED)
-            if name in openers:
-                meaning = RULE
-                self.openers[kind] = openers[name]
-            self.fast[kind] = meaning
-            self.careful[kind] = CHECKED_IDENTIFIER if meaning == IDENTIFIER else meaning
-        self.broken = list(self.fast)
-        if rules.clauses:  # in broken text a clause may stand in an error, and is read before its neighbours there too
-            self.careful[ERROR] = self.broken[ERROR] = RULE
-            self.openers[ERROR] = openers[next(iter(rules.clauses_first))]
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class Reading:
-    """What one walk finds.
+    """What is read from the tree of one text.
 
     Attributes:
-        subtrees: number of every subtree, children before parents; the root's is last.
-        names: text of every variable token, in order.
-        program: what dataflow does with them.
-        same: tokens without width -> the last one at the same place, which stands for all of them.
-        printed: the tree has nodes that only its printed form shows.
+        root: the tree itself.
+        inner: the nodes whose subtrees count, children before parents: all with children, and the root.
+        subtrees: the number of the subtree of each of them.
+        tokens: the tokens that dataflow treats as variables.
+        is_numbered: False for the rare tree whose printed form shows more than the numbers know; its subtrees are
+            compared with those of other trees by :func:`printed_subtrees`.
     """
 
-    subtrees: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    program: Program = field(default_factory=list)
-    same: dict[int, int] = field(default_factory=dict)
-    printed: bool = False
+    root: SyntaxNode
+    inner: list[SyntaxNode]
+    subtrees: list[int]
+    tokens: list[Token]
+    is_numbered: bool
 
 
 def padded(text: str) -> str:
     """``text`` with each line as long in characters as it is in UTF-8 bytes.
 
-    The published metric cuts lines of characters at byte columns; cutting this text there, and leaving out the newlines
-    that are the padding, gives what it gets.
+    The published metric cuts lines of characters at byte columns. Cutting this text there, and leaving out newlines,
+    which serve as the padding, gives the same result.
     """
-    lines = text.split("\n")
-    return "\n".join([line if line.isascii() else line.ljust(len(line.encode()), "\n") for line in lines])
+    if text.isascii():
+        return text
+    return "\n".join(line.ljust(len(line.encode()), "\n") for line in text.split("\n"))
 
 
-def read_tree(tree: Tree, text: str, kinds: Kinds, numbers: Numbers) -> Reading:
-    """Walks ``tree``, the parse of ``text``; ``numbers`` (shared by all texts that are compared) names the subtrees."""
-    reading = Reading()
-    root = tree.root_node
-    broken = root.has_error
-    meanings = kinds.fast
-    missing = 0
-    if broken:
-        missing = count_missing(tree)
-        meanings = kinds.careful if missing else kinds.broken
-    if not text.isascii():
-        text, meanings = padded(text), kinds.careful
-    kind_names = kinds.names
-    subtrees, names, program = reading.subtrees, reading.names, reading.program
-    empty: dict[int, int] = {}
-    cursor = tree.walk()
-    down, right, up = cursor.goto_first_child, cursor.goto_next_sibling, cursor.goto_parent
-    stack: list[tuple[list[int], Context | None]] = []
-    push, pop, add_subtree, add_name, add_step = stack.append, stack.pop, subtrees.append, names.append, program.append
-    # The open node's kind and the numbers of its children; a field is a negative number before its child.
-    shape: list[int] = []
-    context: Context | None = None  # of the open node, if it wants to know its children
-    inner: Context | None = None
-    while True:
-        node = cursor.node
-        kind = node.kind_id
-        meaning = meanings[kind]
-        if context is not None and context.lists:
-            field_number = cursor.field_id
-            inner = context.begin(kind, field_number, len(names), program) if context.asks else None
-            context.children.append((kind, field_number, len(names), len(program), inner))
-        if meaning:
-            field_number = cursor.field_id
-            if field_number:
-                shape.append(-field_number)
-            if down():
-                push((shape, context))
-                shape = [kind]
-                if meaning >= RULE:
-                    context = _open(kinds, node, kind, meaning, len(names), program, inner)
-                else:
-                    context = inner
-                inner = None
-                continue
-            name = text[node.start_byte : node.end_byte]
-            shape.append(kind)
-            if meaning == IDENTIFIER:
-                if name != "identifier":
-                    add_step(len(names))
-                    add_name(name)
-            else:
-                if "\n" in name:
-                    name = name.replace("\n", "")
-                if meaning == ANONYMOUS:
-                    del shape[-2 if field_number else -1 :]
-                if broken and (kind == ERROR or not name):
-                    printed = print_leaf(node, meaning == ANONYMOUS, kind_names[kind])
-                    missing -= printed.startswith("(MISSING")
-                    if printed:
-                        if meaning != ANONYMOUS:
-                            del shape[-1]
-                        elif field_number:
-                            shape.append(-field_number)
-                        shape.append(numbers[printed])
-                if meaning != COMMENT and name != kind_names[kind]:
-                    if not name and node.start_byte == node.end_byte:
-                        empty[len(names)] = node.start_byte
-                    add_step(len(names) if meaning == CHECKED_IDENTIFIER else ~len(names))
-                    add_name(name)
-        while not right():
-            if not up():
-                if not subtrees:
-                    subtrees.append(root.kind_id)
-                reading.printed = (reading.printed or missing != 0) and is_printable(tree)
-                last = {place: token for token, place in empty.items()}
-                reading.same = {token: last[place] for token, place in empty.items() if last[place] != token}
-                return reading
-            number = numbers[tuple(shape)] if len(shape) > 1 else shape[0]
-            if context is not None:
-                inner = None
-                context.close(len(names), program)
-                if type(context) is StringContext:
-                    token = context.first_token
-                    del program[context.first_step :], names[token:]
-                    empty = {i: place for i, place in empty.items() if i < token} if empty else empty
-                    add_step(~token)
-                    add_name(context.text(text))
-                elif type(context) is AnonymousContext:
-                    reading.printed |= len(shape) > 1
-                    add_subtree(numbers[str(context.node)])
-                    shape, context = pop()
-                    if shape[-1] < 0:
-                        del shape[-1]
-                    continue
-            add_subtree(number)
-            shape, context = pop()
-            shape.append(number)
+def read_tree(tree: Tree, text: str, numbers: Numbers) -> Reading:
+    """Reads ``tree``, the parse of ``text``; all texts that are compared share ``numbers``."""
+    source = padded(text)
+    nodes = syntax_nodes(tree)
+    inner: list[SyntaxNode] = []
+    subtrees: list[int] = []
+    tokens: list[Token] = []
+    shown_missing, is_numbered = 0, True
+    for node in nodes:
+        node.first = node.children[0].first if node.children else len(tokens)
+        name = source[node.node.start_byte : node.node.end_byte].replace("\n", "")
+        if node.kind in STRINGS and node.children:
+            del tokens[node.first :]
+            _add_token(node, name, tokens)
+        elif node.is_leaf and node.kind != "comment" and name != node.kind:
+            _add_token(node, name, tokens)
+        node.stop = len(tokens)
+
+        if node.node.is_named:
+            node.subtree = numbers[_printed(node)]
+            shown_missing += node.node.is_missing
+        elif node.node.is_missing:
+            node.subtree = numbers[str(node.node)]
+            shown_missing += 1
+        elif any(child.subtree is not None for child in node.children):
+            is_numbered = False  # in print, the parent of an anonymous node shows that node's named children
+        if not node.is_leaf or node is nodes[-1]:
+            inner.append(node)
+            subtrees.append(numbers[str(node.node)] if node.subtree is None else node.subtree)
+    if is_numbered and tree.root_node.has_error:
+        is_numbered = count_missing(tree) == shown_missing
+    return Reading(nodes[-1], inner, subtrees, tokens, is_numbered or not is_printable(tree))
 
 
-class AnonymousContext(Context):
-    """An anonymous node with children, such as Python's ``not in``: no part of what its parent prints."""
-
-    __slots__ = ("node",)
-
-    lists = False
-
-
-def _open(
-    kinds: Kinds, node: Node, kind: int, meaning: int, token: int, program: Program, inner: Context | None
-) -> Context:
-    if meaning == ANONYMOUS:
-        context: Context = AnonymousContext(kind, kinds, token, program)
-        context.node = node
-    else:
-        context = kinds.openers[kind](kind, kinds, token, program)
-        if type(context) is StringContext:
-            context.span = slice(node.start_byte, node.end_byte)
-            context.lists = inner is not None
-    context.parts_of = inner
-    return context
+def _add_token(node: SyntaxNode, name: str, tokens: list[Token]) -> None:
+    start, end = node.node.start_byte, node.node.end_byte
+    number = len(tokens)
+    if start == end and tokens and tokens[-1].start == tokens[-1].end == start:
+        number = tokens[-1].number  # the parser may add several tokens at one place; they count as one
+    node.token = Token(number, name, node.kind == "identifier", start, end)
+    tokens.append(node.token)
 
 
-def print_leaf(node: Node, is_anonymous: bool, name: str) -> str:
-    """What a leaf of broken text looks like in print, if that is more than its kind."""
-    if node.is_missing:
-        return f"(MISSING {is_anonymous} {name})"
-    printed = str(node) if node.kind_id == ERROR else ""
-    return "" if printed == "(ERROR)" else printed
+def _printed(node: SyntaxNode) -> Hashable:
+    """What identifies the printed form of a named node."""
+    children = [(child.field, child.subtree) for child in node.children if child.subtree is not None]
+    if children:
+        return (node.kind, *children)
+    return str(node.node) if node.is_leaf else f"({node.kind})"
 
 
 def count_missing(tree: Tree) -> int:
-    """Missing nodes that the printed tree shows; 1 for a tree too deep to be printed."""
+    """Number of missing nodes that the printed tree shows; 1 for a tree too deep to print."""
     return str(tree.root_node).count("(MISSING ") if is_printable(tree) else 1
 
 
 def is_printable(tree: Tree) -> bool:
-    """Whether the tree is flat enough to be printed."""
-    return tree.root_node.descendant_count < PRINTABLE_DEPTH or depth(tree) < PRINTABLE_DEPTH
-
-
-def depth(tree: Tree, leaves: frozenset[str] = frozenset()) -> int:
-    """Levels of the tree, the root being one; nodes of the kinds ``leaves`` are not entered."""
-    cursor = tree.walk()
-    level = deepest = 1
-    while True:
-        if (not leaves or cursor.node.type not in leaves) and cursor.goto_first_child():
-            level += 1
-            deepest = max(deepest, level)
-            continue
-        while not cursor.goto_next_sibling():
-            if not cursor.goto_parent():
-                return deepest
-            level -= 1
+    """Whether the tree is shallow enough to print."""
+    return tree.root_node.descendant_count < MAX_PRINTED_DEPTH or depth(tree) < MAX_PRINTED_DEPTH
 
 
 def printed_subtrees(root: Node) -> list[str]:
-    """The printed form of every subtree, as slow as it sounds: for the rare tree that the walk cannot number."""
+    """The printed form of every subtree that counts, children before parents; takes time O(nodes x depth)."""
     printed, stack = [], [root]
     while stack:
         node = stack.pop()
         printed.append(str(node))
         stack.extend(child for child in node.children if child.child_count)
-    return printed
+    return printed[::-1]
