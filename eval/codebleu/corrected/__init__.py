@@ -1,4 +1,4 @@
-"""Mode ``corrected``: CodeBLEU as its paper means it."""
+"""Mode ``corrected``: CodeBLEU as its paper describes it, with known faults fixed."""
 
 from eval.codebleu.corrected.scorer import CorrectedScorer, corrected_score
 

@@ -1,27 +1,26 @@
-"""Mode ``corrected``: CodeBLEU as its paper means it, with the faults that users of its implementations report mended.
+"""Mode ``corrected``: CodeBLEU as its paper describes it, with the faults that users reported fixed.
 
-1. **No dataflow is not perfect dataflow.** A part of which the references have nothing (no edge, no token) is left out
-   and the weights of the others are scaled up to sum to 1; a true mismatch counts 0. (Published: 0 counts as 1.)
-2. **The weighted n-gram match is a precision** like BLEU's, with keywords five times as heavy, and its brevity penalty
-   compares real lengths. (Published: a recall whose references all have length 2.)
+1. **No dataflow is not perfect dataflow.** A part that the references lack (no edge, no token) is left out, and the
+   other weights are scaled to sum to 1; a true mismatch counts 0. (Published: 0 counts as 1.)
+2. **The weighted n-gram match is a precision** like BLEU's, in which keywords weigh five times as much, and its brevity
+   penalty compares actual lengths. (Published: a recall whose references all have length 2.)
 3. **Short code can be perfect.** N-gram orders longer than the code are left out, so identical texts score 1.
-   (Published: they count as 0 of 1, ``x = 1`` against itself gives 0.76.)
+   (Published: they count as 0 of 1; ``x = 1`` against itself scores 0.76.)
 4. **The best of several references counts.** (Published: the weighted, syntax and dataflow parts sum over all of them,
-   so one more reference lowers the score.)
+   so another reference lowers the score.)
 5. **Subtrees match one to one**, so a statement written once matches once. (Published: membership, so one statement
    matches four equal ones.)
-6. **Operators are visible**: ``a + b`` and ``a - b`` are different subtrees, and so are ``static`` and none.
-7. **Comments and docstrings are left out by the parse tree**, in all four parts and all languages, Ruby and PHP's ``#``
-   included, so nothing within a literal is mistaken for a comment. (Published: regular expressions; not at all in Ruby,
-   not in the n-gram parts.)
-8. **Tokens come from the parse tree**, so ``a+b`` and ``a + b`` are the same. (Published: split at whitespace.)
-9. **Positions are bytes throughout**, so names are right after a non-ASCII character on the line.
-10. **Every language has rules of dataflow for its own grammar**: C and C++ no longer borrow those of C#, JavaScript
-    knows plain assignment, Go ``:=``, Rust ``let``, Python ``:=``, ``as`` and tuples, and ``x += y`` takes its value
-    from ``x`` too. A node that lacks a part is read as it is. (Published: one such node, and the text has no dataflow.)
-11. **Edges are compared by name** once renamed local variables are matched by what stands around them, so one more
-    variable does not rename all that follow, and the order in which a set lists its elements plays no role.
-    A renamed local variable is no difference in any part; a wrong one is.
+6. **Operators count**: ``a + b`` and ``a - b`` are different subtrees, as are declarations with and without ``static``.
+7. **Comments and docstrings are found in the parse tree**, for all four parts and in all languages, so nothing within a
+   literal is mistaken for a comment. (Published: by regular expressions; not in Ruby, not in the n-gram parts.)
+8. **Tokens come from the parse tree**, so ``a+b`` and ``a + b`` are equal. (Published: split at whitespace.)
+9. **Positions are bytes throughout**, so names are correct after a non-ASCII character.
+10. **Every language has dataflow rules for its own grammar**: C and C++ no longer use those of C#, JavaScript has plain
+    assignment, Go ``:=``, Rust ``let``, Python ``:=``, ``as`` and tuples, and ``x += y`` also takes its value from
+    ``x``. A node that lacks a part is read without its rule. (Published: one such node, and the text has no dataflow.)
+11. **Edges are compared by name**, once renamed local variables are matched by their context. So one more variable does
+    not rename all that follow, and the order in which a set lists its elements does not matter. A renamed local
+    variable makes no difference in any part; a wrong one does.
 12. **TypeScript** can be scored.
 
 The parts remain those of the paper (Ren et al. 2020), and so do the weights.
@@ -69,7 +68,7 @@ class CorrectedScorer:
         return self._texts[text]
 
     def count(self, references: Sequence[str], hypothesis: str) -> Counts:
-        """Counts of one hypothesis against the reference that it is most like.
+        """Counts of one hypothesis against the reference that it matches best.
 
         Raises:
             CodeBLEUError: no reference, or a text that is not valid Unicode.
@@ -114,7 +113,7 @@ class CorrectedScorer:
 
 
 def renamed_words(reading: CorrectedReading, partners: dict[str, str]) -> list[str]:
-    """The words with the local variables named as their partners are."""
+    """The words, with local variables renamed to their partners."""
     if not partners:
         return reading.words
     pairs = zip(reading.words, reading.variables)
@@ -122,7 +121,7 @@ def renamed_words(reading: CorrectedReading, partners: dict[str, str]) -> list[s
 
 
 def renamed_edges(edges: Counter[NamedEdge], partners: dict[str, str]) -> Counter[NamedEdge]:
-    """The edges with the local variables named as their partners are."""
+    """The edges, with local variables renamed to their partners."""
     if not partners:
         return edges
     renamed: Counter[NamedEdge] = Counter()
@@ -132,7 +131,7 @@ def renamed_edges(edges: Counter[NamedEdge], partners: dict[str, str]) -> Counte
 
 
 def corrected_score(counts: Counts, weights: Weights) -> CodeBLEUScore:
-    """The score of mode ``corrected``; parts of which the references have nothing do not count.
+    """The score of mode ``corrected``; parts that the references lack do not count.
 
     Raises:
         CodeBLEUError: the weights do not sum to 1.
@@ -146,10 +145,10 @@ def corrected_score(counts: Counts, weights: Weights) -> CodeBLEUScore:
     parts.append(counts.syntax_matches / counts.subtrees if counts.subtrees else 0.0)
     parts.append(counts.dataflow_matches / counts.edges if counts.edges else 0.0)
     known = [counts.reference_length > 0] * 2 + [counts.subtrees > 0, counts.edges > 0]
-    if not any(known):  # no reference has any code
+    if not any(known):  # the references have no code
         return CodeBLEUScore(float(counts.hypothesis_length == 0), *parts)
     mass = sum(weight for weight, is_known in zip(weights, known) if is_known)
-    used = weights if mass else [1.0] * 4  # all the weight is on parts that do not count
+    used = weights if mass else [1.0] * 4  # all weight is on parts that do not count
     mass = mass or float(sum(known))
     total = sum(weight * part for weight, part, is_known in zip(used, parts, known) if is_known)
     return CodeBLEUScore(min(1.0, total / mass), *parts)

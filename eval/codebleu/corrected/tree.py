@@ -1,7 +1,7 @@
 """Reads a syntax tree for mode ``corrected``: tokens, subtrees with their operators, variables, dataflow.
 
-Nothing is removed from the text before it is parsed: comments and docstrings are nodes that are left out, so every
-position is right and no literal is mistaken for a comment.
+Nothing is removed from the text before it is parsed. Comments and docstrings are nodes that are skipped, so positions
+are correct and no literal is mistaken for a comment.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NamedEdge = tuple[str, int, str]
 
 @dataclass
 class CorrectedReading:
-    """What is read from one text, comments and docstrings left out.
+    """What is read from one text, without comments and docstrings.
 
     Attributes:
         subtrees: the number of every subtree, operators included, children before parents.

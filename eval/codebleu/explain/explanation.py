@@ -1,4 +1,4 @@
-"""Why a score is what it is: what of the reference the hypothesis lacks, and where."""
+"""Explains a score: what the hypothesis lacks of the reference, and where."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from eval.codebleu.counts import EQUAL_WEIGHTS, CodeBLEUScore, Counts, Weights, 
 from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.keywords import KEYWORDS
 from eval.codebleu.languages import find_language
-from eval.codebleu.ngrams import ORDERS
+from eval.codebleu.ngrams import ORDERS, count_ngrams
 from eval.codebleu.reference.dataflow import RELATIONS, edges_of
 from eval.codebleu.reference.reader import Reader
 from eval.codebleu.reference.scorer import Scorer
 from eval.codebleu.reference.tree import printed_subtrees, read_tree
 from eval.codebleu.score import MODES, Mode
 
-MAX_SNIPPET = 60  # characters shown of the text of a subtree
+MAX_SNIPPET = 60  # characters of the text of a subtree that are shown
 
 Span = tuple[str, int, int]
 """What it is, and its bytes (from, to)."""
@@ -43,13 +43,13 @@ class Explanation:
     Attributes:
         score: of this pair alone.
         reference, hypothesis: the texts as they are parsed, in mode ``reference`` without comments.
-        ngrams: order -> (n-gram, how often it is missed), the most often missed first.
+        ngrams: order -> (n-gram, how often it is missed), most often missed first.
         subtrees: subtrees of the reference that the hypothesis lacks, in the order of the text.
-        innermost: those of them that hold no other one.
-        edges: dataflow edges that it lacks.
-        added: subtrees of the hypothesis that the reference lacks and that hold no other such one.
-        totals: what there was to find: n-grams of order 1 to 4, subtrees, edges.
-        partners: in mode ``corrected``, renamed variables of the hypothesis and their names in the reference.
+        innermost: those of them that contain no other one.
+        edges: dataflow edges of the reference that the hypothesis lacks.
+        added: subtrees of the hypothesis that the reference lacks, and that contain no other such one.
+        totals: number of n-grams of order 1 to 4, subtrees and edges of the reference.
+        partners: in mode ``corrected``, renamed variables of the hypothesis -> their names in the reference.
     """
 
     language: str
@@ -142,15 +142,15 @@ def _explain_corrected(language: str, reference: str, hypothesis: str, weights: 
     return _explanation(language, "corrected", score, counts, (ours, theirs), (missed, added), partners)
 
 
-def _beyond(items: Sequence[Hashable], places: Sequence[tuple], others: Iterable[Hashable]) -> list[tuple]:
-    """Places of the items that occur more often than among ``others``; of equal ones the last."""
+def _beyond(items: Sequence[Hashable], spans: Sequence[Span], others: Iterable[Hashable]) -> list[Span]:
+    """Spans of the items that occur more often than in ``others``; of equal items, the last ones."""
     left = Counter(others)
     found = []
-    for item, place in zip(items, places):
+    for item, span in zip(items, spans):
         if left[item]:
             left[item] -= 1
         else:
-            found.append(place)
+            found.append(span)
     return found
 
 
@@ -160,16 +160,15 @@ def _explanation(
     score: CodeBLEUScore,
     counts: Counts,
     sides: tuple[_Side, _Side],
-    spans: tuple[list[tuple], list[tuple]],
+    spans: tuple[list[Span], list[Span]],
     partners: dict[str, str],
 ) -> Explanation:
     ours, theirs = sides
     ngrams = {}
-    for order in range(1, ORDERS + 1):
-        meant, said = (Counter(zip(*[side.tokens[i:] for i in range(order)])) for side in sides)
+    for order, (meant, said) in enumerate(zip(count_ngrams(ours.tokens), count_ngrams(theirs.tokens)), start=1):
         ngrams[order] = sorted((meant - said).items(), key=lambda item: (-item[1], item[0]))
-    subtrees = [_missed(ours.text, *place) for place in sorted(spans[0], key=lambda p: (p[1], -p[2]))]
-    added = [_missed(theirs.text, *place) for place in sorted(spans[1], key=lambda p: (p[1], -p[2]))]
+    subtrees = [_missed(ours.text, *span) for span in sorted(spans[0], key=lambda s: (s[1], -s[2]))]
+    added = [_missed(theirs.text, *span) for span in sorted(spans[1], key=lambda s: (s[1], -s[2]))]
     edges = [
         Missed(words, _line(ours.text, start), start, end)
         for words, start, end in _beyond(ours.edges, ours.edge_spans, theirs.edges)
@@ -202,7 +201,7 @@ def _missed(text: str, kind: str, start: int, end: int) -> Missed:
 
 
 def _innermost(missed: list[Missed]) -> list[Missed]:
-    """Those that hold no other one; ``missed`` is in the order of the text, outer ones first."""
+    """Those that contain no other one; ``missed`` is in the order of the text, outer ones first."""
     return [
         one
         for i, one in enumerate(missed)

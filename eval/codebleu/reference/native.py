@@ -26,7 +26,7 @@ from eval.codebleu.reference.tree import count_missing, is_printable, padded
 if TYPE_CHECKING:
     from eval.codebleu._native import Reader as NativeReader
 
-VERSION = 1  # of the arguments of the extension; equal to NATIVE_VERSION in csrc/native.h
+VERSION = 2  # of the arguments of the extension; equal to NATIVE_VERSION in csrc/native.h
 SWITCH = "CODEBLEU_NATIVE"
 
 # What follows is as in csrc/native.h.
@@ -115,20 +115,19 @@ def _spec(language: str) -> tuple[Any, ...]:
     same_name = array("i", [first.setdefault(name, kind) for kind, name in enumerate(names)])
     flags_of = {name: _flags(name, rules) for name in first}
     found: dict[tuple[int, ...], int] = {}
-    fast, broken, careful, rule_of = (bytearray([NAMED]) * (ERROR + 1) for _ in range(4))
+    fast, careful, rule_of = bytearray([NAMED]) * (ERROR + 1), bytearray([NAMED]) * (ERROR + 1), bytearray(ERROR + 1)
     for kind, name in enumerate(names):
-        rule_of[kind] = 0
         if kind < count and not grammar.node_kind_is_named(kind):
-            fast[kind] = broken[kind] = PLAIN if _is_plain(name, language) else ANONYMOUS
+            fast[kind] = PLAIN if _is_plain(name, language) else ANONYMOUS
             careful[kind] = ANONYMOUS
         elif opener := _opener(name, rules):
             rule_of[kind] = found.setdefault(_rule(opener, name, rules, fields, first), len(found))
-            fast[kind] = broken[kind] = careful[kind] = RULE
+            fast[kind] = careful[kind] = RULE
         elif name in ("identifier", "comment"):
-            fast[kind] = broken[kind] = IDENTIFIER if name == "identifier" else COMMENT
+            fast[kind] = IDENTIFIER if name == "identifier" else COMMENT
             careful[kind] = CHECKED_IDENTIFIER if name == "identifier" else COMMENT
     comments = {"ruby": 0, "python": 2}.get(language, 1)
-    tables = [bytes(table) for table in (fast, broken, careful, [flags_of[name] for name in names], rule_of)]
+    tables = [bytes(table) for table in (fast, careful, [flags_of[name] for name in names], rule_of)]
     update = fields.get(rules.update_field, 0) if rules.update_field else 0
     return (
         tuple(names), *tables, same_name.tobytes(), tuple(found), fields.get("left", -1), fields.get("right", -1),
@@ -201,7 +200,7 @@ def _rule(
 def _lists_sets_alike(module: ModuleType) -> bool:
     """Compares the order of names in C with what this interpreter's own sets give."""
     empty = bytes(ERROR + 1)
-    spec = (("",) * (ERROR + 1), *[empty] * 5, bytes(4 * (ERROR + 1)), ((0,) * 8,), -1, -1, 0, 0, 0, 0, 0)
+    spec = (("",) * (ERROR + 1), *[empty] * 4, bytes(4 * (ERROR + 1)), ((0,) * 8,), -1, -1, 0, 0, 0, 0, 0)
     reader = module.Reader(spec, (), *[_unused] * 6)
     draw = random.Random(0)
     for count in (0, 1, 2, 3, 4, 5, 8, 13, 20, 40, 90, 400):

@@ -202,13 +202,13 @@ def test_another_order_of_sets_is_noticed(monkeypatch):
 def test_readings_belong_to_their_reader():
     scorer, other = Scorer("python"), Scorer("python")
     reading = scorer.native.read("x = 1")
-    with pytest.raises(ValueError, match="none of this reader's"):
+    with pytest.raises(ValueError, match="not from this reader"):
         scorer.native.forget() or scorer.native.count((reading,), reading)
     for arguments in ((), ((reading,),), ([reading], reading), ((reading,), None), ((None,), reading)):
         with pytest.raises((TypeError, ValueError)):
             other.native.count(*arguments)
     foreign = other.native.read("y = 2")
-    with pytest.raises(ValueError, match="none of this reader's"):
+    with pytest.raises(ValueError, match="not from this reader"):
         scorer.native.count((scorer.native.read("x = 1"),), foreign)
     with pytest.raises(TypeError):
         scorer.native.read(b"x = 1")
