@@ -1,20 +1,13 @@
 """CodeBLEU's C extension; everything else about the package is in pyproject.toml."""
 
-import hashlib
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
 
 SOURCES = sorted(Path("eval/codebleu/csrc").glob("*.[ch]"))
-
-
-def sources_digest() -> str:
-    """As in eval/codebleu/native.py, which refuses a module that was built from other sources."""
-    digest = hashlib.sha256()
-    for path in SOURCES:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
+# The extension is loaded only if it was built from the sources that lie beside it.
+DIGEST = runpy.run_path("eval/codebleu/csrc_digest.py")["sources_digest"]()
 
 setup(
     ext_modules=[
@@ -22,7 +15,7 @@ setup(
             "eval.codebleu._native",
             [str(path) for path in SOURCES if path.suffix == ".c"],
             depends=[str(path) for path in SOURCES],
-            define_macros=[("SOURCES", f'"{sources_digest()}"')],
+            define_macros=[("SOURCES", f'"{DIGEST}"')],
             extra_compile_args=["-O2", "-std=c11"],
             optional=True,  # without a compiler everything works, and CodeBLEU is slower
         )

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from checkpoints.cli import ArgumentParser, run
 from eval.codebleu import CodeBLEUError
+from eval.codebleu.bench.variants import Variant, VariantMaker
 from eval.codebleu.counts import EQUAL_WEIGHTS
 from eval.codebleu.score import MODES, Mode, make_scorer, score_of
-from eval.codebleu.variants import Variant, VariantMaker
 from eval.execution.programs import missing_tools, run_many
 from moe.data.synthetic import LANGUAGES, generate_pairs
 from moe.errors import UserError

@@ -1,11 +1,11 @@
-"""The rules of mode ``corrected``: dataflow as today's grammars write it, and which names are local variables."""
+"""The rules of mode ``corrected``: dataflow in terms of today's grammars, and which names are local variables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from eval.codebleu.dataflow_rules import Definition, ForEach, Rules
+from eval.codebleu.reference.rules import Definition, ForEach, Rules
 
 
 def _kinds(text: str) -> frozenset[str]:
@@ -208,7 +208,7 @@ BINDERS: Mapping[str, frozenset[str | None]] = MappingProxyType(
         }.items()
     }
 )
-"""Kind of node -> fields whose names it introduces or assigns; None stands for children without a field."""
+"""Kind of node -> fields in which it introduces or assigns names; None stands for children without a field."""
 
 PATTERNS = _kinds(
     "pattern_list tuple_pattern list_pattern list_splat_pattern dictionary_splat_pattern as_pattern_target "
@@ -216,12 +216,12 @@ PATTERNS = _kinds(
     "expression_list tuple_struct_pattern slice_pattern mut_pattern ref_pattern left_assignment_list variable_name "
     "list_literal destructured_left_assignment"
 )
-"""Nodes that hand on to their children that they are introduced or assigned."""
+"""Nodes whose children are introduced or assigned when they are."""
 
 VARIABLES = _kinds("identifier name shorthand_property_identifier_pattern shorthand_property_identifier")
 """Kinds of leaves that can be variables."""
 
-MEMBERS: frozenset[tuple[str, str]] = frozenset(
+MEMBERS: frozenset[tuple[str, str | None]] = frozenset(
     {
         ("attribute", "attribute"),
         ("keyword_argument", "name"),
@@ -240,4 +240,4 @@ MEMBERS: frozenset[tuple[str, str]] = frozenset(
         ("local_function_statement", "name"),
     }
 )
-"""(kind of parent, field) of names that are no variables: members, functions, names of arguments."""
+"""(kind of parent, field) of names that are not variables: members, functions, names of arguments."""

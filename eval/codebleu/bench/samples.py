@@ -1,4 +1,4 @@
-"""Pieces of code for the benchmark, where no file of pairs is given."""
+"""Sample code for the benchmark when no file of pairs is given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An explanation in the terminal: both texts side by side, then what is missed."""
+"""Shows an explanation in the terminal: both texts side by side, then what is missed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from eval.codebleu.explain import Explanation, Missed
+from eval.codebleu.explain.explanation import Explanation, Missed
 
 MISSED, ADDED = "bold red", "bold yellow"
-LONGEST_LIST = 20
+MAX_LISTED = 20
 
 
 def marked_text(text: str, places: Iterable[Missed], style: str) -> Text:
-    """The text with line numbers; the bytes of ``places`` in ``style``."""
+    """The text with line numbers, and the bytes of ``places`` in ``style``."""
     source = text.encode()
     styles = bytearray(len(source))
     for place in places:
@@ -38,7 +38,7 @@ def marked_text(text: str, places: Iterable[Missed], style: str) -> Text:
 
 
 def summary(explanation: Explanation) -> list[tuple[str, float, str]]:
-    """(part, score, what was found) for each part."""
+    """(part, score, what was found) for the score and each of its parts."""
     score, totals = explanation.score, explanation.totals
     found = [total - sum(count for _, count in explanation.ngrams[order]) for order, total in enumerate(totals[:4], 1)]
     grams = ", ".join(f"{n} of {total}" for n, total in zip(found, totals[:4]))
@@ -56,7 +56,7 @@ def summary(explanation: Explanation) -> list[tuple[str, float, str]]:
 
 
 def write_text(explanation: Explanation, file: TextIO, width: int | None = None) -> None:
-    """Writes the explanation; in colour where ``file`` is a terminal."""
+    """Writes the explanation, in color if ``file`` is a terminal."""
     console = Console(file=file, width=width, highlight=False)
     parts = Table(box=None, show_header=False)
     for name, score, found in summary(explanation):
@@ -82,7 +82,7 @@ def write_text(explanation: Explanation, file: TextIO, width: int | None = None)
 
 def _list(console: Console, title: str, lines: list[str]) -> None:
     console.print(Text(f"{title}: {len(lines) or 'none'}", "bold"))
-    for line in lines[:LONGEST_LIST]:
+    for line in lines[:MAX_LISTED]:
         console.print(Text("  " + line))
-    if len(lines) > LONGEST_LIST:
-        console.print(Text(f"  and {len(lines) - LONGEST_LIST} more"))
+    if len(lines) > MAX_LISTED:
+        console.print(Text(f"  and {len(lines) - MAX_LISTED} more"))

@@ -1,7 +1,7 @@
-"""Variants of a piece of code that keep its meaning, and variants that most likely break it.
+"""Variants of a piece of code: some keep its meaning, others most likely break it.
 
-Places are found in the syntax tree, so the variants are well formed; whether a variant really keeps or breaks the
-meaning is for tests to say.
+Variants are made from the syntax tree, so they are well formed; whether one really keeps or breaks the meaning has to
+be tested.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from types import MappingProxyType
 
 from tree_sitter import Node, Parser
 
-from eval.codebleu.corrected import CorrectedScorer
-from eval.codebleu.corrected_rules import MEMBERS, VARIABLES
-from eval.codebleu.languages import load_grammar
+from eval.codebleu.corrected.rules import MEMBERS, VARIABLES
+from eval.codebleu.corrected.scorer import CorrectedScorer
+from eval.codebleu.grammar import load_grammar
 
 _BLOCKS = frozenset(("block", "statement_block", "compound_statement"))
 _JUMPS = frozenset(("return_statement", "break_statement", "continue_statement", "throw_statement", "raise_statement"))
@@ -32,7 +32,7 @@ _REMARKS = tuple("keep this simple|the usual case first|see above|now the rest|n
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant: what was done and the new text."""
+    """One variant: the kind of change, and the new text."""
 
     kind: str
     text: str
@@ -48,11 +48,11 @@ class VariantMaker:
         self._random = random.Random(seed)
 
     def keeping(self, text: str) -> Iterator[Variant]:
-        """Renamed variables, reordered statements, comments: one of each that is possible."""
+        """Yields one variant of each possible kind: renamed variables, reordered statements, comments."""
         yield from self._make(text, renamed=self._rename, reordered=self._reorder, commented=self._comment)
 
     def breaking(self, text: str) -> Iterator[Variant]:
-        """A wrong operator, a wrong variable, a dropped statement: one of each that is possible."""
+        """Yields one variant of each possible kind: a wrong operator, a wrong variable, a dropped statement."""
         yield from self._make(text, operator=self._wrong_operator, variable=self._wrong_variable, dropped=self._drop)
 
     def _make(self, text: str, **makers: Callable[[bytes, list[Node]], bytes | None]) -> Iterator[Variant]:
@@ -64,13 +64,13 @@ class VariantMaker:
                 yield Variant(kind, made.decode())
 
     def _variables(self, source: bytes, nodes: list[Node]) -> dict[str, list[Node]]:
-        """Local variable -> where it occurs."""
-        known = self._scorer.read(source.decode()).reading.locals
+        """Local variable -> its occurrences."""
+        known = self._scorer.read(source.decode()).locals
         found: dict[str, list[Node]] = {name: [] for name in known}
         for node in nodes:
             if node.type in VARIABLES and not node.child_count:
                 name = _text(node)
-                if name in found and (node.parent.type, _field(node)) not in MEMBERS:
+                if name in found and (_parent(node).type, _field(node)) not in MEMBERS:
                     found[name].append(node)
         return found
 
@@ -91,7 +91,7 @@ class VariantMaker:
         if not pairs:
             return None
         first, second = self._random.choice(pairs)
-        return _edit(source, [(first, second.text), (second, first.text)])
+        return _edit(source, [(first, _text(second).encode()), (second, _text(first).encode())])
 
     def _comment(self, source: bytes, nodes: list[Node]) -> bytes | None:
         mark = "#" if self._language == "python" else "//"
@@ -120,7 +120,7 @@ class VariantMaker:
         return _edit(source, [(node, self._random.choice([other for other in variables if other != name]).encode())])
 
     def _drop(self, source: bytes, nodes: list[Node]) -> bytes | None:
-        statements = [node for node in _statements(nodes) if node.parent.named_child_count > 1]
+        statements = [node for node in _statements(nodes) if _parent(node).named_child_count > 1]
         if not statements:
             return None
         node = self._random.choice(statements)
@@ -140,16 +140,22 @@ def _all_nodes(root: Node) -> list[Node]:
 
 
 def _text(node: Node) -> str:
-    return node.text.decode()
+    return (node.text or b"").decode()
+
+
+def _parent(node: Node) -> Node:
+    """The parent of a node other than the root."""
+    assert node.parent is not None
+    return node.parent
 
 
 def _field(node: Node) -> str | None:
-    parent = node.parent
+    parent = _parent(node)
     return next((parent.field_name_for_child(i) for i, child in enumerate(parent.children) if child == node), None)
 
 
 def _before(source: bytes, node: Node) -> bytes:
-    """What stands before a node on its line."""
+    """The text before a node on its line."""
     return source[source.rfind(b"\n", 0, node.start_byte) + 1 : node.start_byte]
 
 
@@ -174,7 +180,7 @@ def _names(node: Node) -> set[str]:
 
 
 def _written(node: Node) -> set[str]:
-    """Names that a statement may change: what stands on the left, in a declaration, or before a call or increment."""
+    """Names that a statement may change: assigned, declared, incremented, or called upon."""
     found: set[str] = set()
     for inner in _all_nodes(node):
         if "assignment" in inner.type or "declarator" in inner.type:
@@ -188,8 +194,8 @@ def _written(node: Node) -> set[str]:
 
 
 def _is_operator(node: Node) -> bool:
-    """Not a pointer, a template bracket or a default value."""
-    parent = node.parent.type
+    """Whether it is an operator, and not a pointer, a template bracket or a default value."""
+    parent = _parent(node).type
     return any(word in parent for word in ("binary", "boolean", "comparison", "assignment", "update"))
 
 

@@ -1,8 +1,8 @@
-"""Which syntax nodes define, use and join variables, for each language: data for :mod:`eval.codebleu.program`.
+"""Which syntax nodes define, use and join variables in each language: data for the dataflow.
 
-Mode ``reference`` follows the published metric, whose rules are older than today's grammars: C and C++ borrow the rules
-of C#, some kinds no longer exist, and a child named by position may not be the one that was meant. The scores depend on
-these oddities, so they are kept here and mended only in mode ``corrected``.
+Mode ``reference`` follows the published metric, whose rules are older than today's grammars: C and C++ use the rules of
+C#, some kinds of nodes no longer exist, and a child given by position may not be the one that was meant. Scores depend
+on these oddities, so they are kept here and fixed only in mode ``corrected``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from types import MappingProxyType
 from typing import Literal
 
 Selector = str | int
-"""A child: by field name, or by position, from the end if negative."""
+"""A child: by field name, or by position (from the end if negative)."""
 
 
 @dataclass(frozen=True)
 class Definition:
-    """``name`` gets its value from ``value``; a missing ``value`` only introduces the name.
+    """``name`` gets its value from ``value``; without a ``value``, the name is only introduced.
 
-    ``children``: the exact number (positive) or the least number (negative) of children that a node with a value has.
+    ``children``: the exact number (positive) or the minimum number (negative) of children of a node with a value.
     """
 
     name: Selector
@@ -30,9 +30,9 @@ class Definition:
 
 @dataclass(frozen=True)
 class ForEach:
-    """A loop over a collection: ``target`` takes its values from ``source``, twice, so that uses see later definitions.
+    """A loop over a collection: ``target`` takes its values from ``source``.
 
-    With ``by_kind``, ``source`` and ``target`` are the first and second direct child of that kind.
+    With ``by_kind``, ``source`` and ``target`` are the first and second child of that kind.
     """
 
     target: Selector = 0
@@ -43,29 +43,30 @@ class ForEach:
 
 @dataclass(frozen=True)
 class Rules:
-    """How dataflow is read from the nodes of one language (names are kinds of nodes).
+    """How dataflow is read from the nodes of one language; names are kinds of nodes.
 
     Attributes:
-        definitions: declarations; an edge ``comesFrom`` for every token of the name and of the value.
+        definitions: declarations; an edge ``comesFrom`` for each token of the name and each of the value.
         assignments: an edge ``computedFrom`` from right to left.
-        tuple_assignments: ``a, b = c, d`` is matched part by part, and one edge holds all tokens of a right side.
+        tuple_assignments: ``a, b = c, d`` is assigned part by part, and one edge holds all tokens of a right side.
         positional_assignments: assignments whose sides are the first and the last child.
-        increments: nodes that read and write all their tokens.
+        increments: nodes all of whose tokens are read and written.
         branches: nodes with alternatives.
-        alternatives: kinds of children that begin an alternative.
-        sticky_branches: after the first alternative all further children are alternatives too.
-        base_survives: whether what held before a branch holds after it: always, never, or unless an "else" was seen.
-        counted_loops: kind -> kind of the child after which the children are visited once more.
-        update_field: child of that marker child that is visited again first.
+        alternatives: children that begin an alternative.
+        sticky_branches: all children after the first alternative are alternatives too.
+        base_survives: whether the state before a branch may hold after it: always, never, or unless there is an "else".
+        counted_loops: kind -> kind of the child after which the children are visited again.
+        update_field: the child of that child that is visited again first.
         foreach_loops: loops over collections.
         pattern_loops: Python's ``for``: tuple targets, and a body only where the last child is a block.
-        repeated: nodes whose children are all visited twice.
-        clauses: comprehension clauses, an assignment from the last child to the field ``left``.
+        repeated: loops whose children are all visited twice.
+        clauses: comprehension clauses; they assign their last child to the field ``left``.
         clauses_first: nodes whose clauses are visited before their other children.
-        else_word: part of a kind's name that says the branch covers the other case.
-        tuple_kinds: kinds of sides that are matched part by part; all kinds if there are none given.
-        compounds: whether ``x += y`` takes its value from ``x`` too.
-        lenient: a node that lacks a part that its rule needs is read without a rule, instead of giving up the text.
+        else_word: a kind whose name contains this covers the other case of a branch.
+        tuple_kinds: sides that are assigned part by part; all kinds if None.
+        compounds: whether ``x += y`` also takes its value from ``x``.
+        lenient: whether a node that lacks a part that its rule needs is read without the rule; otherwise the whole text
+            has no dataflow.
     """
 
     definitions: Mapping[str, Definition] = field(default_factory=dict)
@@ -90,12 +91,9 @@ class Rules:
     lenient: bool = False
 
     @property
-    def special(self) -> frozenset[str]:
-        """All kinds that have a rule."""
-        return frozenset().union(
-            self.definitions, self.assignments, self.increments, self.branches, self.counted_loops, self.foreach_loops,
-            self.pattern_loops, self.repeated, self.clauses, self.clauses_first,
-        )  # fmt: skip
+    def loops(self) -> frozenset[str]:
+        """All kinds of loops."""
+        return frozenset().union(self.counted_loops, self.foreach_loops, self.pattern_loops, self.repeated)
 
 
 def _kinds(text: str) -> frozenset[str]:
@@ -129,7 +127,9 @@ REFERENCE_RULES: MappingProxyType[str, Rules] = MappingProxyType(
             pattern_loops=_kinds("for_statement"),
             repeated=_kinds("while_statement"),
             clauses=_kinds("for_in_clause"),
-            clauses_first=_kinds("list_comprehension set_comprehension dictionary_comprehension generator_expression"),
+            clauses_first=_kinds(
+                "list_comprehension set_comprehension dictionary_comprehension generator_expression ERROR"
+            ),
         ),
         "java": Rules(
             definitions=_map(variable_declarator=Definition("name", "value")),

@@ -1,11 +1,11 @@
-"""An explanation as one HTML page that needs nothing else."""
+"""Renders an explanation as one self-contained HTML page."""
 
 from __future__ import annotations
 
 from html import escape
 
-from eval.codebleu.explain import Explanation, Missed
-from eval.codebleu.explain_text import summary
+from eval.codebleu.explain.explanation import Explanation, Missed
+from eval.codebleu.explain.text import summary
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; --missed: #e5484d44; --added: #f5b70044; }
@@ -30,7 +30,7 @@ code { font: 13px ui-monospace, monospace; white-space: pre-wrap; }
 
 
 def render_html(explanation: Explanation, title: str) -> str:
-    """The page; ``title`` names the pair."""
+    """The page, with ``title`` as its heading."""
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th><td class="number">{score:.4f}</td>'
         f'<td><div class="bar"><div style="width:{100 * score:.1f}%"></div></div></td><td>{escape(found)}</td></tr>'
@@ -66,7 +66,7 @@ def _section(title: str, lines: list[tuple[str, str]]) -> str:
 
 
 def _code(text: str, places: list[Missed]) -> str:
-    """The text with line numbers; places are marked line by line and name what is missed when pointed at."""
+    """The text with line numbers and marked places, whose tooltip says what is missed."""
     source = text.encode()
     names: list[str] = [""] * len(source)
     for place in places:
