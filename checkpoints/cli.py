@@ -6,9 +6,12 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from moe.errors import UserError, did_you_mean, exit_on_user_error
+from moe.errors import Notice, UserError, did_you_mean
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -39,6 +42,46 @@ class ArgumentParser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+@contextmanager
+def exit_on_user_error(debug: bool = False, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turns a :class:`UserError` (or one of ``also``) into one line on stderr and exit code 2.
+
+    Ctrl-C exits with code 130 and no trace. With ``debug`` every exception keeps its trace. A closed pipe (``| head``)
+    is no mistake: :class:`BrokenPipeError` passes.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (UserError, *also) as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def printed_notices() -> Iterator[None]:
+    """Prints each different :class:`Notice` as one line on stderr; other warnings are shown as usual."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", Notice)
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, Notice):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, *rest)
+
+        warnings.showwarning = show
+        yield
+
+
 def run(
     parser: ArgumentParser,
     main: Callable[[argparse.Namespace], int | None],
@@ -53,7 +96,7 @@ def run(
     arguments = parser.parse_args(argv)
     arguments.debug = getattr(arguments, "debug", False)
     try:
-        with exit_on_user_error(arguments.debug, also=(OSError, *also)):
+        with printed_notices(), exit_on_user_error(arguments.debug, also=(OSError, *also)):
             try:
                 return main(arguments) or 0
             except OSError as error:

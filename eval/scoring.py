@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from eval.codebleu import codebleu
+from moe.data.code_blocks import extract_code
 from moe.data.pairs import Pair
-from moe.data.prompt import encode_prompt, extract_code, instruction_for, stop_ids
+from moe.data.prompt import encode_prompt, instruction_for, stop_ids
 from moe.files import write_json_lines
 from moe.inference.generation import Generation, generate_many
 from moe.languages import get_language

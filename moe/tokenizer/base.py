@@ -113,6 +113,11 @@ class Tokenizer(ABC):
         return self._roles.add_bos and self._roles.bos is not None
 
     @property
+    def adds_prefix_space(self) -> bool:
+        """Whether each text is encoded with a space before it, which decoding removes (SentencePiece's way)."""
+        return self._dummy_prefix
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         """All control tokens with their ids."""
         return dict(self._control)
@@ -150,13 +155,22 @@ class Tokenizer(ABC):
         """Encodes text that is not empty and holds no lone surrogate."""
 
     @abstractmethod
-    def save(self, directory: str | Path) -> None:
-        """Writes the tokenizer's files as transformers' AutoTokenizer and :func:`load_tokenizer` read them."""
+    def files(self, chat_template: str | None = None) -> dict[str, bytes]:
+        """The files by name that transformers' AutoTokenizer and :func:`load_tokenizer` read.
 
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """SHA-256 of the vocabulary and of what decides its use, in hexadecimal."""
+        Args:
+            chat_template: Jinja text that goes into ``tokenizer_config.json``.
+        """
+
+    def save(self, directory: str | Path) -> None:
+        """Writes :meth:`files` into a directory; raises :class:`UserError` where that cannot be done."""
+        directory = Path(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for name, content in self.files().items():
+                (directory / name).write_bytes(content)
+        except OSError as error:
+            raise UserError(f"{directory}: the tokenizer cannot be written: {error.strerror or error}") from error
 
 
 class StreamDecoder:

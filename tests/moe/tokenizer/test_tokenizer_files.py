@@ -108,7 +108,6 @@ def test_control_tokens_that_a_fine_tune_added(directory: Path, tmp_path: Path) 
     assert tokenizer.eos_id == tokenizer.special_id("<|im_end|>") == size
     assert [tokenizer.encode(text) for text in TEXTS] == [base.encode(text) for text in TEXTS]
     assert tokenizer.decode([size, *base.encode("x"), size + 1, size + 2]) == "x"
-    assert tokenizer.fingerprint != base.fingerprint
     tokenizer.save(tmp_path / "again")
     for again in (load_tokenizer(tmp_path / "again"), load_tokenizer(tmp_path / "again" / "tokenizer.json")):
         assert again.special_tokens == tokenizer.special_tokens
