@@ -21,6 +21,7 @@ from rich.console import Console
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.config_flags import add_setting_flags, given_settings
 from checkpoints.model_io import LoadedModel, load_model, save_model
+from checkpoints.progress import CountDisplay, make_console
 from checkpoints.proof import prove
 from checkpoints.runs.directory import RESULTS_FILE, RUN_FILE, RunDirectory, resume_command
 from checkpoints.runs.preflight import base_config, disk_needed, plan_run, require_disk
@@ -28,7 +29,7 @@ from checkpoints.storage.files import free_bytes
 from checkpoints.transforms.rewrite import merge_directory
 from checkpoints.transforms.upcycle import upcycle_model
 from eval.evaluate import evaluate
-from eval.reporting.display import CountDisplay, MetricsWriter, StageDisplay, make_console
+from eval.reporting.display import MetricsWriter, StageDisplay
 from eval.reporting.tables import loss_table, markdown_report, routing_table, score_table
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.prompt import choose_template
