@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moe.data.pairs import read_pairs
-from moe.data.synthetic import LANGUAGES, render_program
+from moe.data.synthetic import TASK_LANGUAGES, render_program
 from moe.errors import UserError, did_you_mean
 from moe.files import write_json_lines
 
@@ -175,8 +175,8 @@ def mean_pass_at_k(groups: Sequence[tuple[int, int]], k: int) -> float:
 def _known(language: str) -> str:
     if language not in _SOURCES:
         raise UserError(
-            f"cannot run {language!r}{did_you_mean(language, LANGUAGES)}; languages that can be run: "
-            f"{', '.join(LANGUAGES)}"
+            f"cannot run {language!r}{did_you_mean(language, TASK_LANGUAGES)}; languages that can be run: "
+            f"{', '.join(TASK_LANGUAGES)}"
         )
     return language
 

@@ -82,10 +82,7 @@ def sentencepiece_pipeline(
         **_frame(control, literal, bos_id, tokens),
         "normalizer": {"type": "Sequence", "normalizers": [*prefix, space]},
         "pre_tokenizer": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip],
-        },
+        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
         "model": {
             **model,
             "unk_token": None if unk_id is None else tokens[unk_id],
