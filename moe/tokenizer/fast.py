@@ -25,7 +25,7 @@ HEX_DIGITS = "0123456789abcdef"
 class JsonTokenizer(Tokenizer):
     """A BPE ``tokenizer.json``, freed of what changes text, with the same ids as the library for ordinary text.
 
-    Control tokens are taken out of the vocabulary that encodes, so no text can give one. Unicode normalisation is left
+    Control tokens are taken out of the vocabulary that encodes, so no text can give one. Unicode normalization is left
     out (text in normal form, which is nearly all, has the same ids). In vocabularies of Llama 2's kind U+2581 is
     written with its byte tokens; in byte-level ones that lack some bytes, those are escaped (see :class:`ByteEscape`).
 
@@ -87,6 +87,7 @@ class JsonTokenizer(Tokenizer):
         missing = frozenset(byte for byte, index in enumerate(self._bytes_ids) if index is None)
         if missing and not self._byte_level:
             raise UserError(f"{source}: the vocabulary lacks {byte_names[min(missing)]!r}, so some code has no tokens")
+        self._space_ids = [index for byte in SPACE.encode() if (index := self._bytes_ids[byte]) is not None]
         roles_found = _roles(control, roles or {}, add_bos, spec, source)
         escape = _escape(missing, control, roles_found, vocab, source)
         super().__init__(pieces, control, roles_found, dummy_prefix, escape)
@@ -103,7 +104,7 @@ class JsonTokenizer(Tokenizer):
             first = " " + first
         ids = self._backend.encode(first, add_special_tokens=False).ids if first else []
         for other in others:
-            ids += [self._bytes_ids[byte] for byte in SPACE.encode()]
+            ids += self._space_ids
             ids += self._backend.encode(other, add_special_tokens=False).ids if other else []
         return ids
 

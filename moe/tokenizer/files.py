@@ -1,4 +1,4 @@
-"""A tokenizer's files in a model directory, named and laid out as transformers does."""
+"""The files of a tokenizer in a model directory, as transformers names and lays them out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tokenizer_config(names: Mapping[int, str], roles: SpecialTokens, added: Mapp
     ids = {"bos": roles.bos, "eos": roles.eos, "pad": roles.pad, "unk": roles.unk}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{role}_token": names[index] for role, index in ids.items() if index in names},
+        **{f"{role}_token": names[index] for role, index in ids.items() if index is not None and index in names},
         "add_bos_token": roles.add_bos and roles.bos is not None,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
@@ -80,8 +80,8 @@ def read_added(directory: Path) -> dict[str, int]:
         added[name] = _token_id(index, directory / ADDED_FILE)
     listed = read_json(directory / CONFIG_FILE).get("added_tokens_decoder")
     for index, token in (listed if isinstance(listed, dict) else {}).items():
-        name = token.get("content") if isinstance(token, dict) else token
-        added[str(name)] = _token_id(index, directory / CONFIG_FILE)
+        content = token.get("content") if isinstance(token, dict) else token
+        added[str(content)] = _token_id(index, directory / CONFIG_FILE)
     return added
 
 

@@ -178,7 +178,7 @@ NORMALIZER = {1: b"identity", sentencepiece_model.REMOVE_EXTRA_SPACES: 0}
     [
         (PIECES, {**TRAINER, sentencepiece_model.MODEL_TYPE: 1}, NORMALIZER, "of another kind than BPE"),
         (PIECES, {**TRAINER, sentencepiece_model.BYTE_FALLBACK: 0}, NORMALIZER, "has no byte fallback"),
-        (PIECES, TRAINER, {**NORMALIZER, sentencepiece_model.CHARSMAP: b"\0" * 8}, "normalises characters"),
+        (PIECES, TRAINER, {**NORMALIZER, sentencepiece_model.CHARSMAP: b"\0" * 8}, "normalizes characters"),
         (PIECES, TRAINER, {1: b"identity"}, "removes extra spaces"),
         (PIECES, TRAINER, {**NORMALIZER, sentencepiece_model.ESCAPE_SPACES: 0}, "writes spaces in a way"),
         (PIECES[:-1], TRAINER, NORMALIZER, "lacks '\u2581'"),
