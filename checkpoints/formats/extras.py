@@ -1,4 +1,4 @@
-"""The small files of a model directory: tokenizer, prompt template, generation config, licence, model card."""
+"""The small files of a model directory: tokenizer, prompt template, generation config, license, model card."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def _answers(blueprint, asked):
 
 
 def test_oracles_tell_the_problems_of_a_family_apart():
-    """Test cases are worth something only if a neighbouring problem's solution fails them."""
+    """Test cases are worth something only if a neighboring problem's solution fails them."""
     apart = together = 0
     for family in ALL:
         points = list(family.points())

@@ -1,4 +1,4 @@
-"""Lists of whole numbers: changed in part, split, cut, compared with their neighbours."""
+"""Lists of whole numbers: changed in part, split, cut, compared with their neighbors."""
 
 from __future__ import annotations
 
@@ -256,9 +256,9 @@ _NEIGHBOURS = {  # (words, Python with a and b, C-like, oracle)
 
 
 @family("lists", operation=tuple(_NEIGHBOURS), distance=(1, 2, 3))
-def neighbours(operation: str, distance: int) -> Blueprint:
+def neighbours(operation: str, distance: int) -> Blueprint:  # codespell:ignore
     python, other, apply = _NEIGHBOURS[operation]
-    pairs = "neighbouring @xs" if distance == 1 else f"@xs that are {distance} places apart"
+    pairs = "neighbouring @xs" if distance == 1 else f"@xs that are {distance} places apart"  # codespell:ignore
     first_minus = ", the later minus the earlier one" if operation == "differences" else ""
     java = re.sub(r"\ba\b", f"@xs.get(i - {distance})", re.sub(r"\bb\b", "@xs.get(i)", other))
     brackets = java.replace(".get(i)", "[i]").replace(f".get(i - {distance})", f"[i - {distance}]")
@@ -268,7 +268,7 @@ def neighbours(operation: str, distance: int) -> Blueprint:
             f"Given a list of @xs, return the {operation} of all pairs of {pairs}{first_minus}.",
             f"Compute the {operation} of {pairs} in a list{first_minus}.",
         ),
-        name=f"{operation} of neighbours",
+        name=f"{operation} of neighbours",  # codespell:ignore
         arguments={"@xs": "list[int]"},
         returns="list[int]",
         nouns=NUMBERS[:2],
