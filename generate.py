@@ -13,24 +13,21 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Sequence
 
 from rich.console import Console
 
 from checkpoints.cli import ArgumentParser, check_output_file, run
 from checkpoints.model_io import dtype_name, load_model
-from checkpoints.progress import CountDisplay
 from checkpoints.runs.finished import model_of, newest_model
-from checkpoints.terminal import costs, expert_share_table, line_reader
+from checkpoints.terminal import answer_file, costs, expert_share_table, line_reader
 from moe.config import ModelConfig
 from moe.data.prompt import TEMPLATES, check_template
 from moe.errors import UserError
-from moe.files import json_lines, write_json_lines
 from moe.hardware import choose_device, choose_dtype, describe_hardware, keep_freed_memory
-from moe.inference.answers import Answer, Question, Writer, check_stop
+from moe.inference.answers import Question, Writer, check_stop
 from moe.inference.chat import Chat
-from moe.inference.questions import answer_rows, read_questions
+from moe.inference.questions import read_questions
 from moe.inference.sampling import Sampling
 from moe.languages import LANGUAGES, get_language
 from moe.routing_stats import RoutingShares
@@ -61,7 +58,7 @@ def main(arguments: argparse.Namespace) -> int:
     # 3. Answer.
     show_routing = arguments.show_routing and loaded.config.is_moe
     if arguments.prompts is not None:
-        answer_file(writer, questions, arguments, console, show_routing)
+        answer_file(writer, questions, arguments.batch_size or BATCH_SIZE, arguments.output, console, show_routing)
         return 0
 
     def answer(question: Question, number: int = 0) -> None:
@@ -117,38 +114,6 @@ def warn(arguments: argparse.Namespace, sampling: Sampling, config: ModelConfig,
     if arguments.language and config.expert_languages and arguments.language not in config.expert_languages:
         names = ", ".join(config.expert_languages)
         console.print(f"warning: this model has experts for {names}; none for {arguments.language}")
-
-
-def answer_file(
-    writer: Writer, questions: list[Question], arguments: argparse.Namespace, console: Console, show_routing: bool
-) -> None:
-    """Answers a file of prompts in batches and writes JSON Lines in their order; on Ctrl-C the answers so far."""
-    started = time.monotonic()
-    shares = RoutingShares(writer.model.config, len(questions)) if show_routing else None
-    answers: dict[int, Answer] = {}
-
-    def on_answer(place: int, answer: Answer) -> None:
-        answers[place] = answer
-        progress(len(answers), len(questions))
-
-    def write() -> None:
-        rows = answer_rows(questions, answers, shares)
-        if arguments.output in (None, "-"):
-            print(json_lines(rows), end="", flush=True)
-        else:
-            write_json_lines(arguments.output, rows)
-            console.print(f"wrote {len(rows)} answers to {arguments.output}")
-
-    try:
-        with CountDisplay(console, "answers") as progress:
-            writer.answer_many(questions, arguments.batch_size or BATCH_SIZE, on_answer, shares)
-    except KeyboardInterrupt:
-        console.print(f"stopped with {len(answers)} of {len(questions)} prompts answered")
-        if answers:
-            write()
-        raise
-    console.print(costs(list(answers.values()), time.monotonic() - started))
-    write()
 
 
 def make_parser() -> ArgumentParser:

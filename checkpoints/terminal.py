@@ -1,15 +1,20 @@
-"""What a person types and sees at a terminal: lines to answer, costs of answers, shares of experts."""
+"""Answers at a terminal and in files: lines to answer, answers files, costs of answers, shares of experts."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from moe.inference.answers import Answer
+from checkpoints.progress import CountDisplay
+from moe.files import json_lines, write_json_lines
+from moe.inference.answers import Answer, Question, Writer
+from moe.inference.questions import answer_rows
 from moe.routing_stats import RoutingShares, expert_names
 
 
@@ -27,6 +32,49 @@ def line_reader(lines: TextIO) -> Callable[[str], str | None]:
             return None
 
     return read
+
+
+def answer_file(
+    writer: Writer,
+    questions: Sequence[Question],
+    batch_size: int,
+    output: str | None,
+    console: Console,
+    show_routing: bool = False,
+) -> None:
+    """Answers all questions in batches and writes JSON Lines in their order; on Ctrl-C the answers so far.
+
+    Args:
+        output: the file to write, atomically; None or ``-`` prints to stdout.
+        console: for progress and costs.
+        show_routing: adds the share of each expert to each row.
+    """
+    started = time.monotonic()
+    shares = RoutingShares(writer.model.config, len(questions)) if show_routing else None
+    answers: dict[int, Answer] = {}
+
+    def on_answer(place: int, answer: Answer) -> None:
+        answers[place] = answer
+        progress(len(answers), len(questions))
+
+    def write() -> None:
+        rows = answer_rows(questions, answers, shares)
+        if output is None or output == "-":
+            print(json_lines(rows), end="", flush=True)
+        else:
+            write_json_lines(output, rows)
+            console.print(f"wrote {len(rows)} answers to {output}")
+
+    try:
+        with CountDisplay(console, "answers") as progress:
+            writer.answer_many(questions, batch_size, on_answer, shares)
+    except KeyboardInterrupt:
+        console.print(f"stopped with {len(answers)} of {len(questions)} prompts answered")
+        if answers:
+            write()
+        raise
+    console.print(costs(list(answers.values()), time.monotonic() - started))
+    write()
 
 
 def costs(answers: Sequence[Answer], seconds: float) -> str:
