@@ -55,7 +55,7 @@ _NOT_PLAIN = {
 def load_native() -> ModuleType | str:
     """The extension module, or why it is not used."""
     try:
-        from eval.codebleu import _native
+        import eval.codebleu._native as _native
     except ImportError as error:
         return f"it is not built or cannot be loaded: {error}"
     if getattr(_native, "VERSION", None) != VERSION:

@@ -68,12 +68,11 @@ def read_tree(tree: Tree, text: str, numbers: Numbers) -> Reading:
     shown_missing, is_numbered = 0, True
     for node in nodes:
         node.first = node.children[0].first if node.children else len(tokens)
-        name = source[node.node.start_byte : node.node.end_byte].replace("\n", "")
-        if node.kind in STRINGS and node.children:
-            del tokens[node.first :]
-            _add_token(node, name, tokens)
-        elif node.is_leaf and node.kind != "comment" and name != node.kind:
-            _add_token(node, name, tokens)
+        if node.kind in STRINGS or (node.is_leaf and node.kind != "comment"):
+            del tokens[node.first :]  # of the parts of a string
+            name = source[node.node.start_byte : node.node.end_byte].replace("\n", "")
+            if name != node.kind or not node.is_leaf:
+                _add_token(node, name, tokens)
         node.stop = len(tokens)
 
         if node.node.is_named:
