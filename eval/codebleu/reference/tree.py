@@ -119,10 +119,10 @@ def is_printable(tree: Tree) -> bool:
 
 
 def printed_subtrees(root: Node) -> list[str]:
-    """The printed form of every subtree that counts, children before parents; takes time O(nodes x depth)."""
+    """The printed form of every subtree that counts, in the reverse order of ``inner``; takes O(nodes x depth)."""
     printed, stack = [], [root]
     while stack:
         node = stack.pop()
         printed.append(str(node))
         stack.extend(child for child in node.children if child.child_count)
-    return printed[::-1]
+    return printed
