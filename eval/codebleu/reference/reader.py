@@ -65,8 +65,9 @@ class Reader:
 
     def forget(self) -> None:
         """Forgets all texts."""
-        self._texts.clear()
-        self.numbers.clear()
+        if self.numbers:
+            self._texts.clear()
+            self.numbers.clear()
 
     def read(self, text: str) -> Text:
         """What is compared of a text.
