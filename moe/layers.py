@@ -82,8 +82,8 @@ def make_pattern(
             raise ValueError(f"documents hold {sum(documents)} tokens, the sequence has {length}")
         if device.type == "cpu":
             return AttentionPattern(window, documents)
-        lengths = torch.tensor(documents, device=device)
-        owner = torch.repeat_interleave(torch.arange(len(documents), device=device), lengths, output_size=length)
+        # Filled on the device: lengths copied to a GPU would make the host wait.
+        owner = torch.cat([torch.full((n,), index, device=device) for index, n in enumerate(documents)])  # [S]
         mask = banded_mask(length, window, device) & (owner[:, None] == owner[None, :])
         return AttentionPattern(mask=mask[None, None])
     if window is not None and length > window:

@@ -118,7 +118,7 @@ class Transformer(nn.Module):
         documents: tuple[int, ...] | None = None,
         forced_experts: Tensor | None = None,
         observer: Observer | None = None,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
         logits: bool = True,
         last_only: bool = False,
     ) -> ModelOutput:
@@ -130,7 +130,7 @@ class Transformer(nn.Module):
             documents: lengths of documents packed in one row (B = 1): each has its own positions and sees only itself.
             forced_experts: [T] int64, the expert of each token with gate 1, in the place of the router.
             observer: called with (layer, [B, S, D]) for what enters each feed-forward.
-            recompute: keep only each layer's input for the backward pass and compute the rest again.
+            activation_checkpointing: keep only each layer's input for the backward pass and compute the rest again.
             logits: whether to compute logits; ``last_only``: of the last position alone, [B, 1, V].
         """
         batch, length = tokens.shape
@@ -148,7 +148,7 @@ class Transformer(nn.Module):
         routing: list[Routing] = []
         for index, block in enumerate(self.layers):
             arguments = (x, cos, sin, pattern, cache, index, forced_experts, observer)
-            if recompute and torch.is_grad_enabled():
+            if activation_checkpointing and torch.is_grad_enabled():
                 x, decided = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x, decided = block(*arguments)

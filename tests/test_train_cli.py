@@ -16,6 +16,7 @@ import torch
 
 import train as train_script
 from checkpoints.cli import run
+from moe.training.trainer import Trainer
 
 SMALL = (
     "--train-pairs 60 --pretrain-steps 3 --branch-steps 3 --mix-steps 2 --ridge-batches 1 --eval-pairs 2 "
@@ -102,7 +103,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(finished, tmp_path):
 def test_a_run_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch):
     """Killed before its first saved state, then stopped by Ctrl-C: the same results, no step twice in the metrics."""
     directory, _ = finished
-    train_step = train_script.Trainer.train_step
+    train_step = Trainer.train_step
 
     def interrupt_at(stage: str, step: int, how) -> None:
         def interrupted(trainer):
@@ -110,7 +111,7 @@ def test_a_run_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch)
                 how()
             return train_step(trainer)
 
-        monkeypatch.setattr(train_script.Trainer, "train_step", interrupted)
+        monkeypatch.setattr(Trainer, "train_step", interrupted)
 
     def killed():
         raise KeyboardInterrupt
@@ -153,7 +154,7 @@ def test_one_process_trains_a_run(finished):
 
 def test_full_experts_and_settings_without_effect(tmp_path):
     """Full experts, two batches a step, activations computed again; what does nothing in such a run is said."""
-    flags = "--form full --accumulate 2 --recompute --merge --no-baseline --languages python cpp".split(" ")
+    flags = "--expert-form full --accumulate 2 --activation-checkpointing --merge --no-baseline".split(" ")
     done = train("--runs", tmp_path, "--name", "full", *SMALL, *flags)
     assert "merge has no effect: full experts are written" in done.stderr
     assert "expert_rank has no effect" in done.stderr and "pretrain_steps" not in done.stderr
@@ -167,7 +168,7 @@ def test_full_experts_and_settings_without_effect(tmp_path):
 
 @pytest.mark.parametrize("form", ["delta", "full"])
 def test_experts_in_some_layers(tmp_path, form):
-    done = train("--runs", tmp_path, "--name", "some", *SMALL, "--layers", "1,3", "--form", form)
+    done = train("--runs", tmp_path, "--name", "some", *SMALL, "--moe-layers", "1,3", "--expert-form", form)
     results = json.loads((tmp_path / "some" / "results.json").read_text())
     assert results["proof"]["holds"]
     config = json.loads((tmp_path / "some" / ("model" if form == "full" else "mixtral") / "config.json").read_text())
@@ -178,7 +179,7 @@ def test_experts_in_some_layers(tmp_path, form):
 
 
 def test_a_router_that_cannot_learn_is_told(tmp_path):
-    done = train("--dry-run", "--runs", tmp_path, *SMALL, "--experts-per-token", "1", "--no-mix-trains-experts")
+    done = train("--dry-run", "--runs", tmp_path, *SMALL, "--num-experts-per-tok", "1", "--no-mix-trains-experts")
     assert "router learns to balance alone" in done.stderr
 
 
@@ -217,7 +218,7 @@ def test_dry_run_writes_nothing(tmp_path):
         (["--languages", "python", "cobol"], "unknown language 'cobol'"),
         (["--languages", "python", "C++"], "did you mean 'cpp'"),
         (["--languages", "python", "python"], "twice"),
-        (["--experts-per-token", "9"], "expected 1 to the number of languages"),
+        (["--num-experts-per-tok", "9"], "expected 1 to the number of languages"),
         (["--data", "missing"], "missing"),
         (["--preset", "mistral-7b-24gb"], "--data DIR"),
         (["--resume", "missing"], "is no run"),
@@ -229,13 +230,13 @@ def test_dry_run_writes_nothing(tmp_path):
         (["--test-sets", "nowhere"], "no split 'nowhere'"),
         (["--set", "test_sets="], "at least one split"),
         (["--seed", "99999999999999999999999"], "below 2**63"),
-        (["--warmup", "nan"], "finite number"),
-        (["--warmup", "1.5"], "between 0 and 1"),
+        (["--warmup-ratio", "nan"], "finite number"),
+        (["--warmup-ratio", "1.5"], "between 0 and 1"),
         (["--template", "alpaca"], "alpaca"),
         (["--max-tokens", "1"], "token"),
-        (["--form", "full", "--dtype", "bfloat16"], "add --dtype float32"),
-        (["--layers", "3-9"], "this model has the layers 0 to 3"),
-        (["--layers", "upper"], "'upper' is no layer"),
+        (["--expert-form", "full", "--dtype", "bfloat16"], "add --dtype float32"),
+        (["--moe-layers", "3-9"], "this model has the layers 0 to 3"),
+        (["--moe-layers", "upper"], "'upper' is no layer"),
         (["--dtype", "float16"], "expected bfloat16 or float32"),
     ],
 )

@@ -9,19 +9,24 @@ runs/NAME/model/          the mixture;  adapter/ the dense baseline;  mixtral/ t
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from checkpoints.card_facts import RESULTS_FILE, RUN_FILE
 from checkpoints.runs.state import has_train_state, load_train_state, save_train_state
 from checkpoints.storage.files import read_json_object
 from moe.errors import UserError
 from moe.files import json_bytes, replace_file
+from moe.training.config import RunConfig
 from moe.training.trainer import StageState
 
 
@@ -33,19 +38,25 @@ def resume_command(path: Path) -> str:
 class RunDirectory:
     """One run on disk; make it with :meth:`create` or :meth:`resume`."""
 
-    def __init__(self, path: Path, settings: dict[str, Any], results: dict[str, Any]):
-        self.path, self.settings, self.results = path, settings, results
+    def __init__(self, path: Path, settings: dict[str, Any], results: dict[str, Any], config: RunConfig, new: bool):
+        self.path, self.settings, self.results, self.config, self.new = path, settings, results, config, new
 
     @classmethod
-    def create(cls, path: Path, settings: Mapping[str, Any]) -> RunDirectory:
-        """Starts a run in a directory that does not exist yet."""
+    def create(cls, path: Path, config: RunConfig, arguments: Sequence[str]) -> RunDirectory:
+        """Starts a run in a directory that does not exist yet; ``arguments`` is the command that starts it."""
         cls.check_new(path)
         try:
             path.mkdir(parents=True)
         except OSError as error:
             raise UserError(f"{path} cannot be made ({error.strerror}); give another --runs directory") from None
-        replace_file(path / RUN_FILE, json_bytes(dict(settings)))
-        return cls(path, dict(settings), {})
+        settings = {
+            "config": config.to_dict(),
+            "command": shlex.join(["python", *arguments]),
+            "date": datetime.date.today().isoformat(),
+            "torch": torch.__version__,
+        }
+        replace_file(path / RUN_FILE, json_bytes(settings))
+        return cls(path, settings, {}, config, new=True)
 
     @staticmethod
     def check_new(path: Path) -> None:
@@ -63,11 +74,16 @@ class RunDirectory:
         if not (path / RUN_FILE).is_file():
             raise UserError(f"{path} is no run: it has no {RUN_FILE}; expected a directory that train.py made")
         results = read_json_object(path / RESULTS_FILE) if (path / RESULTS_FILE).is_file() else {}
-        return cls(path, read_json_object(path / RUN_FILE), results)
+        settings = read_json_object(path / RUN_FILE)
+        config = RunConfig.from_dict(settings.get("config"), str(path / RUN_FILE))
+        return cls(path, settings, results, config, new=False)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes out while this one works on the run; the system frees it when a process dies."""
+        """Keeps other processes out while this one works on the run; the system frees it when a process dies.
+
+        A mistake of the user's that only shows in the work leaves no new directory behind, unless a step is done.
+        """
         with open(self.path / RUN_FILE, "rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,7 +91,12 @@ class RunDirectory:
                 raise UserError(f"{self.path} is being trained by another process; wait for it or end it") from None
             except OSError:
                 pass  # a file system without locks
-            yield
+            try:
+                yield
+            except UserError:
+                if self.new and not any((self.path / name).exists() for name in ("state", RESULTS_FILE)):
+                    shutil.rmtree(self.path, ignore_errors=True)
+                raise
 
     def once(self, step: str, work: Callable[[], Any]) -> Any:
         """What ``step`` measured: from ``results.json`` when it is there, else done now and noted."""

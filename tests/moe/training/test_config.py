@@ -93,4 +93,4 @@ def test_paths_become_absolute_and_names_do_not(tmp_path, monkeypatch):
 
 
 def test_the_baseline_has_as_many_active_parameters():
-    assert RunConfig(shared_rank=48, expert_rank=16, experts_per_token=2).adapter_rank == 80
+    assert RunConfig(shared_rank=48, expert_rank=16, num_experts_per_tok=2).adapter_rank == 80
