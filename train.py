@@ -109,8 +109,9 @@ def make_experts(
     model = make_mixture(base.model, config)
     if "proof" not in directory.results:
         proof = prove(base.model, model, base.tokenizer)
-        size = f"{count_parameters(model) / 1e6:,.1f} M parameters{describe_layers(model.config)}"
-        say(console, f"upcycled to {size}: {proof.describe()}")
+        size = count_parameters(model) / 1e6
+        where = describe_layers(model.config)
+        say(console, f"upcycled to {size:,.1f} M parameters{where}: {proof.describe()}")
         if not proof.holds:
             say(console, "warning: the mixture is not the dense model at the start, as it should be up to rounding")
         directory.note("proof", proof.to_json())
@@ -118,11 +119,11 @@ def make_experts(
     # 5. Branch: all languages in one run, each token on the expert of its language.
     stages.train(model, "branch", batches)
 
-    # 6. Route: the router's start, in closed form from labelled hidden states.
+    # 6. Route: the router's start, in closed form from labeled hidden states.
     if not directory.has_state("mix"):
         # Batches that no stage trains on.
-        labelled = [batches[trained + i].to(device) for i in range(config.ridge_batches + 1)]
-        accuracy = ridge_routers(model, labelled, config.ridge)
+        labeled = [batches[trained + i].to(device) for i in range(config.ridge_batches + 1)]
+        accuracy = ridge_routers(model, labeled, config.ridge)
         shares = " ".join(f"{share:.0%}" for share in accuracy)
         say(console, f"router from ridge regression: tokens sent to their language, layer by layer: {shares}")
         directory.note("ridge_accuracy", accuracy)
@@ -156,9 +157,9 @@ def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunCon
         if getattr(arguments, flag) == "":
             parser.error(f"--{flag} is empty")
     if not arguments.resume:
-        return None, *read_settings(arguments, parser)
+        return None, *read_settings(arguments)
     others = (arguments.config, arguments.preset, arguments.name, arguments.epochs)
-    if given_settings(arguments, parser) or any(others):
+    if given_settings(arguments) or any(others):
         parser.error("--resume goes on with the run's own settings and name; leave the others out")
     directory = RunDirectory.resume(Path(arguments.resume))
     return directory, directory.config, []

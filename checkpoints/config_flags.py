@@ -8,7 +8,6 @@ import typing
 from dataclasses import fields
 from typing import Any, NoReturn
 
-from checkpoints.cli import ArgumentParser
 from moe.errors import UserError
 from moe.training.config import (
     RENAMED,
@@ -112,23 +111,23 @@ class _Parser:
             raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def given_settings(arguments: argparse.Namespace, parser: ArgumentParser) -> dict[str, Any]:
+def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given as flags or with ``--set``."""
     given = {k.removeprefix(PREFIX): v for k, v in vars(arguments).items() if k.startswith(PREFIX)}
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     for text in arguments.set:
         name, separator, value = text.partition("=")
         if not separator:
-            parser.error(f"--set {text}: expected NAME=VALUE")
+            arguments.parser.error(f"--set {text}: expected NAME=VALUE")
         given[name] = parse_setting(name, value)
     return given
 
 
-def read_settings(arguments: argparse.Namespace, parser: ArgumentParser) -> tuple[RunConfig, list[str]]:
+def read_settings(arguments: argparse.Namespace) -> tuple[RunConfig, list[str]]:
     """A new run's settings: the preset's, changed by the file, the flags and ``--set``; and warnings about them."""
-    given = given_settings(arguments, parser)
+    given = given_settings(arguments)
     if arguments.epochs is not None and "mix_steps" in given:
-        parser.error("--epochs and --mix-steps say the same thing; give one of them")
+        arguments.parser.error("--epochs and --mix-steps say the same thing; give one of them")
     changes = load_settings(arguments.config) if arguments.config else {}
     config = make_config(load_preset(arguments.preset or TINY), changes, given).with_absolute_paths()
     warnings = config.without_effect([*changes, *given])

@@ -23,7 +23,9 @@ class HeldOutLoss:
 
 def single_language_batches(examples: Sequence[Example], tokens_per_batch: int) -> list[Batch]:
     """All examples once, packed in order of length."""
-    batches, group, used = [], [], 0
+    batches: list[Batch] = []
+    group: list[Example] = []
+    used = 0
     for example in sorted(examples, key=lambda e: len(e.tokens)):
         if group and used + len(example.tokens) > tokens_per_batch:
             batches.append(make_batch(group))

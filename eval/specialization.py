@@ -1,4 +1,4 @@
-"""How much experts specialise in languages: routing tables and mutual information."""
+"""How much experts specialize in languages: routing tables and mutual information."""
 
 # G languages, L layers with a router, E experts, S tokens, K top-k
 

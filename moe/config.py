@@ -137,7 +137,13 @@ class ModelConfig:
 
     def dense(self) -> ModelConfig:
         """The configuration of the dense model underneath."""
-        nothing = {"num_experts": 0, "expert_languages": (), "shared_rank": 0, "expert_rank": 0, "moe_layers": None}
+        nothing: dict[str, Any] = {
+            "num_experts": 0,
+            "expert_languages": (),
+            "shared_rank": 0,
+            "expert_rank": 0,
+            "moe_layers": None,
+        }
         return replace(self, expert_form="full", **nothing)
 
     def to_dict(self) -> dict[str, Any]:

@@ -35,14 +35,14 @@ class RoutingShares:
 
     def shares(self, answer: int) -> list[float]:
         """[E] share of each expert in an answer, over all layers; they sum to 1."""
-        return _normalised(self.gates[answer].sum(dim=0))
+        return _normalized(self.gates[answer].sum(dim=0))
 
     def shares_by_layer(self, answer: int) -> list[list[float]]:
         """[L][E] share of each expert in an answer, for each of ``config.sparse_layers``."""
-        return [_normalised(layer) for layer in self.gates[answer]]
+        return [_normalized(layer) for layer in self.gates[answer]]
 
 
-def _normalised(gates: torch.Tensor) -> list[float]:
+def _normalized(gates: torch.Tensor) -> list[float]:
     return (gates / gates.sum().clamp_min(1e-300)).tolist()
 
 

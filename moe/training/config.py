@@ -170,7 +170,9 @@ class RunConfig:
 
     def with_absolute_paths(self) -> RunConfig:
         """The same settings with files named so that a run can be resumed from any working directory."""
-        found = {name: str(Path(getattr(self, name)).absolute()) for name in ("base", "data") if self._is_path(name)}
+        found: dict[str, Any] = {
+            name: str(Path(getattr(self, name)).absolute()) for name in ("base", "data") if self._is_path(name)
+        }
         return replace(self, **found)
 
     def _is_path(self, name: str) -> bool:

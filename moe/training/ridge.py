@@ -23,7 +23,7 @@ SCALES = tuple(2.0 ** (i / 2) for i in range(13))  # 1 to 64
 
 @torch.no_grad()
 def ridge_routers(model: Transformer, batches: Sequence[Batch], ridge: float = 0.01) -> list[float]:
-    """Sets every router from language-labelled batches; returns the share of tokens that each gets right, in order.
+    """Sets every router from language-labeled batches; returns the share of tokens that each gets right, in order.
 
     The last batch is held out: it chooses the temperature and measures the returned accuracy. Experts are forced by
     language while hidden states are collected, as in the branch stage.
@@ -65,6 +65,6 @@ def ridge_routers(model: Transformer, batches: Sequence[Batch], ridge: float = 0
         logits = held[layer] @ weight.T  # [S, E]
         losses = [F.cross_entropy(logits * scale, labels).item() for scale in SCALES]
         scale = SCALES[min(range(len(SCALES)), key=losses.__getitem__)]
-        model.layers[layer].feed_forward.gate.weight.copy_(weight * scale)
+        model.get_parameter(f"layers.{layer}.feed_forward.gate.weight").copy_(weight * scale)
         accuracies.append((logits.argmax(-1) == labels).float().mean().item())
     return accuracies
