@@ -1,4 +1,4 @@
-"""Turns a dense code model into a mixture of language experts: `python train.py --help`.
+"""Turns a dense code model into a mixture of language experts.
 
 The whole recipe, in order: plan, load, score the base, upcycle, branch, route, mix, score, write, baseline, report.
 Each finished step is noted in the run's directory, so `--resume` continues where a run stopped.
@@ -20,14 +20,14 @@ from checkpoints.config_flags import add_setting_flags, given_settings, read_set
 from checkpoints.proof import prove
 from checkpoints.runs.directory import RunDirectory, resume_command
 from checkpoints.runs.models import load_base, make_adapter, make_mixture, steps_of_epochs, write_model
-from checkpoints.runs.preflight import base_config, describe_needs, plan_run, require_disk, run_dtype
+from checkpoints.runs.preflight import base_config, describe_needs, plan_run, require_disk, run_data, run_dtype
 from checkpoints.runs.staged_run import StagedRun
 from eval.evaluate import Evaluation
 from eval.reporting.display import TrainingMonitor, make_console, say
 from eval.reporting.summary import report
 from moe.config import describe_layers
 from moe.data.packing import MixedBatches, encode_pairs
-from moe.data.sources import DataSets, load_data
+from moe.data.sources import DataSets
 from moe.hardware import choose_device, describe_hardware, keep_freed_memory
 from moe.model import count_parameters
 from moe.training.config import TINY, RunConfig
@@ -44,9 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
     dtype = run_dtype(config, device)
     say(console, f"{describe_hardware(device)}, weights in {str(dtype).removeprefix('torch.')}")
     torch.manual_seed(config.seed)
-    data = load_data(
-        config.data, config.languages, seed=config.seed, train_pairs=config.train_pairs, test_sets=config.test_sets
-    )
+    data = run_data(config)
     config = replace(config, test_sets=tuple(data.held_out))
     say(console, f"data {config.data}, scored on {', '.join(config.test_sets)}")
     plan = plan_run(config, base_config(config), dtype)

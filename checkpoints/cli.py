@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 
 from moe.errors import UserError, did_you_mean, exit_on_user_error
 
-_SETTING = re.compile(r"\b([a-z]+(?:_[a-z]+)*)=(?=\S)")
-
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Names the defaults that say something: not those of switches and of flags that are simply not given."""
@@ -41,26 +39,6 @@ class ArgumentParser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def flags_of(parser: argparse.ArgumentParser) -> set[str]:
-    """All flags of a command line, those of its subcommands included."""
-    found = set()
-    for action in parser._actions:
-        found.update(action.option_strings)
-        if isinstance(action, argparse._SubParsersAction):
-            found.update(*(flags_of(subparser) for subparser in action.choices.values()))
-    return found
-
-
-def settings_as_flags(message: str, flags: set[str]) -> str:
-    """Translates what the model's package says of a setting, ``device=cpu``, to the flag of it: ``--device cpu``."""
-
-    def flag(match: re.Match[str]) -> str:
-        name = "--" + match[1].replace("_", "-")
-        return f"{name} " if name in flags else match[0]
-
-    return _SETTING.sub(flag, message)
-
-
 def run(
     parser: ArgumentParser,
     main: Callable[[argparse.Namespace], int | None],
@@ -78,8 +56,6 @@ def run(
         with exit_on_user_error(arguments.debug, also=(OSError, *also)):
             try:
                 return main(arguments) or 0
-            except UserError as error:
-                raise UserError(settings_as_flags(str(error), flags_of(parser))) from error
             except OSError as error:
                 plain = isinstance(error, (BrokenPipeError, *also)) or not isinstance(error.filename, str | bytes)
                 if plain:

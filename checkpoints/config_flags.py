@@ -51,13 +51,16 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     )
     kinds = setting_types()
     group: Any = parser
+    about: str | None = (
+        "Each is also a --set NAME=VALUE and a line of a TOML file. Presets change some of the defaults."
+    )
     for item in fields(RunConfig):
         kind, flag = kinds[item.name], flag_of(item.name)
         if "group" in item.metadata:
-            group = parser.add_argument_group(f"settings: {item.metadata['group']}")
+            group, about = parser.add_argument_group(f"{item.metadata['group']} settings", about), None
         options: dict[str, Any] = {"dest": PREFIX + item.name, "default": argparse.SUPPRESS}
         shown = " ".join(item.default) if isinstance(item.default, tuple) else item.default
-        options["help"] = f"{item.metadata['help']} (default: {shown}, unless the preset differs)".replace("%", "%%")
+        options["help"] = f"{item.metadata['help']} (default: {shown})".replace("%", "%%")
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         elif typing.get_origin(kind) is tuple:

@@ -38,7 +38,7 @@ def choose_device(name: str = "auto") -> torch.device:
     index = int(match[1] or 0)
     if index >= found:
         gpus = f"this machine has {found} CUDA GPUs" if found else "no CUDA GPU was found"
-        raise UserError(f"device {name!r}: {gpus}; set device=cpu or device=auto")
+        raise UserError(f"device {name!r}: {gpus}; choose cpu or auto")
     return torch.device("cuda", index)
 
 

@@ -314,7 +314,7 @@ def test_a_run_of_an_earlier_version_says_what_to_rename(finished, tmp_path):
         (["--resume", "missing"], "is no run"),
         (["--resume", ""], "--resume is empty"),
         (["--config", ""], "--config is empty"),
-        (["--device", "cuda:99"], "--device cpu or --device auto"),
+        (["--device", "cuda:99"], "choose cpu or auto"),
         (["--max-tokens", "8"], "fits into 8 tokens"),
         (["--max-tokens", "9999"], "more than tokens_per_batch"),
         (["--test-sets", "nowhere"], "no split 'nowhere'"),

@@ -10,7 +10,7 @@ from checkpoints.model_io import read_config
 from checkpoints.storage.files import DiskUsage, free_bytes, require_free_space
 from checkpoints.transforms.upcycle import upcycled_config
 from moe.config import ALL_LAYERS, ModelConfig, parse_layers
-from moe.data.sources import DataSets
+from moe.data.sources import DataSets, load_data
 from moe.errors import UserError
 from moe.hardware import choose_dtype
 from moe.training.config import TINY, RunConfig
@@ -24,6 +24,15 @@ def run_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
     if config.expert_form == "full" and dtype.itemsize < 4:
         raise UserError(f"full experts cannot learn in {dtype}, small steps are rounded away; add --dtype float32")
     return dtype
+
+
+def run_data(config: RunConfig) -> DataSets:
+    """The pairs that a run trains on and is scored by; raises :class:`UserError` where they are not given or broken."""
+    if not config.data:
+        raise UserError("no data given; add --data DIR with train/LANGUAGE.jsonl and so on, or --data synthetic")
+    return load_data(
+        config.data, config.languages, seed=config.seed, train_pairs=config.train_pairs, test_sets=config.test_sets
+    )
 
 
 def base_config(config: RunConfig) -> ModelConfig:

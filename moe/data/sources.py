@@ -39,8 +39,6 @@ def load_data(
     Raises:
         UserError: data that are missing, empty or broken.
     """
-    if not data:
-        raise UserError("no data given; set data=DIR with train/LANGUAGE.jsonl and so on, or data=synthetic")
     if data == SYNTHETIC:
         train = {x: generate_pairs(x, train_pairs or SYNTHETIC_TRAIN, seed, "train") for x in languages}
         return DataSets(train, _synthetic_test_sets(languages, seed, test_sets))

@@ -1,6 +1,6 @@
 """All settings of a run, their presets (TOML) and how they are overridden.
 
-A setting's help, unit and default stand beside it once; flags, ``--set`` and TOML files are made from them.
+A setting has its help, unit and default in one place, from which command lines and TOML files are made.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class RunConfig:
     merge: bool = setting(
         False, "also write the result as full experts (mixtral/), which transformers loads", group="output"
     )
-    save_minutes: float = setting(5.0, "minutes between saved states that --resume continues from")
+    save_minutes: float = setting(5.0, "minutes between saved states, from which an interrupted run resumes")
 
     def __post_init__(self) -> None:
         for name in ("languages", "test_sets"):
