@@ -68,7 +68,7 @@ def main(arguments: argparse.Namespace) -> int:
         try:
             make_experts(config, directory, data, device, dtype, console)
         except KeyboardInterrupt:
-            say(console, f"stopped; go on with: {resume_command(directory.path)}")
+            say(console, f"stopped; continue with: {resume_command(directory.path)}")
             raise
     return 0
 
@@ -158,7 +158,7 @@ def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunCon
         return None, *read_settings(arguments)
     others = (arguments.config, arguments.preset, arguments.name, arguments.epochs)
     if given_settings(arguments) or any(others):
-        parser.error("--resume goes on with the run's own settings and name; leave the others out")
+        parser.error("--resume continues with the run's own settings and name; leave the others out")
     directory = RunDirectory.resume(Path(arguments.resume))
     return directory, directory.config, []
 
@@ -180,8 +180,8 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="train.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--name", help="name of the run's directory (default: the preset and the time)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept")
-    parser.add_argument("--resume", metavar="DIR", help="go on with a run that was interrupted")
-    parser.add_argument("--dry-run", action="store_true", help="check settings and data, print what a run would take")
+    parser.add_argument("--resume", metavar="DIR", help="continue an interrupted run")
+    parser.add_argument("--dry-run", action="store_true", help="check settings and data, and print what a run needs")
     add_setting_flags(parser)
     parser.set_defaults(parser=parser)
     return parser

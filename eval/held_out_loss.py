@@ -45,7 +45,7 @@ def held_out_loss(
     on_output: Callable[[Batch, ModelOutput], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, HeldOutLoss]:
-    """Loss per language with the model's own routing; ``on_output`` sees each batch and what the model gave for it."""
+    """Loss per language with the model's own routing; ``on_output`` gets each batch and its :class:`ModelOutput`."""
     model.eval()
     total = sum(len(items) for items in examples.values())
     done, result = 0, {}

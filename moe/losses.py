@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def token_losses(hidden: Tensor, output_weight: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
-    """Cross-entropy of each scored position, without ever holding all logits.
+    """Cross-entropy of each scored position, without materializing all logits.
 
-    Memory is ``chunk * V`` logits instead of ``N * V``. Where the output projection is frozen, a chunk's gradient is
-    computed while its logits are there; where it learns, chunks are recomputed in the backward pass.
+    Holds ``chunk * V`` logits instead of ``N * V``. If the output projection is frozen, a chunk's gradient is computed
+    while its logits are at hand; if it is trained, chunks are recomputed in the backward pass.
 
     Args:
         hidden: [N, D] final hidden states of the positions that predict ``targets``.

@@ -1,9 +1,9 @@
-"""A run's directory: its settings, what it has finished, and the states it can go on from.
+"""A run's directory: its settings, its results, and the states it resumes from.
 
 runs/NAME/run.json        settings, command, versions; written first
-runs/NAME/results.json    what each finished step measured
-runs/NAME/state/STAGE/    weights and optimizer of a stage, the newest
-runs/NAME/base/           the tiny base, when it was trained here
+runs/NAME/results.json    measurements of each finished step
+runs/NAME/state/STAGE/    newest weights and optimizer state of a stage
+runs/NAME/base/           the tiny base, if it was trained here
 runs/NAME/model/          the mixture;  adapter/ the dense baseline;  mixtral/ the mixture as full experts
 """
 
@@ -31,12 +31,12 @@ from moe.training.trainer import StageState
 
 
 def resume_command(path: Path) -> str:
-    """What to type to go on with a run."""
+    """The command that continues a run."""
     return f"python train.py --resume {shlex.quote(str(path))}"
 
 
 class RunDirectory:
-    """One run on disk; make it with :meth:`create` or :meth:`resume`."""
+    """One run on disk; :meth:`create` starts one, :meth:`resume` opens one."""
 
     def __init__(self, path: Path, settings: dict[str, Any], results: dict[str, Any], config: RunConfig, new: bool):
         self.path, self.settings, self.results, self.config, self.new = path, settings, results, config, new
@@ -72,7 +72,7 @@ class RunDirectory:
     def resume(cls, path: Path) -> RunDirectory:
         """Opens a run that was interrupted (or is finished)."""
         if not (path / RUN_FILE).is_file():
-            raise UserError(f"{path} is no run: it has no {RUN_FILE}; expected a directory that train.py made")
+            raise UserError(f"{path} is no run: it has no {RUN_FILE}; expected a directory created by train.py")
         results = read_json_object(path / RESULTS_FILE) if (path / RESULTS_FILE).is_file() else {}
         settings = read_json_object(path / RUN_FILE)
         config = RunConfig.from_dict(settings.get("config"), str(path / RUN_FILE))
@@ -80,9 +80,9 @@ class RunDirectory:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keeps other processes out while this one works on the run; the system frees it when a process dies.
+        """Locks the run against other processes; the lock ends with the process.
 
-        A mistake of the user's that only shows in the work leaves no new directory behind, unless a step is done.
+        A :class:`UserError` before the first finished step removes a directory that this process created.
         """
         with open(self.path / RUN_FILE, "rb") as file:
             try:
@@ -99,18 +99,18 @@ class RunDirectory:
                 raise
 
     def once(self, step: str, work: Callable[[], Any]) -> Any:
-        """What ``step`` measured: from ``results.json`` when it is there, else done now and noted."""
+        """The result of ``step``: from ``results.json`` if it is there, else of ``work``, which is then noted."""
         if step not in self.results:
             self.note(step, work())
         return self.results[step]
 
     def note(self, step: str, result: Any) -> None:
-        """Notes a JSON-able result; the file is replaced as a whole."""
+        """Adds a JSON-able result to ``results.json``; the write is atomic."""
         self.results[step] = result
         replace_file(self.path / RESULTS_FILE, json_bytes(self.results))
 
     def save_state(self, state: StageState) -> None:
-        """Keeps a stage's state, in place of its older one."""
+        """Saves a stage's state in place of its older one."""
         save_train_state(self.path / "state" / state.stage, state.tensors, {"step": state.step, "stage": state.stage})
 
     def has_state(self, stage: str) -> bool:

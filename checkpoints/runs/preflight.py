@@ -1,4 +1,4 @@
-"""What a run needs before it may start: a base that is there and fits, and room on the disk."""
+"""Checks before a run starts: its precision, data and base, memory and disk."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def base_config(config: RunConfig) -> ModelConfig:
     """Sizes of the run's base, read without its weights.
 
     Raises:
-        UserError: there is no base, it is no dense model, or examples may be longer than its context.
+        UserError: the base is missing or not a dense model, or its context is shorter than the longest example.
     """
     if not config.base:
         raise UserError("no base given; add --base DIR with the dense model, or --base tiny for the embedded one")
@@ -68,7 +68,7 @@ def mixture_config(config: RunConfig, base: ModelConfig) -> ModelConfig:
 
 
 def disk_needed(config: RunConfig, plan: MemoryPlan) -> int:
-    """Bytes that a run writes at most: models and three stages' states (an old one goes when the new one is there)."""
+    """Most bytes that a run writes: models, and the states of three stages with one old state still there."""
     states = 3 * (3 * 4 * plan.trainable) + 3 * 4 * plan.trainable
     copies = 1 if config.moe_layers == ALL_LAYERS else len(config.languages)  # of dense layers, in a Mixtral directory
     full = 4 * plan.parameters * copies

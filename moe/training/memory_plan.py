@@ -1,7 +1,7 @@
-"""How much memory a run takes, computed before it starts.
+"""Memory that a run needs, computed before it starts.
 
-Counts weights, gradients, optimizer and activations; the allocator's fragments and a GPU's context (0.5 to 1 GiB) come
-on top.
+Counts weights, gradients, optimizer state and activations. The allocator's fragmentation and a GPU's context (0.5 to
+1 GiB) come on top.
 """
 
 # T tokens in a batch, D model dim, F hidden dim, V vocabulary
@@ -54,10 +54,10 @@ class MemoryPlan:
 def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool) -> MemoryPlan:
     """Memory of the branch stage (the largest) for batches of ``tokens`` tokens.
 
-    Deltas and routers are float32 with two float32 Adam moments. Per layer a forward pass keeps about 6 D + 2 A + 4 F
-    values a token (A: width of the attention's projections) and as many F again per further expert a token visits;
-    with ``activation_checkpointing`` one layer at a time does, and every layer keeps its D inputs. Frozen layers below
-    the first one with experts keep nothing.
+    Deltas and routers are float32 with two float32 Adam moments. Per layer, a forward pass keeps about 6 D + 2 A + 4 F
+    values a token (A: width of the attention projections), and another 4 F for each further expert of a token. With
+    ``activation_checkpointing`` only one layer at a time does so, and every layer keeps its D inputs. Frozen layers
+    below the first one with experts keep nothing.
     """
     with torch.device("meta"):
         model = Transformer(config)

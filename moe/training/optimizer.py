@@ -12,9 +12,9 @@ from moe.training.stages import Stage, is_router
 
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float, stage: Stage) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) with decay on matrices; routers and vectors go without.
+    """AdamW (Loshchilov and Hutter, 2019) with weight decay on matrices, none on routers and vectors.
 
-    Each group keeps its peak learning rate under ``"peak"``; :func:`set_learning_rate` scales it.
+    Each group keeps its peak learning rate under ``"peak"``; :func:`set_learning_rates` scales it.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -51,8 +51,8 @@ def set_learning_rates(
 ) -> None:
     """Sets every group's learning rate for ``step`` of ``stage`` (see :func:`schedule`).
 
-    Routers have a schedule of the stage's own length. Experts go on where the stages before left off, with a warm-up
-    anew, because AdamW's averages are new.
+    Routers follow a schedule of the stage's own length. Experts continue the schedule of the stages before, with a new
+    warm-up because AdamW's averages start anew.
     """
     own = schedule(step, stage.steps, warmup_ratio, min_lr_ratio)
     whole = schedule(stage.before + step, stage.before + stage.steps + stage.after, warmup_ratio, min_lr_ratio)

@@ -26,18 +26,18 @@ from moe.training.optimizer import (
 )
 from moe.training.stages import Stage, choose_trainable
 
-CHOSEN_MEMORY = 0.9  # what one step leaves of the counts that balance is measured by
+CHOSEN_MEMORY = 0.9  # decay per step of the expert counts that balance is measured by
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did.
+    """Measurements of one optimizer step.
 
     Attributes:
         stage, step, steps: where training is; steps count from 1.
-        loss: mean cross-entropy in nats per learned token; ``language_losses`` the same per language (None: none seen).
-        balance, z: mean over layers of the auxiliary losses, unweighted; 0 where no router learns.
-        learning_rate: of this step's first parameter group; ``gradient_norm`` before clipping.
+        loss: mean cross-entropy in nats per learned token; ``language_losses`` per language (None: no token of it).
+        balance, z: auxiliary losses, unweighted, mean over layers; 0 where no router is trained.
+        learning_rate: of the first parameter group; ``gradient_norm`` before clipping.
         tokens: tokens processed, prompts included; ``seconds`` they took.
         routing: [G, E] float32 share of each language's gate weight that went to each expert, all layers together, NaN
             for a language without tokens in this step; None without a router.
@@ -59,7 +59,7 @@ class StepReport:
 
 @dataclass
 class StageState:
-    """What a stage needs to go on after an interruption: weights, optimizer, steps done."""
+    """What a stage needs to continue after an interruption: weights, optimizer state, steps done."""
 
     stage: str
     step: int
@@ -129,7 +129,7 @@ class Trainer:
         self.step = 0
         sizes = model.config
         layers = len(sizes.sparse_layers)
-        self.chosen = torch.zeros(layers, sizes.num_experts, device=model.device)  # slots of late, [L, E]
+        self.chosen = torch.zeros(layers, sizes.num_experts, device=model.device)  # [L, E] decayed slot counts
 
     def state(self) -> StageState:
         """A snapshot to continue from (tensors are not copied)."""
@@ -223,9 +223,9 @@ class Trainer:
     def _auxiliary(self, output: ModelOutput, batch: Batch, sums: _Sums) -> Tensor:
         """Weighted balance and z-loss of one batch, averaged over layers.
 
-        The balance loss' expert fractions are those of the last ten steps or so, not of this batch alone: a batch of a
-        few thousand tokens holds few examples, and where it lacks a language, balance within it would push the others'
-        tokens to that language's expert.
+        The balance loss measures expert fractions over about the last ten steps, not over this batch alone: a batch of
+        a few thousand tokens holds few examples, and if it lacks a language, balance within the batch would push other
+        languages' tokens to that language's expert.
         """
         experts = self.model.config.num_experts
         balances, zs = [], []
