@@ -17,13 +17,15 @@ from rich.console import Console
 
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.config_flags import add_setting_flags, given_settings, read_settings
+from checkpoints.model_io import dtype_name
+from checkpoints.progress import make_console, say
 from checkpoints.proof import prove
 from checkpoints.runs.directory import RunDirectory, resume_command
 from checkpoints.runs.models import load_base, make_adapter, make_mixture, steps_of_epochs, write_model
 from checkpoints.runs.preflight import base_config, describe_needs, plan_run, require_disk, run_data, run_dtype
 from checkpoints.runs.staged_run import StagedRun
 from eval.evaluate import Evaluation
-from eval.reporting.display import TrainingMonitor, make_console, say
+from eval.reporting.display import TrainingMonitor
 from eval.reporting.summary import report
 from moe.config import describe_layers
 from moe.data.packing import MixedBatches, encode_pairs
@@ -42,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
     device = choose_device(config.device)
     keep_freed_memory(device)
     dtype = run_dtype(config, device)
-    say(console, f"{describe_hardware(device)}, weights in {str(dtype).removeprefix('torch.')}")
+    say(console, f"{describe_hardware(device)}, weights in {dtype_name(dtype)}")
     torch.manual_seed(config.seed)
     data = run_data(config)
     config = replace(config, test_sets=tuple(data.held_out))

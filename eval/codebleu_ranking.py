@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from checkpoints.cli import ArgumentParser, run
 from eval.codebleu import CodeBLEUError
+from eval.codebleu.bench.variants import Variant, VariantMaker
 from eval.codebleu.counts import EQUAL_WEIGHTS
 from eval.codebleu.score import MODES, Mode, make_scorer, score_of
-from eval.codebleu.variants import Variant, VariantMaker
 from eval.execution.programs import missing_tools, run_many
-from moe.data.synthetic import LANGUAGES, generate_pairs
+from moe.data.synthetic import TASK_LANGUAGES, generate_pairs
 from moe.errors import UserError
 
 KEEPING = ("renamed", "reordered", "commented")
@@ -118,7 +118,9 @@ def build_parser() -> ArgumentParser:
         description="How often each mode of CodeBLEU ranks code that keeps the meaning before code that breaks it.",
     )
     parser.add_argument("--problems", type=int, default=50, help="problems per language")
-    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), help="languages")
+    parser.add_argument(
+        "--languages", nargs="+", choices=TASK_LANGUAGES, default=list(TASK_LANGUAGES), help="languages"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of problems and variants")
     return parser
 

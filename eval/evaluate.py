@@ -9,9 +9,9 @@ from typing import Any
 from rich.console import Console
 
 from checkpoints.model_io import LoadedModel
+from checkpoints.progress import CountDisplay, say
 from checkpoints.runs.directory import RunDirectory
 from eval.held_out_loss import held_out_loss
-from eval.reporting.display import CountDisplay, say
 from eval.scoring import AnswerSettings, save_answers, score_answers, write_answers
 from eval.specialization import RoutingCounter
 from moe.data.packing import encode_pairs

@@ -23,6 +23,7 @@ class RoutingShares:
     """
 
     def __init__(self, config: ModelConfig, answers: int):
+        self.config = config
         self.gates = torch.zeros(answers, len(config.sparse_layers), config.num_experts, dtype=torch.float64)
 
     def __call__(self, rows: Sequence[int], output: ModelOutput) -> None:

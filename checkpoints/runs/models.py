@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from checkpoints.formats import open_checkpoint
-from checkpoints.formats.extras import checkpoint_tokenizer
+from checkpoints.formats.extras import checkpoint_tokenizer, find_template
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_io import LoadedModel, load_model, save_model
 from checkpoints.runs.staged_run import StagedRun
@@ -19,7 +18,6 @@ from checkpoints.transforms.upcycle import upcycle_model
 from moe.config import parse_layers
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.pairs import Pair
-from moe.data.prompt import choose_template
 from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.model import Transformer
@@ -31,7 +29,7 @@ Pairs = Mapping[str, Sequence[Pair]]
 
 
 def load_base(run: StagedRun, train_pairs: Pairs, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    """Loads the dense model, frozen, with a tokenizer and the template that prompts are made with.
+    """Loads the dense model, frozen; it has a tokenizer.
 
     The tiny base is trained first, unless the run's directory has it already.
     """
@@ -40,9 +38,10 @@ def load_base(run: StagedRun, train_pairs: Pairs, dtype: torch.dtype, device: to
         path = run.directory.path / "base"
         if not path.exists():
             _train_tiny_base(run, train_pairs, path, device)
-    base = load_model(path, dtype, device)
+    base = load_model(path, dtype, device, template=_given_template(run.config))
+    _required(base.tokenizer, base.path)
     base.model.requires_grad_(False)
-    return replace(base, template=_template(run.config, _required(base.tokenizer, base.path)))
+    return base
 
 
 def _train_tiny_base(run: StagedRun, train_pairs: Pairs, path: Path, device: torch.device) -> None:
@@ -61,8 +60,8 @@ def _required(tokenizer: Tokenizer | None, path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _template(config: RunConfig, tokenizer: Tokenizer) -> str:
-    return choose_template(tokenizer) if config.template == "auto" else config.template
+def _given_template(config: RunConfig) -> str | None:
+    return None if config.template == "auto" else config.template
 
 
 def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int:
@@ -73,13 +72,17 @@ def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int
     Raises:
         UserError: the branch stage alone takes as many steps.
     """
+    template = _given_template(config)
     if config.base == TINY:
+        template = template or "plain"
         with tempfile.TemporaryDirectory() as directory:
             tokenizer = train_tiny_tokenizer(train_pairs, Path(directory), config.seed)
     else:
         checkpoint = open_checkpoint(resolve_model_path(config.base))
         tokenizer = _required(checkpoint_tokenizer(checkpoint), checkpoint.path)
-    encoded = encode_pairs(train_pairs, tokenizer, _template(config, tokenizer), config.max_tokens)
+        places = [(checkpoint.directory, checkpoint.settings)]
+        template = template or find_template(checkpoint.path, places, tokenizer)
+    encoded = encode_pairs(train_pairs, tokenizer, template, config.max_tokens)
     one_epoch = MixedBatches(encoded.examples, config.tokens_per_batch, config.seed).epoch_batches / config.accumulate
     steps = round(epochs * one_epoch) - config.branch_steps
     if steps < 1:

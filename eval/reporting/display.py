@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +16,11 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from checkpoints.progress import PLAIN_SECONDS
 from eval.reporting.tables import routing_table, share_text
 from moe.files import replacing
 from moe.training.stages import Stage
 from moe.training.trainer import StepReport
-
-PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
 
 
 class MetricsWriter:
@@ -169,46 +167,3 @@ class TrainingMonitor:
     def close(self) -> None:
         """Closes the metrics files."""
         self.metrics.close()
-
-
-class CountDisplay:
-    """Progress of anything that is counted: ``with CountDisplay(...) as show: work(on_progress=show)``."""
-
-    def __init__(self, console: Console, title: str):
-        self.console, self.title = console, title
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._task = self._progress.add_task(title, total=None)
-        self._started = self._last = time.monotonic()
-
-    def __enter__(self) -> CountDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._progress.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
-        if not self.console.is_terminal and (time.monotonic() - self._last > PLAIN_SECONDS or done == total):
-            self._last = time.monotonic()
-            seconds = self._last - self._started
-            self.console.print(f"{self.title} {done}/{total}, {seconds:.0f} s", highlight=False, soft_wrap=True)
-
-
-def make_console() -> Console:
-    """The console that training prints to; wide enough not to break lines in a log file."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
-
-
-def say(console: Console, text: str) -> None:
-    """Prints a line as it is: no markup, no colors, no breaks."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

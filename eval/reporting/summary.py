@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from checkpoints.progress import say
 from checkpoints.runs.directory import RunDirectory
-from eval.reporting.display import say
 from eval.reporting.tables import loss_table, markdown_report, routing_table, score_table
 from moe.hardware import describe_hardware
 from moe.training.config import RunConfig
