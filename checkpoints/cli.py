@@ -6,9 +6,13 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
 
-from moe.errors import UserError, did_you_mean, exit_on_user_error
+from moe.errors import Notice, UserError, did_you_mean
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -39,6 +43,68 @@ class ArgumentParser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def check_output_file(path: str | Path, force: bool = False) -> Path:
+    """Raises :class:`UserError` where a file ``path`` cannot be written; call it before the work."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; expected the name of a file to write")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists; give another --output or --force to replace it")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} is no directory; make it first: mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path.parent} cannot be written to; give another --output")
+    return path
+
+
+@contextmanager
+def exit_on_user_error(debug: bool = False, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turns a :class:`UserError` (or one of ``also``) into one line on stderr and exit code 2.
+
+    Ctrl-C exits with code 130 and no trace. With ``debug`` every exception keeps its trace. A closed pipe (``| head``)
+    is no mistake: :class:`BrokenPipeError` passes.
+    """
+    expected: tuple[type[Exception], ...] = (UserError, *also)
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except expected as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def printed_notices() -> Iterator[None]:
+    """Prints each different :class:`Notice` as one line on stderr; other warnings are shown as usual."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", Notice)
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, Notice):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
+
+
 def run(
     parser: ArgumentParser,
     main: Callable[[argparse.Namespace], int | None],
@@ -53,7 +119,7 @@ def run(
     arguments = parser.parse_args(argv)
     arguments.debug = getattr(arguments, "debug", False)
     try:
-        with exit_on_user_error(arguments.debug, also=(OSError, *also)):
+        with printed_notices(), exit_on_user_error(arguments.debug, also=(OSError, *also)):
             try:
                 return main(arguments) or 0
             except OSError as error:

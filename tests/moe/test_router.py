@@ -102,7 +102,7 @@ def test_checkpointed_activations_give_the_same_gradients(model):
     gradients = []
     for recompute in (False, True):
         model.zero_grad()
-        output = model(tokens, documents=lengths, recompute=recompute)
+        output = model(tokens, documents=lengths, activation_checkpointing=recompute)
         (output.logits.logsumexp(-1).sum() + output.routing[-1].router_logits.pow(2).sum()).backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and "layers.0.feed_forward.gate.weight" in gradients[0]

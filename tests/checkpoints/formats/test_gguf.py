@@ -42,7 +42,9 @@ NAMES = {
 Kind = gguf.GGMLQuantizationType
 
 
-def write_gguf(path, model, kind=Kind.F32, architecture="llama", fields=(), skip=(), rename=lambda name: name):
+def write_gguf(
+    path, model, kind=Kind.F32, architecture="llama", fields=(), skip=(), rename=lambda name: name, extra=None
+):
     """Writes a transformers model the way that llama.cpp's converter does, q and k interleaved.
 
     Returns the float32 weights as they are after quantisation, by transformers' names.
@@ -65,6 +67,8 @@ def write_gguf(path, model, kind=Kind.F32, architecture="llama", fields=(), skip
         writer.add_expert_used_count(config.num_experts_per_tok)
     for key, value in fields:
         writer.add_string(key, value)
+    if extra is not None:
+        extra(writer)
     stored = {}
 
     def add(name, value, heads=0):
