@@ -36,13 +36,13 @@ from moe.data.prompt import choose_template
 from moe.data.sources import DataSets, load_data
 from moe.errors import UserError
 from moe.experts import widen_trainable
-from moe.hardware import choose_device, choose_dtype, describe_hardware, keep_freed_memory
+from moe.hardware import available_memory, choose_device, choose_dtype, describe_hardware, dtype_name, keep_freed_memory
 from moe.layer_ranges import describe_layers, parse_layers
 from moe.model import Transformer, count_parameters
 from moe.tokenizer import load_tokenizer
 from moe.training.config import TINY, RunConfig, load_preset, load_settings, make_config, parse_setting, preset_names
 from moe.training.interrupt import Interrupt
-from moe.training.memory_plan import GIB, MemoryPlan, available_memory
+from moe.training.memory_plan import GIB, MemoryPlan
 from moe.training.ridge import ridge_routers
 from moe.training.stages import make_stage
 from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokenizer
@@ -60,7 +60,7 @@ def main(arguments: argparse.Namespace) -> int:
     dtype = choose_dtype(device, config.dtype)
     if config.form == "full" and dtype.itemsize < 4:
         raise UserError(f"full experts cannot learn in {dtype}, small steps are rounded away; add --dtype float32")
-    say(console, f"{describe_hardware(device)}, weights in {str(dtype).removeprefix('torch.')}")
+    say(console, f"{describe_hardware(device)}, weights in {dtype_name(dtype)}")
     torch.manual_seed(config.seed)
     data = load_data(config)
     plan = plan_run(config, base_config(config), dtype)

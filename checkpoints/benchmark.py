@@ -25,10 +25,9 @@ import torch
 from torch import Tensor
 
 from checkpoints.cli import ArgumentParser, run
-from checkpoints.commands.common import directory_bytes
 from checkpoints.formats.config_json import to_config_json
 from checkpoints.formats.names import expected_tensors, to_huggingface
-from checkpoints.storage.files import format_bytes, require_free_space
+from checkpoints.storage.files import directory_bytes, format_bytes, require_free_space
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.storage.writer import Output, write_model_directory
 from moe.config import ModelConfig

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from checkpoints.card_facts import base_license, base_name, run_facts
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.config_json import DELTA_MODEL_TYPE, to_config_json
 from checkpoints.formats.delta import (
@@ -43,7 +42,7 @@ from checkpoints.formats.parameters import (
     require_complete,
 )
 from checkpoints.formats.smollm2 import resolve_model_path
-from checkpoints.model_card import model_card
+from checkpoints.model_card import base_license, base_name, check_hub_id, model_card, run_facts
 from checkpoints.storage.files import DiskUsage, copy_file, free_bytes, new_directory, write_bytes
 from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor
 from checkpoints.storage.writer import (
@@ -60,10 +59,9 @@ from moe.data.chat_template import TEMPLATE_FILE
 from moe.data.prompt import check_template
 from moe.errors import UserError
 from moe.files import json_bytes
+from moe.hardware import dtype_name
 from moe.model import Transformer
 from moe.tokenizer import Tokenizer
-
-DTYPE_NAMES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -158,11 +156,6 @@ def small_files(
     return documents, contents
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """``bfloat16`` for ``torch.bfloat16``."""
-    return str(dtype).removeprefix("torch.")
-
-
 def save_model(
     model: Transformer,
     tokenizer: Tokenizer | None,
@@ -170,14 +163,14 @@ def save_model(
     *,
     template: str | None = None,
     base: Path | str | BaseReference | None = None,
+    base_id: str | None = None,
     dtype: torch.dtype | None = None,
     files: Mapping[str, bytes | Path] | None = None,
-    extra_config: Mapping[str, Any] | None = None,
     force: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     disk_free: DiskUsage = free_bytes,
 ) -> Path:
-    """Saves a model so that its directory appears whole or not at all.
+    """Saves a model; the write is atomic.
 
     A dense model becomes a Hugging Face Mistral directory, one with full experts a Mixtral directory; transformers
     loads both. A model with delta experts becomes a delta directory: small, with a reference to its base.
@@ -185,9 +178,9 @@ def save_model(
     Args:
         template: name of the prompt template, stored with the model.
         base: for delta experts, the dense model on disk that they change; None puts a copy of it in ``directory/base``.
+        base_id: the base's hub id (ORG/NAME), for the model card.
         dtype: of the tensors on disk; None keeps the parameters'.
-        files: further small files by name (a licence, a model card in the place of the one made here).
-        extra_config: keys of our own for ``config.json``.
+        files: further small files by name, such as a license, or a model card that replaces the one made here.
         force: replace an existing directory once the new one is complete.
 
     Returns:
@@ -199,25 +192,25 @@ def save_model(
     directory = Path(directory)
     documents, contents = small_files(tokenizer, template, files)
     if "README.md" not in contents and (model.config.is_moe or model.config.is_delta):
-        contents["README.md"] = _card(model.config, directory, base)
+        contents["README.md"] = _card(model.config, directory, base, base_id)
     if model.config.is_delta:
         _save_delta(model, directory, documents, contents, base, dtype, tokenizer, force, disk_free)
         return directory
     tensors = list(huggingface_tensors(model.config, (in_dtype(t, dtype) for t in flat_tensors(model))))
     stored_dtype = dtype_name(dtype or model.dtype)
-    documents["config.json"] = to_config_json(model.config, stored_dtype, token_ids(tokenizer), extra_config)
+    documents["config.json"] = to_config_json(model.config, stored_dtype, token_ids(tokenizer))
     output = Output(tensors, documents, contents, max_shard_bytes=max_shard_bytes)
     write_model_directory(directory, output, force=force, disk_free=disk_free)
     return directory
 
 
-def _card(config: ModelConfig, directory: Path, base: Path | str | BaseReference | None) -> bytes:
-    """The card of a model that was in memory: with recipe and scores where ``directory`` is part of a training run."""
+def _card(config: ModelConfig, directory: Path, base: Path | str | BaseReference | None, base_id: str | None) -> bytes:
+    """The card of a model that was in memory, with recipe and scores if ``directory`` belongs to a training run."""
     facts = run_facts(directory)
-    name, license_name = "a dense model", None
+    name, license_name = "a dense model" if base_id is None else check_hub_id(base_id), None
     if base is not None:
         dense = open_checkpoint(base.path if isinstance(base, BaseReference) else resolve_model_path(base))
-        name, license_name = base_name(dense), base_license(dense)
+        name, license_name = base_name(dense, base_id), base_license(dense)
     action = "Trained" if facts else "Saved as it was in memory"
     recipe, scores = (facts.recipe, facts.scores) if facts else (None, None)
     return model_card(config, name, action, recipe, scores, license_name).encode()

@@ -15,6 +15,7 @@ from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.rewrite import dense_part
 from moe.config import ModelConfig
+from moe.hardware import dtype_name
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -57,7 +58,7 @@ def compare(first: Mapping[str, StoredTensor], second: Mapping[str, StoredTensor
         if a.shape != b.shape:
             rows.append((name, float("inf"), f"shape {list(a.shape)} and {list(b.shape)}"))
             continue
-        note = "" if a.dtype == b.dtype else f"{a.dtype} and {b.dtype}".replace("torch.", "")
+        note = "" if a.dtype == b.dtype else f"{dtype_name(a.dtype)} and {dtype_name(b.dtype)}"
         difference = largest_difference(a, b)
         if difference or note:
             rows.append((name, difference, note))

@@ -10,13 +10,13 @@ from pathlib import Path
 from checkpoints.formats.delta import DeltaCheckpoint
 from checkpoints.formats.names import expected_tensors
 from checkpoints.formats.smollm2 import resolve_model_path
-from checkpoints.model_io import dtype_name
 from checkpoints.storage.files import format_bytes
 from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.quantize import is_quantizable
 from checkpoints.transforms.rewrite import dense_part
 from checkpoints.transforms.upcycle import parameter_counts
 from moe.config import ModelConfig
+from moe.hardware import dtype_name
 from moe.layer_ranges import format_layers
 
 CONTEXT = 4096

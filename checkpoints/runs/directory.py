@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from checkpoints.card_facts import RESULTS_FILE, RUN_FILE
+from checkpoints.model_card import RESULTS_FILE, RUN_FILE
 from checkpoints.runs.state import has_train_state, load_train_state, save_train_state
 from checkpoints.storage.files import read_json_object
 from moe.errors import UserError

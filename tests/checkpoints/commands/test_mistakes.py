@@ -114,7 +114,7 @@ def test_commands_on_models_of_another_kind(refused):
         (["--languages", "Python"], "did you mean 'python'"),
         (["--languages", "python"], "add --experts-per-token 1"),
         (["--experts-per-token", "5"], "5 experts per token, of 4"),
-        (["--rank", "0"], "--rank: '0' is no whole number of at least 1"),
+        (["--rank", "0"], "--rank: '0', expected an integer of at least 1"),
         (["--rank", "64"], "the model's width of 32"),
         (["--shared-rank", "-1"], "at least 0"),
         (["--router-std", "nan"], "no standard deviation"),
