@@ -66,14 +66,14 @@ class CommandParser(ArgumentParser):
 
 
 def check_output_file(path: str | Path, force: bool = False) -> Path:
-    """Raises :class:`UserError` where a file ``path`` cannot be written; call it before the work."""
+    """Raises :class:`UserError` if a file ``path`` cannot be written; to be called before the work."""
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a directory; expected the name of a file to write")
     if path.exists() and not force:
         raise UserError(f"{path} exists; give another --output or --force to replace it")
     if not path.parent.is_dir():
-        raise UserError(f"{path.parent} is no directory; make it first: mkdir -p {path.parent}")
+        raise UserError(f"{path.parent} does not exist; create it first: mkdir -p {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise UserError(f"{path.parent} cannot be written to; give another --output")
     return path
@@ -83,8 +83,8 @@ def check_output_file(path: str | Path, force: bool = False) -> Path:
 def exit_on_user_error(debug: bool = False, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turns a :class:`UserError` (or one of ``also``) into one line on stderr and exit code 2.
 
-    Ctrl-C exits with code 130 and no trace. With ``debug`` every exception keeps its trace. A closed pipe (``| head``)
-    is no mistake: :class:`BrokenPipeError` passes.
+    Ctrl-C exits with code 130 and no traceback. With ``debug`` every exception keeps its traceback. A closed pipe
+    (``| head``) is not an error: :class:`BrokenPipeError` passes.
     """
     expected: tuple[type[Exception], ...] = (UserError, *also)
     try:
@@ -135,8 +135,8 @@ def run(
 ) -> int:
     """Parses ``argv`` and runs ``main``.
 
-    A user's mistake, what the system refuses (:class:`OSError`) and ``also`` are one line and exit code 2 (a trace with
-    ``--debug``). A reader of the output that went away (``| head``) ends the work without an error.
+    User errors, system errors (:class:`OSError`) and ``also`` give one line and exit code 2 (a traceback with
+    ``--debug``). If the reader of the output goes away (``| head``), the program stops without an error.
     """
     arguments = parser.parse_args(argv)
     arguments.debug = getattr(arguments, "debug", False)
@@ -151,5 +151,5 @@ def run(
                 message = f"{os.fsdecode(error.filename)}: {error.strerror}; check that the path can be read or written"
                 raise UserError(message) from error
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout at exit
         return 0

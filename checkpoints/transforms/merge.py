@@ -32,7 +32,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _add_low_rank(weight: StoredTensor, terms: list[tuple[Tensor, Tensor]], scale: float) -> Iterator[Tensor]:
-    """weight [N, M] + scale * sum of B [N, r] A [r, M], some rows at a time."""
+    """weight [N, M] + scale * sum of B [N, r] A [r, M], a few rows at a time."""
     wide = _wide(weight.dtype)
     terms = [(b.to(wide), a.to(wide)) for b, a in terms]
     done = 0
@@ -46,7 +46,7 @@ def _add_low_rank(weight: StoredTensor, terms: list[tuple[Tensor, Tensor]], scal
 
 
 def _flat_base(delta: DeltaCheckpoint) -> dict[str, StoredTensor]:
-    """The base's tensors under flat names, with whatever the delta directory replaces."""
+    """The base's tensors under flat names, with those that the delta directory replaces."""
     rename = base_rename(delta.config)
     return {name: delta.tensors.get(rename.get(name, name), tensor) for name, tensor in delta.base.tensors.items()}
 

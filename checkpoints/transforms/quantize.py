@@ -42,12 +42,12 @@ Rounder = Callable[[str, StoredTensor], Int4Weight]
 
 
 def is_quantizable(name: str, shape: Sequence[int]) -> bool:
-    """True for feed-forward matrices whose input is a multiple of 128; never for routers."""
+    """True for feed-forward matrices whose input width is a multiple of 128; never for routers."""
     return ".feed_forward." in name and ".gate." not in name and len(shape) == 2 and shape[1] % GROUP == 0
 
 
 def round_to_nearest(name: str, weight: StoredTensor) -> Int4Weight:
-    """weight [N, K] to int4, each group of 128 by its largest magnitude; some rows at a time."""
+    """weight [N, K] to int4, each group of 128 by its largest magnitude; a few rows at a time."""
     try:
         with one_thread():
             packed = [pack(part) for part in weight.parts()]
@@ -61,7 +61,7 @@ def round_to_nearest(name: str, weight: StoredTensor) -> Int4Weight:
 def gptq(weight: Tensor, second_moment: Tensor) -> Int4Weight:
     """Rounds weight [N, K] given the second moments of its inputs [K, K] (Frantar et al., 2022, algorithm 1).
 
-    The scale of a group is set when its first column is reached, from the weights as they are by then.
+    The scale of a group is set when its first column is reached, from the weights as adjusted by then.
     """
     w = weight.detach().to(torch.float32).clone()  # [N, K]
     hessian = second_moment.to(torch.float32).clone()
@@ -143,7 +143,7 @@ class InputMoments:
             routing = ffn.route(x.to(ffn.gate.weight.dtype))
             assert routing is not None
             visits = (routing.expert_ids == expert).any(-1)
-            if visits.sum() >= GROUP:  # an expert that these prompts hardly visit is calibrated on all tokens
+            if visits.sum() >= GROUP:  # experts that these prompts hardly visit are calibrated on all tokens
                 x = x[visits]
             w1, w3 = ffn.experts.w1[expert], ffn.experts.w3[expert]
         inner = F.silu(x @ w1.float().t()) * (x @ w3.float().t())  # [T, F]
@@ -228,7 +228,7 @@ def sample_sequences(
 
 @torch.no_grad()
 def perplexity(model: Transformer, sequences: Sequence[Sequence[int]]) -> float:
-    """exp of the mean cross-entropy in nats per token over all next tokens of the sequences."""
+    """exp of the mean cross-entropy, in nats, over all next tokens of the sequences."""
     total, count = 0.0, 0
     for sequence in sequences:
         tokens = torch.tensor([sequence], device=model.device)

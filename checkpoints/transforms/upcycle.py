@@ -1,7 +1,7 @@
 """Turns a dense model into a mixture of experts that computes the same function (Komatsuzaki et al., 2023).
 
 In memory (:func:`upcycle_model`) for training, and from disk to disk (:func:`upcycle_directory`) in bounded memory for
-models that fit nowhere. Both give the same bits. Full experts are copies of the dense feed-forward; delta experts share
+models too large for it. Both give the same bits. Full experts are copies of the dense feed-forward; delta experts share
 it and add low-rank changes that start at zero.
 """
 

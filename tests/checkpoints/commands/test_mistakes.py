@@ -95,7 +95,7 @@ def test_commands_on_models_of_another_kind(refused):
     assert "python -m checkpoints merge delta out" in refused("convert", "delta", "out")
     assert "python -m checkpoints merge delta" in refused("quantize", "delta", "out")
     for wrong in ("base", "file", "empty", "gone"):
-        assert "no delta directory" in refused("relink", wrong, "base")
+        assert "not a delta directory" in refused("relink", wrong, "base")
     assert "does not exist" in refused("relink", "delta", "gone")
     assert "is not the base" in refused("relink", "delta", "full")
     assert "is a file" in refused("verify", "file")
