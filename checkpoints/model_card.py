@@ -15,10 +15,9 @@ from typing import Any
 
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.storage.files import read_json_object
-from moe.config import ModelConfig
+from moe.config import ModelConfig, format_layers
 from moe.errors import UserError
 from moe.languages import LANGUAGES
-from moe.layer_ranges import format_layers
 
 RUN_FILE, RESULTS_FILE = "run.json", "results.json"
 _ID = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}"
@@ -31,7 +30,8 @@ _MAX_CARD_BYTES = 1 << 20
 # The name under which a run notes the scores of each directory that it writes.
 _SCORED_AS = {"model": "mixture", "mixtral": "mixture", "adapter": "dense adapter"}
 _SETTINGS = (
-    *("form", "layers", "expert_rank", "shared_rank", "experts_per_token", "delta_scale", "branch_steps", "mix_steps"),
+    *("expert_form", "moe_layers", "expert_rank", "shared_rank", "num_experts_per_tok", "delta_scale"),
+    *("branch_steps", "mix_steps"),
     *("tokens_per_batch", "accumulate", "branch_lr", "mix_lr", "balance_loss_weight", "z_loss_weight", "template"),
     *("max_tokens", "seed"),
 )

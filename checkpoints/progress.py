@@ -74,3 +74,8 @@ def byte_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
 def make_console() -> Console:
     """The console that training prints to; wide enough not to break lines in a log file."""
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+
+
+def say(console: Console, text: str) -> None:
+    """Prints a line as it is: no markup, no colors, no breaks."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

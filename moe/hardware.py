@@ -1,4 +1,4 @@
-"""Which device to compute on, in which precision (bfloat16 where it is native, else float32), and its memory."""
+"""Chooses the device, and the precision: bfloat16 where it is native, else float32; measures free memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NATIVE_CUDA = (8, 0)  # the first compute capability that multiplies bfloat16 ma
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name: ``auto`` (a CUDA GPU where there is one, else the CPU), ``cpu``, ``cuda``, ``cuda:N``.
+    """The device called ``auto`` (a CUDA GPU if there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
-    Raises :class:`UserError` for a GPU that is not there.
+    Raises :class:`UserError` for a GPU that does not exist.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -36,7 +36,7 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def choose_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
-    """The precision of that name; ``auto`` is bfloat16 where the device has it natively, else float32.
+    """The dtype of that name; ``auto`` is bfloat16 where the device supports it natively, else float32.
 
     On CPUs that emulate bfloat16 its matrix products are up to 75 times slower than float32's.
     """

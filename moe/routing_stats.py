@@ -1,4 +1,4 @@
-"""Which experts wrote an answer: shares of the gates, answer by answer and layer by layer."""
+"""Which experts wrote an answer: shares of the gates, per answer and per layer."""
 
 # B rows in the batch, S sequence, L layers with a router, E experts, K top-k
 
@@ -13,10 +13,10 @@ from moe.model import ModelOutput
 
 
 class RoutingShares:
-    """Adds up, for each answer, the gates that each expert got for the tokens of that answer.
+    """Sums, for each answer, the gates of each expert over the answer's tokens.
 
-    Pass it as ``on_output`` to :func:`moe.inference.generation.generate`. A token counts where it was decided: at the
-    position before it, so the prompt itself is not counted, only its last token.
+    Pass it as ``on_output`` to :func:`moe.inference.generation.generate`. A token counts at the position that
+    predicted it, the one before it, so of the prompt only the last token counts.
 
     Args:
         answers: how many prompts there are.

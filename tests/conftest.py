@@ -68,7 +68,7 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture
 def make_model():
-    """Makes a randomly initialised model; float64 and a wide init, so that differences would show."""
+    """Makes a randomly initialized model; float64 and a wide init, so that differences would show."""
 
     def make(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64, std: float = 0.2) -> Transformer:
         model = Transformer(config).reset(seed, std).to(dtype)

@@ -268,7 +268,7 @@ def test_a_run_stands_for_its_model(call, runs, tmp_path):
     code, _, err = call(PROMPT, "--max-new-tokens", "4", "--model", str(runs / "newer"))
     assert code == 0 and f"model {model}" in err
     code, _, err = call("a", "--model", str(runs / "unfinished"))
-    assert code == 2 and f"not finished; go on with: python train.py --resume {runs / 'unfinished'}" in err
+    assert code == 2 and f"not finished; continue it with: python train.py --resume {runs / 'unfinished'}" in err
 
 
 def test_a_reader_that_goes_away(runs, root):

@@ -15,9 +15,8 @@ from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.quantize import is_quantizable
 from checkpoints.transforms.rewrite import dense_part
 from checkpoints.transforms.upcycle import parameter_counts
-from moe.config import ModelConfig
+from moe.config import ModelConfig, format_layers
 from moe.hardware import dtype_name
-from moe.layer_ranges import format_layers
 
 CONTEXT = 4096
 

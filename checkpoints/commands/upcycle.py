@@ -30,11 +30,11 @@ from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.rewrite import OutputOptions
 from checkpoints.transforms.ridge_inputs import describe_accuracies, ridge_gates
 from checkpoints.transforms.upcycle import parameter_counts, upcycle_directory, upcycled_config, upcycled_tensors
+from moe.config import ALL_LAYERS, describe_layers, parse_layers
 from moe.data.synthetic import generate_pairs
 from moe.files import json_bytes
 from moe.hardware import DTYPES
 from moe.languages import DEFAULT_LANGUAGES, LANGUAGES
-from moe.layer_ranges import ALL, describe_layers, parse_layers
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -51,7 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--layers",
-        default=ALL,
+        default=ALL_LAYERS,
         metavar="RANGES",
         help="layers that get experts, counted from 0, such as 16-31 or 0-3,8,12-; the others stay dense",
     )

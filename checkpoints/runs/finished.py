@@ -1,4 +1,4 @@
-"""Finds the runs that training has finished."""
+"""Finds finished runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moe.errors import UserError
 def finished_models(runs: str | Path = "runs") -> list[Path]:
     """Directories ``RUNS/NAME/model`` that hold a model, the newest first.
 
-    A model directory appears whole at a run's end, so its ``config.json`` says that it is finished, and when.
+    A run writes its model directory atomically at its end, so ``config.json`` tells that it is finished, and when.
     """
     configs = []
     for config in Path(runs).glob("*/model/config.json"):
@@ -29,7 +29,7 @@ def model_of(path: str | Path) -> Path:
     if not (path / RUN_FILE).is_file() or (path / "config.json").is_file():
         return path
     if not (path / "model" / "config.json").is_file():
-        raise UserError(f"the run {path} is not finished; go on with: {resume_command(path)}")
+        raise UserError(f"the run {path} is not finished; continue it with: {resume_command(path)}")
     return path / "model"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from operator import add
 from typing import NamedTuple
 
 from eval.codebleu.errors import CodeBLEUError
@@ -56,10 +55,6 @@ class Counts(NamedTuple):
     subtrees: int = 0
     dataflow_matches: int = 0
     edges: int = 0
-
-    def merge(self, other: Counts) -> Counts:
-        """The sum of both."""
-        return Counts(*map(add, self, other))
 
     def parts(self) -> tuple[float, float, float, float]:
         """N-gram, weighted n-gram, syntax and dataflow match; 0 for a part that the references lack."""

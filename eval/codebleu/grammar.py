@@ -42,6 +42,7 @@ class SyntaxNode:
         node: the node of tree-sitter.
         kind: its kind, such as ``if_statement``.
         field: the field of its parent that it fills, if any.
+        is_leaf: whether the tree ends here; other nodes may also lack children, if all were skipped.
         children: its direct children, anonymous ones (keywords, punctuation) included.
         first, stop: the tokens within it are number ``first`` to ``stop`` - 1 of the text's list of tokens.
         token: the token that it is, if it is a single one.
@@ -51,16 +52,12 @@ class SyntaxNode:
     node: Node
     kind: str
     field: str | None
+    is_leaf: bool = False
     children: list[SyntaxNode] = dataclasses.field(default_factory=list)
     first: int = 0
     stop: int = 0
     token: Token | None = None
     subtree: int | None = None
-
-    @property
-    def is_leaf(self) -> bool:
-        """Whether the tree ends here; a node can also be without children because they were left out."""
-        return self.node.child_count == 0
 
     def child(self, selector: str | int) -> SyntaxNode | None:
         """The first child in a field, or the child at a position (from the end if negative)."""
@@ -98,7 +95,7 @@ def parse(parser: Parser, text: str) -> Tree:
         raise CodeBLEUError(f"a text has the lone surrogate U+{code:04X}, which is not valid Unicode") from None
 
 
-def syntax_nodes(tree: Tree, skip: Callable[[Node], bool] = lambda node: False) -> list[SyntaxNode]:
+def syntax_nodes(tree: Tree, skip: Callable[[Node], bool] | None = None) -> list[SyntaxNode]:
     """All nodes of a tree in the order of the text, children before their parents; the root is last.
 
     Nodes for which ``skip`` is true are left out with all that is in them.
@@ -109,13 +106,14 @@ def syntax_nodes(tree: Tree, skip: Callable[[Node], bool] = lambda node: False) 
     while True:
         node = cursor.node
         assert node is not None
-        if not skip(node):
+        if skip is None or not skip(node):
             made = SyntaxNode(node, node.type, cursor.field_name)
             if parents:
                 parents[-1].children.append(made)
             if cursor.goto_first_child():
                 parents.append(made)
                 continue
+            made.is_leaf = True
             nodes.append(made)
         while not cursor.goto_next_sibling():
             if not cursor.goto_parent():

@@ -64,10 +64,10 @@ def make_scorer(language: str, mode: Mode = "reference") -> PairCounter:
 @contextlib.contextmanager
 def borrowed_scorer(language: str, mode: Mode) -> Iterator[PairCounter]:
     """A scorer for one call that remembers no texts. It is kept for later calls, which saves the time to make one."""
-    key = find_language(language), str(mode), os.environ.get(SWITCH)
+    key = language, mode, os.environ.get(SWITCH)
     try:
         scorer = _idle[key].pop()
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, TypeError):  # TypeError: unhashable arguments, which make_scorer rejects
         scorer = make_scorer(language, mode)
     yield scorer
     scorer.forget()

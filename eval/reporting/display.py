@@ -1,4 +1,4 @@
-"""What a person sees while training runs, and the same numbers in CSV and TensorBoard files."""
+"""Live progress display and metrics files (CSV, TensorBoard)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import csv
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
@@ -18,6 +19,7 @@ from rich.text import Text
 from checkpoints.progress import PLAIN_SECONDS
 from eval.reporting.tables import routing_table, share_text
 from moe.files import replacing
+from moe.training.stages import Stage
 from moe.training.trainer import StepReport
 
 
@@ -95,7 +97,7 @@ class StageDisplay:
         self.console, self.languages, self.title = console, tuple(languages), title
         self._last = 0.0
         self._rate = 0.0
-        self._routing = None
+        self._routing: torch.Tensor | None = None
         self._progress = Progress(  # with 4-digit steps 80 columns wide; losses have a line of their own
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -129,7 +131,7 @@ class StageDisplay:
         loss, speed = f"loss {report.loss:.3f} ({losses})", f"{self._rate:,.0f} tokens/s"
         self._progress.update(self._task, completed=report.step, rate=f"left, {speed}")
         if self._live is not None:
-            shown = [self._progress, Text(loss)]
+            shown: list[RenderableType] = [self._progress, Text(loss)]
             if self._routing is not None:
                 shown.append(routing_table(self._routing.tolist(), self.languages, "routing so far"))
             self._live.update(Group(*shown))
@@ -141,3 +143,27 @@ class StageDisplay:
                 own = (self._routing[i, i].item() for i in range(len(self.languages)))
                 line += f", to own expert {' '.join(share_text(share) for share in own)}"
             self.console.print(line, highlight=False, soft_wrap=True)
+
+
+class TrainingMonitor:
+    """Shows the steps of each stage live and appends them to the run's metrics files."""
+
+    def __init__(self, console: Console, directory: Path, languages: Sequence[str]):
+        self.console, self.languages = console, tuple(languages)
+        self.metrics = MetricsWriter(directory, languages)
+
+    @contextmanager
+    def __call__(self, stage: Stage, done: int) -> Iterator[Callable[[StepReport], None]]:
+        """Opens the display of a stage whose first ``done`` steps were made earlier; takes the report of each step."""
+        self.metrics.resume(stage.name, done)
+        with StageDisplay(self.console, self.languages, stage.name, stage.steps, done) as display:
+
+            def show(report: StepReport) -> None:
+                display.update(report)
+                self.metrics.write(report)
+
+            yield show
+
+    def close(self) -> None:
+        """Closes the metrics files."""
+        self.metrics.close()

@@ -12,7 +12,7 @@ from moe.training.config import RunConfig, load_preset, make_config
 
 
 def test_both_stages_are_measured(tiny_config):
-    config = RunConfig(max_tokens=24, tokens_per_batch=64, shared_rank=2, expert_rank=2, recompute=True)
+    config = RunConfig(max_tokens=24, tokens_per_batch=64, shared_rank=2, expert_rank=2, activation_checkpointing=True)
     result = step_check.measure(tiny_config, config, torch.device("cpu"), torch.float32, steps=2)
     for stage in ("branch", "mix"):
         assert len(result[stage]["losses"]) == 2 and all(map(math.isfinite, result[stage]["losses"]))
@@ -31,7 +31,7 @@ def test_the_plan_of_the_preset_fits_under_the_limit():
             "expert_rank": config.expert_rank,
         }
     )
-    plan = step_check.plan_memory(shape, config.tokens_per_batch, torch.bfloat16, config.recompute)
+    plan = step_check.plan_memory(shape, config.tokens_per_batch, torch.bfloat16, config.activation_checkpointing)
     assert plan.total < step_check.LIMIT
 
 

@@ -83,7 +83,7 @@ class VariantMaker:
 
     def _reorder(self, source: bytes, nodes: list[Node]) -> bytes | None:
         pairs = []
-        for first, second in _neighbours(nodes):
+        for first, second in _neighbors(nodes):
             jumps = any(node.type in _JUMPS for node in (*_all_nodes(first), second))
             dependent = _written(first) & _names(second) or _names(first) & _written(second)
             if not jumps and not dependent and _text(first) != _text(second):
@@ -167,7 +167,7 @@ def _statements(nodes: list[Node]) -> list[Node]:
     ]
 
 
-def _neighbours(nodes: list[Node]) -> Iterator[tuple[Node, Node]]:
+def _neighbors(nodes: list[Node]) -> Iterator[tuple[Node, Node]]:
     statements = set(_statements(nodes))
     for node in nodes:
         following = node.next_named_sibling

@@ -103,8 +103,10 @@ def _explain_reference(language: str, reference: str, hypothesis: str, weights: 
     is_numbered = all(reading.is_numbered for reading in readings)
     sides = []
     for whole, text, tree, reading in zip((reference, hypothesis), texts, trees, readings):
-        subtrees: Sequence[Hashable] = reading.subtrees if is_numbered else printed_subtrees(tree.root_node)
+        subtrees: Sequence[Hashable] = reading.subtrees
         spans = [(node.kind, node.node.start_byte, node.node.end_byte) for node in reading.inner]
+        if not is_numbered:
+            subtrees, spans = printed_subtrees(tree.root_node), spans[::-1]
         items = reader.items(tree, reading)
         edge_spans = []
         for number, name, relation, sources in items:

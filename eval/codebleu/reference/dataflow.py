@@ -117,9 +117,10 @@ class Dataflow:
             yield self._children(node)
 
     def _children(self, node: SyntaxNode) -> Visit:
-        first = self.rules.clauses if node.kind in self.rules.clauses_first else ()
-        for child in sorted(node.children, key=lambda child: child.kind not in first) if first else node.children:
-            yield self.visit(child)
+        first = self.rules.clauses if node.kind in self.rules.clauses_first else frozenset()
+        for child in sorted(node.children, key=lambda child: child.kind not in first):
+            if child.children or child.token is not None:  # others hold nothing to visit
+                yield self.visit(child)
 
     def _give_up(self, node: SyntaxNode) -> Visit:
         """Visits a node that lacks a part that its rule needs."""
@@ -141,7 +142,7 @@ class Dataflow:
                 self.state[token.name] = frozenset((token.number,))
 
     def _set(self, targets: Sequence[Token], sources: Sequence[Token], relation: int, together: bool = False) -> None:
-        """Every target takes its value from all sources, by one edge for each or by one edge for all ``together``."""
+        """Every target takes its value from all sources: by one edge per source, or by one for all ``together``."""
         names = tuple(source.name for source in sources)
         if targets and sources:
             self.connected.update(token.number for token in (*targets, *sources))

@@ -32,10 +32,10 @@ SWITCH = "CODEBLEU_NATIVE"
 # What follows is as in csrc/native.h.
 ERROR = 0xFFFF  # tree-sitter's kind of a node that it could not parse
 PLAIN, IDENTIFIER, NAMED, COMMENT, CHECKED_IDENTIFIER, RULE, ANONYMOUS = range(7)
-_OPENERS = (
-    "string", "clauses_first", "repeated", "foreach_loop", "counted_loop", "branch", "increment", "assignment",
-    "tuple_assignment", "clause", "pattern_loop", "definition",
-)  # fmt: skip
+# fmt: off
+(STRING_NODE, CLAUSES_FIRST, REPEATED, FOREACH, COUNTED, BRANCH, INCREMENT, ASSIGNMENT, TUPLE, CLAUSE, PATTERN_LOOP,
+ DEFINITION) = range(12)
+# fmt: on
 _ALTERNATIVE, _ELSE, _CLAUSE, _COMMA, _BLOCK, _STRING = (1 << bit for bit in range(6))
 _BASE_SURVIVES = ("never", "always", "unless else")
 _NO_FIELD = (1, -1)
@@ -55,7 +55,7 @@ _NOT_PLAIN = {
 def load_native() -> ModuleType | str:
     """The extension module, or why it is not used."""
     try:
-        from eval.codebleu import _native
+        import eval.codebleu._native as _native
     except ImportError as error:
         return f"it is not built or cannot be loaded: {error}"
     if getattr(_native, "VERSION", None) != VERSION:
@@ -114,14 +114,15 @@ def _spec(language: str) -> tuple[Any, ...]:
     first: dict[str, int] = {}
     same_name = array("i", [first.setdefault(name, kind) for kind, name in enumerate(names)])
     flags_of = {name: _flags(name, rules) for name in first}
+    openers = _openers(rules)
     found: dict[tuple[int, ...], int] = {}
     fast, careful, rule_of = bytearray([NAMED]) * (ERROR + 1), bytearray([NAMED]) * (ERROR + 1), bytearray(ERROR + 1)
     for kind, name in enumerate(names):
         if kind < count and not grammar.node_kind_is_named(kind):
             fast[kind] = PLAIN if _is_plain(name, language) else ANONYMOUS
             careful[kind] = ANONYMOUS
-        elif opener := _opener(name, rules):
-            rule_of[kind] = found.setdefault(_rule(opener, name, rules, fields, first), len(found))
+        elif name in openers:
+            rule_of[kind] = found.setdefault(_rule(openers[name], name, rules, fields, first), len(found))
             fast[kind] = careful[kind] = RULE
         elif name in ("identifier", "comment"):
             fast[kind] = IDENTIFIER if name == "identifier" else COMMENT
@@ -153,48 +154,41 @@ def _flags(name: str, rules: Rules) -> int:
     )
 
 
-def _opener(name: str, rules: Rules) -> str | None:
-    """Which rule a kind of node has."""
-    assignment = "tuple_assignment" if rules.tuple_assignments else "assignment"
-    for kinds, opener in (
-        (rules.definitions, "definition"),
-        (rules.clauses, "clause"),
-        (rules.assignments, assignment),
-        (rules.increments, "increment"),
-        (rules.branches, "branch"),
-        (rules.counted_loops, "counted_loop"),
-        (rules.foreach_loops, "foreach_loop"),
-        (rules.pattern_loops, "pattern_loop"),
-        (rules.repeated, "repeated"),
-        (rules.clauses_first, "clauses_first"),
-        (STRINGS, "string"),
-    ):
-        if name in kinds:
-            return opener
-    return None
+def _openers(rules: Rules) -> dict[str, int]:
+    """What is done with each kind of node that has a rule; where a kind has several, the last one counts."""
+    plain, tuples = (frozenset(), rules.assignments) if rules.tuple_assignments else (rules.assignments, frozenset())
+    openers: dict[str, int] = {}
+    for opener, kinds in (
+        (STRING_NODE, STRINGS), (CLAUSES_FIRST, rules.clauses_first), (REPEATED, rules.repeated),
+        (FOREACH, rules.foreach_loops), (COUNTED, rules.counted_loops), (BRANCH, rules.branches),
+        (INCREMENT, rules.increments), (ASSIGNMENT, plain), (TUPLE, tuples), (CLAUSE, rules.clauses),
+        (PATTERN_LOOP, rules.pattern_loops), (DEFINITION, rules.definitions),
+    ):  # fmt: skip
+        openers.update(dict.fromkeys(kinds, opener))
+    return openers
 
 
 def _rule(
-    opener: str, name: str, rules: Rules, fields: dict[str | None, int], first: dict[str, int]
+    opener: int, name: str, rules: Rules, fields: dict[str | None, int], first: dict[str, int]
 ) -> tuple[int, ...]:
     def number(selector: Selector) -> tuple[int, int]:
         return (0, selector) if isinstance(selector, int) else (1, fields.get(selector, -1))
 
     option, selectors = 0, [_NO_FIELD] * 3
-    if opener == "definition":
+    if opener == DEFINITION:
         definition = rules.definitions[name]
         option, selectors = definition.children, [number(definition.name), number(definition.value), _NO_FIELD]
-    elif opener == "branch":
+    elif opener == BRANCH:
         option = int(rules.else_word in name)
-    elif opener == "tuple_assignment":
+    elif opener == TUPLE:
         option = int(name in rules.positional_assignments)
-    elif opener == "counted_loop":
+    elif opener == COUNTED:
         option = first.get(rules.counted_loops[name], -1)
-    elif opener == "foreach_loop":
+    elif opener == FOREACH:
         loop = rules.foreach_loops[name]
         option = -1 if loop.by_kind is None else first.get(loop.by_kind, ERROR + 1)
         selectors = [number(part) for part in (loop.target, loop.source, loop.body)]
-    return (_OPENERS.index(opener), option, *[number for selector in selectors for number in selector])
+    return (opener, option, *[number for selector in selectors for number in selector])
 
 
 def _lists_sets_alike(module: ModuleType) -> bool:

@@ -65,8 +65,9 @@ class Reader:
 
     def forget(self) -> None:
         """Forgets all texts."""
-        self._texts.clear()
-        self.numbers.clear()
+        if self.numbers:
+            self._texts.clear()
+            self.numbers.clear()
 
     def read(self, text: str) -> Text:
         """What is compared of a text.
@@ -88,7 +89,7 @@ class Reader:
 
     def items(self, tree: Tree, reading: Reading) -> list[Item]:
         """The dataflow of a tree; nothing if it is too deep or breaks a rule."""
-        if depth(tree, STRINGS) > MAX_DEPTH:
+        if len(reading.inner) >= MAX_DEPTH and depth(tree, STRINGS) > MAX_DEPTH:
             return []
         try:
             return dataflow_items(reading.root, reading.tokens, self.rules)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
@@ -90,7 +91,7 @@ class Rules:
     compounds: bool = False
     lenient: bool = False
 
-    @property
+    @cached_property
     def loops(self) -> frozenset[str]:
         """All kinds of loops."""
         return frozenset().union(self.counted_loops, self.foreach_loops, self.pattern_loops, self.repeated)

@@ -68,12 +68,11 @@ def read_tree(tree: Tree, text: str, numbers: Numbers) -> Reading:
     shown_missing, is_numbered = 0, True
     for node in nodes:
         node.first = node.children[0].first if node.children else len(tokens)
-        name = source[node.node.start_byte : node.node.end_byte].replace("\n", "")
-        if node.kind in STRINGS and node.children:
-            del tokens[node.first :]
-            _add_token(node, name, tokens)
-        elif node.is_leaf and node.kind != "comment" and name != node.kind:
-            _add_token(node, name, tokens)
+        if node.kind in STRINGS or (node.is_leaf and node.kind != "comment"):
+            del tokens[node.first :]  # of the parts of a string
+            name = source[node.node.start_byte : node.node.end_byte].replace("\n", "")
+            if name != node.kind or not node.is_leaf:
+                _add_token(node, name, tokens)
         node.stop = len(tokens)
 
         if node.node.is_named:
@@ -120,10 +119,10 @@ def is_printable(tree: Tree) -> bool:
 
 
 def printed_subtrees(root: Node) -> list[str]:
-    """The printed form of every subtree that counts, children before parents; takes time O(nodes x depth)."""
+    """The printed form of every subtree that counts, in the reverse order of ``inner``; takes O(nodes x depth)."""
     printed, stack = [], [root]
     while stack:
         node = stack.pop()
         printed.append(str(node))
         stack.extend(child for child in node.children if child.child_count)
-    return printed[::-1]
+    return printed

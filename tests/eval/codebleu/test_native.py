@@ -145,7 +145,7 @@ def counts_or_error(scorer, references, hypothesis):
 
 
 @settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.sampled_from(LANGUAGES), TEXTS, TEXTS, st.lists(TEXTS, max_size=1))
 def test_counts_agree_on_generated_text(language, hypothesis, reference, more):
