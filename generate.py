@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from checkpoints.cli import ArgumentParser, check_output_file, run
-from checkpoints.model_io import dtype_name, load_model
+from checkpoints.model_io import load_model
 from checkpoints.runs.finished import model_of, newest_model
 from checkpoints.terminal import answer_file, costs, expert_share_table, line_reader
 from moe.config import ModelConfig
 from moe.data.prompt import TEMPLATES, check_template
 from moe.errors import UserError
-from moe.hardware import choose_device, choose_dtype, describe_hardware, keep_freed_memory
+from moe.hardware import choose_device, choose_dtype, describe_hardware, dtype_name, keep_freed_memory
 from moe.inference.answers import Question, Writer, check_stop
 from moe.inference.chat import Chat
 from moe.inference.questions import read_questions

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from checkpoints.cli import ArgumentParser, run
 from checkpoints.config_flags import add_setting_flags, given_settings, read_settings
-from checkpoints.model_io import dtype_name
 from checkpoints.progress import make_console, say
 from checkpoints.proof import prove
 from checkpoints.runs.directory import RunDirectory, resume_command
@@ -30,10 +29,9 @@ from eval.reporting.summary import report
 from moe.config import describe_layers
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.sources import DataSets
-from moe.hardware import choose_device, describe_hardware, keep_freed_memory
+from moe.hardware import available_memory, choose_device, describe_hardware, dtype_name, keep_freed_memory
 from moe.model import count_parameters
 from moe.training.config import TINY, RunConfig
-from moe.training.memory_plan import available_memory
 from moe.training.ridge import ridge_routers
 
 
@@ -134,7 +132,7 @@ def make_experts(
     # 8. Score the mixture and write it.
     mixture = replace(base, model=model, config=model.config, path=directory.path / "model")
     evaluation.score(mixture, "mixture")
-    write_model(mixture, base, config.merge)
+    write_model(mixture, base, config)
     del model, mixture
 
     # 9. The baseline: one dense adapter with as many active parameters, trained on the same data for as many steps.
@@ -143,7 +141,7 @@ def make_experts(
         stages.train(adapted, "adapter", batches)
         dense = replace(base, model=adapted, config=adapted.config, path=directory.path / "adapter")
         evaluation.score(dense, "dense adapter")
-        write_model(dense, base, merge=False)
+        write_model(dense, base, config)
 
     # 10. Report.
     monitor.close()

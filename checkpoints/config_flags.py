@@ -8,6 +8,7 @@ import typing
 from dataclasses import fields
 from typing import Any, NoReturn
 
+from checkpoints.model_card import check_hub_id
 from moe.errors import UserError
 from moe.training.config import (
     RENAMED,
@@ -133,6 +134,8 @@ def read_settings(arguments: argparse.Namespace) -> tuple[RunConfig, list[str]]:
         arguments.parser.error("--epochs and --mix-steps say the same thing; give one of them")
     changes = load_settings(arguments.config) if arguments.config else {}
     config = make_config(load_preset(arguments.preset or TINY), changes, given).with_absolute_paths()
+    if config.base_id != "auto":
+        check_hub_id(config.base_id)
     warnings = config.without_effect([*changes, *given])
     if config.router_has_no_gradient:
         warnings.append(

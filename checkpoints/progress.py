@@ -1,12 +1,23 @@
-"""Progress of counted work on a terminal, and lines in a log file where there is none."""
+"""Progress on a terminal: of counted work (with lines in a log file where there is none) and of bytes."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
 
@@ -42,6 +53,22 @@ class CountDisplay:
             self._last = time.monotonic()
             seconds = self._last - self._started
             self.console.print(f"{self.title} {done}/{total}, {seconds:.0f} s", highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def byte_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
+    """Shows bytes, speed and remaining time on stderr, if that is a terminal; yields a function to add bytes with."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=total)
+        yield lambda count: progress.advance(task, count)
 
 
 def make_console() -> Console:

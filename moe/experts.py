@@ -51,8 +51,7 @@ class LowRankDelta(nn.Module):
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Draws A from U(-1/sqrt(in), 1/sqrt(in)) and sets B to zero."""
         for a, b in ((self.a1, self.b1), (self.a2, self.b2), (self.a3, self.b3)):
-            bound = 1.0 / math.sqrt(a.shape[-1])
-            a.uniform_(-bound, bound, generator=generator)
+            draw_low_rank(a, generator)
             b.zero_()
 
     def weights(self, dtype: torch.dtype) -> ops.LowRank:
@@ -68,6 +67,12 @@ def widen_trainable(model: nn.Module) -> None:
             module.float()
         elif isinstance(module, MoEFeedForward) and module.gate is not None:
             module.gate.float()
+
+
+def draw_low_rank(a: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Fills A [..., r, in] in place from U(-1/sqrt(in), 1/sqrt(in)), as a Kaiming-uniform linear layer starts."""
+    bound = 1.0 / math.sqrt(a.shape[-1])
+    return a.uniform_(-bound, bound, generator=generator)
 
 
 class MoEFeedForward(nn.Module):

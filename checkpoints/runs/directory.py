@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from checkpoints.card_facts import RESULTS_FILE, RUN_FILE
+from checkpoints.model_card import RESULTS_FILE, RUN_FILE
 from checkpoints.runs.state import has_train_state, load_train_state, save_train_state
 from checkpoints.storage.files import read_json_object
 from moe.errors import UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoints.card_facts import RUN_FILE
+from checkpoints.model_card import RUN_FILE
 from checkpoints.runs.directory import resume_command
 from moe.errors import UserError
 

@@ -126,15 +126,17 @@ def _upcycle(
     return model
 
 
-def write_model(loaded: LoadedModel, base: LoadedModel, merge: bool) -> None:
+def write_model(loaded: LoadedModel, base: LoadedModel, config: RunConfig) -> None:
     """Writes a trained model to its path, unless it is there; deltas refer to their base on disk.
 
-    Args:
-        merge: write a mixture of deltas as full experts, too, to ``mixtral/`` beside it.
+    With ``config.merge``, a mixture of deltas is also written as full experts, to ``mixtral/`` beside it.
     """
+    base_id = None if config.base_id == "auto" else config.base_id
     if not loaded.path.exists():
         reference = base.path if loaded.config.is_delta else None
-        save_model(loaded.model, loaded.tokenizer, loaded.path, template=loaded.template, base=reference)
+        save_model(
+            loaded.model, loaded.tokenizer, loaded.path, template=loaded.template, base=reference, base_id=base_id
+        )
     merged = loaded.path.with_name("mixtral")
-    if merge and loaded.config.is_moe and loaded.config.is_delta and not merged.exists():
-        merge_directory(loaded.path, merged)
+    if config.merge and loaded.config.is_moe and loaded.config.is_delta and not merged.exists():
+        merge_directory(loaded.path, merged, base_id)

@@ -12,9 +12,9 @@ from checkpoints.transforms.upcycle import upcycled_config
 from moe.config import ALL_LAYERS, ModelConfig, parse_layers
 from moe.data.sources import DataSets, load_data
 from moe.errors import UserError
-from moe.hardware import choose_dtype
+from moe.hardware import available_memory, choose_dtype
 from moe.training.config import TINY, RunConfig
-from moe.training.memory_plan import GIB, MemoryPlan, available_memory, plan_memory
+from moe.training.memory_plan import GIB, MemoryPlan, plan_memory
 from moe.training.tiny_base import VOCABULARY, tiny_config
 
 

@@ -46,6 +46,11 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def directory_bytes(directory: Path) -> int:
+    """Bytes of all files below a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
 def require_free_space(path: Path, needed: int, disk_free: DiskUsage = free_bytes) -> None:
     """Raises :class:`UserError` before anything is written when ``needed`` bytes do not fit on the disk of ``path``."""
     free = disk_free(path)

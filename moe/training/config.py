@@ -46,6 +46,9 @@ class RunConfig:
     base: str = setting(
         "tiny", "the dense model: 'tiny' (trained here), 'smollm2', a model directory or a GGUF file", group="base"
     )
+    base_id: str = setting(
+        "auto", "the base's name on a model hub, ORG/NAME, for model cards; auto: from its config.json or path"
+    )
     template: str = setting("auto", "prompt template: auto, plain, chatml or mistral-instruct")
     chat_base: bool = setting(
         False, "the base is a chat model: score it with its own chat prompt, asking for code only"

@@ -87,17 +87,3 @@ def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, activation
         optimizer=trained * 8,
         activations=kept + logits,
     )
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that are free on ``device``: of the card, or of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 1 << 62

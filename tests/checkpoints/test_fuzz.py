@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from checkpoints.__main__ import main
 from checkpoints.commands.inspect import describe
+from checkpoints.commands.verify import verify_directory
 from checkpoints.formats import open_checkpoint
 from checkpoints.model_io import load_model, save_model
 from checkpoints.storage.safetensors_file import save_tensors
 from checkpoints.transforms.merge import open_any
-from checkpoints.verify import verify_directory
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.model import Transformer

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from checkpoints.__main__ import main
+from checkpoints.commands.verify import verify_directory
 from checkpoints.model_io import save_model
 from checkpoints.storage.files import sha256_file
-from checkpoints.verify import verify_directory
 from moe.config import ModelConfig
 
 KILLS = 50  # of running jobs; a job that was done before its kill does not count

@@ -182,7 +182,7 @@ def written(tmp_path, mistral_directory):
 
 def test_verify_finds_every_kind_of_damage(written, tmp_path, capsys):
     assert run_main("verify", written) == 0
-    assert "is whole" in capsys.readouterr().out
+    assert "is complete" in capsys.readouterr().out
     shard = sorted(written.glob("*.safetensors"))[1]
     content = bytearray(shard.read_bytes())
 

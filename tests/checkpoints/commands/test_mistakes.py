@@ -95,7 +95,7 @@ def test_commands_on_models_of_another_kind(refused):
     assert "python -m checkpoints merge delta out" in refused("convert", "delta", "out")
     assert "python -m checkpoints merge delta" in refused("quantize", "delta", "out")
     for wrong in ("base", "file", "empty", "gone"):
-        assert "no delta directory" in refused("relink", wrong, "base")
+        assert "not a delta directory" in refused("relink", wrong, "base")
     assert "does not exist" in refused("relink", "delta", "gone")
     assert "is not the base" in refused("relink", "delta", "full")
     assert "is a file" in refused("verify", "file")
@@ -114,7 +114,7 @@ def test_commands_on_models_of_another_kind(refused):
         (["--languages", "Python"], "did you mean 'python'"),
         (["--languages", "python"], "add --experts-per-token 1"),
         (["--experts-per-token", "5"], "5 experts per token, of 4"),
-        (["--rank", "0"], "--rank: '0' is no whole number of at least 1"),
+        (["--rank", "0"], "--rank: '0', expected an integer of at least 1"),
         (["--rank", "64"], "the model's width of 32"),
         (["--shared-rank", "-1"], "at least 0"),
         (["--router-std", "nan"], "no standard deviation"),

@@ -1,4 +1,4 @@
-"""Routers fitted to labelled prompts go to disk like random ones, and leave the model's function as it was."""
+"""Routers fitted to labeled prompts go to disk like random ones, and leave the model's function as it was."""
 
 from __future__ import annotations
 

@@ -16,7 +16,9 @@ from checkpoints.model_io import load_model, read_config, save_model
 from checkpoints.proof import prompt_ids, prove
 from checkpoints.storage.safetensors_file import load_tensors, save_tensors
 from checkpoints.streamed_proof import prove_directories, prove_streamed, streamed_logits
+from checkpoints.transforms.initialize import Initialization
 from checkpoints.transforms.merge import open_any
+from checkpoints.transforms.rewrite import OutputOptions
 from checkpoints.transforms.upcycle import parameter_counts, upcycle_directory, upcycle_model, upcycled_config
 from moe.config import ModelConfig
 from moe.errors import UserError
@@ -159,7 +161,9 @@ def test_a_mixture_is_not_upcycled_again(tiny_config):
 def test_disk_and_memory_give_the_same_bits(tmp_path, mistral_directory, form):
     base = open_checkpoint(mistral_directory)
     config = upcycled_config(base.config, LANGUAGES, **FORMS[form])
-    upcycle_directory(base, tmp_path / "out", config, seed=3, max_shard_bytes=50_000)
+    upcycle_directory(
+        base, tmp_path / "out", config, Initialization(seed=3), options=OutputOptions(max_shard_bytes=50_000)
+    )
     loaded = load_model(tmp_path / "out")
     expected = upcycle_model(load_model(mistral_directory).model, LANGUAGES, seed=3, **FORMS[form])
     assert loaded.config == expected.config
