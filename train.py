@@ -32,7 +32,7 @@ from moe.data.sources import DataSets
 from moe.hardware import available_memory, choose_device, describe_hardware, dtype_name, keep_freed_memory
 from moe.model import count_parameters
 from moe.training.config import TINY, RunConfig
-from moe.training.ridge import ridge_routers
+from moe.training.router_start import fit_router
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -91,7 +91,9 @@ def make_experts(
     assert base.tokenizer is not None, "load_base requires one"
     size = count_parameters(base.model) / 1e6
     say(console, f"base {base.path}: {size:,.1f} M parameters, prompts as {base.template}")
-    encoded = encode_pairs(data.train, base.tokenizer, base.template, config.max_tokens)
+    encoded = encode_pairs(
+        data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed
+    )
     for language, count in encoded.too_long.items():
         if count:
             say(console, f"left out {count} {language} pairs of more than {config.max_tokens} tokens")
@@ -114,17 +116,15 @@ def make_experts(
             say(console, "warning: the mixture is not the dense model at the start, as it should be up to rounding")
         directory.note("proof", proof.to_json())
 
-    # 5. Branch: all languages in one run, each token on the expert of its language.
-    stages.train(model, "branch", batches)
-
-    # 6. Route: the router's start, in closed form from labeled hidden states.
+    # 5. Route: the router's start, from documents that no stage trains on.
     if not directory.has_state("mix"):
-        # Batches that no stage trains on.
-        labeled = [batches[trained + i].to(device) for i in range(config.ridge_batches + 1)]
-        accuracy = ridge_routers(model, labeled, config.ridge)
-        shares = " ".join(f"{share:.0%}" for share in accuracy)
-        say(console, f"router from ridge regression: tokens sent to their language, layer by layer: {shares}")
-        directory.note("ridge_accuracy", accuracy)
+        accuracy = fit_router(model, batches, trained, config)
+        shares = " ".join(f"{share:.1%}" for share in accuracy)
+        say(console, f"router fitted: held-out tokens sent to their language: {shares}")
+        directory.note("router_accuracy", accuracy)
+
+    # 6. Branch: a short start with each token on the expert of its language.
+    stages.train(model, "branch", batches)
 
     # 7. Mix: learned top-k routing with balance loss and z-loss.
     stages.train(model, "mix", batches)

@@ -49,7 +49,7 @@ class KVCache:
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
         # Sums of router logits over the tokens so far, for routers that see context: [routers, B, E].
-        routers = config.router_slots if config.router_context != "none" else 0
+        routers = len(config.router_places) if config.router_context != "none" else 0
         self.router_sums = torch.zeros(routers, batch, config.num_experts, dtype=torch.float64, device=device)
         self.length = 0  # tokens seen, the same for all rows
         self.padding = padding.to(device) if padding is not None and bool((padding > 0).any()) else None

@@ -150,11 +150,11 @@ class ModelConfig:
         return range(self.n_layers) if self.moe_layers is None else self.moe_layers
 
     @property
-    def router_slots(self) -> int:
-        """How many routers decide: one per sparse layer, or one for all; 0 without experts."""
+    def router_places(self) -> Sequence[int]:
+        """The layers that have a router, in order: every sparse layer, or the first; none without experts."""
         if not self.is_moe:
-            return 0
-        return len(self.sparse_layers) if self.router_layers == "each" else 1
+            return range(0)
+        return self.sparse_layers if self.router_layers == "each" else self.sparse_layers[:1]
 
     def dense(self) -> ModelConfig:
         """The configuration of the dense model underneath."""

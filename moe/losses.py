@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+MIN_TARGET = 0.05  # of an equal share: what a language without tokens counts as in the load-balancing loss
+
 
 def token_losses(hidden: Tensor, output_weight: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
     """Cross-entropy of each scored position, without materializing all logits.
@@ -78,21 +80,28 @@ def expert_counts(expert_ids: Tensor, num_experts: int) -> Tensor:
     return counts.index_add_(0, slots, torch.ones_like(slots, dtype=counts.dtype))  # bincount would wait for a GPU
 
 
-def balance_loss(router_logits: Tensor, fractions: Tensor) -> Tensor:
-    """Load-balancing loss of one layer, ``E * sum_e f_e P_e`` (Fedus et al., 2021): 1 when balanced, E when collapsed.
+def balance_loss(router_logits: Tensor, fractions: Tensor, targets: Tensor | None = None) -> Tensor:
+    """Load-balancing loss of one layer, ``sum_e f_e P_e / t_e``: 1 when the load is as wanted.
 
-    ``f`` may be counted over more tokens than these (a whole accumulated batch): its gradient is zero anyway, and
+    With equal targets ``t_e = 1 / E`` it is the loss of Fedus et al. (2021). With the languages' shares as targets a
+    batch of one language is not pushed to the other languages' experts.
+
+    ``f`` and ``t`` may be counted over more tokens than these (a whole accumulated batch): their gradient is zero, and
     balance inside one small single-language batch would forbid language experts.
 
     Args:
         router_logits: [T, E].
         fractions: [E] float32, the share of slots sent to each expert; sums to 1.
+        targets: [E] float32, the share that each should get; None: the same for all.
 
     Returns:
         a float32 scalar.
     """
     mean = torch.softmax(router_logits.float(), dim=-1).mean(dim=0)  # [E]
-    return fractions.shape[0] * (fractions * mean).sum()
+    experts = fractions.shape[0]
+    if targets is None:
+        return experts * (fractions * mean).sum()
+    return (fractions * mean / targets.clamp_min(MIN_TARGET / experts)).sum()
 
 
 def z_loss(router_logits: Tensor) -> Tensor:

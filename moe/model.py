@@ -82,8 +82,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        sparse = config.sparse_layers
-        routers = sparse if config.router_layers == "each" else sparse[:1]
+        sparse, routers = config.sparse_layers, config.router_places
         self.layers = nn.ModuleList(Block(config, i in sparse, i in routers) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)

@@ -92,7 +92,8 @@ def expected_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]
         yield f"{prefix}.ffn_norm.weight", (dim,)
         owners = [f"{prefix}.feed_forward"]
         if config.is_moe and layer in config.sparse_layers:
-            yield f"{prefix}.feed_forward.gate.weight", (config.num_experts, dim)  # [E, D]
+            if layer in config.router_places:
+                yield f"{prefix}.feed_forward.gate.weight", (config.num_experts, dim)  # [E, D]
             owners = [f"{prefix}.feed_forward.experts.{expert}" for expert in range(config.num_experts)]
         for owner in owners:
             yield f"{owner}.w1.weight", (hidden, dim)  # [F, D]

@@ -109,6 +109,7 @@ def make_adapter(dense: Transformer, config: RunConfig) -> Transformer:
 def _upcycle(
     dense: Transformer, config: RunConfig, languages: Sequence[str], form: str, top_k: int, rank: int, shared_rank: int
 ) -> Transformer:
+    router = {name: getattr(config, name) for name in ("router_context", "router_half_life", "router_layers")}
     model = upcycle_model(
         dense,
         languages,
@@ -121,6 +122,7 @@ def _upcycle(
         delta_scale=config.delta_scale,
         balance_loss_weight=config.balance_loss_weight,
         z_loss_weight=config.z_loss_weight,
+        **router,
     )
     widen_trainable(model)
     return model

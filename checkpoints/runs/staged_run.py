@@ -44,6 +44,8 @@ class StagedRun:
         state = self.directory.load_state(name)
         if state is not None:
             trainer.restore(state)
+        elif stage.continues and (before := self.directory.load_state(stage.continues)) is not None:
+            trainer.continue_from(before)
         saved = time.monotonic()
         with self.monitor(stage, trainer.step) as show, DelayedInterrupt(self.notify) as interrupt:
             for report in trainer.run():

@@ -63,9 +63,9 @@ def new_tensors(config: ModelConfig, layer: int, start: Initialization, dtype: t
     if layer not in config.sparse_layers:
         return
     name = f"layers.{layer}.feed_forward.gate.weight"
-    if start.routers is not None:
+    if start.routers is not None and layer in config.router_places:
         yield memory_tensor(name, start.routers[layer].to(dtype))
-    elif config.num_experts:
+    elif layer in config.router_places:
         shape = (config.num_experts, config.dim)
         yield StoredTensor(name, dtype, shape, partial(_normal, name, shape, start, dtype))
     if config.is_delta:

@@ -64,9 +64,17 @@ class EncodedData:
 
 
 def encode_pairs(
-    pairs: Mapping[str, Sequence[Pair]], tokenizer: Tokenizer, template: str, max_tokens: int
+    pairs: Mapping[str, Sequence[Pair]],
+    tokenizer: Tokenizer,
+    template: str,
+    max_tokens: int,
+    unnamed_share: float = 0.0,
+    seed: int = 0,
 ) -> EncodedData:
     """Encodes pairs with a prompt template; a language's index is its place in ``pairs``.
+
+    ``unnamed_share`` of the prompts, drawn by ``seed``, do not name the language: a router trained on the others alone
+    would read the name and nothing else.
 
     Pairs longer than ``max_tokens`` are left out and counted. Raises :class:`UserError` when nothing of a language is
     left.
@@ -75,8 +83,10 @@ def encode_pairs(
     too_long: dict[str, int] = {}
     for index, (language, items) in enumerate(pairs.items()):
         kept = []
+        draw = random.Random(f"unnamed-{seed}-{language}")
         for pair in items:
-            instruction = instruction_for(pair.text, pair.language)
+            named = draw.random() >= unnamed_share
+            instruction = instruction_for(pair.text, pair.language if named else None)
             tokens, start = encode_example(tokenizer, template, instruction, pair.code)
             if len(tokens) <= max_tokens:
                 kept.append(Example(tuple(tokens), start, index))

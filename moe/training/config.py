@@ -101,8 +101,15 @@ class RunConfig:
 
     balance_loss_weight: float = setting(0.01, "weight of the load-balancing loss", group="router")
     z_loss_weight: float = setting(0.001, "weight of the router z-loss")
-    ridge: float = setting(0.01, "ridge penalty of the router's start, relative to the mean squared hidden state")
-    ridge_batches: int = setting(8, "batches whose hidden states the router's start is computed from")
+    language_loss_weight: float = setting(0.01, "weight of the cross-entropy between router logits and the language")
+    router_context: str = setting(
+        "mean",
+        "what a token's routing sees: itself (none), its document so far (mean), or that fading (ema)",
+    )
+    router_half_life: float = setting(64.0, "tokens in which the fading mean (ema) forgets half")
+    router_layers: str = setting("first", "which layers decide: each sparse layer, or the first for all")
+    router_documents: int = setting(1000, "documents that the router's start is fitted on")
+    unnamed_share: float = setting(0.5, "share of training prompts that do not name the language")
 
     test_sets: tuple[str, ...] = setting(
         (AUTO,), "splits that are scored at the end; auto: test and every other test* split there is", group="scoring"
@@ -126,7 +133,7 @@ class RunConfig:
                 raise UserError(f"{item.name} is {value}, expected a finite number")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}, expected a number below 2**63")
-        for name in ("warmup_ratio", "min_lr_ratio"):
+        for name in ("warmup_ratio", "min_lr_ratio", "unnamed_share"):
             if getattr(self, name) > 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
         if self.dtype in ("float16", "fp16"):
@@ -153,7 +160,7 @@ class RunConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to the number of languages, "
                 f"{len(self.languages)}"
             )
-        positive = ("expert_rank", "max_tokens", "tokens_per_batch", "accumulate", "ridge_batches")
+        positive = ("expert_rank", "max_tokens", "tokens_per_batch", "accumulate", "router_documents")
         for name in (*positive, "eval_pairs", "max_new_tokens", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")

@@ -51,13 +51,11 @@ def set_learning_rates(
 ) -> None:
     """Sets every group's learning rate for ``step`` of ``stage`` (see :func:`schedule`).
 
-    Routers follow a schedule of the stage's own length. Experts continue the schedule of the stages before, with a new
-    warm-up because AdamW's averages start anew.
+    Routers follow a schedule of the stage's own length. Experts continue the schedule, and AdamW's averages, of the
+    stage before.
     """
     own = schedule(step, stage.steps, warmup_ratio, min_lr_ratio)
     whole = schedule(stage.before + step, stage.before + stage.steps + stage.after, warmup_ratio, min_lr_ratio)
-    if stage.before:
-        whole *= min(1.0, (step + 1) / max(1, round(warmup_ratio * stage.steps)))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * (own if group.get("router") else whole)
 

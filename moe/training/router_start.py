@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe.data.packing import Batch
+from moe.data.packing import Batch, MixedBatches
 from moe.model import Transformer
 from moe.router import RouterContext
+from moe.training.config import RunConfig
 
 TOKENS_PER_DOCUMENT = 32
 MAX_FEATURE_BYTES = 2 << 30
@@ -40,7 +41,7 @@ def fit_routers(model: Transformer, batches: Sequence[Batch], held_out: int, see
     if not 0 < held_out < len(batches):
         raise ValueError(f"held_out is {held_out} of {len(batches)} batches; expected at least one of each kind")
     config = model.config
-    layers = list(config.sparse_layers)[: config.router_slots]
+    layers = list(config.router_places)
     documents = sum(len(batch.documents) for batch in batches[:-held_out])
     wanted = MAX_FEATURE_BYTES // (4 * config.dim * len(layers) * max(1, documents))
     per_document = max(1, min(TOKENS_PER_DOCUMENT, wanted))
@@ -65,6 +66,20 @@ def fit_routers(model: Transformer, batches: Sequence[Batch], held_out: int, see
         for layer, weight in weights.items():
             model.layers[layer].feed_forward.gate.weight.copy_(weight)
     return [right[layer] / total for layer in layers]
+
+
+HELD_OUT_BATCHES = 8
+
+
+def fit_router(model: Transformer, batches: MixedBatches, first: int, config: RunConfig) -> list[float]:
+    """:func:`fit_routers` on ``router_documents`` documents in the batches from ``first`` on."""
+    chosen: list[Batch] = []
+    documents = 0
+    while documents < config.router_documents:
+        chosen.append(batches[first + len(chosen)])
+        documents += len(chosen[-1].documents)
+    chosen += [batches[first + len(chosen) + i] for i in range(HELD_OUT_BATCHES)]
+    return fit_routers(model, chosen, HELD_OUT_BATCHES, config.seed)
 
 
 def _sample(documents: Sequence[int], count: int, generator: torch.Generator) -> Tensor:

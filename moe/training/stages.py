@@ -34,6 +34,7 @@ class Stage:
         forced: route each token to the expert of its language with gate 1.
         skip: steps whose batches an earlier stage used, so that no stage repeats another's data.
         before, after: steps of other stages that share one learning-rate schedule of the experts with this one.
+        continues: the stage whose optimizer averages this one starts with; "" for none.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Stage:
     skip: int = 0
     before: int = 0
     after: int = 0
+    continues: str = ""
 
 
 def make_stage(name: str, config: RunConfig) -> Stage:
@@ -62,7 +64,7 @@ def make_stage(name: str, config: RunConfig) -> Stage:
             after = mix if config.mix_trains_experts else 0
             return Stage(name, branch, config.branch_lr, config.branch_lr, forced=True, after=after)
         case "mix":
-            return Stage(name, mix, config.branch_lr, config.mix_lr, skip=branch, before=branch)
+            return Stage(name, mix, config.branch_lr, config.mix_lr, skip=branch, before=branch, continues="branch")
     raise ValueError(f"unknown stage {name!r}, expected one of {', '.join(STAGES)}")
 
 

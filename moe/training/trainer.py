@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moe.data.packing import Batch, MixedBatches
@@ -127,16 +128,17 @@ class Trainer:
         self.optimizer = make_optimizer(self.parameters, config.weight_decay, stage)
         self.names = parameter_names(self.optimizer, self.parameters)
         self.step = 0
-        sizes = model.config
-        layers = len(sizes.sparse_layers)
-        self.chosen = torch.zeros(layers, sizes.num_experts, device=model.device)  # [L, E] decayed slot counts
+        experts = model.config.num_experts
+        # Decayed counts, by which balance is measured: slots by router and expert [R, E], tokens by language [G].
+        self.chosen = torch.zeros(len(model.config.router_places), experts, device=model.device)
+        self.seen = torch.zeros(len(self.languages), device=model.device)
 
     def state(self) -> StageState:
         """A snapshot to continue from (tensors are not copied)."""
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
         optimizer = optimizer_tensors(self.optimizer, self.names)
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
-        tensors["routing/chosen"] = self.chosen
+        tensors |= {"routing/chosen": self.chosen, "routing/seen": self.seen}
         return StageState(self.stage.name, self.step, tensors)
 
     @torch.no_grad()
@@ -146,11 +148,16 @@ class Trainer:
             raise ValueError(f"the saved state is of stage {state.stage!r}, this is {self.stage.name!r}")
         for name, parameter in self.parameters.items():
             parameter.copy_(state.tensors[f"weights/{name}"])
+        self.continue_from(state)
+        for name, counts in (("chosen", self.chosen), ("seen", self.seen)):
+            counts.copy_(state.tensors[f"routing/{name}"])
+        self.step = state.step
+
+    def continue_from(self, state: StageState) -> None:
+        """Takes over the optimizer's averages of the parameters that the stage of ``state`` trained, too."""
         prefix = "optimizer/"
         tensors = {k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)}
         restore_optimizer(self.optimizer, self.names, tensors)
-        self.chosen.copy_(state.tensors.get("routing/chosen", torch.zeros_like(self.chosen)))
-        self.step = state.step
 
     def run(self) -> Iterator[StepReport]:
         """Trains to the stage's last step; yields what each step did. A caller may stop between two steps."""
@@ -170,6 +177,7 @@ class Trainer:
         started = time.perf_counter()
         set_learning_rates(self.optimizer, self.stage, self.step, self.config.warmup_ratio, self.config.min_lr_ratio)
         self.chosen *= CHOSEN_MEMORY
+        self.seen *= CHOSEN_MEMORY
         batches = self._batches_of_step()
         learned = sum(batch.targets.shape[0] for batch in batches)
         sums = _Sums(len(self.languages), self.model.config.num_experts, self.model.device)
@@ -221,19 +229,24 @@ class Trainer:
         sums.tokens.index_add_(0, owners, torch.ones_like(owners, dtype=torch.float64))
 
     def _auxiliary(self, output: ModelOutput, batch: Batch, sums: _Sums) -> Tensor:
-        """Weighted balance and z-loss of one batch, averaged over layers.
+        """Weighted router losses of one batch, averaged over routers: balance, z, and the language cross-entropy.
 
         The balance loss measures expert fractions over about the last ten steps, not over this batch alone: a batch of
         a few thousand tokens holds few examples, and if it lacks a language, balance within the batch would push other
         languages' tokens to that language's expert.
         """
         experts = self.model.config.num_experts
-        balances, zs = [], []
-        for layer, routing in enumerate(output.routing):
+        places = self.model.config.router_places
+        self.seen.index_add_(0, batch.languages, torch.ones_like(batch.languages, dtype=self.seen.dtype))
+        targets = self.seen / self.seen.sum() if len(self.seen) == experts else None  # expert i is language i
+        balances, zs, languages = [], [], []
+        for layer, routing in enumerate(output.routing[: len(places)]):
             assert routing.router_logits is not None, "the router decides"
             self.chosen[layer] += expert_counts(routing.expert_ids, experts)
             fractions = self.chosen[layer] / self.chosen[layer].sum()  # [E]
-            balances.append(balance_loss(routing.router_logits, fractions))
+            balances.append(balance_loss(routing.router_logits, fractions, targets))
+            if self.config.language_loss_weight:
+                languages.append(F.cross_entropy(routing.router_logits.float(), batch.languages))
             zs.append(z_loss(routing.router_logits))
             slots = batch.languages[:, None] * experts + routing.expert_ids  # [S, K]
             gates = routing.gates.detach().float().flatten()
@@ -242,4 +255,5 @@ class Trainer:
         balance, z = torch.stack(balances).mean(), torch.stack(zs).mean()
         sums.balance += balance.detach()
         sums.z += z.detach()
-        return self.config.balance_loss_weight * balance + self.config.z_loss_weight * z
+        loss = self.config.balance_loss_weight * balance + self.config.z_loss_weight * z
+        return loss + self.config.language_loss_weight * torch.stack(languages).mean() if languages else loss

@@ -130,7 +130,7 @@ def test_forced_experts_need_no_context(model):
 
 def test_a_token_router_is_the_default(tiny_config):
     assert ModelConfig.from_dict(tiny_config.to_dict()).router_context == "none"
-    assert tiny_config.router_slots == 0
+    assert not tiny_config.router_places
     for bad in ({"router_context": "max"}, {"router_layers": "last"}, {"router_half_life": 0.0}):
         with pytest.raises(UserError, match=next(iter(bad))):
             dataclasses.replace(tiny_config, **bad)
