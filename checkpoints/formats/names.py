@@ -77,8 +77,8 @@ def is_ignored(name: str) -> bool:
 def expected_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields the flat names and shapes of all tensors of a dense model, or of one with full experts.
 
-    They repeat what :class:`moe.model.Transformer` builds: that takes 60 ms on the meta device, and a damaged config with
-    a billion layers must cost nothing. As this is a generator, a check stops at the first tensor that is missing.
+    They repeat what :class:`moe.model.Transformer` builds: building it takes 60 ms on the meta device, and a damaged
+    config with a billion layers must cost nothing. As this is a generator, checks stop at the first missing tensor.
     """
     dim, hidden = config.dim, config.hidden_dim
     query, key = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim

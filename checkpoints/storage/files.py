@@ -24,11 +24,7 @@ from moe.files import fsync_path, json_bytes
 
 MAX_JSON_BYTES = 64 << 20  # the largest index of a real model (Mixtral-8x22B) has 170 kB; a tokenizer.json 20 MB
 CHUNK_BYTES = 4 << 20
-MODEL_FILES = (
-    "config.json",
-    "manifest.json",
-    "params.json",
-)  # a model directory has one, or tensor files
+MODEL_FILES = ("config.json", "manifest.json", "params.json")  # a model directory has one, or tensor files
 
 DiskUsage = Callable[[Path], int]  # free bytes at a path; a parameter so that tests can have a full disk
 
@@ -98,7 +94,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Writes a JSON document and flushes it to disk. Not atomic, as :func:`write_bytes`."""
+    """Writes a JSON document and flushes it to disk. Not atomic, like :func:`write_bytes`."""
     write_bytes(path, json_bytes(document))
 
 
