@@ -1,6 +1,6 @@
 """``python -m eval.gpu_suite``: everything that a machine with a GPU should run, in one go, inside 9 minutes.
 
-Correctness of every layer against float64, no host synchronisation, CUDA-graph capture, sm_86's PTX through the
+Correctness of every layer against float64, no host synchronization, CUDA-graph capture, sm_86's PTX through the
 driver's JIT, the compile check, the benchmark with all peers, bars and the A10G's projection, a Mistral-7B-shaped
 training step under a hard limit of 22 GiB, training on your pairs (``--base``, ``--data``), a tuned table, the GPU
 tests. Every part is a process of its own with its own time limit: one that hangs or breaks the GPU costs no other, and
@@ -87,7 +87,7 @@ def _check(function: Callable[[], Any]) -> Callable[[Path, float], Any]:
 
 OWN: dict[str, Callable[[Path, float], Any]] = {
     "correctness": _check(gpu_checks.correctness),
-    "no_host_synchronisation": _check(gpu_checks.no_host_synchronisation),
+    "no_host_synchronization": _check(gpu_checks.no_host_synchronization),
     "cuda_graph": _check(gpu_checks.cuda_graph),
     "full_graph_compile": _check(gpu_checks.full_graph_compile),
     "sm86_through_the_driver": sm86_through_the_driver,
@@ -121,7 +121,7 @@ def plan(output: Path, base: str | None, data: str | None) -> list[Part]:
 
     parts = [
         own("correctness", 90),
-        own("no_host_synchronisation", 40),
+        own("no_host_synchronization", 40),
         own("cuda_graph", 40),
         own("sm86_through_the_driver", 50),
         own("benchmark", 140),

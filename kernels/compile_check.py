@@ -1,13 +1,18 @@
 """``python -m kernels.compile_check --arch sm_86 sm_90``: compiles every tile of every table, without a GPU.
 
-Prints registers, spills, stack, shared memory and resident blocks per multiprocessor of each kernel, read from the
-machine code. Exit code 1 where any kernel spills or uses stack, needs more shared memory than the architecture has
-(99 KB on sm_86), or holds no tensor-core instruction where it multiplies matrices.
+The layers run on tensors without data, for every number of rows that changes a tile, and each distinct launch is
+compiled: what is checked is what production launches. Prints registers, spills, stack, shared memory and resident
+blocks per multiprocessor of each kernel, read from the machine code. Exit code 1 where a kernel spills or uses stack,
+needs more shared memory than the architecture has (99 KB on sm_86), or multiplies matrices without a tensor-core
+instruction.
 """
+
+# T tokens, D model dim, F hidden dim, E experts, K top-k, R = T*K routed rows, r rank
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -15,17 +20,83 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from kernels.gpu import tile_tables as tuning
+import torch
+from torch import Tensor
+
+from kernels.bench.shapes import EXPERTS, MISTRAL_7B, RANK, TOP_K
+from kernels.gpu import tile_tables
+from kernels.int4 import GROUP, Int4Weight
+from kernels.types import DeltaWeights, LowRank, Needs, Saved
 
 # per multiprocessor: shared memory KiB, warps, blocks; and the largest shared memory of one block in bytes
 LIMITS = {86: (100, 48, 16, 99 * 1024), 90: (228, 64, 32, 227 * 1024)}
+TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
+WITHOUT_PRODUCTS = ("route", "combine", "gate_gradient", "elementwise_backward", "w4_dequantize")  # and w4_gemv*
 _TENSOR = re.compile(r"\b(HMMA|HGMMA)\b|\b(HMMA|HGMMA)\.")
+
+
+@functools.cache
+def launches(arch: str) -> list[Any]:
+    """Every distinct `kernels.gpu.launch.Launch` of the layers at Mistral-7B's shape on ``arch``."""
+    from kernels.gpu.launch import redirected
+
+    found: dict[Any, Any] = {}
+
+    def keep(made: Any) -> None:
+        signature, constants, _ = _signature(made)
+        key = (made.op, made.tile, made.kernel.__name__, tuple(signature.items()), tuple(constants.items()))
+        found.setdefault(key, made)
+
+    limits = {limit for rules in tile_tables.table_of(arch).values() for limit, _ in rules if limit < tile_tables.ANY}
+    limits |= {1, tile_tables.W4_SWAP_ROWS, tile_tables.W4_DEQUANTIZE_ROWS, tile_tables.PERSISTENT_ROWS}
+    with redirected(keep, arch), torch.device("meta"), torch.no_grad():
+        for rows_per_expert in sorted({n for limit in limits for n in (limit, limit + 1)}):
+            _run_layers(max(1, rows_per_expert * EXPERTS // TOP_K))
+    return list(found.values())
+
+
+def _run_layers(tokens: int) -> None:
+    """Forward and backward of every layer on ``tokens`` tokens: all trained, and only what flows on to other layers."""
+    from kernels.gpu import layers
+
+    width, hidden = MISTRAL_7B.dim, MISTRAL_7B.hidden_dim
+    shapes = (hidden, width), (width, hidden), (hidden, width)
+
+    def values(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16)
+
+    def packed(experts: int, columns: int, inner: int) -> Int4Weight:
+        groups = (experts, inner // GROUP, columns)
+        return Int4Weight(torch.empty(*groups, GROUP // 2, dtype=torch.uint8), values(*groups))
+
+    def saved_by(forward: Callable[[bool], tuple[Tensor, Saved | None]]) -> Saved:
+        forward(False)
+        saved = forward(True)[1]
+        assert saved is not None
+        return saved
+
+    x, ids, gates = values(tokens, width), torch.empty(tokens, TOP_K, dtype=torch.int64), torch.empty(tokens, TOP_K)
+    flowing = Needs(x=True, w1=False, w2=False, w3=False, gates=True)
+    w1, w2, w3 = (values(EXPERTS, *shape) for shape in shapes)
+    saved = saved_by(lambda save: layers.experts_forward(x, w1, w2, w3, gates, ids, save))
+    for needs in (flowing, flowing._replace(w1=True, w2=True, w3=True)):
+        layers.experts_backward(x, x, w1, w2, w3, gates, saved, needs)
+    q1, q2, q3 = (packed(EXPERTS, *shape) for shape in shapes)
+    saved = saved_by(lambda save: layers.int4_experts_forward(x, q1, q2, q3, gates, ids, save))
+    layers.int4_experts_backward(x, q1, q2, q3, gates, saved, flowing)
+    factors = LowRank(*(values(EXPERTS, *pair) for n, k in shapes for pair in ((RANK, k), (n, RANK))))
+    dense = DeltaWeights(w1[0], w2[0], w3[0], None, factors, 1.0, 1.0)
+    int4 = DeltaWeights(*(packed(1, *shape) for shape in shapes), None, factors, 1.0, 1.0)
+    for weights in (dense, int4):
+        saved = saved_by(lambda save, weights=weights: layers.delta_forward(x, weights, gates, ids, save))
+        for needs in (flowing, flowing._replace(experts=True)):
+            layers.delta_backward(x, x, weights, gates, saved, needs)
 
 
 def resident_blocks(arch: int, registers: int, shared: int, warps: int) -> int:
@@ -36,43 +107,30 @@ def resident_blocks(arch: int, registers: int, shared: int, warps: int) -> int:
     return min(by_registers, by_shared, max_warps // warps, max_blocks)
 
 
-def _signature(
-    kernel: Any, constants: dict[str, Any], types: dict[str, str]
-) -> tuple[dict[str, str], dict[str, Any], dict]:
-    signature, constexprs, attrs = {}, {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-            constexprs[name] = constants[name]
-        elif name.endswith("_ptr"):
-            stem = name.removesuffix("_ptr")
-            if name in types:
-                signature[name] = types[name]
-            elif stem in ("order", "inverse", "ids"):
-                signature[name] = "*i64"
-            elif stem == "offsets":
-                signature[name] = "*i32"
-            elif stem in ("gates", "partial") or (stem == "out" and "partial_ptr" in kernel.arg_names):
-                signature[name] = "*fp32"
-            elif re.fullmatch(r"q\d?", stem):
-                signature[name] = "*u8"
-            else:
-                signature[name] = "*bf16"
-            attrs[(index,)] = [["tt.divisibility", 16]]
+def _signature(made: Any) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
+    """Types, constants and attributes of a launch's arguments, as Triton's compiler takes them."""
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(made.kernel.params):
+        name, value = parameter.name, made.arguments[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[name] = "*" + TYPES[value.dtype]
+            attributes[(index,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32" if name == "scale" else "i32"
-    return signature, constexprs, attrs
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+    return signature, constants, attributes
 
 
-def compile_variant(arch: int, variant: Any) -> tuple[bytes, str, int, str]:
-    """(cubin, ptx, shared bytes, kernel name) of one variant for ``sm_<arch>``."""
+def compile_launch(arch: int, made: Any) -> tuple[bytes, str, int, str]:
+    """(cubin, ptx, shared bytes, kernel name) of a launch for ``sm_<arch>``."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature, constexprs, attrs = _signature(variant.kernel, variant.constants, variant.types)
-    source = ASTSource(fn=variant.kernel, signature=signature, constexprs=constexprs, attrs=attrs)
-    options = {"num_warps": variant.tile.warps, "num_stages": variant.tile.stages, "enable_fp_fusion": True}
+    signature, constants, attributes = _signature(made)
+    source = ASTSource(fn=made.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = {"num_warps": made.tile.warps, "num_stages": made.tile.stages, "enable_fp_fusion": True}
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     return compiled.asm["cubin"], compiled.asm["ptx"], compiled.metadata.shared, compiled.metadata.name
 
@@ -83,17 +141,17 @@ def _disassembler() -> str:
     return str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
 
 
-def measure(arch: int, index: int) -> dict[str, Any]:
-    """Compiles variant ``index`` of the architecture's table and reads the result's resource usage."""
-    from kernels.gpu.variants import variants
-
-    variant = list(variants(tuning.TABLES[f"sm_{arch}"]))[index]
+def measure(arch: str, index: int) -> dict[str, Any]:
+    """Compiles launch ``index`` of the architecture and reads the result's resource usage."""
+    made = launches(arch)[index]
+    number = tile_tables.parse_arch(arch)
     start = time.perf_counter()
-    row: dict[str, Any] = {"arch": f"sm_{arch}", "op": variant.op, "flags": variant.label, "tile": list(variant.tile)}
+    flags = ", ".join(name.lower() for name, value in made.arguments.items() if value is True)
+    row: dict[str, Any] = {"arch": arch, "op": made.op, "flags": flags, "tile": list(made.tile)}
     try:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["TRITON_CACHE_DIR"] = folder  # nothing from an earlier run may pass for this one
-            cubin, _, shared, _ = compile_variant(arch, variant)
+            cubin, _, shared, _ = compile_launch(number, made)
             path = Path(folder) / "kernel.cubin"
             path.write_bytes(cubin)
             usage = subprocess.run(
@@ -102,17 +160,18 @@ def measure(arch: int, index: int) -> dict[str, Any]:
             code = subprocess.run([_disassembler(), "-sass", path], capture_output=True, text=True, check=True).stdout
     except Exception as error:  # one broken kernel must not hide the others
         return {**row, "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
-    registers = int(re.search(r"REG:(\d+)", usage)[1])
+    registers, stack = (
+        int(found[1]) for found in (re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)) if found
+    )
     row |= {
         "registers": registers,
-        "stack": int(re.search(r"STACK:(\d+)", usage)[1]),
+        "stack": stack,
         "spills": len(re.findall(r"\b(?:STL|LDL)\b", code)),
         "shared": shared,
-        "blocks_per_sm": resident_blocks(arch, registers, shared, variant.tile.warps),
+        "blocks_per_sm": resident_blocks(number, registers, shared, made.tile.warps),
         "tensor_instructions": len(_TENSOR.findall(code)),
         "descriptor_loads": len(re.findall(r"\bUTMALDG\b", code)),
-        "multiplies": "gemv" not in variant.op
-        and variant.op not in ("combine", "route", "elementwise_backward", "w4_dequantise"),
+        "multiplies": made.op not in WITHOUT_PRODUCTS and "gemv" not in made.op,
         "seconds": round(time.perf_counter() - start, 2),
     }
     return row
@@ -122,7 +181,7 @@ def problem(row: dict[str, Any]) -> str | None:
     """What makes this kernel unfit, or None."""
     if "error" in row:
         return row["error"]
-    limit = LIMITS[tuning.parse_arch(row["arch"])][3]
+    limit = LIMITS[tile_tables.parse_arch(row["arch"])][3]
     if row["spills"] or row["stack"]:
         return f"{row['spills']} spill instructions, {row['stack']} bytes of stack"
     if row["shared"] > limit:
@@ -134,13 +193,7 @@ def problem(row: dict[str, Any]) -> str | None:
 
 def check(arches: Sequence[str], jobs: int) -> list[dict[str, Any]]:
     """All rows, compiled in ``jobs`` processes."""
-    from kernels.gpu.variants import variants
-
-    work = [
-        (number, index)
-        for number in map(tuning.parse_arch, arches)
-        for index, _ in enumerate(variants(tuning.TABLES[f"sm_{number}"]))
-    ]
+    work = [(arch, index) for arch in arches for index, _ in enumerate(launches(arch))]
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork" if sys.platform == "linux" else "spawn")) as pool:
         return list(pool.map(measure, *zip(*work), chunksize=1))
 
@@ -152,7 +205,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f" {'KB':>6s} {'blocks':>6s} {'mma':>4s}  verdict"
     ]
     for row in rows:
-        tile = tuning.Tile(*row["tile"])
+        tile = tile_tables.Tile(*row["tile"])
         head = (
             f"{row['arch']:6s} {row['op']:22s} {row['flags']:18s} {f'{tile.bm}x{tile.bn}x{tile.bk}':16s} "
             f"{tile.warps}/{tile.stages:<2d}"
@@ -170,13 +223,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kernels.compile_check", description=__doc__)
-    parser.add_argument("--arch", nargs="+", default=list(tuning.TABLES), help="architectures to compile for")
+    parser.add_argument("--arch", nargs="+", default=list(tile_tables.TABLES), help="architectures to compile for")
     parser.add_argument("--json", action="store_true", help="print rows as JSON instead of a table")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes to compile in")
     args = parser.parse_args(argv)
     for arch in args.arch:
-        if arch not in tuning.TABLES:
-            print(f"error: no tile table for {arch}; tables: {', '.join(tuning.TABLES)}", file=sys.stderr)
+        if arch not in tile_tables.TABLES:
+            print(f"error: no tile table for {arch}; tables: {', '.join(tile_tables.TABLES)}", file=sys.stderr)
             return 2
     try:
         import triton  # noqa: F401

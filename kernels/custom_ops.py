@@ -1,20 +1,17 @@
-"""The operations as `torch.library` custom operators: with fake kernels and autograd, so that
-``torch.compile(fullgraph=True)`` traces through them, and dispatch by device.
+"""The operations as `torch.library` custom operators, so that ``torch.compile(fullgraph=True)`` traces through them.
 
-CPU tensors go to `kernels.cpu.experts`; CUDA tensors to the Triton layers, or, where triton is missing, to the
-same torch code as the CPU. A result that was not asked for is an empty tensor (an operator's outputs have a fixed
-number).
-
-Shape legend: T tokens, K experts per token, R = T*K rows sorted by expert, E experts, D model width, F hidden width.
+Each has a fake kernel, autograd and dispatch by device: CPU tensors go to `kernels.cpu`, CUDA tensors to the Triton
+layers of `kernels.gpu`, or to the CPU's torch code where Triton is missing. An operator has a fixed number of outputs,
+so a result that was not asked for is an empty tensor.
 """
+
+# T tokens, D model dim, F hidden dim, E experts, K top-k, R = T*K rows sorted by expert
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,32 +20,50 @@ from kernels import int4
 from kernels.cpu import decode as cpu_decode
 from kernels.cpu import delta as cpu_delta
 from kernels.cpu import experts as cpu
-from kernels.cpu.delta import DeltaNeeds
-from kernels.dispatch import ExpertDispatch, LowRank
 from kernels.int4 import Int4Weight
+from kernels.types import DeltaWeights, ExpertDispatch, LowRank, Needs, Saved
 
-
-@functools.cache
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """CUDA tensors where triton is there, and CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
+    """CUDA tensors where Triton is installed, and CPU tensors under Triton's interpreter (TRITON_INTERPRET=1).
 
     Float64 stays with torch: Triton has no float64 products on tensor cores.
     """
-    if tensor.dtype == torch.float64 or not has_triton():
+    if tensor.dtype == torch.float64 or not HAS_TRITON:
         return False
     return tensor.is_cuda or os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def _empty(like: Tensor) -> Tensor:
-    return like.new_empty(0)
-
-
 def _given(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:
     return [t if n else None for t, n in zip(tensors, needs)]
+
+
+def _or_empty(like: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [like.new_empty(0) if t is None else t for t in tensors]
+
+
+def _contiguous(*tensors: Tensor) -> list[Tensor]:
+    return [t.contiguous() for t in tensors]
+
+
+def _outputs(out: Tensor, saved: Saved | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if saved is None:
+        h1, h3, order, inverse, offsets = (out.new_empty(0) for _ in range(5))
+    else:
+        h1, h3, (order, inverse, offsets) = saved
+    return out, h1, h3, order, inverse, offsets
+
+
+def _fake_outputs(x: Tensor, expert_ids: Tensor, hidden: int, num_experts: int, save: bool) -> tuple[Tensor, ...]:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if not save:
+        return out, *(x.new_empty(0) for _ in range(5))
+    rows = expert_ids.shape[0] * expert_ids.shape[1]
+    h1, h3 = (x.new_empty(rows, hidden) for _ in range(2))
+    order, inverse = (x.new_empty(rows, dtype=torch.int64) for _ in range(2))
+    return out, h1, h3, order, inverse, x.new_empty(num_experts + 1, dtype=torch.int32)
 
 
 # -------------------------------------------------------------------------------------------------------- linear
@@ -56,6 +71,7 @@ def _given(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tens
 
 @torch.library.custom_op("language_experts::linear", mutates_args=())
 def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [M, D], weight [N, D] -> [M, N]."""
     return cpu.linear(x, weight)
 
 
@@ -77,169 +93,114 @@ def _linear_grad(ctx, dy):
 linear.register_autograd(_linear_grad, setup_context=_linear_setup)
 
 
-# ------------------------------------------------------------------------------------------------ grouped linear
-
-
-@torch.library.custom_op("language_experts::grouped_linear", mutates_args=())
-def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    if uses_triton(x):
-        from kernels.gpu import launch
-
-        return launch.grouped_gemm(x.contiguous(), weight.contiguous(), _segments(offsets), x.shape[0])
-    return cpu.grouped_linear_fwd(x, weight, offsets)
-
-
-@torch.library.custom_op("language_experts::grouped_linear_backward", mutates_args=())
-def grouped_linear_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, offsets: Tensor, need_x: bool, need_weight: bool
-) -> tuple[Tensor, Tensor]:
-    dx, dw = _empty(x), _empty(x)
-    if uses_triton(x):
-        from kernels.gpu import launch
-
-        dispatch, dy = _segments(offsets), dy.contiguous()
-        if need_x:
-            dx = launch.grouped_gemm(dy, weight.contiguous(), dispatch, dy.shape[0], transposed=True)
-        if need_weight:
-            dw = launch.weight_gradient(x.contiguous(), dy, dispatch, dy.shape[0], weight.shape[0])
-        return dx, dw
-    if need_x:
-        dx = cpu.grouped_linear_dx(dy, weight, offsets)
-    if need_weight:
-        dw = cpu.grouped_linear_dw(x, dy, offsets)
-    return dx, dw
-
-
-def _segments(offsets: Tensor) -> ExpertDispatch:
-    """A dispatch for rows that are sorted already; nothing reads its order."""
-    return ExpertDispatch(offsets, offsets, offsets.to(torch.int32).contiguous())
-
-
-@grouped_linear.register_fake
-def _(x, weight, offsets):
-    return x.new_empty(x.shape[0], weight.shape[1])
-
-
-@grouped_linear_backward.register_fake
-def _(dy, x, weight, offsets, need_x, need_weight):
-    return (
-        x.new_empty(x.shape) if need_x else x.new_empty(0),
-        weight.new_empty(weight.shape) if need_weight else x.new_empty(0),
-    )
-
-
-def _grouped_linear_setup(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _grouped_linear_grad(ctx, dy):
-    needs = ctx.needs_input_grad[:2]
-    grads = grouped_linear_backward(dy, *ctx.saved_tensors, *needs)
-    return *_given(grads, needs), None
-
-
-grouped_linear.register_autograd(_grouped_linear_grad, setup_context=_grouped_linear_setup)
-
-
 # -------------------------------------------------------------------------------------------------- full experts
+# The weights are dense, or int4: then they are packed and s1, s2, s3 are their scales.
+
+
+def _int4_weights(
+    w1: Tensor, w2: Tensor, w3: Tensor, s1: Tensor | None, s2: Tensor | None, s3: Tensor | None
+) -> tuple[Int4Weight, Int4Weight, Int4Weight] | None:
+    """The int4 weights; None where the weights are dense."""
+    if s1 is None or s2 is None or s3 is None:
+        return None
+    first, second, third = (Int4Weight(w.contiguous(), s.contiguous()) for w, s in ((w1, s1), (w2, s2), (w3, s3)))
+    return first, second, third
 
 
 @torch.library.custom_op("language_experts::experts", mutates_args=())
 def experts(
-    x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor, save: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output [T, D], then h1, h3 [R, F], order, inverse [R], offsets [E + 1]: empty unless ``save``."""
+    x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, s1: Tensor | None, s2: Tensor | None, s3: Tensor | None,
+    gates: Tensor, expert_ids: Tensor, save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output [T, D]; with ``save`` h1, h3 [R, F], order, inverse [R] and offsets [E + 1], else empty tensors."""
+    saved: Saved | None
+    packed = _int4_weights(w1, w2, w3, s1, s2, s3)
     if uses_triton(x):
         from kernels.gpu import layers
 
-        inputs = (t.contiguous() for t in (x, w1, w2, w3, gates, expert_ids))
-        out, saved = layers.experts_forward(*inputs, save)
-        h1, h3, dispatch = saved if saved is not None else (None, None, None)
+        x, w1, w2, w3, gates, expert_ids = _contiguous(x, w1, w2, w3, gates, expert_ids)
+        if packed is None:
+            out, saved = layers.experts_forward(x, w1, w2, w3, gates, expert_ids, save)
+        else:
+            out, saved = layers.int4_experts_forward(x, *packed, gates, expert_ids, save)
+    elif packed is not None:
+        w1, w2, w3 = (int4.unpack(w, x.dtype) for w in packed)
+        out, saved = cpu.experts_fwd(x, w1, w2, w3, gates, expert_ids)
     elif x.shape[0] == 1 and not save and not x.is_cuda:
-        out = cpu_decode.experts_decode(x, w1, w2, w3, gates, expert_ids)
+        out, saved = cpu_decode.experts_decode(x, w1, w2, w3, gates, expert_ids), None
     else:
-        out, h1, h3, dispatch = cpu.experts_fwd(x, w1, w2, w3, gates, expert_ids)
-    if not save:
-        return out, *(_empty(x) for _ in range(5))
-    return out, h1, h3, *dispatch
+        out, saved = cpu.experts_fwd(x, w1, w2, w3, gates, expert_ids)
+    return _outputs(out, saved if save else None)
 
 
 @experts.register_fake
-def _(x, w1, w2, w3, gates, expert_ids, save):
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if not save:
-        return out, *(x.new_empty(0) for _ in range(5))
-    return out, *_fake_saved(x, expert_ids, w1.shape[1], w1.shape[0])
-
-
-def _fake_saved(x: Tensor, expert_ids: Tensor, hidden: int, num_experts: int) -> tuple[Tensor, ...]:
-    rows = expert_ids.shape[0] * expert_ids.shape[1]
-    return (
-        x.new_empty(rows, hidden),
-        x.new_empty(rows, hidden),
-        x.new_empty(rows, dtype=torch.int64),
-        x.new_empty(rows, dtype=torch.int64),
-        x.new_empty(num_experts + 1, dtype=torch.int32),
-    )
+def _(x, w1, w2, w3, s1, s2, s3, gates, expert_ids, save):
+    return _fake_outputs(x, expert_ids, w1.shape[1] if s1 is None else s1.shape[2], w1.shape[0], save)
 
 
 @torch.library.custom_op("language_experts::experts_backward", mutates_args=())
 def experts_backward(
-    dout: Tensor, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, h1: Tensor, h3: Tensor, order: Tensor,
-    inverse: Tensor, offsets: Tensor, needs: Sequence[bool],
+    dout: Tensor, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, s1: Tensor | None, s2: Tensor | None,
+    s3: Tensor | None, gates: Tensor, h1: Tensor, h3: Tensor, order: Tensor, inverse: Tensor, offsets: Tensor,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    dispatch = ExpertDispatch(order, inverse, offsets)
+    """Gradients of x, w1, w2, w3 and the gates; empty where unwanted."""
+    saved, wanted = Saved(h1, h3, ExpertDispatch(order, inverse, offsets)), Needs(*needs)
+    packed = _int4_weights(w1, w2, w3, s1, s2, s3)
     if uses_triton(x):
         from kernels.gpu import layers
 
-        dout, x, w1, w2, w3, gates = (t.contiguous() for t in (dout, x, w1, w2, w3, gates))
-        grads = layers.experts_backward(dout, x, w1, w2, w3, gates, layers.Saved(h1, h3, dispatch), tuple(needs))
+        dout, x, w1, w2, w3, gates = _contiguous(dout, x, w1, w2, w3, gates)
+        if packed is None:
+            grads = layers.experts_backward(dout, x, w1, w2, w3, gates, saved, wanted)
+        else:
+            grads = layers.int4_experts_backward(dout, *packed, gates, saved, wanted)
     else:
-        grads = cpu.experts_bwd(dout, x, w1, w2, w3, gates, h1, h3, dispatch, tuple(needs))
-    return tuple(_empty(x) if g is None else g for g in grads)
+        if packed is not None:
+            w1, w2, w3 = (int4.unpack(w, x.dtype) for w in packed)
+        grads = cpu.experts_bwd(dout, x, w1, w2, w3, gates, saved, wanted)
+    dx, dw1, dw2, dw3, dgates = _or_empty(x, grads[:5])
+    return dx, dw1, dw2, dw3, dgates
 
 
 @experts_backward.register_fake
-def _(dout, x, w1, w2, w3, gates, h1, h3, order, inverse, offsets, needs):
+def _(dout, x, w1, w2, w3, s1, s2, s3, gates, h1, h3, order, inverse, offsets, needs):
     return tuple(t.new_empty(t.shape) if n else x.new_empty(0) for t, n in zip((x, w1, w2, w3, gates), needs))
 
 
 def _experts_setup(ctx, inputs, output):
-    x, w1, w2, w3, gates, _, _ = inputs
-    ctx.save_for_backward(x, w1, w2, w3, gates, *output[1:])
+    ctx.save_for_backward(*inputs[:8], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _experts_grad(ctx, dout, *_):
-    needs = list(ctx.needs_input_grad[:5])
-    grads = experts_backward(dout, *ctx.saved_tensors, needs)
-    return *_given(grads, needs), None, None
+    need_x, need_w1, need_w2, need_w3, _, _, _, need_gates, *_ = ctx.needs_input_grad
+    needs = [need_x, need_w1, need_w2, need_w3, need_gates]
+    dx, dw1, dw2, dw3, dgates = _given(experts_backward(dout, *ctx.saved_tensors, needs), needs)
+    return dx, dw1, dw2, dw3, None, None, None, dgates, None, None
 
 
 experts.register_autograd(_experts_grad, setup_context=_experts_setup)
 
 
 # ------------------------------------------------------------------------------------------------- delta experts
+# ``base`` holds three dense weights, or packed weight and scales of w1, w2 and w3; ``shared`` and ``factors`` hold six
+# low-rank factors or none.
 
 
-def _low_rank(factors: Sequence[Tensor]) -> LowRank | None:
-    return LowRank(*factors) if len(factors) else None
+def _delta_weights(
+    base: Sequence[Tensor], shared: Sequence[Tensor], factors: Sequence[Tensor], scale: float, shared_scale: float
+) -> DeltaWeights[Tensor] | DeltaWeights[Int4Weight]:
+    pairs = (LowRank(*shared) if shared else None, LowRank(*factors) if factors else None)
+    if len(base) == 3:
+        return DeltaWeights(base[0], base[1], base[2], *pairs, scale, shared_scale)
+    w1, w2, w3 = (Int4Weight(base[i], base[i + 1]) for i in (0, 2, 4))
+    return DeltaWeights(w1, w2, w3, *pairs, scale, shared_scale)
 
 
-def _base(weights: Sequence[Tensor], kind: Any = None) -> tuple[Tensor | Int4Weight, ...]:
-    """Three dense weights, or three (packed, scales) pairs."""
-    if len(weights) == 3:
-        return tuple(weights)
-    return tuple(Int4Weight(weights[i], weights[i + 1]) for i in (0, 2, 4))
-
-
-def _base_on_cpu(weights: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    return tuple(int4.unpack(w, dtype)[0] if isinstance(w, Int4Weight) else w for w in _base(weights))
-
-
-def base_columns(weights: Sequence[Tensor]) -> int:
-    """F of a dense or an int4 base."""
-    return weights[0].shape[0] if len(weights) == 3 else weights[0].shape[2]
+def _on_cpu(weights: DeltaWeights[Tensor] | DeltaWeights[Int4Weight], dtype: torch.dtype) -> DeltaWeights[Tensor]:
+    w1, w2, w3 = (int4.unpack(w, dtype)[0] if isinstance(w, Int4Weight) else w for w in weights[:3])
+    return DeltaWeights(w1, w2, w3, *weights[3:])
 
 
 def _delta_on_gpu(x: Tensor, factors: Sequence[Tensor]) -> bool:
@@ -251,114 +212,87 @@ def delta_experts(
     x: Tensor, base: Sequence[Tensor], shared: Sequence[Tensor], factors: Sequence[Tensor], gates: Tensor,
     expert_ids: Tensor, scale: float, shared_scale: float, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output [T, D], then h1, h3 [R, F] and the dispatch (empty on the CPU, which sorts again)."""
-    dispatch: ExpertDispatch | None = None
+    """As `experts`; without factors the dispatch is empty."""
+    saved: Saved | None
     if _delta_on_gpu(x, factors):
         from kernels.gpu import layers
 
-        weights = _base([t.contiguous() for t in base])
-        out, saved = layers.delta_forward(
-            x.contiguous(), *weights, _low_rank(shared), _low_rank([t.contiguous() for t in factors]),
-            gates.contiguous(), expert_ids.contiguous(), scale, shared_scale, save,
-        )  # fmt: skip
-        h1, h3, dispatch = saved if saved is not None else (None, None, None)
+        weights = _delta_weights(_contiguous(*base), shared, _contiguous(*factors), scale, shared_scale)
+        out, saved = layers.delta_forward(x.contiguous(), weights, gates.contiguous(), expert_ids.contiguous(), save)
     else:
-        out, h1, h3 = cpu_delta.delta_experts_fwd(
-            x, *_base_on_cpu(base, x.dtype), _low_rank(shared), _low_rank(factors), gates, expert_ids, scale,
-            shared_scale,
-        )  # fmt: skip
-    if not save:
-        return out, *(_empty(x) for _ in range(5))
-    return out, h1, h3, *(dispatch if dispatch is not None else (_empty(x) for _ in range(3)))
+        weights = _on_cpu(_delta_weights(base, shared, factors, scale, shared_scale), x.dtype)
+        out, saved = cpu_delta.delta_experts_fwd(x, weights, gates, expert_ids)
+    return _outputs(out, saved if save else None)
 
 
 @delta_experts.register_fake
 def _(x, base, shared, factors, gates, expert_ids, scale, shared_scale, save):
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    if not save:
-        return out, *(x.new_empty(0) for _ in range(5))
-    saved = _fake_saved(x, expert_ids, base_columns(base), factors[0].shape[0] if factors else 1)
-    if _delta_on_gpu(x, factors):
-        return out, *saved
-    return out, *saved[:2], *(x.new_empty(0) for _ in range(3))
+    hidden = base[0].shape[0] if len(base) == 3 else base[1].shape[2]
+    out, h1, h3, *dispatch = _fake_outputs(x, expert_ids, hidden, factors[0].shape[0] if factors else 1, save)
+    if save and not factors:
+        dispatch = [expert_ids.new_empty(0) for _ in range(3)]
+    return out, h1, h3, *dispatch
 
 
 @torch.library.custom_op("language_experts::delta_experts_backward", mutates_args=())
 def delta_experts_backward(
     dout: Tensor, x: Tensor, base: Sequence[Tensor], shared: Sequence[Tensor], factors: Sequence[Tensor],
-    gates: Tensor, expert_ids: Tensor, h1: Tensor, h3: Tensor, order: Tensor, inverse: Tensor, offsets: Tensor,
-    scale: float, shared_scale: float, needs: Sequence[bool],
+    gates: Tensor, h1: Tensor, h3: Tensor, order: Tensor, inverse: Tensor, offsets: Tensor, scale: float,
+    shared_scale: float, needs: Sequence[bool],
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of x, w1, w2, w3, the 6 or 0 shared factors, the 6 or 0 expert factors, the gates; empty: unwanted."""
-    wanted = DeltaNeeds(*needs)
-    low, high = _low_rank(shared), _low_rank(factors)
+    """Gradients of x, w1, w2, w3, the gates, the shared factors and the experts' factors; empty where unwanted."""
+    saved, wanted = Saved(h1, h3, ExpertDispatch(order, inverse, offsets)), Needs(*needs)
     if _delta_on_gpu(x, factors):
         from kernels.gpu import layers
 
-        grads = layers.delta_backward(
-            dout.contiguous(), x.contiguous(), *_base([t.contiguous() for t in base]), low,
-            LowRank(*(t.contiguous() for t in factors)), gates.contiguous(),
-            layers.Saved(h1, h3, ExpertDispatch(order, inverse, offsets)), scale, shared_scale, wanted,
-        )  # fmt: skip
+        weights = _delta_weights(_contiguous(*base), shared, _contiguous(*factors), scale, shared_scale)
+        grads = layers.delta_backward(dout.contiguous(), x.contiguous(), weights, gates.contiguous(), saved, wanted)
     else:
-        grads = cpu_delta.delta_experts_bwd(
-            dout, x, *_base_on_cpu(base, x.dtype), low, high, gates, expert_ids, h1, h3, scale, shared_scale, wanted
-        )
-    flat = [grads.x, grads.w1, grads.w2, grads.w3]
-    flat += list(grads.shared or [None] * len(shared)) + list(grads.experts or [None] * len(factors)) + [grads.gates]
-    return [_empty(x) if g is None else g for g in flat]
+        weights = _on_cpu(_delta_weights(base, shared, factors, scale, shared_scale), x.dtype)
+        grads = cpu_delta.delta_experts_bwd(dout, x, weights, gates, saved, wanted)
+    pairs = *(grads.shared or [None] * len(shared)), *(grads.experts or [None] * len(factors))
+    return _or_empty(x, (*grads[:5], *pairs))
 
 
 @delta_experts_backward.register_fake
-def _(
-    dout, x, base, shared, factors, gates, expert_ids, h1, h3, order, inverse, offsets, scale, shared_scale, needs
-):  # fmt: skip
-    n = DeltaNeeds(*needs)
-
-    def like(tensor, wanted):
-        return tensor.new_empty(tensor.shape) if wanted else x.new_empty(0)
-
-    weights = [like(t, w) for t, w in zip(base, (n.w1, n.w2, n.w3))] if len(base) == 3 else [x.new_empty(0)] * 3
-    weights = [t.clone() if t.numel() == 0 else t for t in weights]
-    return [
-        like(x, n.x),
-        *weights,
-        *(like(t, n.shared) for t in shared),
-        *(like(t, n.experts) for t in factors),
-        like(gates, n.gates),
-    ]
+def _(dout, x, base, shared, factors, gates, h1, h3, order, inverse, offsets, scale, shared_scale, needs):
+    wanted = Needs(*needs)
+    dense = base if len(base) == 3 else [x] * 3  # an int4 base has no gradient
+    tensors = (x, *dense, gates, *shared, *factors)
+    flags = (*wanted[:5], *[wanted.shared] * len(shared), *[wanted.experts] * len(factors))
+    return [t.new_empty(t.shape) if n else x.new_empty(0) for t, n in zip(tensors, flags)]
 
 
 def _delta_setup(ctx, inputs, output):
-    x, base, shared, factors, gates, expert_ids, scale, shared_scale, _ = inputs
-    ctx.save_for_backward(x, gates, expert_ids, *output[1:], *base, *shared, *factors)
+    x, base, shared, factors, gates, _, scale, shared_scale, _ = inputs
+    ctx.save_for_backward(x, gates, *output[1:], *base, *shared, *factors)
     ctx.mark_non_differentiable(*output[1:])
-    ctx.config = (len(base), len(shared), len(factors), scale, shared_scale)
+    ctx.sizes, ctx.scales = (len(base), len(shared), len(factors)), (scale, shared_scale)
 
 
 def _delta_grad(ctx, dout, *_):
-    bases, shares, count, scale, shared_scale = ctx.config
-    x, gates, expert_ids, h1, h3, order, inverse, offsets, *rest = ctx.saved_tensors
-    base, shared, factors = rest[:bases], rest[bases : bases + shares], rest[bases + shares :]
+    x, gates, h1, h3, order, inverse, offsets, *weights = ctx.saved_tensors
+    bases, shares, count = ctx.sizes
+    base, shared, factors = weights[:bases], weights[bases : bases + shares], weights[bases + shares :]
     need_x, need_base, need_shared, need_factors, need_gates, *_ = ctx.needs_input_grad
-    need_base = list(need_base) if isinstance(need_base, Sequence) else [need_base] * bases
-    dense = [need and t.is_floating_point() for need, t in zip(need_base, base)] if bases == 3 else [False] * 3
-
-    def any_of(need: Any) -> bool:
-        return any(need) if isinstance(need, Sequence) else bool(need)
-
-    needs = DeltaNeeds(
-        need_x, *dense, shares > 0 and any_of(need_shared), count > 0 and any_of(need_factors), need_gates
-    )
-    grads = delta_experts_backward(
-        dout, x, base, shared, factors, gates, expert_ids, h1, h3, order, inverse, offsets, scale, shared_scale,
-        list(needs),
+    dense = list(_flags(need_base, bases)) if bases == 3 else [False] * 3
+    needs = Needs(
+        need_x, dense[0], dense[1], dense[2], need_gates, any(_flags(need_shared, shares)),
+        any(_flags(need_factors, count)),
     )  # fmt: skip
-    dbase = _given(grads[1:4], dense) if bases == 3 else [None] * bases
-    dshared = _given(grads[4 : 4 + shares], [needs.shared] * shares)
-    dfactors = _given(grads[4 + shares : 4 + shares + count], [needs.experts] * count)
-    dx = grads[0] if need_x else None
-    return dx, dbase, dshared, dfactors, grads[-1] if need_gates else None, None, None, None, None
+    dx, dw1, dw2, dw3, dgates, *pairs = delta_experts_backward(
+        dout, x, base, shared, factors, gates, h1, h3, order, inverse, offsets, *ctx.scales, list(needs)
+    )
+    dbase = _given([dw1, dw2, dw3], dense) if bases == 3 else [None] * bases
+    dshared = _given(pairs[:shares], [needs.shared] * shares)
+    dfactors = _given(pairs[shares:], [needs.experts] * count)
+    dx, dgates = _given([dx, dgates], [need_x, need_gates])
+    return dx, dbase, dshared, dfactors, dgates, None, None, None, None
+
+
+def _flags(need: bool | Sequence[bool], count: int) -> Sequence[bool]:
+    """What autograd says about a list of tensors: a flag for each, or one for all."""
+    return need if isinstance(need, Sequence) else [need] * count
 
 
 delta_experts.register_autograd(_delta_grad, setup_context=_delta_setup)

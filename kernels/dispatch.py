@@ -1,46 +1,17 @@
-"""Which row goes to which expert: a stable sort of the routed rows, and the tuples the operations share.
+"""Which row goes to which expert: a stable sort of the routed rows."""
 
-Shape legend: T tokens, K experts per token, R = T*K routed rows ("slots"), E experts, D model width, F hidden width,
-r rank of a low-rank delta.
-"""
+# T tokens, K top-k, R = T*K routed rows, E experts
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class LowRank(NamedTuple):
-    """Low-rank factors of one SwiGLU feed-forward, or of E of them (then every tensor has a leading E).
-
-    ``a1`` [r, D], ``b1`` [F, r] belong to w1 (gate); ``a2`` [r, F], ``b2`` [D, r] to w2 (down); ``a3`` [r, D],
-    ``b3`` [F, r] to w3 (up). The delta of a weight is ``scale * b @ a`` (LoRA, arXiv:2106.09685).
-    """
-
-    a1: Tensor
-    b1: Tensor
-    a2: Tensor
-    b2: Tensor
-    a3: Tensor
-    b3: Tensor
-
-
-class ExpertDispatch(NamedTuple):
-    """Rows sorted by expert.
-
-    ``order`` [R] int64: sorted position -> flat slot ``t * K + j`` (stable); ``inverse`` [R] int64: flat slot -> sorted
-    position; ``offsets`` [E + 1] int32: rows ``offsets[e]:offsets[e + 1]`` belong to expert e.
-    """
-
-    order: Tensor
-    inverse: Tensor
-    offsets: Tensor
+from kernels.types import ExpertDispatch
 
 
 def sort_by_expert(expert_ids: Tensor, num_experts: int) -> ExpertDispatch:
-    """Sort the T*K slots of ``expert_ids`` [T, K] (or [R]) by expert; stable, no host synchronisation on a GPU.
+    """Sort the T*K slots of ``expert_ids`` [T, K] (or [R]) by expert; stable, no host synchronization on a GPU.
 
     Raises ValueError for ids that are not integers or, on the CPU, lie outside ``[0, num_experts)``. On a GPU a bad id
     makes the offsets not span the rows, which the kernels answer with NaN in every output.

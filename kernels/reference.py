@@ -14,14 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import int4
-from kernels.dispatch import LowRank
-from kernels.int4 import Int4Weight
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype sums are kept in: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+from kernels.types import LowRank, accumulation_dtype
 
 
 def grouped_linear(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
@@ -57,13 +50,6 @@ def experts_forward(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor
     """Mixture of SwiGLU experts: x [T, D], w1, w3 [E, F, D], w2 [E, D, F], gates, expert_ids [T, K] -> [T, D]."""
     outputs = [swiglu_ffn(x, w1[e], w2[e], w3[e]) for e in range(w1.shape[0])]
     return combine(torch.stack(outputs), gates, expert_ids)  # [T, D]
-
-
-def int4_experts_forward(
-    x: Tensor, w1: Int4Weight, w2: Int4Weight, w3: Int4Weight, gates: Tensor, expert_ids: Tensor
-) -> Tensor:
-    """`experts_forward` with the weights that the packed ones stand for: ``(q - 8) * scale`` by groups of 128."""
-    return experts_forward(x, *(int4.unpack(w, x.dtype) for w in (w1, w2, w3)), gates, expert_ids)
 
 
 def delta_experts_forward(

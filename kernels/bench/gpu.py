@@ -131,7 +131,7 @@ def ours(layer: Layer) -> Forward:
 
 
 def ours_int4(packed: tuple[int4.Int4Weight, ...], layer: Layer) -> Forward:
-    return lambda x: ops.int4_experts_forward(x, *packed, layer.gates, layer.ids)
+    return lambda x: ops.experts_forward(x, *packed, layer.gates, layer.ids)
 
 
 def _costs(layer: Layer, tokens: int, bytes_per_weight: float) -> tuple[float, float]:

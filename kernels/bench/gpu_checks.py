@@ -1,87 +1,104 @@
-"""What only a GPU can show about the layers: bf16 against float64, repeatability, no host synchronisation, CUDA graphs,
-``torch.compile``. Each function returns nested results whose ``ok`` say whether it held.
-
-Shape legend: T tokens, K experts per token, E experts, D model width, F hidden width.
+"""What only a GPU can show about the layers: bf16 against float64, repeatability, no host synchronization, CUDA graphs,
+``torch.compile``. Each check returns nested results whose ``ok`` say whether it passed.
 """
+
+# T tokens, D model dim, F hidden dim, E experts, K top-k, r rank
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels import int4, ops, reference
-from kernels.dispatch import LowRank
+from kernels.bench.shapes import EXPERTS, TOP_K
+from kernels.int4 import GROUP, Int4Weight
+from kernels.types import LowRank
 
 BOUND = 2**-6
+RANK = 16
+
+Problem = tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]
 
 
-def _random(*shape: int, scale: float = 1.0) -> Tensor:
-    return (torch.randn(*shape, device="cuda") * scale).bfloat16()
+def problems(tokens: int, width: int = 272, hidden: int = 400, device: str = "cuda") -> dict[str, Problem]:
+    """name -> (operation, its reference, differentiable inputs) in bf16, gates in float32.
 
+    No tile divides the default widths; int4 layers take the next multiples of 128.
+    """
 
-def _low_rank(rank: int, width: int, hidden: int, *lead: int) -> LowRank:
-    shapes = (rank, width), (hidden, rank), (rank, hidden), (width, rank), (rank, width), (hidden, rank)
-    return LowRank(*(_random(*lead, *shape, scale=shape[-1] ** -0.5) for shape in shapes))
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(shape, device=device) * scale).bfloat16()
 
+    def low_rank(width: int, hidden: int, *lead: int) -> LowRank:
+        pairs = (((RANK, k), (n, RANK)) for n, k in shapes(width, hidden))
+        return LowRank(*(random(*lead, *shape, scale=shape[-1] ** -0.5) for pair in pairs for shape in pair))
 
-def _problems(tokens: int) -> dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[Tensor]]]:
-    """name -> (operation, its reference, differentiable inputs); widths that no tile divides included."""
-    experts, top_k, width, hidden, rank = 4, 2, 272, 400, 16
-    ids = torch.rand(tokens, experts, device="cuda").topk(top_k, -1).indices
-    weights = [
-        _random(*shape, scale=shape[-1] ** -0.5)
-        for shape in ((experts, hidden, width), (experts, width, hidden), (experts, hidden, width))
-    ]
-    x, gates = _random(tokens, width), torch.rand(tokens, top_k, device="cuda")
-    base = [w[0].clone() for w in weights]
-    shared, factors = _low_rank(rank, width, hidden), _low_rank(rank, width, hidden, experts)
+    def full(function: Callable[..., Tensor], *fixed: Tensor | Int4Weight) -> Callable[..., Tensor]:
+        return lambda x, gates, *weights: function(x, *(fixed or weights), gates, ids)
 
-    def delta(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def delta(function: Callable[..., Tensor], *fixed: Tensor | Int4Weight) -> Callable[..., Tensor]:
         def call(x: Tensor, gates: Tensor, *rest: Tensor) -> Tensor:
-            return function(x, *rest[:3], LowRank(*rest[3:9]), LowRank(*rest[9:]), gates, ids, 0.5, 1.0)
+            base, factors = (fixed, rest) if fixed else (rest[:3], rest[3:])
+            return function(x, *base, LowRank(*factors[:6]), LowRank(*factors[6:]), gates, ids, 0.5, 1.0)
 
         return call
 
-    def full(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda x, gates, *w: function(x, *w, gates, ids)
-
-    wide, high = 256, 384
-    packed = [
-        int4.pack(torch.randn(shape, device="cuda") / shape[-1] ** 0.5)
-        for shape in ((experts, high, wide), (experts, wide, high), (experts, high, wide))
-    ]
+    ids = torch.rand(tokens, EXPERTS, device=device).topk(TOP_K, -1).indices
+    gates = torch.rand(tokens, TOP_K, device=device)
+    x, weights = random(tokens, width), [random(EXPERTS, n, k, scale=k**-0.5) for n, k in shapes(width, hidden)]
+    factors = *low_rank(width, hidden), *low_rank(width, hidden, EXPERTS)
+    wide, high = (-(-n // GROUP) * GROUP for n in (width, hidden))
+    wide_x, wide_factors = random(tokens, wide), (*low_rank(wide, high), *low_rank(wide, high, EXPERTS))
+    packed = [int4.pack(random(EXPERTS, n, k, scale=k**-0.5)) for n, k in shapes(wide, high)]
     exact = [int4.unpack(w, torch.float64) for w in packed]
+    base = [Int4Weight(w.packed[:1], w.scales[:1]) for w in packed]
     return {
         "experts": (full(ops.experts_forward), full(reference.experts_forward), [x, gates, *weights]),
+        "int4 experts": (
+            full(ops.experts_forward, *packed),
+            full(reference.experts_forward, *exact),
+            [wide_x, gates],
+        ),
         "delta experts": (
             delta(ops.delta_experts_forward),
             delta(reference.delta_experts_forward),
-            [x, gates, *base, *shared, *factors],
+            [x, gates, *(w[0].clone() for w in weights), *factors],
         ),
-        "int4 experts": (
-            lambda x, gates: ops.int4_experts_forward(x, *packed, gates, ids),
-            lambda x, gates: reference.experts_forward(x, *exact, gates, ids),
-            [_random(tokens, wide), gates],
+        "int4 delta experts": (
+            delta(ops.delta_experts_forward, *base),
+            delta(reference.delta_experts_forward, *(w[0] for w in exact)),
+            [wide_x, gates, *wide_factors],
         ),
     }
 
 
-def correctness() -> dict[str, Any]:
+def shapes(width: int, hidden: int) -> tuple[tuple[int, int], ...]:
+    """Rows and columns of w1, w2 and w3."""
+    return (hidden, width), (width, hidden), (hidden, width)
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    """Largest difference over largest value; infinite for NaN."""
+    value = ((got.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
+    return value if value == value else float("inf")
+
+
+def correctness(token_counts: Sequence[int] = (1, 5, 33, 64, 1000), device: str = "cuda") -> dict[str, Any]:
     """bf16 values and gradients against float64 of the same bf16 inputs; twice, which must agree bit by bit."""
     results = {}
-    for tokens in (1, 5, 33, 64, 1000):
-        for name, (operation, exact, inputs) in _problems(tokens).items():
+    for tokens in token_counts:
+        for name, (operation, exact, inputs) in problems(tokens, device=device).items():
             leaves = [t.detach().clone().requires_grad_() for t in inputs]
             doubles = [t.detach().double().requires_grad_() for t in inputs]
             got, want = operation(*leaves), exact(*doubles)
             grad = torch.randn_like(want)
             ours = torch.autograd.grad(got, leaves, grad.to(got.dtype))
             again = torch.autograd.grad(operation(*leaves), leaves, grad.to(got.dtype))
-            errors = [_error(got, want)]
-            errors += [_error(a, b) for a, b in zip(ours, torch.autograd.grad(want, doubles, grad))]
+            errors = [error(got, want)]
+            errors += [error(a, b) for a, b in zip(ours, torch.autograd.grad(want, doubles, grad))]
             repeatable = all(torch.equal(a, b) for a, b in zip(ours, again))
             results[f"{name} T={tokens}"] = {
                 "errors": errors,
@@ -91,34 +108,29 @@ def correctness() -> dict[str, Any]:
     return results
 
 
-def _error(got: Tensor, want: Tensor) -> float:
-    value = ((got.double() - want).abs().max() / want.abs().max().clamp_min(1e-30)).item()
-    return value if value == value else float("inf")
-
-
-def no_host_synchronisation() -> dict[str, Any]:
-    """Forward and backward under torch's synchronisation error mode; launches of a forward counted."""
-    from kernels.gpu.launch import record_launches
+def no_host_synchronization() -> dict[str, Any]:
+    """Forward and backward under torch's synchronization error mode; launches of a forward counted."""
+    from kernels.gpu.launch import recorded
 
     results = {}
-    for name, (operation, _, inputs) in _problems(64).items():
+    for name, (operation, _, inputs) in problems(64).items():
         leaves = [t.detach().clone().requires_grad_() for t in inputs]
         operation(*leaves).float().sum().backward()  # compiles
         torch.cuda.set_sync_debug_mode("error")
         try:
-            with record_launches() as launches:
+            with recorded() as launches:
                 out = operation(*leaves)
             out.backward(torch.ones_like(out))
         finally:
             torch.cuda.set_sync_debug_mode("default")
-        results[name] = {"launches": list(launches), "ok": "delta" in name or len(launches) <= 4}
+        results[name] = {"launches": [made.op for made in launches], "ok": "delta" in name or len(launches) <= 4}
     return results
 
 
 def cuda_graph() -> dict[str, Any]:
     """Captures the layers' forwards and replays them on new inputs."""
     results = {}
-    for name, (operation, _, inputs) in _problems(8).items():
+    for name, (operation, _, inputs) in problems(8).items():
         static = [t.clone() for t in inputs]
         with torch.no_grad():
             operation(*static)
@@ -135,7 +147,7 @@ def cuda_graph() -> dict[str, Any]:
 def full_graph_compile() -> dict[str, Any]:
     """`torch.compile(fullgraph=True)` with the inductor."""
     results = {}
-    for name, (operation, _, inputs) in _problems(64).items():
+    for name, (operation, _, inputs) in problems(64).items():
         compiled = torch.compile(lambda *a, operation=operation: operation(*a) * 2, fullgraph=True)
         with torch.no_grad():
             results[name] = {"ok": torch.equal(compiled(*inputs), operation(*inputs) * 2)}

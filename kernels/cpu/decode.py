@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.reference import accumulation_dtype
+from kernels.types import accumulation_dtype
 
 
 @functools.cache

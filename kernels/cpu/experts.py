@@ -1,12 +1,10 @@
-"""The CPU path: expert-sorted segments, contiguous slices, no copy of any weight.
+"""The CPU path of full experts: sorted rows, contiguous slices, no copy of any weight.
 
-Every operation is a pair of plain functions, ``*_fwd`` and ``*_bwd``; `kernels.ops` wraps them in autograd functions.
-Nothing is saved that can be had again for less than a matrix product over the hidden width: of R*F-sized tensors only
-the two pre-activations stay.
-
-Shape legend: T tokens, K experts per token, R = T*K rows sorted by expert, E experts, D model width, F hidden width,
-r rank.
+`experts_fwd` and `experts_bwd` are plain functions; `kernels.custom_ops` wraps them for autograd. A forward saves only
+what takes a matrix product to recompute: of the tensors of shape [R, F], the two pre-activations.
 """
+
+# T tokens, D model dim, F hidden dim, E experts, K top-k, R = T*K rows sorted by expert
 
 from __future__ import annotations
 
@@ -19,16 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu.decode import has_avx512, matvec, row_blocks
-from kernels.dispatch import ExpertDispatch, sort_by_expert
-from kernels.reference import accumulation_dtype
-
-
-def segments(offsets: Tensor, rows: int) -> list[tuple[int, int, int]]:
-    """Non-empty ``(expert, start, end)`` runs; ValueError where the offsets do not span the rows in order."""
-    bounds = offsets.tolist()
-    if bounds[0] != 0 or bounds[-1] != rows or any(b < a for a, b in itertools.pairwise(bounds)):
-        raise ValueError(f"offsets: expected a rising list from 0 to the {rows} rows of x, got {bounds}")
-    return [(e, a, b) for e, (a, b) in enumerate(itertools.pairwise(bounds)) if b > a]
+from kernels.dispatch import sort_by_expert
+from kernels.types import ExpertDispatch, Gradients, Needs, Saved, accumulation_dtype
 
 
 class Window(NamedTuple):
@@ -62,10 +52,12 @@ class Window(NamedTuple):
 
 
 def windows(offsets: Tensor, rows: int) -> list[Window]:
-    """:func:`segments` with the rows around each."""
+    """The window of each expert that has rows, from offsets [E + 1] that span the rows."""
     found = []
-    for e, start, end in segments(offsets, rows):
+    for e, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
         size = end - start
+        if not size:
+            continue
         step = max(8, (1 << (size.bit_length() - 1)) // 16)
         size = -(-size // step) * step
         if size > rows:  # few rows have few counts: the run alone
@@ -105,43 +97,11 @@ def part_linear(x: Tensor, w: Tensor) -> Tensor:
     return linear(x, w) if x.shape[0] != 1 or x.dtype != torch.float32 else linear(torch.cat((x, x)), w)[:1]
 
 
-# ---------------------------------------------------------------------------------------------- grouped linear
-
-
-def grouped_linear_fwd(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """x [R, D], weight [E, N, D] -> [R, N]."""
-    y = x.new_empty(x.shape[0], weight.shape[1])  # [R, N]
-    for run in windows(offsets, x.shape[0]):
-        y[run.start : run.end] = run.own(linear(run.rows(x), weight[run.expert]))
-    return y
-
-
-def grouped_linear_dx(dy: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """dy [R, N], weight [E, N, D] -> [R, D]."""
-    dx = dy.new_empty(dy.shape[0], weight.shape[2])  # [R, D]
-    for run in windows(offsets, dy.shape[0]):
-        dx[run.start : run.end] = run.own(linear(run.rows(dy), weight[run.expert].t()))
-    return dx
-
-
-def grouped_linear_dw(x: Tensor, dy: Tensor, offsets: Tensor) -> Tensor:
-    """x [R, D], dy [R, N] -> [E, N, D]; an expert without rows gets zeros."""
-    dw = x.new_empty(offsets.numel() - 1, dy.shape[1], x.shape[1])  # [E, N, D]
-    runs = segments(offsets, x.shape[0])
-    for e, a, b in runs:
-        torch.mm(dy[a:b].t(), x[a:b], out=dw[e])
-    zero_unused(dw, {e for e, _, _ in runs})
-    return dw
-
-
 def zero_unused(stacked: Tensor, used: set[int]) -> None:
     """Zeros for the experts without rows; the others are about to be, or have been, written whole."""
     for e in range(stacked.shape[0]):
         if e not in used:
             stacked[e].zero_()
-
-
-# ------------------------------------------------------------------------------------------- rows <-> tokens
 
 
 def token_of_row(dispatch: ExpertDispatch, top_k: int) -> Tensor:
@@ -186,13 +146,10 @@ def row_dots(a: Tensor, b: Tensor, dtype: torch.dtype, in_place: bool = False) -
     return (a.mul_(b) if in_place else a * b).sum(1)  # [R]
 
 
-# ------------------------------------------------------------------------------------------------ full experts
-
-
 def experts_fwd(
     x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor
-) -> tuple[Tensor, Tensor, Tensor, ExpertDispatch]:
-    """Output [T, D], the pre-activations h1, h3 [R, F] and the dispatch."""
+) -> tuple[Tensor, Saved]:
+    """Output [T, D] and what the backward needs."""
     top_k = expert_ids.shape[1]
     dispatch = sort_by_expert(expert_ids, w1.shape[0])
     xs = x.index_select(0, token_of_row(dispatch, top_k))  # [R, D]
@@ -205,34 +162,27 @@ def experts_fwd(
         gate, up = product(run.rows(xs), w1[e]), product(run.rows(xs), w3[e])  # [rows, F]
         h1[own], h3[own] = run.own(gate), run.own(up)
         y[own] = run.own(product(F.silu(gate, inplace=True).mul_(up), w2[e]))
-    return sum_rows(y, dispatch, top_k, gates), h1, h3, dispatch
+    return sum_rows(y, dispatch, top_k, gates), Saved(h1, h3, dispatch)
 
 
 def experts_bwd(
-    dout: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    w2: Tensor,
-    w3: Tensor,
-    gates: Tensor,
-    h1: Tensor,
-    h3: Tensor,
-    dispatch: ExpertDispatch,
-    needs: tuple[bool, bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients for (x, w1, w2, w3, gates), each only where ``needs`` says so.
+    dout: Tensor, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, saved: Saved, needs: Needs
+) -> Gradients:
+    """Every wanted gradient.
 
     The gate's gradient is ``<a, dout @ w2>``, so neither the experts' outputs nor their weighted copy are kept.
     """
+    h1, h3, dispatch = saved
     top_k = gates.shape[1]
     token = token_of_row(dispatch, top_k)
     gate = gates.reshape(-1).index_select(0, dispatch.order).to(x.dtype).unsqueeze(1)  # [R, 1]
     dy = dout.index_select(0, token)  # [R, D], not yet gated
-    need_x, need_w1, need_w2, need_w3, need_gates = needs
-    xs = x.index_select(0, token) if need_w1 or need_w3 else None
-    dxs = torch.empty_like(dy) if need_x else None
-    dw1, dw2, dw3 = (torch.empty_like(w) if n else None for w, n in ((w1, need_w1), (w2, need_w2), (w3, need_w3)))
-    dgate = gates.new_empty(dy.shape[0]) if need_gates else None
+    xs = x.index_select(0, token) if needs.w1 or needs.w3 else None
+    dxs = torch.empty_like(dy) if needs.x else None
+    dw1, dw2, dw3 = (
+        torch.empty_like(w) if need else None for w, need in ((w1, needs.w1), (w2, needs.w2), (w3, needs.w3))
+    )
+    dgate = gates.new_empty(dy.shape[0]) if needs.gates else None
     runs = windows(dispatch.offsets, dy.shape[0])
     for dw in (dw1, dw2, dw3):
         if dw is not None:
@@ -244,20 +194,19 @@ def experts_bwd(
         g, silu, act = run.rows(gate), silus[:rows], acts[:rows]
         da = linear(run.rows(dy), w2[e].t())  # [rows, F], not yet gated
         torch.ops.aten.silu.out(run.rows(h1), out=silu)
-        if need_gates or need_w2:
+        if dgate is not None or dw2 is not None:
             torch.mul(silu, run.rows(h3), out=act)
-        if need_w2:
+        if dw2 is not None:
             torch.mm((dy[own] * gate[own]).t(), run.own(act), out=dw2[e])
-        if need_gates:
+        if dgate is not None:
             dgate[own] = run.own(row_dots(act, da, gates.dtype, in_place=True))
         dh1, dh3 = swiglu_backward(da.mul_(g), run.rows(h1), run.rows(h3), silu, out=act)
-        if need_x:
+        if dxs is not None:
             dxs[own] = run.own(linear(dh1, w1[e].t()).add_(linear(dh3, w3[e].t())))
-        if need_w1:
-            torch.mm(run.own(dh1).t(), xs[own], out=dw1[e])
-        if need_w3:
-            torch.mm(run.own(dh3).t(), xs[own], out=dw3[e])
+        for dw, dh in ((dw1, dh1), (dw3, dh3)):
+            if dw is not None and xs is not None:
+                torch.mm(run.own(dh).t(), xs[own], out=dw[e])
         del da
-    dx = sum_rows(dxs, dispatch, top_k) if need_x else None
-    dgates = dgate.index_select(0, dispatch.inverse).view_as(gates) if need_gates else None
-    return dx, dw1, dw2, dw3, dgates
+    dx = sum_rows(dxs, dispatch, top_k) if dxs is not None else None
+    dgates = dgate.index_select(0, dispatch.inverse).view_as(gates) if dgate is not None else None
+    return Gradients(dx, dw1, dw2, dw3, dgates)

@@ -1,22 +1,26 @@
-"""What every kernel shares: products and casts that are also right in Triton's interpreter, and row-tile lookup.
+"""What the kernels share: products and casts that are also right in Triton's interpreter, and the lookup of row tiles.
 
 The interpreter (TRITON_INTERPRET=1, Triton 3.6 to 3.9) is wrong on bfloat16 in three ways: ``tl.dot`` multiplies the
-raw bits, casts from integers copy the bits, and casts from float32 cut instead of round. `dot`, `from_int` and
-`cast` are the only places that know. On a GPU they are the plain Triton operations.
+raw bits, casts from integers copy the bits, and casts from float32 truncate instead of rounding. Only `dot`, `from_int`
+and `cast` know about it. On a GPU they are the plain Triton operations.
 
-Rows are sorted by expert; ``offsets`` [E + 1] says where each expert's rows start. No kernel needs any other metadata,
-any padding, or a look at the numbers from the host: every program finds its expert and tile by scanning the offsets,
-and the grid is an upper bound, ``(ceil(R / BM) + E - 1) * column tiles``, whose surplus programs leave at once.
+Rows are sorted by expert; ``offsets`` [E + 1] says where each expert's rows start. No kernel needs other metadata,
+padding, or a value read by the host: every program finds its expert and tile by scanning the offsets, and the grid is
+an upper bound, ``(ceil(R / BM) + E - 1) * column tiles``, whose surplus programs exit at once.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 
 import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
+
+# Row counts change with every batch and routing: a variant for 1 and one for multiples of 16 would compile in mid-run.
+kernel = functools.partial(triton.jit, do_not_specialize=("rows_total", "rows", "tokens", "slots"))
 
 
 @triton.jit
@@ -51,10 +55,10 @@ def from_int(x, dtype: tl.constexpr):
 
 @triton.jit
 def locate(pid, offsets_ptr, rows_total, column_tiles, E: tl.constexpr, BM: tl.constexpr, GROUP_M: tl.constexpr):
-    """Program -> (expert or -1, first row, end row, row tile, column tile, poison).
+    """Program -> (expert or -1, first row of its tile, end of the expert's rows, column tile, poison).
 
     ``poison`` is 0, or NaN where the offsets do not rise from 0 to ``rows_total``: then all rows count as expert 0's
-    and every output becomes NaN, so that a broken dispatch can not pass for a result.
+    and every output becomes NaN, so that a broken dispatch cannot pass for a result.
     Inside an expert, GROUP_M row tiles share one sweep over the column tiles, which keeps the weights in L2.
     """
     base = 0
@@ -94,7 +98,21 @@ def locate(pid, offsets_ptr, rows_total, column_tiles, E: tl.constexpr, BM: tl.c
     size = tl.maximum(tl.minimum(row_tiles - first, GROUP_M), 1)
     row_tile = first + ((local % width) % size)
     column_tile = (local % width) // size
-    return expert, row_start, row_end, row_tile, column_tile, poison
+    return expert, row_start + row_tile * BM, row_end, column_tile, poison
+
+
+@triton.jit
+def rows_of(order_ptr, first, end, TOPK: tl.constexpr, GATHER: tl.constexpr, BM: tl.constexpr):
+    """Rows of a tile: (rows [BM], which of them exist, their rows of x: with GATHER the tokens ``order[row] // TOPK``).
+
+    Called after surplus programs have left: computed before that branch, the rows cost large tiles 80 registers.
+    """
+    rows = first + tl.arange(0, BM)
+    row_mask = rows < end
+    source = rows
+    if GATHER:
+        source = tl.load(order_ptr + rows, mask=row_mask, other=0).to(tl.int32) // TOPK
+    return rows, row_mask, source
 
 
 @triton.jit

@@ -1,191 +1,169 @@
 """Grouped matrix products over expert-sorted rows: forward, fused SwiGLU forward and backward, weight gradients.
 
-All of them take bf16 (or any float) operands, accumulate in float32 and cast once. No atomics: each output element is
-written by one program, so every result is bitwise repeatable.
-
-Shape legend: R rows sorted by expert, E experts, N output columns, K inner width, r rank.
+Operands are bf16 (or any float), sums are float32 and cast once. No atomics: one program writes each output element,
+so every result is bitwise repeatable.
 """
+
+# R rows sorted by expert, E experts, N output columns, K inner width, r rank
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from kernels.gpu.common import cast, dot, locate, sigmoid
+from kernels.gpu.common import cast, dot, kernel, locate, rows_of, sigmoid
+
+
+@triton.jit
+def _load_x(at, row_mask, inside, EVEN: tl.constexpr):
+    """A tile [BM, BK] of rows, with zeros for missing rows and, where K is no multiple of BK, beyond K."""
+    if EVEN:
+        return tl.load(at, mask=row_mask[:, None], other=0.0)
+    else:
+        return tl.load(at, mask=row_mask[:, None] & inside[None, :], other=0.0)
+
+
+@triton.jit
+def _load_w(at, column_mask, inside, EVEN_K: tl.constexpr, EVEN_N: tl.constexpr):
+    """A tile [BK, BN] of a weight, with zeros outside of it."""
+    if EVEN_K and EVEN_N:
+        return tl.load(at)
+    elif EVEN_K:
+        return tl.load(at, mask=column_mask[None, :], other=0.0)
+    else:
+        return tl.load(at, mask=column_mask[None, :] & inside[:, None], other=0.0)
 
 
 @triton.jit
 def _product(
-    acc, x_ptr, w_ptr, src, row_mask, columns, expert,
+    acc, x_ptr, w_ptr, source, row_mask, columns, expert,
     N: tl.constexpr, K: tl.constexpr, TRANSPOSED: tl.constexpr, BK: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """``acc + x[src] @ w[expert].T``; w is [E, N, K], or [E, K, N] where TRANSPOSED."""
+    """``acc + x[source] @ w[expert].T``; w is [E, N, K], or [E, K, N] where TRANSPOSED."""
     inner = tl.arange(0, BK)
-    x_at = x_ptr + src.to(tl.int64)[:, None] * K + inner[None, :]
-    w_base = w_ptr + expert.to(tl.int64) * N * K
+    x_at = x_ptr + source.to(tl.int64)[:, None] * K + inner[None, :]
+    w_at = w_ptr + expert.to(tl.int64) * N * K
     if TRANSPOSED:
-        w_at = w_base + columns[None, :] + inner[:, None] * N
+        w_at += columns[None, :] + inner[:, None] * N
     else:
-        w_at = w_base + columns.to(tl.int64)[None, :] * K + inner[:, None]
+        w_at += columns.to(tl.int64)[None, :] * K + inner[:, None]
     for k in range(0, K, BK):
-        if K % BK == 0:
-            x = tl.load(x_at, mask=row_mask[:, None], other=0.0)
-            if N % BN == 0:
-                w = tl.load(w_at)
-            else:
-                w = tl.load(w_at, mask=(columns < N)[None, :], other=0.0)
-        else:
-            x = tl.load(x_at, mask=row_mask[:, None] & (inner < K - k)[None, :], other=0.0)
-            w = tl.load(w_at, mask=(columns < N)[None, :] & (inner < K - k)[:, None], other=0.0)
-        acc = dot(x, w, acc)
+        inside = inner < K - k
+        x = _load_x(x_at, row_mask, inside, K % BK == 0)
+        acc = dot(x, _load_w(w_at, columns < N, inside, K % BK == 0, N % BN == 0), acc)
         x_at += BK
         w_at += BK * N if TRANSPOSED else BK
     return acc
 
 
-@triton.jit
+@kernel
 def grouped_gemm_kernel(
-    x_ptr, w_ptr, x2_ptr, w2_ptr, xa_ptr, b_ptr, y_ptr, order_ptr, offsets_ptr, rows_total, scale,
+    x_ptr, w_ptr, x2_ptr, w2_ptr, y_ptr, order_ptr, offsets_ptr, rows_total, scale,
     N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr,
-    GATHER: tl.constexpr, TRANSPOSED: tl.constexpr, DUAL: tl.constexpr, RANK: tl.constexpr, RANK_STEP: tl.constexpr,
+    GATHER: tl.constexpr, TRANSPOSED: tl.constexpr, DUAL: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """``y[i] = scale * (w[e] @ x[i] (+ w2[e] @ x2[i]) (+ b[e] @ xa[i]))``.
+    """``y[i] = scale * (w[e] @ x[i] (+ w2[e] @ x2[i]))``.
 
-    GATHER reads row ``order[i] // TOPK`` of x instead of row i. DUAL adds a second product (the backward of a SwiGLU
-    pair). RANK > 0 adds a low-rank delta [E, N, RANK] as one more step of the inner loop.
+    GATHER reads the row of i's token from x. DUAL adds a second product (the backward of a SwiGLU pair).
     """
-    column_tiles = (N + BN - 1) // BN
-    e, r0, r1, row_tile, column_tile, poison = locate(
-        tl.program_id(0), offsets_ptr, rows_total, column_tiles, E, BM, GROUP_M
+    e, first, end, column_tile, poison = locate(
+        tl.program_id(0), offsets_ptr, rows_total, (N + BN - 1) // BN, E, BM, GROUP_M
     )
     if e < 0:
         return
-    rows = r0 + row_tile * BM + tl.arange(0, BM)
-    row_mask = rows < r1
-    if GATHER:
-        src = tl.load(order_ptr + rows, mask=row_mask, other=0).to(tl.int32) // TOPK
-    else:
-        src = rows
+    rows, row_mask, source = rows_of(order_ptr, first, end, TOPK, GATHER, BM)
     columns = column_tile * BN + tl.arange(0, BN)
     acc = tl.zeros((BM, BN), tl.float32)
-    acc = _product(acc, x_ptr, w_ptr, src, row_mask, columns, e, N, K, TRANSPOSED, BK, BN)
+    acc = _product(acc, x_ptr, w_ptr, source, row_mask, columns, e, N, K, TRANSPOSED, BK, BN)
     if DUAL:
-        acc = _product(acc, x2_ptr, w2_ptr, src, row_mask, columns, e, N, K, TRANSPOSED, BK, BN)
-    if RANK > 0:
-        acc = _product(acc, xa_ptr, b_ptr, rows, row_mask, columns, e, N, RANK, False, RANK_STEP, BN)
-    acc = acc * scale + poison
+        acc = _product(acc, x2_ptr, w2_ptr, source, row_mask, columns, e, N, K, TRANSPOSED, BK, BN)
     mask = row_mask[:, None] & (columns < N)[None, :]
     at = rows.to(tl.int64)[:, None] * N + columns[None, :]
-    tl.store(y_ptr + at, cast(acc, y_ptr.dtype.element_ty), mask=mask)
+    tl.store(y_ptr + at, cast(acc * scale + poison, y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel
 def swiglu_kernel(
-    x_ptr, x2_ptr, w1_ptr, w3_ptr, base1_ptr, base3_ptr, a_ptr, h1_ptr, h3_ptr, order_ptr, offsets_ptr,
+    x_ptr, x3_ptr, w1_ptr, w3_ptr, base1_ptr, base3_ptr, a_ptr, h1_ptr, h3_ptr, order_ptr, offsets_ptr,
     rows_total, scale,
     N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr,
-    GATHER: tl.constexpr, TWO_INPUTS: tl.constexpr, HAS_BASE: tl.constexpr, SAVE_H: tl.constexpr,
+    DELTA: tl.constexpr, SAVE_H: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """``h1 = base1[t] + scale * w1[e] @ x``, ``h3`` likewise, ``a = silu(h1) * h3`` in one pass over x.
+    """``a = silu(h1) * h3`` with ``h1 = w1[e] @ x[token]``, ``h3 = w3[e] @ x[token]`` in one pass over x.
 
-    TWO_INPUTS reads x2 for w3 (the two low-rank projections of a delta expert). HAS_BASE adds rows of the
-    once-per-token base products, found through ``order``. SAVE_H keeps h1 and h3 for the backward.
+    DELTA: ``h1 = base1[token] + scale * w1[e] @ x[i]`` and ``h3 = base3[token] + scale * w3[e] @ x3[i]``, the low-rank
+    projections of a delta expert on products of the base. SAVE_H keeps h1 and h3 for the backward.
     """
-    column_tiles = (N + BN - 1) // BN
-    e, r0, r1, row_tile, column_tile, poison = locate(
-        tl.program_id(0), offsets_ptr, rows_total, column_tiles, E, BM, GROUP_M
+    e, first, end, column_tile, poison = locate(
+        tl.program_id(0), offsets_ptr, rows_total, (N + BN - 1) // BN, E, BM, GROUP_M
     )
     if e < 0:
         return
-    rows = r0 + row_tile * BM + tl.arange(0, BM)
-    row_mask = rows < r1
-    if GATHER:
-        src = tl.load(order_ptr + rows, mask=row_mask, other=0).to(tl.int32) // TOPK
-    else:
-        src = rows
+    rows, row_mask, token = rows_of(order_ptr, first, end, TOPK, True, BM)
     columns = column_tile * BN + tl.arange(0, BN)
     column_mask = columns < N
-    acc1 = tl.zeros((BM, BN), tl.float32)
-    acc3 = tl.zeros((BM, BN), tl.float32)
-    if TWO_INPUTS:
-        acc1 = _product(acc1, x_ptr, w1_ptr, src, row_mask, columns, e, N, K, False, BK, BN)
-        acc3 = _product(acc3, x2_ptr, w3_ptr, src, row_mask, columns, e, N, K, False, BK, BN)
+    h1 = tl.zeros((BM, BN), tl.float32)
+    h3 = tl.zeros((BM, BN), tl.float32)
+    if DELTA:
+        h1 = _product(h1, x_ptr, w1_ptr, rows, row_mask, columns, e, N, K, False, BK, BN)
+        h3 = _product(h3, x3_ptr, w3_ptr, rows, row_mask, columns, e, N, K, False, BK, BN)
+        h1 = h1 * scale
+        h3 = h3 * scale
     else:
         inner = tl.arange(0, BK)
-        x_at = x_ptr + src.to(tl.int64)[:, None] * K + inner[None, :]
-        shift = e.to(tl.int64) * N * K
-        w_at = columns.to(tl.int64)[None, :] * K + inner[:, None] + shift
+        x_at = x_ptr + token.to(tl.int64)[:, None] * K + inner[None, :]
+        w_at = columns.to(tl.int64)[None, :] * K + inner[:, None] + e.to(tl.int64) * N * K
         for k in range(0, K, BK):
-            if K % BK == 0:
-                x = tl.load(x_at, mask=row_mask[:, None], other=0.0)
-                if N % BN == 0:
-                    acc1 = dot(x, tl.load(w1_ptr + w_at), acc1)
-                    acc3 = dot(x, tl.load(w3_ptr + w_at), acc3)
-                else:
-                    acc1 = dot(x, tl.load(w1_ptr + w_at, mask=column_mask[None, :], other=0.0), acc1)
-                    acc3 = dot(x, tl.load(w3_ptr + w_at, mask=column_mask[None, :], other=0.0), acc3)
-            else:
-                inside = inner < K - k
-                x = tl.load(x_at, mask=row_mask[:, None] & inside[None, :], other=0.0)
-                w_mask = column_mask[None, :] & inside[:, None]
-                acc1 = dot(x, tl.load(w1_ptr + w_at, mask=w_mask, other=0.0), acc1)
-                acc3 = dot(x, tl.load(w3_ptr + w_at, mask=w_mask, other=0.0), acc3)
+            inside = inner < K - k
+            x = _load_x(x_at, row_mask, inside, K % BK == 0)
+            h1 = dot(x, _load_w(w1_ptr + w_at, column_mask, inside, K % BK == 0, N % BN == 0), h1)
+            h3 = dot(x, _load_w(w3_ptr + w_at, column_mask, inside, K % BK == 0, N % BN == 0), h3)
             x_at += BK
             w_at += BK
-    acc1 = acc1 * scale + poison
-    acc3 = acc3 * scale
-    mask = row_mask[:, None] & column_mask[None, :]
-    if HAS_BASE:
-        token = tl.load(order_ptr + rows, mask=row_mask, other=0) // TOPK
+    mask = row_mask[:, None] & column_mask[None, :]  # after the products: held across them it takes registers
+    h1 += poison
+    if DELTA:
         base_at = token.to(tl.int64)[:, None] * N + columns[None, :]
-        acc1 += tl.load(base1_ptr + base_at, mask=mask, other=0.0).to(tl.float32)
-        acc3 += tl.load(base3_ptr + base_at, mask=mask, other=0.0).to(tl.float32)
+        h1 += tl.load(base1_ptr + base_at, mask=mask, other=0.0).to(tl.float32)
+        h3 += tl.load(base3_ptr + base_at, mask=mask, other=0.0).to(tl.float32)
     at = rows.to(tl.int64)[:, None] * N + columns[None, :]
     if SAVE_H:
-        tl.store(h1_ptr + at, cast(acc1, h1_ptr.dtype.element_ty), mask=mask)
-        tl.store(h3_ptr + at, cast(acc3, h3_ptr.dtype.element_ty), mask=mask)
-    a = acc1 * sigmoid(acc1) * acc3
-    tl.store(a_ptr + at, cast(a, a_ptr.dtype.element_ty), mask=mask)
+        tl.store(h1_ptr + at, cast(h1, h1_ptr.dtype.element_ty), mask=mask)
+        tl.store(h3_ptr + at, cast(h3, h3_ptr.dtype.element_ty), mask=mask)
+    tl.store(a_ptr + at, cast(h1 * sigmoid(h1) * h3, a_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel
 def swiglu_backward_kernel(
     dy_ptr, w2_ptr, base_ptr, h1_ptr, h3_ptr, gates_ptr, dh1_ptr, dh3_ptr, ga_ptr, partial_ptr, order_ptr, offsets_ptr,
     rows_total, scale,
     N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr,
-    PRODUCT: tl.constexpr, GATHER: tl.constexpr, HAS_BASE: tl.constexpr, GATHER_BASE: tl.constexpr,
-    WRITE_A: tl.constexpr,
+    PRODUCT: tl.constexpr, HAS_BASE: tl.constexpr, WRITE_A: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """From the gradient of a token's output to those of its experts' pre-activations and gates.
 
-    ``da = base + scale * dy @ w2[e]`` (w2 [E, K, N], not yet gated); per row and column tile ``partial = sum a * da``
-    is the gate's gradient; ``dh3 = g * da * silu(h1)``, ``dh1 = g * da * h3 * silu'(h1)``; WRITE_A also stores
-    ``g * a``, the left operand of the down projection's gradient. PRODUCT off: da is the base alone.
+    The activation's gradient, not yet gated, is ``da = dy[token] @ w2[e]`` (w2 [E, K, N]); of a delta expert (PRODUCT
+    and HAS_BASE) ``base[token] + scale * dy[i] @ w2[e]``; without PRODUCT ``base[i]``. Per row and column tile
+    ``partial = sum a * da`` is the gate's gradient; ``dh3 = g * da * silu(h1)``, ``dh1 = g * da * h3 * silu'(h1)``;
+    WRITE_A also stores ``g * a``, the left operand of the down projection's gradient.
     """
-    column_tiles = (N + BN - 1) // BN
-    e, r0, r1, row_tile, column_tile, poison = locate(
-        tl.program_id(0), offsets_ptr, rows_total, column_tiles, E, BM, GROUP_M
+    e, first, end, column_tile, poison = locate(
+        tl.program_id(0), offsets_ptr, rows_total, (N + BN - 1) // BN, E, BM, GROUP_M
     )
     if e < 0:
         return
-    rows = r0 + row_tile * BM + tl.arange(0, BM)
-    row_mask = rows < r1
-    slot = tl.load(order_ptr + rows, mask=row_mask, other=0)
-    token = slot.to(tl.int32) // TOPK
+    rows, row_mask, token = rows_of(order_ptr, first, end, TOPK, True, BM)
     columns = column_tile * BN + tl.arange(0, BN)
     da = tl.zeros((BM, BN), tl.float32)
     if PRODUCT:
-        da = _product(da, dy_ptr, w2_ptr, token if GATHER else rows, row_mask, columns, e, N, K, True, BK, BN)
-        da = da * scale
+        da = _product(da, dy_ptr, w2_ptr, rows if HAS_BASE else token, row_mask, columns, e, N, K, True, BK, BN) * scale
     mask = row_mask[:, None] & (columns < N)[None, :]
     at = rows.to(tl.int64)[:, None] * N + columns[None, :]
     if HAS_BASE:
-        base_at = at
-        if GATHER_BASE:
-            base_at = token.to(tl.int64)[:, None] * N + columns[None, :]
+        base_at = token.to(tl.int64)[:, None] * N + columns[None, :] if PRODUCT else at
         da += tl.load(base_ptr + base_at, mask=mask, other=0.0).to(tl.float32)
     h1 = tl.load(h1_ptr + at, mask=mask, other=0.0).to(tl.float32)
     h3 = tl.load(h3_ptr + at, mask=mask, other=0.0).to(tl.float32)
@@ -193,7 +171,9 @@ def swiglu_backward_kernel(
     silu = h1 * s
     a = silu * h3
     da += poison
+    column_tiles: tl.constexpr = (N + BN - 1) // BN
     tl.store(partial_ptr + rows * column_tiles + column_tile, tl.sum(a * da, 1), mask=row_mask)
+    slot = tl.load(order_ptr + rows, mask=row_mask, other=0)
     g = tl.load(gates_ptr + slot, mask=row_mask, other=0.0).to(tl.float32)
     if WRITE_A:
         tl.store(ga_ptr + at, cast(a * g[:, None], ga_ptr.dtype.element_ty), mask=mask)
@@ -203,14 +183,14 @@ def swiglu_backward_kernel(
     tl.store(dh1_ptr + at, cast(dh1, dh1_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@kernel
 def weight_gradient_kernel(
-    x_ptr, dy_ptr, dw_ptr, order_ptr, offsets_ptr, rows_total, scale,
+    x_ptr, dy_ptr, dw_ptr, order_ptr, offsets_ptr, rows_total,
     N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr,
-    GATHER_X: tl.constexpr, GATHER_DY: tl.constexpr, ACCUMULATE: tl.constexpr,
+    GATHER_X: tl.constexpr, GATHER_DY: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """``dw[e, n, k] (+)= scale * sum_i dy[i, n] * x[i, k]`` over expert e's rows; an expert without rows gets zeros."""
+    """``dw[e, n, k] = sum_i dy[i, n] * x[i, k]`` over expert e's rows; an expert without rows gets zeros."""
     pid = tl.program_id(0)
     n_tiles: tl.constexpr = (N + BN - 1) // BN
     k_tiles: tl.constexpr = (K + BK - 1) // BK
@@ -239,9 +219,6 @@ def weight_gradient_kernel(
             x_ptr + x_row.to(tl.int64)[:, None] * K + k[None, :], mask=row_mask[:, None] & (k < K)[None, :], other=0.0
         )
         acc = dot(dy, x, acc)
-    acc = acc * scale + tl.where(whole, 0.0, float("nan"))
+    acc += tl.where(whole, 0.0, float("nan"))
     at = dw_ptr + e.to(tl.int64) * N * K + n.to(tl.int64)[:, None] * K + k[None, :]
-    mask = (n < N)[:, None] & (k < K)[None, :]
-    if ACCUMULATE:
-        acc += tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    tl.store(at, cast(acc, dw_ptr.dtype.element_ty), mask=mask)
+    tl.store(at, cast(acc, dw_ptr.dtype.element_ty), mask=(n < N)[:, None] & (k < K)[None, :])

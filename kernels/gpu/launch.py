@@ -1,53 +1,91 @@
 """Launches: one function per kernel, which picks the tile, allocates the output and computes the grid.
 
 Nothing here reads a tensor's values, so nothing waits for the GPU and everything can be captured in a CUDA graph.
-
-Shape legend: T tokens, K experts per token, R = T*K rows sorted by expert, E experts, N output columns, r rank.
 """
+
+# T tokens, E experts, K top-k, R = T*K rows sorted by expert, N output columns, r rank
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
-from kernels.dispatch import ExpertDispatch
-from kernels.gpu import gemm, persistent, routing
-from kernels.gpu import tile_tables as tuning
+from kernels.gpu import gemm, persistent, routing, tile_tables
 from kernels.gpu.tile_tables import Tile
+from kernels.types import ExpertDispatch
 
-_counter: ContextVar[list[str] | None] = ContextVar("launch_counter", default=None)
+
+class Launch(NamedTuple):
+    """``op`` names the tile table's entry; ``arguments`` holds every argument of the kernel by its name."""
+
+    op: str
+    kernel: Any
+    grid: tuple[int, ...]
+    tile: Tile
+    arguments: dict[str, Any]
+
+
+def run_on_gpu(made: Launch) -> None:
+    """Launches a kernel on the device of its tensors."""
+    tensor = next(value for value in made.arguments.values() if isinstance(value, Tensor))
+    with torch.cuda.device_of(tensor):
+        made.kernel[made.grid](
+            **made.arguments, num_warps=made.tile.warps, num_stages=made.tile.stages, enable_fp_fusion=True
+        )
+
+
+class _Target(NamedTuple):
+    run: Callable[[Launch], None] = run_on_gpu
+    arch: str | None = None
+    tiles: Mapping[str, Tile] = {}
+
+
+_PRODUCTION = _Target()
+_target: ContextVar[_Target] = ContextVar("launch_target", default=_PRODUCTION)
 
 
 @contextmanager
-def record_launches() -> Iterator[list[str]]:
-    """Collects the names of the kernels launched inside the block."""
-    names: list[str] = []
-    token = _counter.set(names)
+def redirected(
+    run: Callable[[Launch], None] | None = None, arch: str | None = None, tiles: Mapping[str, Tile] | None = None
+) -> Iterator[None]:
+    """Inside the block launches go to ``run``, tiles are ``arch``'s, and ``tiles`` by operation precede its table."""
+    old = _target.get()
+    token = _target.set(_Target(run or old.run, arch or old.arch, {**old.tiles, **(tiles or {})}))
     try:
-        yield names
+        yield
     finally:
-        _counter.reset(token)
+        _target.reset(token)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> None:
-    """Launches ``kernel``; every launch of this package goes through here."""
-    names = _counter.get()
-    if names is not None:
-        names.append(kernel.__name__)
-    kernel[grid](**arguments, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True)
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Collects the launches made inside the block, which also run."""
+    launches: list[Launch] = []
+    run = _target.get().run
+
+    def both(made: Launch) -> None:
+        launches.append(made)
+        run(made)
+
+    with redirected(both):
+        yield launches
+
+
+def launch(op: str, kernel: Any, grid: tuple[int, ...], tile: Tile, **arguments: Any) -> None:
+    """Every launch of this package goes through here."""
+    _target.get().run(Launch(op, kernel, grid, tile, arguments))
 
 
 @functools.cache
 def _device_arch(index: int) -> str:
-    major, minor = torch.cuda.get_device_capability(index)
-    return f"sm_{major}{minor}"
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(index))
 
 
 @functools.cache
@@ -57,146 +95,71 @@ def _multiprocessors(index: int) -> int:
 
 def arch_of(tensor: Tensor) -> str:
     """``sm_XY`` of the tensor's GPU; sm_86 for CPU tensors, which only the interpreter can run."""
-    return _device_arch(tensor.device.index or 0) if tensor.is_cuda else "sm_86"
+    return _target.get().arch or (_device_arch(tensor.device.index or 0) if tensor.is_cuda else "sm_86")
 
 
-def pick(op: str, tensor: Tensor, rows: int, experts: int) -> Tile:
-    return tuning.select(op, arch_of(tensor), -(-rows // experts))
+def pick(op: str, tensor: Tensor, rows_per_expert: int) -> Tile:
+    """The tile of ``op`` on the tensor's GPU."""
+    return _target.get().tiles.get(op) or tile_tables.select(op, arch_of(tensor), rows_per_expert)
 
 
-def row_grid(rows: int, columns: int, experts: int, tile: Tile) -> int:
+def rows_per_expert(dispatch: ExpertDispatch) -> int:
+    """The mean, rounded up: what tiles are chosen by, as the real numbers are on the GPU."""
+    return -(-dispatch.order.numel() // (dispatch.offsets.numel() - 1))
+
+
+def row_grid(dispatch: ExpertDispatch, columns: int, tile: Tile) -> int:
     """Upper bound on (row tile, column tile) pairs, known without the offsets' values."""
+    rows, experts = dispatch.order.numel(), dispatch.offsets.numel() - 1
     return (-(-rows // tile.bm) + experts - 1) * -(-columns // tile.bn)
 
 
+def top_k_of(dispatch: ExpertDispatch, tokens: int) -> int:
+    """K from the R = T*K sorted rows."""
+    return max(1, dispatch.order.numel() // max(1, tokens))
+
+
 def route(expert_ids: Tensor, num_experts: int) -> ExpertDispatch:
-    """One launch; see `kernels.dispatch.sort_by_expert`."""
+    """`kernels.dispatch.sort_by_expert` in one launch."""
     ids = expert_ids.reshape(-1).contiguous()  # [R]
     rows = ids.numel()
     order = torch.empty(rows, dtype=torch.int64, device=ids.device)
     inverse = torch.empty_like(order)
     offsets = torch.empty(num_experts + 1, dtype=torch.int32, device=ids.device)
-    tile = pick("route", ids, rows, 1)
+    tile = pick("route", ids, rows)
     launch(
-        routing.route_kernel,
-        (max(1, -(-rows // tile.bm)),),
-        tile,
-        ids_ptr=ids,
-        order_ptr=order,
-        inverse_ptr=inverse,
-        offsets_ptr=offsets,
-        rows=rows,
-        E=num_experts,
-        E_PAD=triton.next_power_of_2(num_experts),
-        BLOCK=tile.bm,
-    )
+        "route", routing.route_kernel, (max(1, -(-rows // tile.bm)),), tile,
+        ids_ptr=ids, order_ptr=order, inverse_ptr=inverse, offsets_ptr=offsets, rows=rows, E=num_experts,
+        E_PAD=triton.next_power_of_2(num_experts), BLOCK=tile.bm,
+    )  # fmt: skip
     return ExpertDispatch(order, inverse, offsets)
 
 
 def combine(
-    rows: Tensor,
-    dispatch: ExpertDispatch | None,
-    top_k: int,
-    out_dtype: torch.dtype,
-    gates: Tensor | None = None,
-    base: Tensor | None = None,
-    scale: float = 1.0,
-    num_experts: int = 1,
-) -> Tensor:
-    """Weighted sum of each token's rows: rows [R, H] or split-K parts [S, R, H] -> [T, H]."""
+    rows: Tensor, dispatch: ExpertDispatch | None, top_k: int, dtype: torch.dtype, gates: Tensor | None = None,
+    base: Tensor | None = None, scale: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """``base + scale * sum`` of each token's rows, weighted by gates [T, K]: rows [R, H] or parts [S, R, H] -> [T, H].
+
+    Without a dispatch the rows are in the order of the slots.
+    """
     parts = rows if rows.dim() == 3 else rows.unsqueeze(0)
     splits, count, width = parts.shape
     tokens = count // top_k
-    out = torch.empty(tokens, width, dtype=out_dtype, device=rows.device)
+    out = torch.empty(tokens, width, dtype=dtype, device=rows.device)
     if not out.numel():
         return out
-    tile = pick("combine", rows, count, 1)
+    tile = pick("combine", rows, count)
     launch(
-        routing.combine_kernel,
-        (tokens, -(-width // tile.bn)),
-        tile,
-        y_ptr=parts,
-        gates_ptr=gates,
-        base_ptr=base,
-        out_ptr=out,
-        inverse_ptr=dispatch.inverse if dispatch is not None else None,
-        offsets_ptr=dispatch.offsets if dispatch is not None else None,
-        tokens=tokens,
-        H=width,
-        scale=float(scale),
-        TOPK=top_k,
-        E=num_experts,
-        SPLIT_K=splits,
-        SORTED=dispatch is not None,
-        HAS_GATES=gates is not None,
-        HAS_BASE=base is not None,
-        BH=tile.bn,
-    )
+        "combine", routing.combine_kernel, (tokens, -(-width // tile.bn)), tile,
+        y_ptr=parts, gates_ptr=gates, base_ptr=base, out_ptr=out,
+        inverse_ptr=None if dispatch is None else dispatch.inverse,
+        offsets_ptr=None if dispatch is None else dispatch.offsets,
+        tokens=tokens, H=width, scale=float(scale), TOPK=top_k,
+        E=1 if dispatch is None else dispatch.offsets.numel() - 1,
+        SPLIT_K=splits, SORTED=dispatch is not None, HAS_GATES=gates is not None, HAS_BASE=base is not None, BH=tile.bn,
+    )  # fmt: skip
     return out
-
-
-def _persistent_tile(op: str, x: Tensor, rows: int, experts: int, columns: int, width: int) -> Tile | None:
-    arch = arch_of(x)
-    if not x.is_cuda or x.element_size() != 2 or not tuning.has(op, arch) or rows < tuning.PERSISTENT_ROWS * experts:
-        return None
-    tile = tuning.select(op, arch, -(-rows // experts))
-    return tile if columns % tile.bn == 0 and width % tile.bk == 0 else None
-
-
-def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
-    """Memory for the descriptors a kernel builds."""
-    return torch.empty(size, dtype=torch.int8, device="cuda")
-
-
-def persistent_launch(
-    tile: Tile, x: Tensor, w: Tensor, w3: Tensor | None, y: Tensor, h1: Tensor | None, h3: Tensor | None,
-    dispatch: ExpertDispatch, top_k: int, gather: bool, programs: int,
-) -> None:  # fmt: skip
-    """One launch of the descriptor kernel; `grouped_gemm` and `swiglu` choose it where it pays."""
-    if x.is_cuda:
-        triton.set_allocator(_scratch)
-    experts, columns, width = w.shape
-    launch(
-        persistent.persistent_gemm_kernel, (programs,), tile,
-        x_ptr=x, w_ptr=w, w3_ptr=w3, y_ptr=y, h1_ptr=h1, h3_ptr=h3, order_ptr=dispatch.order if gather else None,
-        offsets_ptr=dispatch.offsets, rows_total=y.shape[0], N=columns, K=width, E=experts, TOPK=top_k,
-        GATHER=gather, SWIGLU=w3 is not None, SAVE_H=h1 is not None, PROGRAMS=programs,
-        BM=tile.bm, BN=tile.bn, BK=tile.bk, GROUP_M=tile.group_m,
-    )  # fmt: skip
-
-
-def grouped_gemm(
-    x: Tensor, w: Tensor, dispatch: ExpertDispatch, rows: int, *,
-    top_k: int = 1, gather: bool = False, transposed: bool = False, x2: Tensor | None = None, w2: Tensor | None = None,
-    xa: Tensor | None = None, b: Tensor | None = None, scale: float = 1.0, out_dtype: torch.dtype | None = None,
-    op: str | None = None, tile: Tile | None = None,
-) -> Tensor:  # fmt: skip
-    """``scale * (x @ w[e].T (+ x2 @ w2[e].T) (+ xa @ b[e].T))`` -> [R, N]; w [E, N, K], or [E, K, N] if transposed.
-
-    ``gather`` reads x at the row's token (x [T, K]); low-rank xa [R, r], b [E, N, r].
-    """
-    experts = w.shape[0]
-    columns, width = (w.shape[2], w.shape[1]) if transposed else (w.shape[1], w.shape[2])
-    y = torch.empty(rows, columns, dtype=out_dtype or x.dtype, device=x.device)
-    if not y.numel():
-        return y
-    plain = x2 is None and xa is None and not transposed and scale == 1.0
-    if plain and tile is None and op is None:
-        fast = _persistent_tile("persistent_gemm", x, rows, experts, columns, width)
-        if fast is not None:
-            programs = _multiprocessors(x.device.index or 0)
-            persistent_launch(fast, x, w, None, y, None, None, dispatch, top_k, gather, programs)
-            return y
-    tile = tile or pick(op or ("gemm_dx" if transposed else "gemm"), x, rows, experts)
-    launch(
-        gemm.grouped_gemm_kernel, (row_grid(rows, columns, experts, tile),), tile,
-        x_ptr=x, w_ptr=w, x2_ptr=x2, w2_ptr=w2, xa_ptr=xa, b_ptr=b, y_ptr=y, order_ptr=dispatch.order,
-        offsets_ptr=dispatch.offsets, rows_total=rows, scale=float(scale), N=columns, K=width, E=experts, TOPK=top_k,
-        GATHER=gather, TRANSPOSED=transposed, DUAL=x2 is not None, RANK=0 if b is None else b.shape[2],
-        RANK_STEP=16 if b is None else max(16, triton.next_power_of_2(b.shape[2])),
-        BM=tile.bm, BN=tile.bn, BK=_inner(tile, width), GROUP_M=tile.group_m,
-    )  # fmt: skip
-    return y
 
 
 def _inner(tile: Tile, width: int) -> int:
@@ -204,45 +167,137 @@ def _inner(tile: Tile, width: int) -> int:
     return min(tile.bk, max(16, triton.next_power_of_2(width)))
 
 
-def swiglu(
-    x: Tensor, w1: Tensor, w3: Tensor, dispatch: ExpertDispatch, rows: int, *,
-    top_k: int, gather: bool, x2: Tensor | None = None, base: tuple[Tensor, Tensor] | None = None, scale: float = 1.0,
-    save_h: bool = True, out_dtype: torch.dtype | None = None, op: str = "swiglu", tile: Tile | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """``a = silu(h1) * h3`` with ``h = base[token] + scale * x @ w[e].T`` -> a, h1, h3 [R, N]; h if ``save_h``."""
-    experts, columns, width = w1.shape
-    a = torch.empty(rows, columns, dtype=out_dtype or x.dtype, device=x.device)
-    h1, h3 = (torch.empty_like(a), torch.empty_like(a)) if save_h else (None, None)
-    if not a.numel():
-        return a, h1, h3
-    if base is None and x2 is None and scale == 1.0 and tile is None:
-        fast = _persistent_tile("persistent_swiglu", x, rows, experts, columns, width)
-        if fast is not None:
-            programs = _multiprocessors(x.device.index or 0)
-            persistent_launch(fast, x, w1, w3, a, h1, h3, dispatch, top_k, gather, programs)
-            return a, h1, h3
-    tile = tile or pick(op, x, rows, experts)
-    base1, base3 = base if base is not None else (None, None)
+def _persistent_tile(op: str, x: Tensor, w: Tensor, dispatch: ExpertDispatch) -> Tile | None:
+    """The descriptor kernel's tile where the card has one, rows are many, and sizes and addresses fit."""
+    per_expert = rows_per_expert(dispatch)
+    if not tile_tables.has(op, arch_of(x)) or per_expert < tile_tables.PERSISTENT_ROWS:
+        return None
+    tile = pick(op, x, per_expert)
+    divides = w.shape[1] % tile.bn == 0 and w.shape[2] % tile.bk == 0
+    aligned = x.data_ptr() % 16 == 0 and w.data_ptr() % 16 == 0
+    return tile if divides and aligned and x.element_size() == 2 else None
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory for the descriptors a kernel builds."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
+
+
+def _programs(x: Tensor) -> int:
+    """One program per multiprocessor; an H100's 132 for tensors that only stand for a GPU's."""
+    return _multiprocessors(x.device.index or 0) if x.is_cuda else 132
+
+
+def persistent_gemm(
+    op: str, tile: Tile, x: Tensor, w: Tensor, w3: Tensor | None, dispatch: ExpertDispatch, programs: int,
+    y: Tensor, h1: Tensor | None = None, h3: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Writes the result of `grouped_gemm`, or with w3 those of `swiglu`, to y, h1 and h3."""
+    if x.is_cuda:
+        triton.set_allocator(_scratch)
+    experts, columns, width = w.shape
     launch(
-        gemm.swiglu_kernel, (row_grid(rows, columns, experts, tile),), tile,
-        x_ptr=x, x2_ptr=x2, w1_ptr=w1, w3_ptr=w3, base1_ptr=base1, base3_ptr=base3, a_ptr=a, h1_ptr=h1, h3_ptr=h3,
-        order_ptr=dispatch.order, offsets_ptr=dispatch.offsets, rows_total=rows, scale=float(scale),
-        N=columns, K=width, E=experts, TOPK=top_k, GATHER=gather, TWO_INPUTS=x2 is not None,
-        HAS_BASE=base is not None, SAVE_H=save_h, BM=tile.bm, BN=tile.bn, BK=_inner(tile, width), GROUP_M=tile.group_m,
+        op, persistent.persistent_gemm_kernel, (programs,), tile,
+        x_ptr=x, w_ptr=w, w3_ptr=w3, y_ptr=y, h1_ptr=h1, h3_ptr=h3,
+        order_ptr=None if w3 is None else dispatch.order, offsets_ptr=dispatch.offsets,
+        rows_total=dispatch.order.numel(), N=columns, K=width, E=experts, TOPK=top_k_of(dispatch, x.shape[0]),
+        SWIGLU=w3 is not None, SAVE_H=h1 is not None, PROGRAMS=programs,
+        BM=tile.bm, BN=tile.bn, BK=tile.bk, GROUP_M=tile.group_m,
     )  # fmt: skip
-    return a, h1, h3
+
+
+def grouped_gemm(
+    op: str, x: Tensor, w: Tensor, dispatch: ExpertDispatch, *,
+    gather: bool = False, transposed: bool = False, x2: Tensor | None = None, w2: Tensor | None = None,
+    scale: float = 1.0,
+) -> Tensor:  # fmt: skip
+    """``scale * (x @ w[e].T (+ x2 @ w2[e].T))`` -> [R, N]; w [E, N, K], or [E, K, N] if transposed.
+
+    ``gather`` reads x [T, K] at the row's token, else x is [R, K].
+    """
+    rows, experts = dispatch.order.numel(), w.shape[0]
+    columns, width = (w.shape[2], w.shape[1]) if transposed else (w.shape[1], w.shape[2])
+    y = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
+    if not y.numel():
+        return y
+    if op == "gemm":
+        fast = _persistent_tile("persistent_gemm", x, w, dispatch)
+        if fast is not None:
+            persistent_gemm("persistent_gemm", fast, x, w, None, dispatch, _programs(x), y)
+            return y
+    tile = pick(op, x, rows_per_expert(dispatch))
+    launch(
+        op, gemm.grouped_gemm_kernel, (row_grid(dispatch, columns, tile),), tile,
+        x_ptr=x, w_ptr=w, x2_ptr=x2, w2_ptr=w2, y_ptr=y, order_ptr=dispatch.order, offsets_ptr=dispatch.offsets,
+        rows_total=rows, scale=float(scale), N=columns, K=width, E=experts, TOPK=top_k_of(dispatch, x.shape[0]),
+        GATHER=gather, TRANSPOSED=transposed, DUAL=x2 is not None,
+        BM=tile.bm, BN=tile.bn, BK=_inner(tile, width), GROUP_M=tile.group_m,
+    )  # fmt: skip
+    return y
+
+
+def swiglu(
+    x: Tensor, w1: Tensor, w3: Tensor, dispatch: ExpertDispatch, save_h: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """``a = silu(h1) * h3`` with ``h = x[token] @ w[e].T`` for x [T, K] -> a, h1, h3 [R, N]; h only if ``save_h``."""
+    a, h1, h3 = outputs = _swiglu_outputs(x, dispatch, w1.shape[1], save_h)
+    if not a.numel():
+        return outputs
+    fast = _persistent_tile("persistent_swiglu", x, w1, dispatch)
+    if fast is not None:
+        persistent_gemm("persistent_swiglu", fast, x, w1, w3, dispatch, _programs(x), a, h1, h3)
+    else:
+        _swiglu("swiglu", x, None, w1, w3, (None, None), outputs, dispatch, top_k_of(dispatch, x.shape[0]), 1.0)
+    return outputs
+
+
+def delta_swiglu(
+    x: Tensor, x3: Tensor, w1: Tensor, w3: Tensor, base: tuple[Tensor, Tensor], dispatch: ExpertDispatch, scale: float,
+    save_h: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """`swiglu` with ``h1 = base[0][token] + scale * x @ w1[e].T`` and h3 of x3, base[1]; x, x3 [R, r], base [T, N]."""
+    outputs = _swiglu_outputs(x, dispatch, w1.shape[1], save_h)
+    if outputs[0].numel():
+        top_k = top_k_of(dispatch, base[0].shape[0])
+        _swiglu("delta_swiglu", x, x3, w1, w3, base, outputs, dispatch, top_k, scale)
+    return outputs
+
+
+def _swiglu_outputs(
+    x: Tensor, dispatch: ExpertDispatch, columns: int, save_h: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    a = torch.empty(dispatch.order.numel(), columns, dtype=x.dtype, device=x.device)
+    return (a, torch.empty_like(a), torch.empty_like(a)) if save_h else (a, None, None)
+
+
+def _swiglu(
+    op: str, x: Tensor, x3: Tensor | None, w1: Tensor, w3: Tensor, base: tuple[Tensor | None, Tensor | None],
+    outputs: tuple[Tensor, Tensor | None, Tensor | None], dispatch: ExpertDispatch, top_k: int, scale: float,
+) -> None:  # fmt: skip
+    experts, columns, width = w1.shape
+    tile = pick(op, x, rows_per_expert(dispatch))
+    a, h1, h3 = outputs
+    launch(
+        op, gemm.swiglu_kernel, (row_grid(dispatch, columns, tile),), tile,
+        x_ptr=x, x3_ptr=x3, w1_ptr=w1, w3_ptr=w3, base1_ptr=base[0], base3_ptr=base[1], a_ptr=a, h1_ptr=h1, h3_ptr=h3,
+        order_ptr=dispatch.order, offsets_ptr=dispatch.offsets, rows_total=a.shape[0], scale=float(scale),
+        N=columns, K=width, E=experts, TOPK=top_k, DELTA=x3 is not None, SAVE_H=h1 is not None,
+        BM=tile.bm, BN=tile.bn, BK=_inner(tile, width), GROUP_M=tile.group_m,
+    )  # fmt: skip
 
 
 def swiglu_backward(
-    dy: Tensor | None, w2: Tensor | None, h1: Tensor, h3: Tensor, gates: Tensor, dispatch: ExpertDispatch, *,
-    experts: int, gather: bool, base: Tensor | None = None, gather_base: bool = False, scale: float = 1.0,
-    write_a: bool = True, op: str = "swiglu_backward", tile: Tile | None = None,
+    op: str, dy: Tensor | None, w2: Tensor | None, h1: Tensor, h3: Tensor, gates: Tensor, dispatch: ExpertDispatch, *,
+    base: Tensor | None = None, scale: float = 1.0, write_a: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """dh1, dh3, gates * a (or None) [R, F] and the gates' gradient [T, K] from dy and w2 [E, D, F], or from base."""
+    """dh1, dh3, gates * a (or None) [R, F] and the gates' gradient [T, K].
+
+    The activation's gradient comes from dy [T, D] and w2 [E, D, F]; of delta experts from base [T, F] and the low-rank
+    dy [R, r], w2 [E, r, F]; or is ``base`` [R, F] alone.
+    """
     rows, columns = h1.shape
-    top_k = gates.shape[1]
     width = w2.shape[1] if w2 is not None else 1
-    tile = tile or pick(op, h1, rows, experts)
+    tile = pick(op, h1, rows_per_expert(dispatch))
     dh1, dh3 = torch.empty_like(h1), torch.empty_like(h3)
     ga = torch.empty_like(h1) if write_a else None
     tiles = -(-columns // tile.bn)
@@ -251,37 +306,34 @@ def swiglu_backward(
     if not h1.numel():
         return dh1, dh3, ga, dgates.zero_()
     launch(
-        gemm.swiglu_backward_kernel, (row_grid(rows, columns, experts, tile),), tile,
+        op, gemm.swiglu_backward_kernel, (row_grid(dispatch, columns, tile),), tile,
         dy_ptr=dy, w2_ptr=w2, base_ptr=base, h1_ptr=h1, h3_ptr=h3, gates_ptr=gates, dh1_ptr=dh1, dh3_ptr=dh3, ga_ptr=ga,
         partial_ptr=partial, order_ptr=dispatch.order, offsets_ptr=dispatch.offsets, rows_total=rows,
-        scale=float(scale), N=columns, K=width, E=experts, TOPK=top_k, PRODUCT=dy is not None, GATHER=gather,
-        HAS_BASE=base is not None, GATHER_BASE=gather_base, WRITE_A=write_a,
+        scale=float(scale), N=columns, K=width, E=dispatch.offsets.numel() - 1, TOPK=gates.shape[1],
+        PRODUCT=dy is not None, HAS_BASE=base is not None, WRITE_A=write_a,
         BM=tile.bm, BN=tile.bn, BK=_inner(tile, width), GROUP_M=tile.group_m,
     )  # fmt: skip
+    tile = pick("gate_gradient", h1, rows)
     launch(
-        routing.gate_gradient_kernel, (-(-rows // 64),), tile,
+        "gate_gradient", routing.gate_gradient_kernel, (-(-rows // tile.bm),), tile,
         partial_ptr=partial, inverse_ptr=dispatch.inverse, out_ptr=dgates, rows=rows, TILES=tiles,
-        PAD=triton.next_power_of_2(tiles),
+        PAD=triton.next_power_of_2(tiles), BLOCK=tile.bm,
     )  # fmt: skip
     return dh1, dh3, ga, dgates
 
 
 def weight_gradient(
-    x: Tensor, dy: Tensor, dispatch: ExpertDispatch, rows: int, experts: int, *,
-    top_k: int = 1, gather_x: bool = False, gather_dy: bool = False, scale: float = 1.0, out: Tensor | None = None,
-    out_dtype: torch.dtype | None = None, op: str = "weight_gradient", tile: Tile | None = None,
-) -> Tensor:  # fmt: skip
-    """``scale * dy.T @ x`` of each expert's rows -> [E, N, K]; added to ``out`` where given (any float dtype)."""
-    columns, width = dy.shape[1], x.shape[1]
-    dw = out if out is not None else torch.empty(
-        experts, columns, width, dtype=out_dtype or x.dtype, device=x.device
-    )  # fmt: skip
-    tile = tile or pick(op, x, rows, experts)
-    grid = experts * -(-columns // tile.bn) * -(-width // tile.bk)
+    op: str, x: Tensor, dy: Tensor, dispatch: ExpertDispatch, *, gather_x: bool = False, gather_dy: bool = False
+) -> Tensor:
+    """``dy.T @ x`` of each expert's rows -> [E, N, K]; a gathered operand has one row per token, else one per row."""
+    columns, width, experts = dy.shape[1], x.shape[1], dispatch.offsets.numel() - 1
+    dw = torch.empty(experts, columns, width, dtype=x.dtype, device=x.device)
+    tile = pick(op, x, rows_per_expert(dispatch))
     launch(
-        gemm.weight_gradient_kernel, (grid,), tile,
-        x_ptr=x, dy_ptr=dy, dw_ptr=dw, order_ptr=dispatch.order, offsets_ptr=dispatch.offsets, rows_total=rows,
-        scale=float(scale), N=columns, K=width, E=experts, TOPK=top_k, GATHER_X=gather_x, GATHER_DY=gather_dy,
-        ACCUMULATE=out is not None, BN=tile.bn, BK=tile.bk, BT=tile.bm, GROUP_M=tile.group_m,
+        op, gemm.weight_gradient_kernel, (experts * -(-columns // tile.bn) * -(-width // tile.bk),), tile,
+        x_ptr=x, dy_ptr=dy, dw_ptr=dw, order_ptr=dispatch.order, offsets_ptr=dispatch.offsets,
+        rows_total=dispatch.order.numel(), N=columns, K=width, E=experts,
+        TOPK=top_k_of(dispatch, x.shape[0] if gather_x else dy.shape[0]), GATHER_X=gather_x, GATHER_DY=gather_dy,
+        BN=tile.bn, BK=tile.bk, BT=tile.bm, GROUP_M=tile.group_m,
     )  # fmt: skip
     return dw

@@ -1,73 +1,61 @@
-"""Whole layers out of the launches: forward and backward of full, delta and int4 experts.
+"""Whole layers out of the launches: forward and backward of full and delta experts, dense or int4.
 
-Every backward recomputes what costs less than keeping it: of tensors of R rows and hidden width only the two
-pre-activations are saved. All sums run in a fixed order, so gradients are bitwise repeatable.
-
-Shape legend: T tokens, K experts per token, R = T*K rows sorted by expert, E experts, D model width, F hidden width,
-r rank.
+A backward recomputes what costs less than keeping it: of the tensors of shape [R, F] only the two pre-activations are
+saved. All sums run in a fixed order, so gradients are bitwise repeatable.
 """
+
+# T tokens, D model dim, F hidden dim, E experts, K top-k, R = T*K rows sorted by expert, r rank
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import int4
-from kernels.cpu.delta import DeltaGradients, DeltaNeeds
-from kernels.dispatch import ExpertDispatch, LowRank
 from kernels.gpu import launch as bf16
 from kernels.gpu import launch_w4 as w4
-from kernels.gpu import tile_tables as tuning
+from kernels.gpu import tile_tables
 from kernels.int4 import Int4Weight
+from kernels.low_rank import Pair, add_delta, add_delta_dx, factors_of, pair_of, weight_gradients
+from kernels.types import DeltaWeights, ExpertDispatch, Gradients, LowRank, Needs, Saved
 
-Weight = Tensor | Int4Weight
-
-
-class Saved(NamedTuple):
-    """What a forward leaves for its backward."""
-
-    h1: Tensor
-    h3: Tensor
-    dispatch: ExpertDispatch
+AnyDelta = DeltaWeights[Tensor] | DeltaWeights[Int4Weight]
 
 
 def experts_forward(
     x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor, save: bool
 ) -> tuple[Tensor, Saved | None]:
     """Four launches: route, up products with SwiGLU, down product, combine. x [T, D] -> [T, D]."""
-    top_k, experts, rows = expert_ids.shape[1], w1.shape[0], expert_ids.numel()
-    dispatch = bf16.route(expert_ids, experts)
-    a, h1, h3 = bf16.swiglu(x, w1, w3, dispatch, rows, top_k=top_k, gather=True, save_h=save)  # [R, F]
-    y = bf16.grouped_gemm(a, w2, dispatch, rows)  # [R, D]
-    out = bf16.combine(y, dispatch, top_k, x.dtype, gates, num_experts=experts)  # [T, D]
-    return out, Saved(h1, h3, dispatch) if save else None
+    top_k = expert_ids.shape[1]
+    dispatch = bf16.route(expert_ids, w1.shape[0])
+    a, h1, h3 = bf16.swiglu(x, w1, w3, dispatch, save)  # [R, F]
+    y = bf16.grouped_gemm("gemm", a, w2, dispatch)  # [R, D]
+    return bf16.combine(y, dispatch, top_k, x.dtype, gates), _saved(h1, h3, dispatch)
+
+
+def _saved(h1: Tensor | None, h3: Tensor | None, dispatch: ExpertDispatch) -> Saved | None:
+    return None if h1 is None or h3 is None else Saved(h1, h3, dispatch)
 
 
 def experts_backward(
-    dout: Tensor, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, saved: Saved,
-    needs: tuple[bool, bool, bool, bool, bool],
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Gradients of (x, w1, w2, w3, gates), the weights' only where ``needs`` says so."""
-    top_k, experts = gates.shape[1], w1.shape[0]
+    dout: Tensor, x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, saved: Saved, needs: Needs
+) -> Gradients:
+    """Every wanted gradient of `experts_forward`."""
     h1, h3, dispatch = saved
-    rows = h1.shape[0]
     dh1, dh3, ga, dgates = bf16.swiglu_backward(
-        dout, w2, h1, h3, gates, dispatch, experts=experts, gather=True, write_a=needs[2]
+        "swiglu_backward", dout, w2, h1, h3, gates, dispatch, write_a=needs.w2
     )  # [R, F]
     dx = None
-    if needs[0]:
-        dx_rows = bf16.grouped_gemm(dh1, w1, dispatch, rows, transposed=True, x2=dh3, w2=w3)  # [R, D]
-        dx = bf16.combine(dx_rows, dispatch, top_k, x.dtype, num_experts=experts)  # [T, D]
-
-    def dw(left: Tensor, right: Tensor, **gather: bool) -> Tensor:
-        return bf16.weight_gradient(left, right, dispatch, rows, experts, top_k=top_k, **gather)
-
-    dw1 = dw(x, dh1, gather_x=True) if needs[1] else None
-    dw2 = dw(ga, dout, gather_dy=True) if needs[2] else None
-    dw3 = dw(x, dh3, gather_x=True) if needs[3] else None
-    return dx, dw1, dw2, dw3, dgates if needs[4] else None
+    if needs.x:
+        dx_rows = bf16.grouped_gemm("gemm_dx", dh1, w1, dispatch, transposed=True, x2=dh3, w2=w3)  # [R, D]
+        dx = bf16.combine(dx_rows, dispatch, gates.shape[1], x.dtype)  # [T, D]
+    return Gradients(
+        x=dx,
+        w1=bf16.weight_gradient("weight_gradient", x, dh1, dispatch, gather_x=True) if needs.w1 else None,
+        w2=None if ga is None else bf16.weight_gradient("weight_gradient", ga, dout, dispatch, gather_dy=True),
+        w3=bf16.weight_gradient("weight_gradient", x, dh3, dispatch, gather_x=True) if needs.w3 else None,
+        gates=dgates if needs.gates else None,
+    )
 
 
 # --------------------------------------------------------------------------------------------------- int4 experts
@@ -76,36 +64,32 @@ def experts_backward(
 def int4_experts_forward(
     x: Tensor, w1: Int4Weight, w2: Int4Weight, w3: Int4Weight, gates: Tensor, expert_ids: Tensor, save: bool
 ) -> tuple[Tensor, Saved | None]:
-    """The layer with int4 weights; few slots decode without any sort (three launches). x [T, D] -> [T, D]."""
-    top_k, experts, rows = expert_ids.shape[1], w1.shape3[0], expert_ids.numel()
-    if rows <= tuning.W4_GEMV_SLOTS and not save:
-        ids = expert_ids.contiguous()
-        a = w4.gemv(x, w1, w3, ids, rows_per_x=top_k)[0]  # [R, F]
-        y = w4.gemv(a, w2, None, ids, rows_per_x=1)  # [S, R, D]
+    """`experts_forward` with int4 weights; few slots decode without a sort, in three launches. x [T, D] -> [T, D]."""
+    top_k = expert_ids.shape[1]
+    if 0 < expert_ids.numel() <= tile_tables.W4_GEMV_SLOTS and not save:
+        a = w4.gemv(x, w1, w3, expert_ids)[0]  # [R, F]
+        y = w4.gemv(a, w2, None, expert_ids)  # [S, R, D]
         return bf16.combine(y, None, top_k, x.dtype, gates), None
-    dispatch = bf16.route(expert_ids, experts)
-    a, h1, h3 = w4.swiglu(x, w1, w3, dispatch, rows, top_k=top_k, gather=True, save_h=save)  # [R, F]
-    y = w4.linear(a, w2, dispatch, rows)  # [R, D] or [S, R, D]
-    out = bf16.combine(y, dispatch, top_k, x.dtype, gates, num_experts=experts)  # [T, D]
-    return out, Saved(h1, h3, dispatch) if save else None
+    dispatch = bf16.route(expert_ids, w1.shape3[0])
+    a, h1, h3 = w4.swiglu(x, w1, w3, dispatch, save)  # [R, F]
+    y = w4.linear(a, w2, dispatch)  # [R, D] or [S, R, D]
+    return bf16.combine(y, dispatch, top_k, x.dtype, gates), _saved(h1, h3, dispatch)
 
 
 def int4_experts_backward(
-    dout: Tensor, w1: Int4Weight, w2: Int4Weight, w3: Int4Weight, gates: Tensor, saved: Saved, need_x: bool
-) -> tuple[Tensor | None, Tensor]:
+    dout: Tensor, w1: Int4Weight, w2: Int4Weight, w3: Int4Weight, gates: Tensor, saved: Saved, needs: Needs
+) -> Gradients:
     """Gradients of x and the gates; the int4 weights are frozen."""
-    top_k, experts = gates.shape[1], w1.shape3[0]
     h1, h3, dispatch = saved
-    rows = h1.shape[0]
-    da = w4.linear_dx(dout, w2, dispatch, rows, top_k=top_k, gather=True)  # [R, F]
+    da = w4.linear_dx(dout, w2, dispatch, gather=True)  # [R, F]
     dh1, dh3, _, dgates = bf16.swiglu_backward(
-        None, None, h1, h3, gates, dispatch, experts=experts, gather=False, base=da, write_a=False,
-        op="elementwise_backward",
-    )  # fmt: skip
-    if not need_x:
-        return None, dgates
-    dx_rows = w4.linear_dx(dh1, w1, dispatch, rows, dy2=dh3, w2=w3)  # [R, D]
-    return bf16.combine(dx_rows, dispatch, top_k, dout.dtype, num_experts=experts), dgates
+        "elementwise_backward", None, None, h1, h3, gates, dispatch, base=da, write_a=False
+    )  # [R, F]
+    dx = None
+    if needs.x:
+        dx_rows = w4.linear_dx(dh1, w1, dispatch, dy2=dh3, w2=w3)  # [R, D]
+        dx = bf16.combine(dx_rows, dispatch, gates.shape[1], dout.dtype)  # [T, D]
+    return Gradients(dx, None, None, None, dgates if needs.gates else None)
 
 
 # -------------------------------------------------------------------------------------------------- delta experts
@@ -118,103 +102,77 @@ def _one_expert(rows: int, device: torch.device) -> ExpertDispatch:
     return ExpertDispatch(index, index, offsets)
 
 
-def _dense(x: Tensor, w: Weight, pair: tuple[Tensor, Tensor] | None, scale: float) -> Tensor:
+def _base(x: Tensor, w: Tensor | Int4Weight, pair: Pair | None, scale: float) -> Tensor:
     """``x @ (w + scale * b @ a).T`` once per token: cuBLAS, or the int4 kernels with the weight as one expert."""
     if isinstance(w, Int4Weight):
-        y = w4.linear(x, w, _one_expert(x.shape[0], x.device), x.shape[0])
+        y = w4.linear(x, w, _one_expert(x.shape[0], x.device))
         y = y.sum(0).to(x.dtype) if y.dim() == 3 else y
     else:
-        y = torch.nn.functional.linear(x, w)
-    if pair is not None:
-        a, b = pair
-        y = torch.addmm(y, x @ a.t(), b.t(), alpha=scale)
-    return y
+        y = F.linear(x, w)
+    return add_delta(y, x, pair, scale)
 
 
-def _dense_dx(dy: Tensor, w: Weight, pair: tuple[Tensor, Tensor] | None, scale: float) -> Tensor:
-    if isinstance(w, Int4Weight):
-        dx = w4.linear_dx(dy, w, _one_expert(dy.shape[0], dy.device), dy.shape[0])
-    else:
-        dx = dy @ w
-    if pair is not None:
-        a, b = pair
-        dx = torch.addmm(dx, dy @ b, a, alpha=scale)
-    return dx
-
-
-def _dense_dw(
-    x: Tensor, dy: Tensor, pair: tuple[Tensor, Tensor] | None, scale: float, need: bool
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    dw = dy.t() @ x if need else None
-    if pair is None:
-        return dw, None, None
-    a, b = pair
-    return dw, ((dy @ b) * scale).t() @ x, dy.t() @ ((x @ a.t()) * scale)
-
-
-def _pair(lr: LowRank | None, which: int) -> tuple[Tensor, Tensor] | None:
-    return None if lr is None else (lr[2 * which - 2], lr[2 * which - 1])
+def _base_dx(dy: Tensor, w: Tensor | Int4Weight, pair: Pair | None, scale: float) -> Tensor:
+    """The gradient of `_base`'s x."""
+    dx = w4.linear_dx(dy, w, _one_expert(dy.shape[0], dy.device)) if isinstance(w, Int4Weight) else dy @ w
+    return add_delta_dx(dx, dy, pair, scale)
 
 
 def delta_forward(
-    x: Tensor, w1: Weight, w2: Weight, w3: Weight, shared: LowRank | None, experts: LowRank, gates: Tensor,
-    expert_ids: Tensor, scale: float, shared_scale: float, save: bool,
-) -> tuple[Tensor, Saved | None]:  # fmt: skip
+    x: Tensor, weights: AnyDelta, gates: Tensor, expert_ids: Tensor, save: bool
+) -> tuple[Tensor, Saved | None]:
     """Base and shared products once per token, grouped low-rank products per row. x [T, D] -> [T, D]."""
-    top_k, rows, count = expert_ids.shape[1], expert_ids.numel(), experts.a1.shape[0]
-    dispatch = bf16.route(expert_ids, count)
-    base1 = _dense(x, w1, _pair(shared, 1), shared_scale)  # [T, F]
-    base3 = _dense(x, w3, _pair(shared, 3), shared_scale)  # [T, F]
+    w1, w2, w3, shared, experts, scale, shared_scale = weights
+    assert experts is not None
+    top_k = expert_ids.shape[1]
+    dispatch = bf16.route(expert_ids, experts.a1.shape[0])
+    base = (_base(x, w1, pair_of(shared, 1), shared_scale), _base(x, w3, pair_of(shared, 3), shared_scale))  # [T, F]
 
     def down(value: Tensor, a: Tensor, gather: bool) -> Tensor:
-        return bf16.grouped_gemm(value, a, dispatch, rows, top_k=top_k, gather=gather, op="low_rank_down")  # [R, r]
+        return bf16.grouped_gemm("low_rank_down", value, a, dispatch, gather=gather)  # [R, r]
 
-    act, h1, h3 = bf16.swiglu(
-        down(x, experts.a1, True), experts.b1, experts.b3, dispatch, rows, top_k=top_k, gather=False,
-        x2=down(x, experts.a3, True), base=(base1, base3), scale=scale, save_h=save, op="delta_swiglu",
-    )  # fmt: skip
-    mixed = bf16.combine(act, dispatch, top_k, x.dtype, gates, num_experts=count)  # [T, F]
-    y = _dense(mixed, w2, _pair(shared, 2), shared_scale)  # [T, D]
-    up = bf16.grouped_gemm(down(act, experts.a2, False), experts.b2, dispatch, rows, op="low_rank_up")  # [R, D]
-    out = bf16.combine(up, dispatch, top_k, x.dtype, gates, base=y, scale=scale, num_experts=count)  # [T, D]
-    return out, Saved(h1, h3, dispatch) if save else None
+    low1, low3 = down(x, experts.a1, True), down(x, experts.a3, True)
+    act, h1, h3 = bf16.delta_swiglu(low1, low3, experts.b1, experts.b3, base, dispatch, scale, save)  # [R, F]
+    mixed = bf16.combine(act, dispatch, top_k, x.dtype, gates)  # [T, F]
+    y = _base(mixed, w2, pair_of(shared, 2), shared_scale)  # [T, D]
+    up = bf16.grouped_gemm("low_rank_up", down(act, experts.a2, False), experts.b2, dispatch)  # [R, D]
+    out = bf16.combine(up, dispatch, top_k, x.dtype, gates, base=y, scale=scale)  # [T, D]
+    return out, _saved(h1, h3, dispatch)
 
 
-def delta_backward(
-    dout: Tensor, x: Tensor, w1: Weight, w2: Weight, w3: Weight, shared: LowRank | None, experts: LowRank,
-    gates: Tensor, saved: Saved, scale: float, shared_scale: float, needs: DeltaNeeds,
-) -> DeltaGradients:  # fmt: skip
+def delta_backward(dout: Tensor, x: Tensor, weights: AnyDelta, gates: Tensor, saved: Saved, needs: Needs) -> Gradients:
     """Every wanted gradient of `delta_forward`; an int4 base has none."""
-    top_k, count = gates.shape[1], experts.a1.shape[0]
+    w1, w2, w3, shared, experts, scale, shared_scale = weights
+    assert experts is not None
     h1, h3, dispatch = saved
-    rows = h1.shape[0]
+    top_k = gates.shape[1]
     trained = shared if needs.shared else None
 
-    def back(dy: Tensor, b: Tensor, gather: bool = False) -> Tensor:  # dy @ b[e] -> [R, r]
-        return bf16.grouped_gemm(
-            dy, b, dispatch, rows, top_k=top_k, gather=gather, transposed=True, scale=scale, op="low_rank_down"
-        )
+    def back(dy: Tensor, b: Tensor, gather: bool = False) -> Tensor:  # scale * dy @ b[e] -> [R, r]
+        return bf16.grouped_gemm("low_rank_down", dy, b, dispatch, gather=gather, transposed=True, scale=scale)
 
-    def down(value: Tensor, a: Tensor, gather: bool = False) -> Tensor:  # value @ a[e].T * scale -> [R, r]
-        return bf16.grouped_gemm(value, a, dispatch, rows, top_k=top_k, gather=gather, scale=scale, op="low_rank_down")
+    def down(value: Tensor, a: Tensor, gather: bool = False) -> Tensor:  # scale * value @ a[e].T -> [R, r]
+        return bf16.grouped_gemm("low_rank_down", value, a, dispatch, gather=gather, scale=scale)
 
-    def dw(left: Tensor, right: Tensor, **gather: bool) -> Tensor:
-        return bf16.weight_gradient(left, right, dispatch, rows, count, top_k=top_k, op="low_rank_gradient", **gather)
+    def dw(left: Tensor, right: Tensor, gather_x: bool = False, gather_dy: bool = False) -> Tensor:
+        return bf16.weight_gradient("low_rank_gradient", left, right, dispatch, gather_x=gather_x, gather_dy=gather_dy)
 
-    dmixed = _dense_dx(dout, w2, _pair(shared, 2), shared_scale)  # [T, F]
+    def per_token(rows: Tensor, base: Tensor | None = None) -> Tensor:  # [R, ...] -> [T, ...]
+        return bf16.combine(rows, dispatch, top_k, x.dtype, base=base)
+
+    dmixed = _base_dx(dout, w2, pair_of(shared, 2), shared_scale)  # [T, F]
     v = back(dout, experts.b2, gather=True)  # [R, r]
-    want_a = needs.experts or needs.w2 or trained is not None
     dh1, dh3, ga, dgates = bf16.swiglu_backward(
-        v, experts.a2, h1, h3, gates, dispatch, experts=count, gather=False, base=dmixed, gather_base=True,
-        write_a=want_a, op="delta_swiglu_backward",
+        "delta_swiglu_backward", v, experts.a2, h1, h3, gates, dispatch, base=dmixed,
+        write_a=needs.experts or needs.w2 or trained is not None,
     )  # fmt: skip
-    grads2: tuple[Tensor | None, ...] = (None, None, None)
-    if needs.w2 or trained is not None:
-        mixed = bf16.combine(ga, dispatch, top_k, x.dtype, num_experts=count)  # [T, F]
-        grads2 = _dense_dw(mixed, dout, _pair(trained, 2), shared_scale, needs.w2)
+    dw2: Tensor | None = None
+    dpair2: Pair | None = None
+    if ga is not None and (needs.w2 or trained is not None):
+        dw2, dpair2 = weight_gradients(per_token(ga), dout, pair_of(trained, 2), shared_scale, needs.w2)
     du1, du3 = back(dh1, experts.b1), back(dh3, experts.b3)  # [R, r]
     dexperts = None
-    if needs.experts:
+    if ga is not None and needs.experts:
         dexperts = LowRank(
             a1=dw(x, du1, gather_x=True),
             b1=dw(down(x, experts.a1, True), dh1),
@@ -223,22 +181,14 @@ def delta_backward(
             a3=dw(x, du3, gather_x=True),
             b3=dw(down(x, experts.a3, True), dh3),
         )
-    dtoken1 = bf16.combine(dh1, dispatch, top_k, x.dtype, num_experts=count)  # [T, F]
-    dtoken3 = bf16.combine(dh3, dispatch, top_k, x.dtype, num_experts=count)  # [T, F]
-    grads1 = _dense_dw(x, dtoken1, _pair(trained, 1), shared_scale, needs.w1)
-    grads3 = _dense_dw(x, dtoken3, _pair(trained, 3), shared_scale, needs.w3)
+    dtoken1, dtoken3 = per_token(dh1), per_token(dh3)  # [T, F]
+    dw1, dpair1 = weight_gradients(x, dtoken1, pair_of(trained, 1), shared_scale, needs.w1)
+    dw3, dpair3 = weight_gradients(x, dtoken3, pair_of(trained, 3), shared_scale, needs.w3)
     dx = None
     if needs.x:
-        base = _dense_dx(dtoken1, w1, _pair(shared, 1), shared_scale)  # [T, D]
-        base = base + _dense_dx(dtoken3, w3, _pair(shared, 3), shared_scale)
-        low = bf16.grouped_gemm(
-            du1, experts.a1, dispatch, rows, transposed=True, x2=du3, w2=experts.a3, op="low_rank_up"
-        )  # [R, D]
-        dx = bf16.combine(low, dispatch, top_k, x.dtype, base=base, num_experts=count)  # [T, D]
-    dshared = LowRank(*grads1[1:], *grads2[1:], *grads3[1:]) if trained is not None else None
-    return DeltaGradients(dx, grads1[0], grads2[0], grads3[0], dshared, dexperts, dgates if needs.gates else None)
-
-
-def dense_weight(w: Weight, dtype: torch.dtype) -> Tensor:
-    """The full weight of an int4 one, in plain torch; anything else as it is."""
-    return int4.unpack(w, dtype) if isinstance(w, Int4Weight) else w
+        base = _base_dx(dtoken1, w1, pair_of(shared, 1), shared_scale)  # [T, D]
+        base = base + _base_dx(dtoken3, w3, pair_of(shared, 3), shared_scale)
+        low = bf16.grouped_gemm("low_rank_up", du1, experts.a1, dispatch, transposed=True, x2=du3, w2=experts.a3)
+        dx = per_token(low, base)  # [T, D]
+    dshared = factors_of(dpair1, dpair2, dpair3)
+    return Gradients(dx, dw1, dw2, dw3, dgates if needs.gates else None, dshared, dexperts)

@@ -2,30 +2,29 @@
 
 One program per multiprocessor walks over all tiles of all experts, so that the loads of the next tile overlap the
 products of this one. The tile order and the results are those of `kernels.gpu.gemm`.
-
-Shape legend: R rows sorted by expert, E experts, N output columns, K inner width.
 """
+
+# R rows sorted by expert, E experts, N output columns, K inner width
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
-from kernels.gpu.common import cast, dot, locate, sigmoid
+from kernels.gpu.common import cast, dot, kernel, locate, rows_of, sigmoid
 
 
-@triton.jit
+@kernel
 def persistent_gemm_kernel(
     x_ptr, w_ptr, w3_ptr, y_ptr, h1_ptr, h3_ptr, order_ptr, offsets_ptr, rows_total,
     N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr,
-    GATHER: tl.constexpr, SWIGLU: tl.constexpr, SAVE_H: tl.constexpr, PROGRAMS: tl.constexpr,
+    SWIGLU: tl.constexpr, SAVE_H: tl.constexpr, PROGRAMS: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """``y = x @ w[e].T``, or ``silu(x @ w[e].T) * (x @ w3[e].T)``; needs N % BN == 0 and K % BK == 0."""
+    """``y = x @ w[e].T``, or SWIGLU: ``silu(x[token] @ w[e].T) * (x[token] @ w3[e].T)``; N % BN == K % BK == 0."""
     w_desc = tl.make_tensor_descriptor(w_ptr, shape=[E * N, K], strides=[K, 1], block_shape=[BN, BK])
     if SWIGLU:
         w3_desc = tl.make_tensor_descriptor(w3_ptr, shape=[E * N, K], strides=[K, 1], block_shape=[BN, BK])
-    if not GATHER:
+    else:
         x_desc = tl.make_tensor_descriptor(x_ptr, shape=[rows_total, K], strides=[K, 1], block_shape=[BM, BK])
     column_tiles: tl.constexpr = N // BN
     tiles = 0
@@ -35,19 +34,15 @@ def persistent_gemm_kernel(
     # as many as a broken dispatch could need to fill every row with NaN; surplus tiles find no expert and are skipped
     tiles = tl.maximum(tiles, (rows_total + BM - 1) // BM * column_tiles)
     for pid in tl.range(tl.program_id(0), tiles, PROGRAMS, flatten=True):
-        e, r0, r1, row_tile, column_tile, poison = locate(pid, offsets_ptr, rows_total, column_tiles, E, BM, GROUP_M)
-        first = r0 + row_tile * BM
-        rows = first + tl.arange(0, BM)
-        row_mask = rows < r1  # a surplus tile has no rows
+        e, first, end, column_tile, poison = locate(pid, offsets_ptr, rows_total, column_tiles, E, BM, GROUP_M)
+        rows, row_mask, source = rows_of(order_ptr, first, end, TOPK, SWIGLU, BM)  # a surplus tile has no rows
         weight_row = tl.maximum(e, 0) * N + column_tile * BN
         acc = tl.zeros((BM, BN), tl.float32)
         if SWIGLU:
             acc3 = tl.zeros((BM, BN), tl.float32)
-        if GATHER:
-            src = tl.load(order_ptr + rows, mask=row_mask, other=0).to(tl.int32) // TOPK
-            x_at = x_ptr + src.to(tl.int64)[:, None] * K + tl.arange(0, BK)[None, :]
+            x_at = x_ptr + source.to(tl.int64)[:, None] * K + tl.arange(0, BK)[None, :]
         for k in range(0, K, BK):
-            if GATHER:
+            if SWIGLU:
                 x = tl.load(x_at + k, mask=row_mask[:, None], other=0.0)
             else:
                 x = x_desc.load([first, k])

@@ -1,17 +1,15 @@
-"""Sort of the routed rows, and the weighted sum back to tokens: one launch each, stable, without atomics.
+"""Sort of the routed rows, and the weighted sum back to tokens: one launch each, stable, without atomics."""
 
-Shape legend: T tokens, K experts per token, R = T*K rows, E experts, H columns.
-"""
+# T tokens, E experts, K top-k, R = T*K routed rows, H columns
 
 from __future__ import annotations
 
-import triton
 import triton.language as tl
 
-from kernels.gpu.common import cast
+from kernels.gpu.common import cast, kernel
 
 
-@triton.jit
+@kernel
 def route_kernel(
     ids_ptr, order_ptr, inverse_ptr, offsets_ptr, rows, E: tl.constexpr, E_PAD: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -48,25 +46,12 @@ def route_kernel(
         tl.store(offsets_ptr + E + experts, tl.sum(total, 0), mask=experts == 0)
 
 
-@triton.jit
+@kernel
 def combine_kernel(
-    y_ptr,
-    gates_ptr,
-    base_ptr,
-    out_ptr,
-    inverse_ptr,
-    offsets_ptr,
-    tokens,
-    H,
-    scale,
-    TOPK: tl.constexpr,
-    E: tl.constexpr,
-    SPLIT_K: tl.constexpr,
-    SORTED: tl.constexpr,
-    HAS_GATES: tl.constexpr,
-    HAS_BASE: tl.constexpr,
-    BH: tl.constexpr,
-):
+    y_ptr, gates_ptr, base_ptr, out_ptr, inverse_ptr, offsets_ptr, tokens, H, scale,
+    TOPK: tl.constexpr, E: tl.constexpr, SPLIT_K: tl.constexpr,
+    SORTED: tl.constexpr, HAS_GATES: tl.constexpr, HAS_BASE: tl.constexpr, BH: tl.constexpr,
+):  # fmt: skip
     """``out[t] = base[t] + scale * sum_j gates[t, j] * sum_s y[s, row(t, j)]`` in float32, one cast."""
     t = tl.program_id(0)
     columns = tl.program_id(1) * BH + tl.arange(0, BH)
@@ -95,10 +80,12 @@ def combine_kernel(
     tl.store(out_ptr + t.to(tl.int64) * H + columns, cast(acc, out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def gate_gradient_kernel(partial_ptr, inverse_ptr, out_ptr, rows, TILES: tl.constexpr, PAD: tl.constexpr):
+@kernel
+def gate_gradient_kernel(
+    partial_ptr, inverse_ptr, out_ptr, rows, TILES: tl.constexpr, PAD: tl.constexpr, BLOCK: tl.constexpr
+):
     """Sums the column tiles' partial products [R, TILES] of each row, in a fixed order, to the slot's place."""
-    slot = tl.program_id(0) * 64 + tl.arange(0, 64)
+    slot = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = slot < rows
     row = tl.load(inverse_ptr + slot, mask=mask, other=0).to(tl.int64)
     tiles = tl.arange(0, PAD)

@@ -44,16 +44,17 @@ _SM_86: Table = {
     "delta_swiglu": [(ANY, Tile(32, 64, 64, 4, 2))],
     "delta_swiglu_backward": [(ANY, Tile(32, 64, 64, 4, 2))],
     "elementwise_backward": [(ANY, Tile(16, 128, 64, 4, 1))],
-    "w4_gemm": [(32, Tile(16, 128, 128, 4, 3)), (ANY, Tile(64, 128, 128, 8, 3))],
-    "w4_swiglu": [(32, Tile(16, 64, 128, 4, 3)), (ANY, Tile(128, 64, 128, 8, 3))],
+    "w4_gemm": [(ANY, Tile(64, 128, 128, 8, 3))],
+    "w4_swiglu": [(ANY, Tile(128, 64, 128, 8, 3))],
     "w4_swap": [(ANY, Tile(8, 64, 128, 4, 4, 8, 4))],
     "w4_swap_swiglu": [(ANY, Tile(8, 64, 128, 4, 4))],
     "w4_gemv": [(ANY, Tile(1, 16, 128, 4, 3, 8, 4))],
     "w4_gemv_swiglu": [(ANY, Tile(1, 8, 128, 4, 4))],
     "w4_dx": [(ANY, Tile(64, 64, 128, 8, 3))],
-    "w4_dequantise": [(ANY, Tile(1, 32, 128, 4, 1))],
+    "w4_dequantize": [(ANY, Tile(1, 32, 128, 4, 1))],
     "combine": [(ANY, Tile(1, 512, 1, 4, 1))],
     "route": [(ANY, Tile(512, 1, 1, 4, 1))],
+    "gate_gradient": [(ANY, Tile(64, 1, 1, 4, 1))],
 }
 
 _SM_90: Table = {
@@ -64,17 +65,17 @@ _SM_90: Table = {
     "weight_gradient": [(ANY, Tile(64, 128, 128, 8, 3))],
     "persistent_gemm": [(ANY, Tile(128, 256, 64, 8, 3))],
     "persistent_swiglu": [(ANY, Tile(128, 64, 64, 8, 4))],
-    "w4_gemm": [(32, Tile(16, 128, 128, 4, 3)), (ANY, Tile(128, 128, 128, 8, 3))],
+    "w4_gemm": [(ANY, Tile(128, 128, 128, 8, 3))],
     "w4_dx": [(ANY, Tile(128, 64, 128, 8, 3))],
 }
 
 TABLES: dict[str, Table] = {"sm_86": _SM_86, "sm_90": _SM_90}
 
-# Rows in all below which an int4 layer decodes without sorting, rows per expert below which tokens are the narrow
-# operand (swap-AB), and above which one pass of dequantisation costs less than decoding inside the product.
+# Rows in all up to which an int4 layer decodes without sorting, rows per expert up to which tokens are the narrow
+# operand (swap-AB), and above which one pass of dequantization costs less than decoding inside the product.
 W4_GEMV_SLOTS = 4
 W4_SWAP_ROWS = 32
-W4_DEQUANTISE_ROWS = 512
+W4_DEQUANTIZE_ROWS = 512
 # Rows per expert from which the persistent descriptor kernels are used where the table has them.
 PERSISTENT_ROWS = 256
 
@@ -137,14 +138,19 @@ def _table(arch: str, override: str | None) -> Table:
     return table
 
 
+def table_of(arch: str) -> Table:
+    """The architecture's table, with what KERNELS_TUNING_TABLE replaces."""
+    return _table(arch, os.environ.get("KERNELS_TUNING_TABLE"))
+
+
 def has(op: str, arch: str) -> bool:
     """Whether the architecture's table has tiles for ``op``."""
-    return op in _table(arch, os.environ.get("KERNELS_TUNING_TABLE"))
+    return op in table_of(arch)
 
 
 def select(op: str, arch: str, rows_per_expert: int) -> Tile:
     """The tile of ``op`` for that many rows per expert, from the architecture's table."""
-    for limit, tile in _table(arch, os.environ.get("KERNELS_TUNING_TABLE"))[op]:
+    for limit, tile in table_of(arch)[op]:
         if rows_per_expert <= limit:
             return tile
     raise ValueError(f"tuning table of {arch}: no rule of {op} covers {rows_per_expert} rows per expert")

@@ -1,24 +1,27 @@
-"""W4A16: products with int4 weights (`kernels.int4`), decoded exactly inside the kernel.
+"""W4A16: products with int4 weights (`kernels.int4`), decoded inside the kernel.
 
-A nibble minus 8 is exact in bf16. Where the group's scale can multiply the float32 partial sum (small row tiles), the
-only error is float32 accumulation; SCALE_W puts it into the bf16 weight instead, which saves the second accumulator
-that would spill with large tiles. ASM decodes with 11 PTX instructions per 8 weights (sm_80 and later).
-
-Shape legend: R rows sorted by expert, E experts, N output columns, K inner width in groups of 128.
+A nibble minus 8 is exact in bf16. `w4_swap_kernel` and `w4_gemv_kernel`, for few rows, multiply the float32 sum of a
+group by its scale, so their only error is that of float32 sums; `w4_gemm_kernel`, for many, rounds the scaled weight to
+bf16, which saves a second accumulator that would spill. Inputs are gathered in the SwiGLU product and in decode.
 """
+
+# R rows sorted by expert, E experts, N output columns, K inner width in groups of 128
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from kernels.gpu.common import INTERPRETED, cast, dot, from_int, locate, sigmoid
+from kernels.gpu.common import INTERPRETED, cast, dot, from_int, kernel, locate, rows_of, sigmoid
 
 
 @triton.jit
-def nibbles(q, ASM: tl.constexpr):
-    """uint8 tile -> (low half - 8, high half - 8) in bf16."""
-    if ASM and not INTERPRETED:
+def nibbles(q):
+    """uint8 tile -> (low half - 8, high half - 8) in bf16; 11 PTX instructions for 8 weights (sm_80 and later)."""
+    if INTERPRETED:
+        low = from_int((q & 0xF).to(tl.int8) - 8, tl.bfloat16)
+        high = from_int((q >> 4).to(tl.int8) - 8, tl.bfloat16)
+    else:
         # 0x4300 | n is bf16 128 + n; fma(1, -136) leaves n - 8
         low, high = tl.inline_asm_elementwise(
             """{ .reg .b32 t, s, o, z, m;
@@ -38,63 +41,43 @@ def nibbles(q, ASM: tl.constexpr):
             fma.rn.bf16x2 $3, $3, o, z; }""",
             "=r,=r,=r,=r,r", [q], dtype=(tl.bfloat16, tl.bfloat16), is_pure=True, pack=4,
         )  # fmt: skip
-    else:
-        low = from_int((q & 0xF).to(tl.int8) - 8, tl.bfloat16)
-        high = from_int((q >> 4).to(tl.int8) - 8, tl.bfloat16)
     return low, high
 
 
 @triton.jit
-def _group_product(acc, x_low, x_high, q_at, s_at, column_mask, ASM: tl.constexpr, SCALE_W: tl.constexpr,
-                   EVEN: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
-    """One group of 128: ``acc + (x_low @ low.T + x_high @ high.T) * scale``; q tile [64, BN]."""
+def _scaled_product(acc, x_low, x_high, q_at, s_at, column_mask, EVEN: tl.constexpr):
+    """One group of 128: ``acc + x_low @ (scale * low).T + x_high @ (scale * high).T``; q tile [64, BN]."""
     if EVEN:
-        low, high = nibbles(tl.load(q_at), ASM)
+        low, high = nibbles(tl.load(q_at))
         scale = tl.load(s_at).to(tl.float32)[None, :]
     else:
-        low, high = nibbles(tl.load(q_at, mask=column_mask[None, :], other=0), ASM)
+        low, high = nibbles(tl.load(q_at, mask=column_mask[None, :], other=0))
         scale = tl.load(s_at, mask=column_mask, other=0.0).to(tl.float32)[None, :]
-    if SCALE_W:
-        acc = dot(x_low, cast(low.to(tl.float32) * scale, tl.bfloat16), acc)
-        acc = dot(x_high, cast(high.to(tl.float32) * scale, tl.bfloat16), acc)
-    else:
-        part = dot(x_low, low, tl.zeros((BM, BN), tl.float32))
-        part = dot(x_high, high, part)
-        acc += part * scale
-    return acc
+    acc = dot(x_low, cast(low.to(tl.float32) * scale, tl.bfloat16), acc)
+    return dot(x_high, cast(high.to(tl.float32) * scale, tl.bfloat16), acc)
 
 
-@triton.jit
+@kernel
 def w4_gemm_kernel(
     x_ptr, q_ptr, s_ptr, q3_ptr, s3_ptr, y_ptr, h1_ptr, h3_ptr, order_ptr, offsets_ptr, rows_total,
     N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr,
-    GATHER: tl.constexpr, SWIGLU: tl.constexpr, SAVE_H: tl.constexpr, ASM: tl.constexpr, SCALE_W: tl.constexpr,
-    SPLIT_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP_M: tl.constexpr,
+    SWIGLU: tl.constexpr, SAVE_H: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """``y[s] = x @ w[e].T`` over the s-th share of K, or (SPLIT_K 1) ``silu(x @ w1.T) * (x @ w3.T)``."""
-    split = tl.program_id(1)
-    column_tiles: tl.constexpr = (N + BN - 1) // BN
-    EVEN: tl.constexpr = N % BN == 0
-    GROUPS: tl.constexpr = K // 128
-    SHARE: tl.constexpr = (GROUPS + SPLIT_K - 1) // SPLIT_K
-    e, r0, r1, row_tile, column_tile, poison = locate(
-        tl.program_id(0), offsets_ptr, rows_total, column_tiles, E, BM, GROUP_M
+    """``y = x @ w[e].T``, or SWIGLU: ``y = silu(h1) * h3`` with ``h1 = x[token] @ w1[e].T``, h3 likewise."""
+    e, first, end, column_tile, poison = locate(
+        tl.program_id(0), offsets_ptr, rows_total, (N + BN - 1) // BN, E, BM, GROUP_M
     )
     if e < 0:
         return
-    rows = r0 + row_tile * BM + tl.arange(0, BM)
-    row_mask = rows < r1
-    if GATHER:
-        src = tl.load(order_ptr + rows, mask=row_mask, other=0).to(tl.int32) // TOPK
-    else:
-        src = rows
+    rows, row_mask, source = rows_of(order_ptr, first, end, TOPK, SWIGLU, BM)
     columns = column_tile * BN + tl.arange(0, BN)
     column_mask = columns < N
-    g0 = split * SHARE
-    g1 = tl.minimum(g0 + SHARE, GROUPS)
+    EVEN: tl.constexpr = N % BN == 0
+    GROUPS: tl.constexpr = K // 128
     inner = tl.arange(0, 64)
-    x_at = x_ptr + src.to(tl.int64)[:, None] * K + g0 * 128 + inner[None, :]
-    group = (e.to(tl.int64) * GROUPS + g0) * N
+    x_at = x_ptr + source.to(tl.int64)[:, None] * K + inner[None, :]
+    group = e.to(tl.int64) * GROUPS * N
     q_at = q_ptr + (group + columns[None, :]) * 64 + inner[:, None]
     s_at = s_ptr + group + columns
     acc = tl.zeros((BM, BN), tl.float32)
@@ -102,12 +85,12 @@ def w4_gemm_kernel(
         acc3 = tl.zeros((BM, BN), tl.float32)
         q3_at = q3_ptr + (group + columns[None, :]) * 64 + inner[:, None]
         s3_at = s3_ptr + group + columns
-    for _ in range(g0, g1):
+    for _ in range(GROUPS):
         x_low = tl.load(x_at, mask=row_mask[:, None], other=0.0)
         x_high = tl.load(x_at + 64, mask=row_mask[:, None], other=0.0)
-        acc = _group_product(acc, x_low, x_high, q_at, s_at, column_mask, ASM, SCALE_W, EVEN, BM, BN)
+        acc = _scaled_product(acc, x_low, x_high, q_at, s_at, column_mask, EVEN)
         if SWIGLU:
-            acc3 = _group_product(acc3, x_low, x_high, q3_at, s3_at, column_mask, ASM, SCALE_W, EVEN, BM, BN)
+            acc3 = _scaled_product(acc3, x_low, x_high, q3_at, s3_at, column_mask, EVEN)
             q3_at += N * 64
             s3_at += N
         x_at += 128
@@ -115,68 +98,7 @@ def w4_gemm_kernel(
         s_at += N
     acc += poison
     mask = row_mask[:, None] & column_mask[None, :]
-    at = (rows.to(tl.int64) + split * rows_total.to(tl.int64))[:, None] * N + columns[None, :]
-    if SWIGLU:
-        if SAVE_H:
-            tl.store(h1_ptr + at, cast(acc, h1_ptr.dtype.element_ty), mask=mask)
-            tl.store(h3_ptr + at, cast(acc3, h3_ptr.dtype.element_ty), mask=mask)
-        acc = acc * sigmoid(acc) * acc3
-    tl.store(y_ptr + at, cast(acc, y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def w4_swap_kernel(
-    x_ptr, q_ptr, s_ptr, q3_ptr, s3_ptr, y_ptr, h1_ptr, h3_ptr, order_ptr, offsets_ptr, rows_total,
-    N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr,
-    GATHER: tl.constexpr, SWIGLU: tl.constexpr, SAVE_H: tl.constexpr, ASM: tl.constexpr,
-    SPLIT_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP_M: tl.constexpr,
-):  # fmt: skip
-    """The same product transposed, ``w @ x.T``: weights are the tensor cores' wide operand, tokens come in eights."""
-    split = tl.program_id(1)
-    column_tiles: tl.constexpr = (N + BN - 1) // BN
-    GROUPS: tl.constexpr = K // 128
-    SHARE: tl.constexpr = (GROUPS + SPLIT_K - 1) // SPLIT_K
-    e, r0, r1, row_tile, column_tile, poison = locate(
-        tl.program_id(0), offsets_ptr, rows_total, column_tiles, E, BM, GROUP_M
-    )
-    if e < 0:
-        return
-    rows = r0 + row_tile * BM + tl.arange(0, BM)
-    row_mask = rows < r1
-    if GATHER:
-        src = tl.load(order_ptr + rows, mask=row_mask, other=0).to(tl.int32) // TOPK
-    else:
-        src = rows
-    columns = column_tile * BN + tl.arange(0, BN)
-    column_mask = columns < N
-    g0 = split * SHARE
-    g1 = tl.minimum(g0 + SHARE, GROUPS)
-    inner = tl.arange(0, 64)
-    x_at = x_ptr + src.to(tl.int64)[None, :] * K + g0 * 128 + inner[:, None]
-    group = (e.to(tl.int64) * GROUPS + g0) * N
-    at = (group + columns[:, None]) * 64 + inner[None, :]
-    s_at = group + columns
-    acc = tl.zeros((BN, BM), tl.float32)
-    if SWIGLU:
-        acc3 = tl.zeros((BN, BM), tl.float32)
-    for _ in range(g0, g1):
-        x_low = tl.load(x_at, mask=row_mask[None, :], other=0.0)
-        x_high = tl.load(x_at + 64, mask=row_mask[None, :], other=0.0)
-        low, high = nibbles(tl.load(q_ptr + at, mask=column_mask[:, None], other=0), ASM)
-        part = dot(low, x_low, tl.zeros((BN, BM), tl.float32))
-        part = dot(high, x_high, part)
-        acc += part * tl.load(s_ptr + s_at, mask=column_mask, other=0.0).to(tl.float32)[:, None]
-        if SWIGLU:
-            low, high = nibbles(tl.load(q3_ptr + at, mask=column_mask[:, None], other=0), ASM)
-            part = dot(low, x_low, tl.zeros((BN, BM), tl.float32))
-            part = dot(high, x_high, part)
-            acc3 += part * tl.load(s3_ptr + s_at, mask=column_mask, other=0.0).to(tl.float32)[:, None]
-        x_at += 128
-        at += N * 64
-        s_at += N
-    acc += poison
-    mask = row_mask[None, :] & column_mask[:, None]
-    y_at = (rows.to(tl.int64) + split * rows_total.to(tl.int64))[None, :] * N + columns[:, None]
+    y_at = rows.to(tl.int64)[:, None] * N + columns[None, :]
     if SWIGLU:
         if SAVE_H:
             tl.store(h1_ptr + y_at, cast(acc, h1_ptr.dtype.element_ty), mask=mask)
@@ -186,6 +108,74 @@ def w4_swap_kernel(
 
 
 @triton.jit
+def _swapped_product(acc, x_low, x_high, q_at, s_at, column_mask, BM: tl.constexpr, BN: tl.constexpr):
+    """One group of 128: ``acc + scale * (low @ x_low + high @ x_high)``; q tile [BN, 64], x tiles [64, BM]."""
+    low, high = nibbles(tl.load(q_at, mask=column_mask[:, None], other=0))
+    part = dot(low, x_low, tl.zeros((BN, BM), tl.float32))
+    part = dot(high, x_high, part)
+    return acc + part * tl.load(s_at, mask=column_mask, other=0.0).to(tl.float32)[:, None]
+
+
+@kernel
+def w4_swap_kernel(
+    x_ptr, q_ptr, s_ptr, q3_ptr, s3_ptr, y_ptr, h1_ptr, h3_ptr, order_ptr, offsets_ptr, rows_total,
+    N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr,
+    SWIGLU: tl.constexpr, SAVE_H: tl.constexpr,
+    SPLIT_K: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP_M: tl.constexpr,
+):  # fmt: skip
+    """The same product transposed, ``w @ x.T``: weights are the tensor cores' wide operand, tokens come in eights.
+
+    With SPLIT_K, y is [SPLIT_K, R, N] and program (tile, s) computes the s-th share of K.
+    """
+    e, first, end, column_tile, poison = locate(
+        tl.program_id(0), offsets_ptr, rows_total, (N + BN - 1) // BN, E, BM, GROUP_M
+    )
+    if e < 0:
+        return
+    rows, row_mask, source = rows_of(order_ptr, first, end, TOPK, SWIGLU, BM)
+    columns = column_tile * BN + tl.arange(0, BN)
+    column_mask = columns < N
+    GROUPS: tl.constexpr = K // 128
+    SHARE: tl.constexpr = (GROUPS + SPLIT_K - 1) // SPLIT_K
+    split = tl.program_id(1)
+    g0 = split * SHARE
+    inner = tl.arange(0, 64)
+    x_at = x_ptr + source.to(tl.int64)[None, :] * K + g0 * 128 + inner[:, None]
+    group = (e.to(tl.int64) * GROUPS + g0) * N
+    at = (group + columns[:, None]) * 64 + inner[None, :]
+    s_at = group + columns
+    acc = tl.zeros((BN, BM), tl.float32)
+    if SWIGLU:
+        acc3 = tl.zeros((BN, BM), tl.float32)
+    for _ in range(g0, tl.minimum(g0 + SHARE, GROUPS)):
+        x_low = tl.load(x_at, mask=row_mask[None, :], other=0.0)
+        x_high = tl.load(x_at + 64, mask=row_mask[None, :], other=0.0)
+        acc = _swapped_product(acc, x_low, x_high, q_ptr + at, s_ptr + s_at, column_mask, BM, BN)
+        if SWIGLU:
+            acc3 = _swapped_product(acc3, x_low, x_high, q3_ptr + at, s3_ptr + s_at, column_mask, BM, BN)
+        x_at += 128
+        at += N * 64
+        s_at += N
+    acc += poison
+    mask = row_mask[None, :] & column_mask[:, None]
+    y_at = (rows + split.to(tl.int64) * rows_total)[None, :] * N + columns[:, None]
+    if SWIGLU:
+        if SAVE_H:
+            tl.store(h1_ptr + y_at, cast(acc, h1_ptr.dtype.element_ty), mask=mask)
+            tl.store(h3_ptr + y_at, cast(acc3, h3_ptr.dtype.element_ty), mask=mask)
+        acc = acc * sigmoid(acc) * acc3
+    tl.store(y_ptr + y_at, cast(acc, y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _row_product(acc, x_low, x_high, eights, q_at, s_at, column_mask):
+    """One group of 128 of a single row: ``acc + scale * sum (q - 8) x``, with ``eights`` = 8 sum x; q tile [BN, 64]."""
+    q = tl.load(q_at, mask=column_mask[:, None], other=0)
+    part = tl.sum((q & 0xF).to(tl.float32) * x_low + (q >> 4).to(tl.float32) * x_high, 1) - eights
+    return acc + part * tl.load(s_at, mask=column_mask, other=0.0).to(tl.float32)
+
+
+@kernel
 def w4_gemv_kernel(
     x_ptr, q_ptr, s_ptr, q3_ptr, s3_ptr, y_ptr, ids_ptr, slots,
     N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr,
@@ -202,7 +192,6 @@ def w4_gemv_kernel(
     columns = tl.program_id(0) * BN + tl.arange(0, BN)
     column_mask = columns < N
     g0 = split * SHARE
-    g1 = tl.minimum(g0 + SHARE, GROUPS)
     inner = tl.arange(0, 64)
     x_at = x_ptr + (slot // TOPK).to(tl.int64) * K + g0 * 128 + inner
     group = (e.to(tl.int64) * GROUPS + g0) * N
@@ -211,45 +200,43 @@ def w4_gemv_kernel(
     acc = tl.zeros((BN,), tl.float32)
     if SWIGLU:
         acc3 = tl.zeros((BN,), tl.float32)
-    for _ in range(g0, g1):
+    for _ in range(g0, tl.minimum(g0 + SHARE, GROUPS)):
         x_low = tl.load(x_at).to(tl.float32)[None, :]
         x_high = tl.load(x_at + 64).to(tl.float32)[None, :]
-        eights = 8.0 * tl.sum(x_low + x_high, 1)  # sum (q - 8) x = sum q x - 8 sum x, shared by all columns
-        q = tl.load(q_ptr + at, mask=column_mask[:, None], other=0)
-        part = tl.sum((q & 0xF).to(tl.float32) * x_low + (q >> 4).to(tl.float32) * x_high, 1) - eights
-        acc += part * tl.load(s_ptr + s_at, mask=column_mask, other=0.0).to(tl.float32)
+        eights = 8.0 * tl.sum(x_low + x_high, 1)  # shared by all columns
+        acc = _row_product(acc, x_low, x_high, eights, q_ptr + at, s_ptr + s_at, column_mask)
         if SWIGLU:
-            q = tl.load(q3_ptr + at, mask=column_mask[:, None], other=0)
-            part = tl.sum((q & 0xF).to(tl.float32) * x_low + (q >> 4).to(tl.float32) * x_high, 1) - eights
-            acc3 += part * tl.load(s3_ptr + s_at, mask=column_mask, other=0.0).to(tl.float32)
+            acc3 = _row_product(acc3, x_low, x_high, eights, q3_ptr + at, s3_ptr + s_at, column_mask)
         x_at += 128
         at += N * 64
         s_at += N
     if SWIGLU:
         acc = acc * sigmoid(acc) * acc3
     acc += poison
-    y_at = (slot + split * slots).to(tl.int64) * N + columns
+    y_at = (slot + split.to(tl.int64) * slots) * N + columns
     tl.store(y_ptr + y_at, cast(acc, y_ptr.dtype.element_ty), mask=column_mask)
 
 
 @triton.jit
-def _dx_product(low_acc, high_acc, dy_ptr, q_ptr, s_ptr, src, row_mask, e, g,
-                N: tl.constexpr, GROUPS: tl.constexpr, ASM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+def _dx_product(
+    low_acc, high_acc, dy_ptr, q_ptr, s_ptr, source, row_mask, e, g,
+    N: tl.constexpr, GROUPS: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
     n = tl.arange(0, BN)
     inner = tl.arange(0, 64)
-    dy_at = dy_ptr + src.to(tl.int64)[:, None] * N + n[None, :]
+    dy_at = dy_ptr + source.to(tl.int64)[:, None] * N + n[None, :]
     group = (e.to(tl.int64) * GROUPS + g) * N
     q_at = q_ptr + (group + n[:, None]) * 64 + inner[None, :]
     s_at = s_ptr + group + n
     for start in range(0, N, BN):
         if N % BN == 0:
             dy = tl.load(dy_at, mask=row_mask[:, None], other=0.0)
-            low, high = nibbles(tl.load(q_at), ASM)
+            low, high = nibbles(tl.load(q_at))
             scale = tl.load(s_at).to(tl.float32)
         else:
             inside = n < N - start
             dy = tl.load(dy_at, mask=row_mask[:, None] & inside[None, :], other=0.0)
-            low, high = nibbles(tl.load(q_at, mask=inside[:, None], other=0), ASM)
+            low, high = nibbles(tl.load(q_at, mask=inside[:, None], other=0))
             scale = tl.load(s_at, mask=inside, other=0.0).to(tl.float32)
         dy = cast(dy.to(tl.float32) * scale[None, :], dy_ptr.dtype.element_ty)
         low_acc = dot(dy, low, low_acc)
@@ -260,37 +247,32 @@ def _dx_product(low_acc, high_acc, dy_ptr, q_ptr, s_ptr, src, row_mask, e, g,
     return low_acc, high_acc
 
 
-@triton.jit
+@kernel
 def w4_dx_kernel(
     dy_ptr, q_ptr, s_ptr, dy2_ptr, q2_ptr, s2_ptr, dx_ptr, order_ptr, offsets_ptr, rows_total,
     N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr,
-    GATHER: tl.constexpr, DUAL: tl.constexpr, ASM: tl.constexpr,
+    GATHER: tl.constexpr, DUAL: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
     """``dx = dy @ w[e] (+ dy2 @ w2[e])``: a column tile is one group, its halves two accumulators of 64 columns."""
     GROUPS: tl.constexpr = K // 128
-    e, r0, r1, row_tile, g, poison = locate(tl.program_id(0), offsets_ptr, rows_total, GROUPS, E, BM, GROUP_M)
+    e, first, end, g, poison = locate(tl.program_id(0), offsets_ptr, rows_total, GROUPS, E, BM, GROUP_M)
     if e < 0:
         return
-    rows = r0 + row_tile * BM + tl.arange(0, BM)
-    row_mask = rows < r1
-    if GATHER:
-        src = tl.load(order_ptr + rows, mask=row_mask, other=0).to(tl.int32) // TOPK
-    else:
-        src = rows
+    rows, row_mask, source = rows_of(order_ptr, first, end, TOPK, GATHER, BM)
     low = tl.zeros((BM, 64), tl.float32)
     high = tl.zeros((BM, 64), tl.float32)
-    low, high = _dx_product(low, high, dy_ptr, q_ptr, s_ptr, src, row_mask, e, g, N, GROUPS, ASM, BN)
+    low, high = _dx_product(low, high, dy_ptr, q_ptr, s_ptr, source, row_mask, e, g, N, GROUPS, BN)
     if DUAL:
-        low, high = _dx_product(low, high, dy2_ptr, q2_ptr, s2_ptr, src, row_mask, e, g, N, GROUPS, ASM, BN)
+        low, high = _dx_product(low, high, dy2_ptr, q2_ptr, s2_ptr, source, row_mask, e, g, N, GROUPS, BN)
     at = dx_ptr + rows.to(tl.int64)[:, None] * K + g * 128 + tl.arange(0, 64)[None, :]
     tl.store(at, cast(low + poison, dx_ptr.dtype.element_ty), mask=row_mask[:, None])
     tl.store(at + 64, cast(high + poison, dx_ptr.dtype.element_ty), mask=row_mask[:, None])
 
 
-@triton.jit
-def w4_dequantise_kernel(q_ptr, s_ptr, w_ptr, N: tl.constexpr, K: tl.constexpr, ASM: tl.constexpr, BN: tl.constexpr):
-    """int4 -> bf16 [E, N, K], for products with so many rows that one pass over the weights costs little."""
+@kernel
+def w4_dequantize_kernel(q_ptr, s_ptr, w_ptr, N: tl.constexpr, K: tl.constexpr, BN: tl.constexpr):
+    """int4 -> float [E, N, K], for products with so many rows that one pass over the weights costs little."""
     GROUPS: tl.constexpr = K // 128
     g = tl.program_id(1)
     e = tl.program_id(2).to(tl.int64)
@@ -298,9 +280,7 @@ def w4_dequantise_kernel(q_ptr, s_ptr, w_ptr, N: tl.constexpr, K: tl.constexpr, 
     mask = columns < N
     inner = tl.arange(0, 64)
     group = (e * GROUPS + g) * N
-    low, high = nibbles(
-        tl.load(q_ptr + (group + columns[:, None]) * 64 + inner[None, :], mask=mask[:, None], other=0), ASM
-    )
+    low, high = nibbles(tl.load(q_ptr + (group + columns[:, None]) * 64 + inner[None, :], mask=mask[:, None], other=0))
     scale = tl.load(s_ptr + group + columns, mask=mask, other=0.0).to(tl.float32)[:, None]
     at = w_ptr + (e * N + columns[:, None]) * K + g * 128 + inner[None, :]
     tl.store(at, cast(low.to(tl.float32) * scale, w_ptr.dtype.element_ty), mask=mask[:, None])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernels import compile_check
-from kernels.gpu import tile_tables as tuning
+from kernels.gpu import tile_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,9 +29,8 @@ def test_every_tile_compiles_clean_for_both_architectures():
     problems = {f"{r['arch']} {r['op']} {r['flags']} {r['tile']}": compile_check.problem(r) for r in content["rows"]}
     assert {k: v for k, v in problems.items() if v} == {} and content["failed"] == 0 and result.returncode == 0
     for arch in ("sm_86", "sm_90"):
-        rows = [r for r in content["rows"] if r["arch"] == arch]
-        tiles = {(r["op"], tuple(r["tile"])) for r in rows}
-        assert tiles >= {(op, tuple(t)) for op, rules in tuning.TABLES[arch].items() for _, t in rules}
+        tiles = {(r["op"], tuple(r["tile"])) for r in content["rows"] if r["arch"] == arch}
+        assert tiles == {(op, tuple(t)) for op, rules in tile_tables.TABLES[arch].items() for _, t in rules}
     assert all(r["shared"] <= 99 * 1024 for r in content["rows"] if r["arch"] == "sm_86")
     assert all(r["descriptor_loads"] for r in content["rows"] if r["op"].startswith("persistent"))
 
@@ -57,14 +56,16 @@ def test_what_makes_a_kernel_unfit():
 def test_a_bad_tile_ends_with_exit_code_1(op, tile, told):
     pytest.importorskip("triton", reason="triton is not installed")
     code = (
-        "from kernels import compile_check\nfrom kernels.gpu import tile_tables as tuning\n"
-        f"tuning.TABLES['sm_86'] = {{{op!r}: [(tuning.ANY, tuning.Tile{tile})]}}\n"
+        "from kernels import compile_check\nfrom kernels.gpu import tile_tables\n"
+        f"tile_tables.TABLES['sm_86'][{op!r}] = [(tile_tables.ANY, tile_tables.Tile{tile})]\n"
+        f"one = next(made for made in compile_check.launches('sm_86') if made.op == {op!r})\n"
+        "compile_check.launches = lambda arch: [one]\n"
         "raise SystemExit(compile_check.main(['--arch', 'sm_86', '--jobs', '1']))\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert told in result.stdout and "FAIL" in result.stdout and "\n1 of " in result.stdout
+    assert told in result.stdout and "FAIL" in result.stdout and "\n0 of 1 kernels clean" in result.stdout
 
 
 def test_resident_blocks():
@@ -76,3 +77,18 @@ def test_resident_blocks():
 def test_an_unknown_architecture_is_told():
     result = run("--arch", "sm_75")
     assert result.returncode == 2 and result.stderr.strip() == "error: no tile table for sm_75; tables: sm_86, sm_90"
+
+
+def test_what_the_driver_runs_of_sm_86_gets_its_arguments():
+    """`kernels.bench.ptx_jit` passes as many arguments as the PTX declares before Triton's two scratch pointers."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    code = (
+        "from kernels import compile_check\nfrom kernels.bench import ptx_jit\n"
+        "for op in ('swiglu', 'combine'):\n"
+        "    made = next(made for made in compile_check.launches('sm_86') if made.op == op)\n"
+        "    _, ptx, _, name = compile_check.compile_launch(86, made)\n"
+        "    print(ptx_jit.declared_parameters(ptx, name) - len(ptx_jit.arguments_of(made)), '.target sm_86' in ptx)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.stdout.split() == ["2", "True"] * 2, result.stderr

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import custom_ops as library
-from kernels import int4, ops, reference
-from kernels.dispatch import LowRank
+from kernels import custom_ops, int4, ops, reference
+from kernels.types import LowRank
 
 TESTS = ("test_schema", "test_faketensor")
 
@@ -33,15 +32,17 @@ def low_rank(rank: int, width: int, hidden: int, *lead: int) -> LowRank:
 
 def test_fake_kernels_agree_with_real_ones():
     x, weights, gates, ids = problem()
-    torch.library.opcheck(library.experts, (x, *weights, gates, ids, True), test_utils=TESTS)
-    saved = library.experts(x, *weights, gates, ids, True)[1:]
+    dense = (None, None, None)
+    torch.library.opcheck(custom_ops.experts, (x, *weights, *dense, gates, ids, True), test_utils=TESTS)
+    saved = custom_ops.experts(x, *weights, *dense, gates, ids, True)[1:]
     for needs in ([True] * 5, [True, False, False, False, True]):
         torch.library.opcheck(
-            library.experts_backward,
+            custom_ops.experts_backward,
             (
                 x.detach(),
                 x.detach(),
                 *(w.detach() for w in weights),
+                *dense,
                 gates.detach(),
                 *(s.detach() for s in saved),
                 needs,
@@ -49,10 +50,15 @@ def test_fake_kernels_agree_with_real_ones():
             test_utils=TESTS,
         )
     base, shared, factors = [w[0].detach() for w in weights], low_rank(2, 8, 12), low_rank(2, 8, 12, 3)
-    arguments = (x, base, list(shared), list(factors), gates, ids, 0.5, 2.0, True)
-    torch.library.opcheck(library.delta_experts, arguments, test_utils=TESTS)
-    offsets = torch.tensor([0, 2, 2, 6], dtype=torch.int32)
-    torch.library.opcheck(library.grouped_linear, (x, weights[0], offsets), test_utils=TESTS)
+    for pairs in ((list(shared), list(factors)), ([], list(factors))):
+        torch.library.opcheck(custom_ops.delta_experts, (x, base, *pairs, gates, ids, 0.5, 2.0, True), test_utils=TESTS)
+    alone = (gates[:, :1], ids[:, :1])  # without factors of experts
+    torch.library.opcheck(
+        custom_ops.delta_experts, (x, base, list(shared), [], *alone, 0.5, 2.0, True), test_utils=TESTS
+    )
+    wide = torch.randn(6, 128)
+    packed, scales = zip(*(int4.pack(torch.randn(3, 128, 128)) for _ in range(3)))
+    torch.library.opcheck(custom_ops.experts, (wide, *packed, *scales, gates, ids, True), test_utils=TESTS)
 
 
 def test_full_graph_tracing_gives_the_same_values_and_gradients():
@@ -74,15 +80,13 @@ def test_full_graph_tracing_gives_the_same_values_and_gradients():
 
 def test_full_graph_tracing_of_every_other_operation():
     x, weights, gates, ids = problem()
-    offsets = torch.tensor([0, 2, 2, 6], dtype=torch.int32)
     packed = [int4.pack(torch.randn(3, 128, 128) / 11) for _ in range(3)]
     wide = torch.randn(6, 128, requires_grad=True)
     factors = low_rank(2, 128, 128, 3)
     base = [int4.pack(torch.randn(128, 128) / 11) for _ in range(3)]
     cases = {
-        "grouped": (lambda x: ops.grouped_linear(x, weights[0], offsets), x),
         "linear": (lambda x: ops.linear(x, weights[0][0]), x),
-        "int4": (lambda x: ops.int4_experts_forward(x, *packed, gates, ids), wide),
+        "int4": (lambda x: ops.experts_forward(x, *packed, gates, ids), wide),
         "int4 with deltas": (lambda x: ops.delta_experts_forward(x, *base, None, factors, gates, ids), wide),
     }
     for name, (layer, leaf) in cases.items():
@@ -128,7 +132,7 @@ def test_int4_layers_on_the_cpu():
     full = [int4.unpack(w) for w in packed]
     x, gates = torch.randn(5, 128, requires_grad=True), torch.rand(5, 2, requires_grad=True)
     ids = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 0], [0, 1]])
-    got, want = ops.int4_experts_forward(x, *packed, gates, ids), reference.experts_forward(x, *full, gates, ids)
+    got, want = ops.experts_forward(x, *packed, gates, ids), reference.experts_forward(x, *full, gates, ids)
     torch.testing.assert_close(got, want)
     for a, b in zip(torch.autograd.grad(got.sum(), (x, gates)), torch.autograd.grad(want.sum(), (x, gates))):
         torch.testing.assert_close(a, b)
@@ -150,7 +154,9 @@ def test_int4_says_what_does_not_fit():
     packed = int4.pack(torch.randn(2, 128, 128))
     gates, ids = torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.long)
     with pytest.raises(ValueError, match=r"w1.packed: expected uint8 \[2, 2, 128, 64\]"):
-        ops.int4_experts_forward(torch.randn(3, 256), packed, packed, packed, gates, ids)
+        ops.experts_forward(torch.randn(3, 256), packed, packed, packed, gates, ids)
+    with pytest.raises(ValueError, match="all dense or all int4"):
+        ops.experts_forward(torch.randn(3, 128), packed, torch.randn(2, 128, 128), packed, gates, ids)
     with pytest.raises(ValueError, match="all dense or all int4"):
         ops.delta_experts_forward(torch.randn(3, 128), packed, packed, torch.randn(1), None, None, gates, ids)
 
@@ -162,8 +168,6 @@ def test_the_gpu_path_never_reads_a_tensor_on_the_host():
 
 
 def test_cpu_path_needs_no_triton():
-    library_source = Path(library.__file__).read_text() + Path(ops.__file__).read_text()
-    top_level = [
-        line for line in library_source.splitlines() if re.match(r"(import|from) .*(triton|kernels\.gpu)", line)
-    ]
+    source = Path(custom_ops.__file__).read_text() + Path(ops.__file__).read_text()
+    top_level = [line for line in source.splitlines() if re.match(r"(import|from) .*(triton|kernels\.gpu)", line)]
     assert top_level == []

@@ -165,6 +165,6 @@ def test_without_transformers_the_cpu_benchmark_says_so_and_leaves_nothing(tmp_p
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-@pytest.mark.parametrize("step", ["correctness", "no_host_synchronisation", "cuda_graph"])
+@pytest.mark.parametrize("step", ["correctness", "no_host_synchronization", "cuda_graph"])
 def test_layers_on_the_gpu(step):
     assert not gpu_checks.failed(getattr(gpu_checks, step)())

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kernels import custom_ops as library
-from kernels import int4, ops, reference
+from kernels import custom_ops, int4, ops, reference
 from kernels.cpu import decode as cpu_decode
 from kernels.cpu import experts as cpu
-from kernels.dispatch import LowRank, sort_by_expert
+from kernels.dispatch import sort_by_expert
+from kernels.types import LowRank
 
 
 def routing(tokens: int, top_k: int, num_experts: int, kind: str = "uniform") -> torch.Tensor:
@@ -67,7 +67,8 @@ def test_windows_hold_their_rows_and_repeat_their_sizes():
         offsets = F.pad(counts.cumsum(0), (1, 0)).int()
         rows = int(offsets[-1])
         found = cpu.windows(offsets, rows)
-        assert [(w.expert, w.start, w.end) for w in found] == cpu.segments(offsets, rows)
+        runs = [(e, *offsets[e : e + 2].tolist()) for e in range(4) if counts[e]]
+        assert [(w.expert, w.start, w.end) for w in found] == runs
         for w in found:
             assert 0 <= w.first <= w.start < w.end <= w.last <= rows
             size = w.end - w.start
@@ -135,15 +136,6 @@ def test_delta_experts_forward_and_gradients(has_shared, has_experts, tokens, to
     assert_same(ops.delta_experts_forward(*args), reference.delta_experts_forward(*args), inputs)
 
 
-@pytest.mark.parametrize("sizes", [(4,), (0, 3, 0, 5), (1, 1, 1)])
-def test_grouped_linear_and_gradients(sizes):
-    torch.manual_seed(3)
-    offsets = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
-    x = torch.randn(6, sum(sizes), dtype=torch.float64).t().requires_grad_()  # not contiguous
-    weight = torch.randn(len(sizes), 7, 6, dtype=torch.float64, requires_grad=True)
-    assert_same(ops.grouped_linear(x, weight, offsets), reference.grouped_linear(x, weight, offsets), (x, weight))
-
-
 def test_gradcheck():
     torch.manual_seed(4)
     x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
@@ -161,30 +153,18 @@ def test_gradcheck():
 
 def test_gradcheck_of_the_other_operations():
     torch.manual_seed(20)
-    offsets = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
     x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(3, 6, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, w: ops.grouped_linear(x, w, offsets), (x, weight))
-    assert torch.autograd.gradcheck(ops.linear, (x, weight[0]))
-    assert torch.autograd.gradcheck(library.linear, (x, weight[0]))
+    weight = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(ops.linear, (x, weight))
+    assert torch.autograd.gradcheck(custom_ops.linear, (x, weight))
     packed = [int4.pack(torch.randn(2, 128, 128) / 11) for _ in range(3)]
     wide = torch.randn(2, 128, dtype=torch.float64, requires_grad=True)
     gates, ids = torch.rand(2, 2, dtype=torch.float64, requires_grad=True), torch.tensor([[0, 1], [1, 0]])
-    assert torch.autograd.gradcheck(lambda x, g: ops.int4_experts_forward(x, *packed, g, ids), (wide, gates))
+    assert torch.autograd.gradcheck(lambda x, g: ops.experts_forward(x, *packed, g, ids), (wide, gates))
+    full = [int4.unpack(w, torch.float64) for w in packed]
     torch.testing.assert_close(
-        ops.int4_experts_forward(wide, *packed, gates, ids),
-        reference.int4_experts_forward(wide, *packed, gates, ids),
+        ops.experts_forward(wide, *packed, gates, ids), reference.experts_forward(wide, *full, gates, ids)
     )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_weight_gradients_are_added_in_place(dtype):
-    torch.manual_seed(21)
-    offsets = torch.tensor([0, 4, 4, 9], dtype=torch.int32)
-    x, dy, grad = torch.randn(9, 5), torch.randn(9, 7), torch.randn(3, 7, 5, dtype=dtype)
-    want = grad + reference.weight_gradient(x.double(), dy.double(), offsets)
-    ops.accumulate_weight_gradient(x, dy, offsets, grad)
-    torch.testing.assert_close(grad.double(), want.double(), rtol=1e-5, atol=1e-5)
 
 
 def test_frozen_weights_get_no_gradient_product(monkeypatch):
@@ -348,7 +328,7 @@ def test_no_tokens_give_no_rows():
 
 
 def test_int4_on_a_gpu_wants_bf16(monkeypatch):
-    monkeypatch.setattr(library, "uses_triton", lambda x: True)
+    monkeypatch.setattr(custom_ops, "uses_triton", lambda x: True)
     wrong = types.SimpleNamespace(is_cuda=True, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"x: int4 weights on a GPU need torch.bfloat16, got torch.float16"):
         ops._check_int4_input(wrong)
@@ -371,14 +351,6 @@ def test_bad_input_is_told_in_one_line():
     for rows in (1, 3):  # one token goes another way
         with pytest.raises(ValueError, match=r"expected an integer tensor, got torch\.bool"):
             ops.experts_forward(x[:rows], w1, w2, w3, gates[:rows], ids[:rows].bool())
-    with pytest.raises(ValueError, match=r"offsets: expected a rising list from 0 to the 3 rows"):
-        ops.grouped_linear(x, w1, torch.tensor([0, 1, 2], dtype=torch.int32))
-    with pytest.raises(ValueError, match=r"offsets: expected int32, got torch.float32"):
-        ops.grouped_linear(x, w1, torch.tensor([0.0, 1, 3]))
-    with pytest.raises(ValueError, match=r"offsets: expected a rising list"):
-        ops.accumulate_weight_gradient(x, x, torch.tensor([0, 4, 3], dtype=torch.int32), torch.zeros(2, 4, 4))
-    with pytest.raises(ValueError, match=r"grad: expected a floating dtype"):
-        ops.accumulate_weight_gradient(x, x, torch.tensor([0, 1, 3]), torch.zeros(2, 4, 4, dtype=torch.long))
     with pytest.raises(ValueError, match=r"at least one expert per token"):
         ops.experts_forward(x, w1, w2, w3, gates[:, :0], ids[:, :0])
     with pytest.raises(ValueError, match=r"gates: expected shape \[3, 1\]"):

@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 def test_every_kernel_matches_the_reference_in_the_interpreter():
     cases = Path(__file__).with_name("interpreter_cases.py")
-    root = cases.parents[2]
+    root = cases.parents[3]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     environment.pop("PYTEST_ADDOPTS", None)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)]

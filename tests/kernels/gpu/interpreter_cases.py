@@ -6,6 +6,7 @@ largest difference over largest reference value: 1e-6 where all values are float
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 
@@ -15,10 +16,10 @@ import triton
 import triton.language as tl
 
 from kernels import int4, ops, reference
-from kernels.bench import ptx_jit
-from kernels.dispatch import LowRank, sort_by_expert
-from kernels.gpu import common, launch, launch_w4, layers
+from kernels.dispatch import sort_by_expert
+from kernels.gpu import common, launch, launch_w4, layers, tile_tables
 from kernels.gpu.tile_tables import Tile
+from kernels.types import LowRank, Needs, Saved
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -81,7 +82,7 @@ def test_experts(tokens, experts, top_k, kind, width, hidden):
     w1, w3 = (torch.randn(experts, hidden, width).div(width**0.5).requires_grad_() for _ in range(2))
     w2 = torch.randn(experts, hidden, width).div(hidden**0.5).transpose(1, 2).requires_grad_()  # not contiguous
     gates, ids = torch.rand(tokens, top_k, requires_grad=True), ids_of(kind, tokens, top_k, experts)
-    with launch.record_launches() as launches, torch.no_grad():
+    with launch.recorded() as launches, torch.no_grad():
         ops.experts_forward(x, w1, w2, w3, gates, ids)
     assert len(launches) <= 4
     compare(
@@ -126,18 +127,22 @@ class HostWork(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("form", ["full", "int4", "int4 decode", "int4 swapped"])
-def test_a_forward_is_four_launches_and_no_wait(form, monkeypatch):
-    """Counted with the kernels themselves left out, so that what is seen is the host's part alone."""
-    monkeypatch.setattr(launch, "launch", lambda kernel, *_, **__: launched.append(kernel.__name__))
-    monkeypatch.setattr(launch_w4, "launch", lambda kernel, *_, **__: launched.append(kernel.__name__))
+@contextlib.contextmanager
+def host_work():
+    """(what torch did, operations launched) of the block, where no kernel runs: the host's part alone."""
     launched: list[str] = []
+    with torch.no_grad(), HostWork() as work, launch.redirected(lambda made: launched.append(made.op)):
+        yield work, launched
+
+
+@pytest.mark.parametrize("form", ["full", "int4", "int4 decode", "int4 swapped"])
+def test_a_forward_is_four_launches_and_no_wait(form):
     tokens = {"int4 decode": 1, "int4 swapped": 24}.get(form, 80)
     shapes = (2, 256, 128), (2, 128, 256), (2, 256, 128)
     weights = [torch.randn(shape) for shape in shapes]
     packed = [int4.pack(w) for w in weights]
     x, gates, ids = torch.randn(tokens, 128), torch.rand(tokens, 2), ids_of("uniform", tokens, 2, 2)
-    with torch.no_grad(), HostWork() as work:
+    with host_work() as (work, launched):
         if form == "full":
             layers.experts_forward(x, *weights, gates, ids, False)
         else:
@@ -146,14 +151,12 @@ def test_a_forward_is_four_launches_and_no_wait(form, monkeypatch):
     assert len(launched) == (3 if form == "int4 decode" else 4), launched
 
 
-def test_backwards_never_wait(monkeypatch):
-    monkeypatch.setattr(launch, "launch", lambda kernel, *_, **__: launched.append(kernel.__name__))
-    launched: list[str] = []
+def test_backwards_never_wait():
     weights = [torch.randn(2, 48, 32), torch.randn(2, 32, 48), torch.randn(2, 48, 32)]
     x, gates, ids = torch.randn(40, 32), torch.rand(40, 2), ids_of("uniform", 40, 2, 2)
-    saved = layers.Saved(torch.randn(80, 48), torch.randn(80, 48), sort_by_expert(ids, 2))
-    with torch.no_grad(), HostWork() as work:
-        layers.experts_backward(x, x, *weights, gates, saved, (True,) * 5)
+    saved = Saved(torch.randn(80, 48), torch.randn(80, 48), sort_by_expert(ids, 2))
+    with host_work() as (work, launched):
+        layers.experts_backward(x, x, *weights, gates, saved, Needs(*[True] * 5))
     assert work.waits == [] and work.kernels == []
     assert len(launched) == 7, launched  # SwiGLU, gates, dX and its combine, three weights
 
@@ -171,50 +174,72 @@ def test_int4_experts(tokens, top_k, experts, kind):
     x, gates = torch.randn(tokens, width, requires_grad=True), torch.rand(tokens, top_k, requires_grad=True)
     ids = ids_of(kind, tokens, top_k, experts)
     want = reference.experts_forward(x.double(), *full, gates.double(), ids)
-    with torch.no_grad(), launch.record_launches() as launches:
-        assert error(ops.int4_experts_forward(x, *packed, gates, ids), want) <= BOUND
-    assert ("w4_gemv_kernel" in launches) == (tokens * top_k <= 4) and len(launches) <= 4
+    with torch.no_grad(), launch.recorded() as launches:
+        assert error(ops.experts_forward(x, *packed, gates, ids), want) <= BOUND
+    assert ("w4_gemv" in [made.op for made in launches]) == (tokens * top_k <= 4) and len(launches) <= 4
     compare(
-        lambda x, gates: ops.int4_experts_forward(x, *packed, gates, ids),
+        lambda x, gates: ops.experts_forward(x, *packed, gates, ids),
         lambda x, gates: reference.experts_forward(x, *full, gates, ids),
         [x, gates],
     )
 
 
-@pytest.mark.parametrize("swap", [True, False])
+# rows per expert that take the int4 kernels for few rows, for many, and dequantized weights; and what each may err:
+# in the second the scaled weight is rounded to bf16, half a unit in the eighth bit
+INT4_PATHS = pytest.mark.parametrize(
+    ("tokens", "tile", "bound"),
+    [
+        (21, {"w4_swap": Tile(8, 32, 128, 4, 1, 8, 2), "w4_swap_swiglu": Tile(8, 32, 128, 4, 1)}, BOUND),
+        (70, {"w4_gemm": Tile(16, 64, 128, 4, 1), "w4_swiglu": Tile(16, 32, 128, 4, 1)}, 2**-8),
+        (520, {"gemm": Tile(64, 64, 64, 4, 1), "swiglu": Tile(64, 64, 64, 4, 1)}, BOUND),
+    ],
+    ids=["swapped", "scaled", "dequantized"],
+)
+
+
+@INT4_PATHS
 @pytest.mark.parametrize("save", [True, False])
-def test_int4_swiglu_with_every_flag(swap, save):
+def test_int4_swiglu(tokens, tile, bound, save):
     torch.manual_seed(8)
-    x, w1, w3 = torch.randn(21, 256), int4.pack(torch.randn(3, 100, 256)), int4.pack(torch.randn(3, 100, 256))
-    dispatch = sort_by_expert(ids_of("skewed", 21, 2, 3), 3)
-    tile = Tile(8 if swap else 16, 32, 128, 4, 1)
-    a, h1, h3 = launch_w4.swiglu(
-        x, w1, w3, dispatch, 42, top_k=2, gather=True, save_h=save, tile=tile, swap=swap
-    )  # fmt: skip
+    x, w1, w3 = torch.randn(tokens, 256), int4.pack(torch.randn(2, 100, 256)), int4.pack(torch.randn(2, 100, 256))
+    dispatch = sort_by_expert(ids_of("skewed", tokens, 2, 2), 2)
+    with launch.redirected(tiles=tile), launch.recorded() as launches:
+        a, h1, h3 = launch_w4.swiglu(x, w1, w3, dispatch, save)
+    assert launches[-1].op in tile
     rows = x.double()[dispatch.order // 2]
     want1, want3 = (reference.grouped_linear(rows, int4.unpack(w, torch.float64), dispatch.offsets) for w in (w1, w3))
-    assert error(a, torch.nn.functional.silu(want1) * want3) <= BOUND
+    assert error(a, torch.nn.functional.silu(want1) * want3) <= bound
     if save:
-        assert error(h1, want1) <= BOUND and error(h3, want3) <= BOUND
+        assert error(h1, want1) <= bound and error(h3, want3) <= bound
     else:
         assert h1 is None and h3 is None
 
 
-@pytest.mark.parametrize("gather", [{}, {"gather_x": True}, {"gather_dy": True}, {"gather_x": True, "gather_dy": True}])
-@pytest.mark.parametrize("accumulate", [True, False])
-def test_weight_gradient_with_every_flag(gather, accumulate):
+@INT4_PATHS
+@pytest.mark.parametrize("columns", [128, 100])
+def test_int4_products(tokens, tile, bound, columns):
+    torch.manual_seed(1)
+    x, w = torch.randn(2 * tokens, 384), int4.pack(torch.randn(2, columns, 384))
+    dispatch = sort_by_expert(ids_of("skewed", tokens, 2, 2), 2)
+    with launch.redirected(tiles=tile), launch.recorded() as launches:
+        got = launch_w4.linear(x, w, dispatch)
+    assert launches[-1].op in tile and (got.dim() == 3) == (tokens == 21)
+    want = reference.grouped_linear(x.double(), int4.unpack(w, torch.float64), dispatch.offsets)
+    assert error(got.sum(0) if got.dim() == 3 else got, want) <= bound
+
+
+@pytest.mark.parametrize("gather", [{}, {"gather_x": True}, {"gather_dy": True}])
+def test_weight_gradient_with_every_flag(gather):
     torch.manual_seed(9)
     dispatch = sort_by_expert(ids_of("empty", 33, 2, 4), 4)
     x = torch.randn(33 if gather.get("gather_x") else 66, 24)
     dy = torch.randn(33 if gather.get("gather_dy") else 66, 20)
-    out = torch.randn(4, 20, 24) if accumulate else None
     token = dispatch.order // 2
     rows = [t.double()[token] if t.shape[0] == 33 else t.double() for t in (x, dy)]
-    want = 0.5 * reference.weight_gradient(*rows, dispatch.offsets) + (out.double() if accumulate else 0)
-    got = launch.weight_gradient(x, dy, dispatch, 66, 4, top_k=2, scale=0.5, out=out, tile=SMALL, **gather)
-    assert error(got, want) <= BOUND
-    if not accumulate:
-        assert not got[2:].any()  # experts without rows
+    with launch.redirected(tiles={"weight_gradient": SMALL}):
+        got = launch.weight_gradient("weight_gradient", x, dy, dispatch, **gather)
+    assert error(got, reference.weight_gradient(*rows, dispatch.offsets)) <= BOUND
+    assert not got[2:].any()  # experts without rows
 
 
 @pytest.mark.parametrize("splits", [1, 3])
@@ -230,7 +255,7 @@ def test_combine_with_every_flag(splits, has_base, has_gates):
         weighted = slots.view(9, 3, 70) * (gates.double().unsqueeze(-1) if has_gates else 1)
         want = 0.5 * weighted.sum(1) + (base.double() if has_base else 0)
         got = launch.combine(
-            parts, given, 3, torch.float32, gates if has_gates else None, base if has_base else None, 0.5, 4
+            parts, given, 3, torch.float32, gates if has_gates else None, base if has_base else None, 0.5
         )
         assert error(got, want) <= BOUND
 
@@ -248,65 +273,40 @@ def test_int4_base_with_deltas():
     )
 
 
-@pytest.mark.parametrize("columns", [128, 100])
-@pytest.mark.parametrize(
-    ("swap", "tile"), [(True, Tile(8, 32, 128, 4, 1, 8, 2)), (False, Tile(16, 64, 128, 4, 1, 8, 2))]
-)
-def test_int4_products_split_over_the_inner_width(columns, swap, tile):
-    torch.manual_seed(1)
-    x, w = torch.randn(19, 384), int4.pack(torch.randn(3, columns, 384))
-    dispatch = sort_by_expert(ids_of("skewed", 19, 1, 3), 3)
-    got = launch_w4.linear(x, w, dispatch, 19, gather=True, tile=tile, swap=swap)
-    want = reference.grouped_linear(x.double()[dispatch.order], int4.unpack(w, torch.float64), dispatch.offsets)
-    assert got.shape[0] == 2 and error(got.sum(0), want) <= BOUND
-
-
-def test_int4_scale_in_the_weight_costs_one_bf16_rounding():
-    torch.manual_seed(2)
-    x, w = torch.randn(64, 256), int4.pack(torch.randn(2, 96, 256))
-    dispatch = sort_by_expert(ids_of("uniform", 64, 1, 2), 2)
-    want = reference.grouped_linear(x.double(), int4.unpack(w, torch.float64), dispatch.offsets)
-    got = launch_w4.linear(x, w, dispatch, 64, tile=Tile(64, 32, 128, 4, 1), swap=False)
-    assert error(got, want) <= 2**-8  # each weight is rounded to bf16: half a unit in the eighth bit
-    exact = launch_w4.linear(x, w, dispatch, 64, tile=Tile(32, 32, 128, 4, 1), swap=False)
-    assert error(exact, want) <= BOUND
-
-
-def test_int4_gradient_of_the_input_and_dequantise():
+@pytest.mark.parametrize("gather", [False, True])
+def test_int4_gradient_of_the_input(gather):
     torch.manual_seed(3)
     w, v = int4.pack(torch.randn(2, 100, 256)), int4.pack(torch.randn(2, 100, 256))
-    dispatch = sort_by_expert(ids_of("uniform", 21, 1, 2), 2)
-    dy, dz = torch.randn(21, 100), torch.randn(21, 100)
-    got = launch_w4.linear_dx(dy, w, dispatch, 21, dy2=dz, w2=v, tile=Tile(16, 32, 128, 4, 1))
+    dispatch = sort_by_expert(ids_of("uniform", 21, 2, 2), 2)
     full = [int4.unpack(t, torch.float64).transpose(1, 2) for t in (w, v)]
-    want = sum(reference.grouped_linear(d.double(), f, dispatch.offsets) for d, f in zip((dy, dz), full))
+    with launch.redirected(tiles={"w4_dx": Tile(16, 32, 128, 4, 1)}):
+        if gather:
+            dy = torch.randn(21, 100)
+            got = launch_w4.linear_dx(dy, w, dispatch, gather=True)
+            want = reference.grouped_linear(dy.double()[dispatch.order // 2], full[0], dispatch.offsets)
+        else:
+            dy, dz = torch.randn(42, 100), torch.randn(42, 100)
+            got = launch_w4.linear_dx(dy, w, dispatch, dy2=dz, w2=v)
+            want = sum(reference.grouped_linear(d.double(), f, dispatch.offsets) for d, f in zip((dy, dz), full))
     assert error(got, want) <= BOUND
-    assert torch.equal(launch_w4.dequantise(w, torch.float32), int4.unpack(w, torch.float32))
-    assert torch.equal(launch_w4.dequantise(w), int4.unpack(w, torch.float32).bfloat16())
 
 
-def test_low_rank_as_one_more_inner_step():
-    torch.manual_seed(4)
-    x, w, xa, b = torch.randn(33, 40), torch.randn(4, 24, 40), torch.randn(33, 6), torch.randn(4, 24, 6)
-    dispatch = sort_by_expert(ids_of("empty", 33, 1, 4), 4)
-    got = launch.grouped_gemm(x, w, dispatch, 33, xa=xa, b=b, scale=0.5, tile=SMALL)
-    want = reference.grouped_linear(x.double(), w.double(), dispatch.offsets)
-    want = 0.5 * (want + reference.grouped_linear(xa.double(), b.double(), dispatch.offsets))
-    assert error(got, want) <= BOUND
+def test_dequantize():
+    w = int4.pack(torch.randn(2, 100, 256))
+    assert torch.equal(launch_w4.dequantize(w, torch.float32), int4.unpack(w, torch.float32))
+    assert torch.equal(launch_w4.dequantize(w, torch.bfloat16), int4.unpack(w, torch.float32).bfloat16())
 
 
 @pytest.mark.parametrize("save", [False, True])
 @pytest.mark.parametrize("swiglu", [False, True])
-@pytest.mark.parametrize("gather", [False, True])
-def test_persistent_kernel(gather, swiglu, save):
+def test_persistent_kernel(swiglu, save):
     torch.manual_seed(5)
-    ids = ids_of("empty", 33, 1, 4)
-    dispatch = sort_by_expert(ids, 4)
+    dispatch = sort_by_expert(ids_of("empty", 33, 1, 4), 4)
     x, w, w3 = torch.randn(33, 32), torch.randn(4, 48, 32) / 6, torch.randn(4, 48, 32) / 6
     y, h1, h3 = (torch.full((33, 48), 7.0) for _ in range(3))
     saved = (h1, h3) if swiglu and save else (None, None)
-    launch.persistent_launch(SMALL, x, w, w3 if swiglu else None, y, *saved, dispatch, 1, gather, programs=3)
-    rows = x.double()[dispatch.order] if gather else x.double()
+    launch.persistent_gemm("persistent_gemm", SMALL, x, w, w3 if swiglu else None, dispatch, 3, y, *saved)
+    rows = x.double()[dispatch.order] if swiglu else x.double()
     want = reference.grouped_linear(rows, w.double(), dispatch.offsets)
     if swiglu:
         assert error(h1, want) <= BOUND if save else bool((h1 == 7).all())
@@ -314,27 +314,34 @@ def test_persistent_kernel(gather, swiglu, save):
     assert error(y, want) <= BOUND
 
 
-def test_grouped_linear_and_accumulation():
-    torch.manual_seed(6)
-    offsets = torch.tensor([0, 5, 5, 21], dtype=torch.int32)
-    x, w = torch.randn(21, 40, requires_grad=True), torch.randn(3, 24, 40, requires_grad=True)
-    compare(lambda *a: ops.grouped_linear(*a, offsets), lambda *a: reference.grouped_linear(*a, offsets), [x, w])
-    dy, grad = torch.randn(21, 24), torch.randn(3, 24, 40)
-    want = grad.double() + torch.stack(
-        [dy[a:b].double().t() @ x[a:b].detach().double() for a, b in ((0, 5), (5, 5), (5, 21))]
-    )
-    ops.accumulate_weight_gradient(x.detach(), dy, offsets, grad)
-    assert error(grad, want) <= BOUND
+def test_when_the_persistent_kernels_are_taken():
+    """On sm_90, in bf16, from some rows per expert, where the tile divides the weight and addresses suit TMA."""
+    few, many = (sort_by_expert(torch.zeros(n, 1, dtype=torch.long), 1) for n in (255, 256))
+    assert tile_tables.PERSISTENT_ROWS == 256
+
+    def ops_of(dispatch, width=64, columns=256, dtype=torch.bfloat16, arch="sm_90", shift=0):
+        launched: list[str] = []
+        x = torch.zeros(dispatch.order.numel() * width + shift, dtype=dtype)[shift:].view(-1, width)
+        w = torch.zeros(1, columns, width, dtype=dtype)
+        with launch.redirected(lambda made: launched.append(made.op), arch):
+            launch.grouped_gemm("gemm", x, w, dispatch)
+            launch.swiglu(x, w, w, dispatch, True)
+        return launched
+
+    assert ops_of(many) == ["persistent_gemm", "persistent_swiglu"]
+    plain = ["gemm", "swiglu"]
+    assert ops_of(few) == ops_of(many, dtype=torch.float32) == ops_of(many, arch="sm_86") == plain
+    assert ops_of(many, width=72) == ops_of(many, columns=96 * 3) == ops_of(many, shift=1) == plain
 
 
 @pytest.mark.parametrize("broken", [[0, 5, 5, 20], [1, 5, 5, 21], [0, 9, 5, 21]])
 def test_broken_offsets_give_nan_and_never_a_number(broken):
     x, w = torch.randn(21, 24), torch.randn(3, 24, 24)
     offsets = torch.tensor(broken, dtype=torch.int32)
-    assert ops.grouped_linear(x, w, offsets).isnan().all()
-    y = torch.zeros(21, 48)
     dispatch = sort_by_expert(torch.zeros(21, 1, dtype=torch.long), 3)._replace(offsets=offsets)
-    launch.persistent_launch(SMALL, x[:, :16], w[:, :, :16].repeat(1, 2, 1), None, y, None, None, dispatch, 1, False, 2)
+    assert launch.grouped_gemm("gemm", x, w, dispatch).isnan().all()
+    y, x, w = torch.zeros(21, 48), x[:, :16].contiguous(), w[:, :, :16].repeat(1, 2, 1)
+    launch.persistent_gemm("persistent_gemm", SMALL, x, w, None, dispatch, 2, y)
     assert y.isnan().all()
 
 
@@ -380,14 +387,3 @@ def test_bf16_is_right_in_the_interpreter():
     assert error(product, a.double() @ b.double()) <= BOUND
     assert torch.equal(rounded, values.bfloat16())
     assert torch.equal(integers, (torch.arange(16) - 8).to(torch.int32)[:, None].expand(16, 16))
-
-
-@pytest.mark.parametrize("op", sorted(ptx_jit.KERNELS))
-def test_what_the_driver_would_run_of_sm_86_has_its_arguments_right(op):
-    """The problems of `kernels.bench.ptx_jit` at a small shape: grid, arguments and reference belong together."""
-    variant = ptx_jit._variant(op)
-    variant = variant._replace(constants={**variant.constants, "N": 256, "K": 256})
-    given = ptx_jit.problem(variant, ptx_jit.KERNELS[op] // 8 or 2, device="cpu")
-    arguments = {name: given.tensors[name] for name in variant.kernel.arg_names if name not in variant.constants}
-    variant.kernel[given.grid](**arguments, **variant.constants)
-    assert error(given.result.double().sum(0), given.want) < 2**-7
