@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from checkpoints.cli import ArgumentParser, check_output_file, run
+from checkpoints.cli import ArgumentParser, check_output_file, run, script_command
 from checkpoints.model_io import load_model
 from checkpoints.runs.finished import model_of, newest_model
 from checkpoints.terminal import answer_file, costs, expert_share_table, line_reader
@@ -118,7 +118,7 @@ def warn(arguments: argparse.Namespace, sampling: Sampling, config: ModelConfig,
 
 def make_parser() -> ArgumentParser:
     """The command line."""
-    parser = ArgumentParser(prog="generate.py", description=(__doc__ or "").split("\n\n")[0])
+    parser = ArgumentParser(prog=script_command("generate"), description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("prompt", nargs="?", help="what the code should do; without it a chat starts")
     add("--language", metavar="NAME", help=f"language to write in ({', '.join(LANGUAGES)})")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from checkpoints.cli import ArgumentParser, run
+from checkpoints.cli import ArgumentParser, run, script_command
 from checkpoints.config_flags import add_setting_flags, given_settings, read_settings
 from checkpoints.progress import make_console, say
 from checkpoints.proof import prove
@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     if resumed is None:
         require_disk(config, plan, path)
-    directory = resumed or RunDirectory.create(path, config, sys.argv)
+    directory = resumed or RunDirectory.create(path, config, sys.argv[1:])
     with directory.held():
         try:
             make_experts(config, directory, data, device, dtype, console)
@@ -177,7 +177,7 @@ def say_that_the_step_is_saved() -> None:
 
 def make_parser() -> ArgumentParser:
     """The command line: one flag for each setting, besides where the run comes from and goes."""
-    parser = ArgumentParser(prog="train.py", description=(__doc__ or "").split("\n\n")[0])
+    parser = ArgumentParser(prog=script_command("train"), description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--name", help="name of the run's directory (default: the preset and the time)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept")
     parser.add_argument("--resume", metavar="DIR", help="continue an interrupted run")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,8 @@ from typing import Any, NoReturn, TextIO
 
 from moe.errors import Notice, UserError, did_you_mean
 from moe.version import __version__
+
+SCRIPTS = ("train", "generate")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -63,6 +66,16 @@ class CommandParser(ArgumentParser):
         if unknown:
             self.commands.choices[arguments.command].error(f"unrecognized arguments: {' '.join(unknown)}")
         return arguments
+
+
+def script_command(script: str) -> str:
+    """The command for ``train`` or ``generate`` in the way this process was started: as a module, or as a file."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name in SCRIPTS:
+        return f"python -m {script}"
+    started = Path(sys.argv[0])
+    folder = started.parent if started.stem in SCRIPTS else Path()
+    return shlex.join(["python", str(folder / f"{script}.py")])
 
 
 def check_output_file(path: str | Path, force: bool = False) -> Path:

@@ -176,7 +176,8 @@ def test_full_experts_and_settings_without_effect(tmp_path):
 
 @pytest.mark.parametrize("form", ["delta", "full"])
 def test_experts_in_some_layers(tmp_path, form):
-    done = train("--runs", tmp_path, "--name", "some", *SMALL, "--moe-layers", "1,3", "--expert-form", form)
+    flags = ["--moe-layers", "1,3", "--expert-form", form, "--base-id", "org/small-base"]
+    done = train("--runs", tmp_path, "--name", "some", *SMALL, *flags)
     results = json.loads((tmp_path / "some" / "results.json").read_text())
     assert results["proof"]["holds"]
     config = json.loads((tmp_path / "some" / ("model" if form == "full" else "mixtral") / "config.json").read_text())
@@ -184,6 +185,8 @@ def test_experts_in_some_layers(tmp_path, form):
     information = results["scores of mixture"]["specialization"]["information"]
     assert len(information) == 2, "one value for each layer with a router"
     assert "parameters in layers 1, 3 of 4: max" in done.stdout
+    for model in ("model", "adapter") if form == "full" else ("model", "adapter", "mixtral"):
+        assert 'base_model: "org/small-base"' in (tmp_path / "some" / model / "README.md").read_text()
 
 
 def test_a_router_that_cannot_learn_is_told(tmp_path):
@@ -328,6 +331,7 @@ def test_a_run_of_an_earlier_version_says_what_to_rename(finished, tmp_path):
         (["--moe-layers", "3-9"], "this model has the layers 0 to 3"),
         (["--moe-layers", "upper"], "'upper' is no layer"),
         (["--dtype", "float16"], "expected bfloat16 or float32"),
+        (["--base-id", "mistral"], "expected ORG/NAME"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):

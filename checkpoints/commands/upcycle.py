@@ -144,7 +144,8 @@ def main(arguments: argparse.Namespace) -> int:
     print(f"wrote {arguments.out} ({format_bytes(directory_bytes(arguments.out))})")
     if arguments.no_proof:
         return 0
-    return prove_and_store(base, arguments.out, DTYPES[arguments.proof_dtype], dtype)
+    stored = None if config.is_delta else dtype  # a delta's base stays as it is
+    return prove_and_store(base, arguments.out, DTYPES[arguments.proof_dtype], stored)
 
 
 def warn_of_ignored(arguments: argparse.Namespace) -> None:

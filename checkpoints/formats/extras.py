@@ -32,7 +32,7 @@ CARRIED_FILES = (*TOKENIZER_FILES, TEMPLATE_FILE, GENERATION_FILE, "LICENSE", "L
 
 
 def carried_files(directory: Path) -> dict[str, Path]:
-    """The small files of a model directory that go along when its weights are rewritten."""
+    """The small files of a model directory that are kept when its weights are rewritten."""
     return {name: directory / name for name in CARRIED_FILES if (directory / name).is_file()}
 
 
@@ -69,7 +69,7 @@ def generation_config(tokenizer: Tokenizer, template: str | None) -> dict[str, A
 
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    """The tokenizer that lies beside (or, in GGUF files, inside) the weights; None when there is none."""
+    """The tokenizer beside the weights (in a GGUF file, inside it); None when there is none."""
     if checkpoint.format == "gguf":
         if "tokenizer.ggml.tokens" not in checkpoint.settings:
             return None
@@ -80,12 +80,12 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     return load_tokenizer(versions[-1]) if versions else None
 
 
-def require_fit(tokenizer: Tokenizer, vocab_size: int, told_by: Path) -> None:
-    """Raises :class:`UserError` naming the path when the tokenizer is not the one of this embedding."""
+def require_fit(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
+    """Raises :class:`UserError` naming ``source`` when the tokenizer does not fit this vocabulary size."""
     try:
         check_fits(tokenizer, vocab_size)
     except UserError as error:
-        raise UserError(f"{told_by}: {error}") from None
+        raise UserError(f"{source}: {error}") from None
 
 
 def find_template(model: Path, places: Sequence[tuple[Path, Mapping[str, Any]]], tokenizer: Tokenizer | None) -> str:
@@ -142,7 +142,7 @@ def _text(path: Path) -> str:
 
 
 def original_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Token ids that the source's own config names, for directories whose tokenizer is not loaded."""
+    """Special token ids from the checkpoint's config, for directories whose tokenizer is not loaded."""
     if checkpoint.format != "huggingface":
         return {}
     _, settings = read_config_json(checkpoint.directory / "config.json")

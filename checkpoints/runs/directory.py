@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from checkpoints.cli import script_command
 from checkpoints.model_card import RESULTS_FILE, RUN_FILE
 from checkpoints.runs.state import has_train_state, load_train_state, save_train_state
 from checkpoints.storage.files import read_json_object
@@ -32,7 +33,7 @@ from moe.training.trainer import StageState
 
 def resume_command(path: Path) -> str:
     """The command that continues a run."""
-    return f"python train.py --resume {shlex.quote(str(path))}"
+    return f"{script_command('train')} --resume {shlex.quote(str(path))}"
 
 
 class RunDirectory:
@@ -43,7 +44,7 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, config: RunConfig, arguments: Sequence[str]) -> RunDirectory:
-        """Starts a run in a directory that does not exist yet; ``arguments`` is the command that starts it."""
+        """Starts a run in a directory that does not exist yet; ``arguments`` are those of its command line."""
         cls.check_new(path)
         try:
             path.mkdir(parents=True)
@@ -51,7 +52,7 @@ class RunDirectory:
             raise UserError(f"{path} cannot be made ({error.strerror}); give another --runs directory") from None
         settings = {
             "config": config.to_dict(),
-            "command": shlex.join(["python", *arguments]),
+            "command": f"{script_command('train')} {shlex.join(arguments)}".rstrip(),
             "date": datetime.date.today().isoformat(),
             "torch": torch.__version__,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from checkpoints.cli import script_command
 from checkpoints.model_card import RUN_FILE
 from checkpoints.runs.directory import resume_command
 from moe.errors import UserError
@@ -40,4 +41,4 @@ def newest_model(runs: str | Path = "runs") -> Path:
         return models[0]
     started = sum(1 for run in Path(runs).glob("*/run.json"))
     found = f"{started} unfinished run{'s' if started > 1 else ''} and no finished one" if started else "no run"
-    raise UserError(f"found {found} in {runs}; type: python train.py, or name a model with --model DIR")
+    raise UserError(f"found {found} in {runs}; type: {script_command('train')}, or name a model with --model DIR")

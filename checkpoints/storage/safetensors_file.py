@@ -38,13 +38,13 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-PART_ELEMENTS = 512 << 10  # of a tensor that is read or computed piece by piece: 1 to 4 MB
+PART_ELEMENTS = 512 << 10  # of one part of a tensor: 1 to 4 MB
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes of a file: from ``offset``, ``nbytes`` long."""
+    """``nbytes`` bytes of a file, starting at ``offset``."""
 
     path: Path
     offset: int
@@ -53,11 +53,13 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor on disk, or one that can be computed from the disk: what it is, and how to get it.
+    """A tensor on disk, or one computed from such tensors, that is read on demand.
 
-    ``where`` is set when the tensor's bytes lie in a file exactly as they are (C order, little-endian), so that they
-    can be copied without decoding. ``read`` returns the tensor in ``dtype`` and ``shape``; :meth:`parts` gives the same
-    values in pieces (``in_parts``, if it is set), so that work on large tensors needs little memory.
+    Attributes:
+        read: returns the whole tensor, in ``dtype`` and ``shape``.
+        where: the bytes in a file that are this tensor (C order, little-endian), to be copied without decoding; None
+            if it has to be decoded or computed.
+        in_parts: yields the tensor in pieces along the first dimension, in little memory; see :meth:`parts`.
     """
 
     name: str
@@ -69,11 +71,11 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor when decoded."""
+        """Bytes of the decoded tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def parts(self) -> Iterator[Tensor]:
-        """The rows in order, some at a time; tensors of equal shapes are cut at the same rows."""
+        """Yields the tensor in pieces along the first dimension; tensors of equal shape are cut at the same rows."""
         if self.in_parts is not None:
             yield from self.in_parts()
         elif self.where is None or not self.nbytes:
@@ -88,7 +90,7 @@ class StoredTensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For work on parts: they are small, and threads would wait for each other longer than they work."""
+    """Runs torch on one thread: on small parts, threads cost more in synchronization than they gain."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -109,7 +111,7 @@ def row_ranges(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 def computed(like: StoredTensor, dtype: torch.dtype, parts: Callable[[], Iterator[Tensor]]) -> StoredTensor:
-    """A tensor of the name and shape of ``like`` that is computed part by part (see :meth:`StoredTensor.parts`)."""
+    """A tensor with the name and shape of ``like`` that is computed part by part."""
 
     def read() -> Tensor:
         whole = torch.empty(like.shape, dtype=dtype)
@@ -123,9 +125,9 @@ def computed(like: StoredTensor, dtype: torch.dtype, parts: Callable[[], Iterato
 
 
 def read_range(where: ByteRange, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Reads one tensor from its bytes; raises :class:`UserError` when the file has become shorter."""
+    """Reads one tensor from its bytes; raises :class:`UserError` when the file was cut after it was opened."""
     buffer = torch.empty(where.nbytes, dtype=torch.uint8)
-    view = memoryview(buffer.numpy())
+    view = buffer.numpy().data
     done = 0
     with readable(where.path), open(where.path, "rb", buffering=0) as file:
         file.seek(where.offset)
@@ -209,7 +211,7 @@ class SafetensorsFile:
 
 
 def memory_tensor(name: str, tensor: Tensor) -> StoredTensor:
-    """Wraps a tensor in memory so that it can be written like one on disk."""
+    """Wraps a tensor in memory as a :class:`StoredTensor`."""
     detached = tensor.detach()
     return StoredTensor(name, detached.dtype, tuple(detached.shape), lambda: detached)
 
@@ -217,11 +219,11 @@ def memory_tensor(name: str, tensor: Tensor) -> StoredTensor:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Returns the bytes of a tensor (C order), without a copy when it is contiguous on the CPU."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def encode_header(tensors: Iterable[StoredTensor], metadata: dict[str, str]) -> bytes:
-    """Builds the length and header of a file that holds the tensors in this order; data begin 8-byte aligned."""
+    """Builds the length and header of a file that holds the tensors in this order; the data start 8-byte aligned."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for tensor in tensors:
@@ -238,7 +240,7 @@ def encode_header(tensors: Iterable[StoredTensor], metadata: dict[str, str]) -> 
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors in memory to one file and flushes it to the disk (not atomic by itself)."""
+    """Writes tensors in memory to one file and flushes it to disk. Not atomic."""
     stored = [memory_tensor(name, tensor) for name, tensor in tensors.items()]
     with open(path, "wb") as file:
         file.write(encode_header(stored, {"format": "pt"} if metadata is None else metadata))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from checkpoints.cli import script_command
 from checkpoints.progress import say
 from checkpoints.runs.directory import RunDirectory
 from eval.reporting.tables import loss_table, markdown_report, routing_table, score_table
@@ -46,4 +47,5 @@ def report(directory: RunDirectory, config: RunConfig, device: torch.device, con
     say(console, f"report: {directory.path / 'report.md'}")
     example = "Return the sum of all even numbers in a list."
     model = shlex.quote(str(directory.path / "model"))
-    say(console, f'write code with it: python generate.py "{example}" --language {config.languages[0]} --model {model}')
+    command = f'{script_command("generate")} "{example}" --language {config.languages[0]} --model {model}'
+    say(console, f"write code with it: {command}")

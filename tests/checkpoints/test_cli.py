@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from checkpoints import progress
-from checkpoints.cli import CommandParser
+from checkpoints.cli import CommandParser, script_command
 from moe.version import __version__
 
 
@@ -17,6 +18,28 @@ from moe.version import __version__
 def test_every_command_line_states_the_version(root, program):
     done = subprocess.run([sys.executable, *program, "--version"], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout == f"language-experts {__version__}\n" and not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("started", "typed"),
+    [(["-m", "train"], "python -m train"), (["ROOT/train.py"], "python ROOT/train.py")],
+)
+def test_printed_commands_start_the_same_way(root, tmp_path, started, typed):
+    """From another folder, as a module that is installed and as a file."""
+    (tmp_path / "taken").mkdir()
+    started, typed = [x.replace("ROOT", str(root)) for x in started], typed.replace("ROOT", str(root))
+    command = [sys.executable, *started, "--runs", str(tmp_path), "--name", "taken", "--train-pairs", "2", "--dry-run"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert f"continue that run with: {typed} --resume {tmp_path / 'taken'}" in done.stderr
+
+
+def test_commands_of_the_other_script_are_beside_this_one(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["../own code/train.py", "--resume", "x"])
+    assert script_command("generate") == "python '../own code/generate.py'"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
+    assert script_command("generate") == "python generate.py"
 
 
 def test_a_subcommand_reports_unknown_flags(capsys):

@@ -1,4 +1,4 @@
-"""GGUF files: against transformers on a real model, and on tiny files of every quantisation, whole and damaged."""
+"""GGUF files: against transformers on a real model, and on tiny files of every quantization, intact and damaged."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from checkpoints.__main__ import main
 from checkpoints.formats import open_checkpoint, smollm2
-from checkpoints.formats.rotary import from_interleaved_rotary, to_interleaved_rotary
+from checkpoints.formats.rotary import from_interleaved_rotary
 from checkpoints.formats.smollm2 import find_smollm2
 from checkpoints.model_io import load_model
 from moe.errors import UserError
+from tests.checkpoints.rotary import to_interleaved_rotary
 
 gguf = pytest.importorskip("gguf")
 from gguf.quants import dequantize, quantize  # noqa: E402
@@ -47,7 +48,7 @@ def write_gguf(
 ):
     """Writes a transformers model the way that llama.cpp's converter does, q and k interleaved.
 
-    Returns the float32 weights as they are after quantisation, by transformers' names.
+    Returns the float32 weights after quantization, by transformers' names.
     """
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)

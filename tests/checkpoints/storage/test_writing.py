@@ -1,4 +1,4 @@
-"""Directories appear whole or not at all, whatever happens on the way."""
+"""Directories are written atomically, whatever happens on the way."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_job_goes_on_after_a_kill(tmp_path, run_child):
     assert run_child(job("undisturbed", "log2")) == 0
     assert snapshot(out) == snapshot(tmp_path / "undisturbed")
     assert not (tmp_path / ".out.partial").exists()
-    assert run_child(job("out", "log")) == 0, "a finished job is recognised"
+    assert run_child(job("out", "log")) == 0, "a finished job is recognized"
     assert len((tmp_path / "log").read_text().split()) == 5
 
 

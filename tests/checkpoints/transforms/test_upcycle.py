@@ -348,3 +348,10 @@ def test_flat_tensors_cover_the_model(tiny_config, make_model):
     model = upcycle_model(make_model(tiny_config), LANGUAGES, form="full")
     flat = list(flat_tensors(model))
     assert sum(t.nbytes for t in flat) == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize("form", ["full", "delta"])
+def test_the_proof_holds_for_converted_tensors(tmp_path, mistral_directory, form):
+    out, flags = tmp_path / form, ["--form", form, "--rank", "2", "--dtype", "bfloat16"]
+    assert run_main("upcycle", mistral_directory, out, *flags) == 0
+    assert json.loads((out / "proof.json").read_text())["max_abs_logit_difference"] < 1e-5
