@@ -15,6 +15,7 @@ from eval.codebleu import CodeBLEUError
 COMMANDS: dict[str, str] = {
     "codebleu": "eval.codebleu.cli",
     "execution": "eval.execution.cli",
+    "routing": "eval.routing",
 }
 
 

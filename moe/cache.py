@@ -62,6 +62,7 @@ class KVCache:
     def is_real(self, count: int) -> Tensor:
         """[B, count] bool: which of the next ``count`` tokens are no padding."""
         times = torch.arange(self.length, self.length + count, device=self.keys.device)[None]
+        assert self.padding is not None
         return times >= self.padding[:, None]
 
     def _wraps(self, count: int) -> bool:

@@ -120,6 +120,8 @@ class RouterContext:
     ):
         self.decay = 1.0 if config.router_context == "mean" else 0.5 ** (1.0 / config.router_half_life)
         self.shape, self.cache = shape, cache
+        self.index: Tensor | None = None
+        self.inside: Tensor | None = None
         batch, length = shape
         if documents is not None:
             lengths = torch.tensor(documents, device=device)
@@ -132,9 +134,9 @@ class RouterContext:
             self.column = torch.arange(length, device=device) - starts[self.row]
             counted = self.column + 1
         else:
-            self.index = None
             positions = torch.arange(length, device=device)[None] if cache is None else cache.positions(length)
-            self.inside = None if cache is None or cache.padding is None else cache.is_real(length)
+            if cache is not None and cache.padding is not None:
+                self.inside = cache.is_real(length)
             counted = (positions + 1).expand(batch, length).reshape(-1)
         counted = counted.double()
         if self.decay < 1.0:
@@ -144,6 +146,7 @@ class RouterContext:
     def mean(self, values: Tensor, slot: int = 0) -> Tensor:
         """The mean of values [T, E] over each token's document so far, [T, E]; ``slot`` is the router's cache slot."""
         if self.index is not None:
+            assert self.inside is not None
             table = values[self.index] * self.inside[..., None]  # [N, longest, E]
             sums = running_sum(table, self.decay)[self.row, self.column]  # [T, E]
         else:

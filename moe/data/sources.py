@@ -48,6 +48,13 @@ def load_data(
     return DataSets(train, {name: load_split(directory, name, languages) for name in names})
 
 
+def load_held_out(data: str, languages: Sequence[str], split: str, seed: int = 0) -> Pairs:
+    """Pairs of one held-out split; arguments and errors as for :func:`load_data`."""
+    if data == SYNTHETIC:
+        return _synthetic_test_sets(languages, seed, (split,))[split]
+    return load_split(Path(data), split, languages)
+
+
 def _synthetic_test_sets(languages: Sequence[str], seed: int, test_sets: Sequence[str]) -> dict[str, Pairs]:
     held_out = {}
     for split in ("test",) if AUTO in test_sets else test_sets:

@@ -64,7 +64,7 @@ def fit_routers(model: Transformer, batches: Sequence[Batch], held_out: int, see
             right[layer] += int((found == batch.languages[batch.positions]).sum())
     with torch.no_grad():
         for layer, weight in weights.items():
-            model.layers[layer].feed_forward.gate.weight.copy_(weight)
+            model.get_parameter(f"layers.{layer}.feed_forward.gate.weight").copy_(weight)
     return [right[layer] / total for layer in layers]
 
 
@@ -98,7 +98,7 @@ def _router_inputs(model: Transformer, batch: Batch, layers: Sequence[int]) -> d
     found: dict[int, Tensor] = {}
     context = None
     if model.config.router_context != "none":
-        context = RouterContext(model.config, batch.tokens.shape, model.device, batch.documents)
+        context = RouterContext(model.config, (1, batch.tokens.shape[1]), model.device, batch.documents)
 
     def observe(layer: int, x: Tensor) -> None:
         if layer in layers:
