@@ -153,7 +153,17 @@ def benchmark(workdir: Path, config: ModelConfig, mergekit: str | None) -> list[
         print(result.row(), flush=True)
 
     print(HEADER)
-    command = [sys.executable, "-m", "checkpoints", "upcycle", str(source), str(ours), "--form", "full", "--no-proof"]
+    command = [
+        sys.executable,
+        "-m",
+        "checkpoints",
+        "upcycle",
+        str(source),
+        str(ours),
+        "--expert-form",
+        "full",
+        "--no-proof",
+    ]
     note(measure("checkpoints upcycle", command, ours, workdir / "ours.log"))
     copied = workdir / "copied"
     note(measure("cp of the same bytes", ["cp", "-r", str(ours), str(copied)], copied, workdir / "cp.log"))
