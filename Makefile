@@ -12,9 +12,7 @@ INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet
 demo: $(VENV)/installed
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python train.py
 
-test: $(VENV)/installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+test: lint types
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=20
 
 coverage: $(VENV)/installed

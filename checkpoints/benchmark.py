@@ -30,6 +30,7 @@ from checkpoints.formats.names import expected_tensors, to_huggingface
 from checkpoints.storage.files import directory_bytes, format_bytes, require_free_space
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.storage.writer import Output, write_model_directory
+from kernels.bench.shapes import MISTRAL_7B
 from moe.config import ModelConfig
 from moe.errors import UserError
 
@@ -70,16 +71,9 @@ HEADER = f"{'job':<24} {'seconds':>8} {'cpu s':>8} {'peak MB':>9} {'GB out':>8} 
 
 def mistral_shape(layers: int, divide: int = 1) -> ModelConfig:
     """Mistral-7B's sizes with fewer layers; ``divide`` makes everything narrower (for a quick try)."""
-    return ModelConfig(
-        vocab_size=32000 // divide,
-        dim=4096 // divide,
-        n_layers=layers,
-        n_heads=32 // divide,
-        n_kv_heads=max(1, 8 // divide),
-        head_dim=128,
-        hidden_dim=14336 // divide,
-        rope_theta=1e6,
-    )
+    sizes = {name: max(1, size // divide) for name, size in MISTRAL_7B._asdict().items()}
+    head_dim = MISTRAL_7B.dim // MISTRAL_7B.n_heads
+    return ModelConfig(**sizes | {"n_layers": layers, "head_dim": head_dim, "rope_theta": 1e6})
 
 
 def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> StoredTensor:
@@ -153,7 +147,17 @@ def benchmark(workdir: Path, config: ModelConfig, mergekit: str | None) -> list[
         print(result.row(), flush=True)
 
     print(HEADER)
-    command = [sys.executable, "-m", "checkpoints", "upcycle", str(source), str(ours), "--form", "full", "--no-proof"]
+    command = [
+        sys.executable,
+        "-m",
+        "checkpoints",
+        "upcycle",
+        str(source),
+        str(ours),
+        "--expert-form",
+        "full",
+        "--no-proof",
+    ]
     note(measure("checkpoints upcycle", command, ours, workdir / "ours.log"))
     copied = workdir / "copied"
     note(measure("cp of the same bytes", ["cp", "-r", str(ours), str(copied)], copied, workdir / "cp.log"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import typing
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, NoReturn
 
@@ -69,13 +70,19 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         else:
             metavar = {int: "N", float: "X", str: "TEXT"}[kind]
             group.add_argument(flag, type=_Parser(item.name), metavar=metavar, **options)
-    for old, hint in (HINTS | _renamed_flags()).items():
+    add_hints(parser, HINTS | renamed_flags(RENAMED))
+
+
+def add_hints(parser: argparse.ArgumentParser, hints: Mapping[str, str]) -> None:
+    """Flags that stay out of the help and say what to type instead."""
+    for old, hint in hints.items():
         parser.add_argument(old, action=_Hint, hint=hint, nargs="?", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
 
 
-def _renamed_flags() -> dict[str, str]:
-    hints = {flag_of(old): f"it is now called {flag_of(new)}" for old, new in RENAMED.items()}
-    switches = [(old, new) for old, new in RENAMED.items() if setting_types()[new] is bool]
+def renamed_flags(names: Iterable[str]) -> dict[str, str]:
+    """Hints for the flags of settings that are called something else now."""
+    hints = {flag_of(old): f"it is now called {flag_of(RENAMED[old])}" for old in names}
+    switches = [(old, new) for old in names if setting_types()[new := RENAMED[old]] is bool]
     return hints | {flag_of(f"no_{old}"): f"it is now called {flag_of(f'no_{new}')}" for old, new in switches}
 
 

@@ -322,7 +322,7 @@ def copy_base(checkpoint: Checkpoint, directory: Path) -> BaseReference:
 def relink(path: Path, base: Path) -> None:
     """Makes a delta directory point to where its base is now; raises :class:`UserError` if that is another model."""
     if not is_delta(path):
-        raise UserError(f"{path} is not a delta directory; give one that upcycle --form delta or train.py wrote")
+        raise UserError(f"{path} is not a delta directory; give one that upcycle --expert-form delta or train.py wrote")
     _, settings = read_delta_config(path)
     checkpoint = find_base(path, settings, base, thorough=True)
     settings["base"] = {**settings["base"], **base_reference(checkpoint).to_json(path)}

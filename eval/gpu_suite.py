@@ -1,17 +1,16 @@
-"""``python -m eval.gpu_suite``: everything that a machine with a GPU should run, in one go, inside 9 minutes.
+"""``python -m eval.gpu_suite``: all GPU checks and benchmarks in one go, inside 9 minutes.
 
 Correctness of every layer against float64, no host synchronization, CUDA-graph capture, sm_86's PTX through the
-driver's JIT, the compile check, the benchmark with all peers, bars and the A10G's projection, a Mistral-7B-shaped
+driver's JIT, the compile check, the benchmark with all baselines, targets and the A10G estimate, a Mistral-7B-shaped
 training step under a hard limit of 22 GiB, training on your pairs (``--base``, ``--data``), a tuned table, the GPU
-tests. Every part is a process of its own with its own time limit: one that hangs or breaks the GPU costs no other, and
-what it had written stays. Results go to one folder. Exit code 1 where a part failed, 2 without a GPU.
+tests. Every part is a process with its own time limit: one that hangs or breaks the GPU costs no other, and what it had
+written stays. Results go to one folder. Exit code 1 where a part failed, 2 without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -24,10 +23,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from kernels.bench import a10g_estimate as projection
-from kernels.bench import gpu_checks
+from checkpoints.cli import ArgumentParser, run
+from kernels.bench import a10g_estimate, gpu_checks
 from kernels.benchmark import cannot_write
-from moe.files import replace_file
+from moe.errors import UserError
+from moe.files import json_bytes, replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +45,7 @@ class Part(NamedTuple):
 
 def write(path: Path, value: Any) -> None:
     """JSON, atomically: a part may be killed at any moment."""
-    replace_file(path, (json.dumps(value, indent=1, default=str) + "\n").encode())
+    replace_file(path, json_bytes(value))
 
 
 def benchmark(output: Path, deadline: float) -> Any:
@@ -56,10 +56,11 @@ def benchmark(output: Path, deadline: float) -> Any:
         write(output / "benchmark.json", result)
         lines = [*map(benchmark_gpu.line, result["rows"]), *(f"left out: {entry}" for entry in result["left_out"])]
         (output / "benchmark.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (output / "bars.md").write_text(projection.text(result["rows"]) + "\n", encoding="utf-8")
+        (output / "targets.md").write_text(a10g_estimate.text(result["rows"]) + "\n", encoding="utf-8")
 
     result = benchmark_gpu.run(deadline, on_row=keep)
-    result |= {"h200_bars": projection.h200_bars(result["rows"]), "a10g": projection.a10g(result["rows"])}
+    rows = result["rows"]
+    result |= {"h200_targets": a10g_estimate.h200_targets(rows), "a10g": a10g_estimate.a10g(rows)}
     keep(result)
     plot(result, output / "benchmark.png")
     return result
@@ -112,7 +113,7 @@ def run_own(name: str, output: Path, seconds: float) -> int:
 
 
 def plan(output: Path, base: str | None, data: str | None) -> list[Part]:
-    """All parts in the order of their weight; compile check and training know nothing of this module."""
+    """All parts, the most important first; those of other modules know nothing of this one."""
     python = sys.executable
 
     def own(name: str, seconds: float) -> Part:
@@ -133,12 +134,12 @@ def plan(output: Path, base: str | None, data: str | None) -> list[Part]:
         run = ["--runs", str(output), "--name", "smollm2", "--base", base, "--data", data]
         train = [python, "train.py", "--preset", "smollm2-135m", *run, *sizes, "--test-sets", "test"]
         parts.append(Part("smollm2_training", 150, train))
-    tests = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests"]
+    tests = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/kernels"]
     return [*parts, own("full_graph_compile", 50), own("tuned_table", 50), Part("gpu_tests", 90, tests)]
 
 
 class Running:
-    """A part's process, in a group of its own so that a limit ends its children too; its output goes to NAME.log."""
+    """A part's process, in its own process group so that a limit ends its children too; output goes to NAME.log."""
 
     def __init__(self, part: Part, output: Path):
         self.part, self.begin = part, time.monotonic()
@@ -150,7 +151,7 @@ class Running:
             )
 
     def finish(self, seconds: float) -> dict[str, Any]:
-        """Waits at most ``seconds``; a part that takes longer is ended."""
+        """Waits at most ``seconds``, then kills the part."""
         try:
             code = self.process.wait(max(0.0, seconds))
             status = "ok" if code == 0 else f"failed (exit code {code})"
@@ -193,28 +194,29 @@ def run_parts(parts: Sequence[Part], background: Part, output: Path, deadline: f
     return all(entry["status"] in ("ok", "left out: no time") for entry in summary["parts"].values())
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.gpu_suite", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def make_parser() -> ArgumentParser:
+    """The command line."""
+    parser = ArgumentParser(prog="python -m eval.gpu_suite", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("gpu-results"), help="folder for all results")
     parser.add_argument("--minutes", type=float, default=8.5, help="time for everything")
     parser.add_argument("--base", help="SmolLM2-135M's file, to train on the pairs of --data")
     parser.add_argument("--data", help="folder of pairs, to train SmolLM2 on")
     parser.add_argument("--part", choices=sorted(OWN), help="only this part, in this process")
     parser.add_argument("--seconds", type=float, default=120.0, help="time for --part")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def suite(arguments: argparse.Namespace) -> int:
+    """Runs all parts, or one; the exit code."""
     if not torch.cuda.is_available():
-        print("error: no GPU that torch can use was found", file=sys.stderr)
-        return 2
-    output = args.output.resolve()
+        raise UserError("no GPU that torch can use was found")
+    output = arguments.output.resolve()
     problem = cannot_write(output, folder=True)
     if problem:
-        print(f"error: {problem}; name another one with --output", file=sys.stderr)
-        return 2
-    if args.part:
-        return run_own(args.part, output, args.seconds)
-    deadline = time.monotonic() + 60 * args.minutes
+        raise UserError(f"{problem}; name another one with --output")
+    if arguments.part:
+        return run_own(arguments.part, output, arguments.seconds)
+    deadline = time.monotonic() + 60 * arguments.minutes
     summary: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "arch": "sm_{}{}".format(*torch.cuda.get_device_capability()),
@@ -223,12 +225,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     jobs = str(max(1, (os.cpu_count() or 2) // 2))
     check = Part("compile_check", 150, [sys.executable, "-m", "kernels.compile_check", "--jobs", jobs])
-    base, data = (str(Path(p).resolve()) if p and Path(p).exists() else p for p in (args.base, args.data))
+    base, data = (str(Path(p).resolve()) if p and Path(p).exists() else p for p in (arguments.base, arguments.data))
     good = run_parts(plan(output, base, data), check, output, deadline, summary)
-    if (output / "bars.md").exists():
-        print((output / "bars.md").read_text(encoding="utf-8"))
+    if (output / "targets.md").exists():
+        print((output / "targets.md").read_text(encoding="utf-8"))
     print(f"results are in {output}")
     return 0 if good else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and runs the suite; the exit code."""
+    return run(make_parser(), suite, argv)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,27 @@
 """``python -m eval.training_step OUT.json``: training steps of Mistral-7B's shape, random weights, under 22 GiB.
 
-An A10G shows 22.2 GiB. The preset ``mistral-7b-24gb`` says what is trained and how; torch is forbidden to hold more
-than the limit, so a step that needs more fails. Writes times, tokens per second and memory. Needs a GPU.
+An A10G shows 22.2 GiB. The preset ``mistral-7b-24gb`` says what is trained and how; torch may allocate no more than the
+limit, so a step that needs more fails. Writes times, tokens per second and memory. Needs a GPU.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from checkpoints.cli import ArgumentParser, run
+from kernels.bench.shapes import MISTRAL_7B
 from moe.config import ModelConfig
 from moe.data.packing import Example, MixedBatches
+from moe.errors import UserError
 from moe.experts import LowRankDelta, widen_trainable
+from moe.files import json_bytes, replace_file
 from moe.model import Transformer
 from moe.training.config import RunConfig, load_preset, make_config
 from moe.training.memory_plan import GIB, plan_memory
@@ -24,7 +29,6 @@ from moe.training.stages import make_stage
 from moe.training.trainer import Trainer
 
 LIMIT = 22 * GIB
-MISTRAL_7B = ModelConfig(vocab_size=32000, dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, hidden_dim=14336)
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
@@ -87,24 +91,27 @@ def measure(
     return result
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
-        print("error: expected one argument, the file to write", file=sys.stderr)
-        return 2
+def step(arguments: argparse.Namespace) -> None:
+    """Measures on the first GPU and writes the result."""
     if not torch.cuda.is_available():
-        print("error: no GPU that torch can use was found", file=sys.stderr)
-        return 2
+        raise UserError("no GPU that torch can use was found")
     device = torch.device("cuda", 0)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, LIMIT / total), device)
     torch.manual_seed(0)
     config = make_config(load_preset("mistral-7b-24gb"), {}, {"base": "random", "data": "random", "accumulate": 1})
-    result = measure(MISTRAL_7B, config, device, torch.bfloat16)
+    result = measure(ModelConfig(**MISTRAL_7B._asdict()), config, device, torch.bfloat16)
     result["device"] = torch.cuda.get_device_name()
-    Path(arguments[0]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    replace_file(arguments.output, json_bytes(result))
     print(json.dumps(result))
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and measures; the exit code."""
+    parser = ArgumentParser(prog="python -m eval.training_step", description=__doc__)
+    parser.add_argument("output", type=Path, metavar="OUT.json", help="the file to write")
+    return run(parser, step, argv)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    raise SystemExit(main())

@@ -1,8 +1,8 @@
 """``python -m kernels.benchmark``: the expert layers of this package against others, on the machine at hand.
 
-On a CPU: float32 against transformers' Mixtral block. On a GPU: bf16 and int4 against every peer that is installed,
-after a correctness check of each. Prints a table, writes JSON and a plot. ``--tune FILE`` instead measures tiles and
-writes a table for the card.
+On a CPU: float32 against transformers' Mixtral block. On a GPU: bf16 and int4 against every installed baseline, after a
+correctness check of each. Prints a table, writes JSON and a plot. ``--tune FILE`` instead measures tiles and writes a
+table for the card.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 
 def plot(result: dict[str, Any], path: Path) -> bool:
-    """Milliseconds against tokens, ours and every peer, one panel a phase; False where matplotlib is missing."""
+    """Milliseconds against tokens, ours and every baseline, one panel a phase; False where matplotlib is missing."""
     try:
         import matplotlib
 
@@ -51,7 +51,7 @@ def plot(result: dict[str, Any], path: Path) -> bool:
 
 
 def cannot_write(path: Path, folder: bool) -> str | None:
-    """Why results cannot be written to ``path``, which is made where it is a folder; asked before minutes of work."""
+    """Why results cannot be written to ``path``, None if they can; makes the folder. Asked before minutes of work."""
     try:
         (path if folder else path.parent).mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--malloc", choices=("keep", "default"), default="keep",
         help="on a CPU, for all that is measured: keep freed memory, as train.py does, or the C library's default",
     )  # fmt: skip
-    parser.add_argument("--minutes", type=float, default=8.0, help="time for a GPU's cases; the bars' cases come first")
-    parser.add_argument("--quick", action="store_true", help="on a GPU, only the cases that the bars are about")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time for a GPU's cases; the targets' come first")
+    parser.add_argument("--quick", action="store_true", help="on a GPU, only the cases that targets are about")
     parser.add_argument("--tune", type=Path, metavar="FILE", help="measure tiles on this GPU and write its table")
     args = parser.parse_args(argv)
     cuda = torch.cuda.is_available()

@@ -20,11 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,7 +32,10 @@ from torch import Tensor
 from kernels.bench.shapes import EXPERTS, MISTRAL_7B, RANK, TOP_K
 from kernels.gpu import tile_tables
 from kernels.int4 import GROUP, Int4Weight
-from kernels.types import DeltaWeights, LowRank, Needs, Saved
+from kernels.types import DeltaWeights, LowRank, Needs
+
+if TYPE_CHECKING:
+    from kernels.gpu.launch import Launch
 
 # per multiprocessor: shared memory KiB, warps, blocks; and the largest shared memory of one block in bytes
 LIMITS = {86: (100, 48, 16, 99 * 1024), 90: (228, 64, 32, 227 * 1024)}
@@ -42,13 +45,13 @@ _TENSOR = re.compile(r"\b(HMMA|HGMMA)\b|\b(HMMA|HGMMA)\.")
 
 
 @functools.cache
-def launches(arch: str) -> list[Any]:
-    """Every distinct `kernels.gpu.launch.Launch` of the layers at Mistral-7B's shape on ``arch``."""
+def launches(arch: str) -> list[Launch]:
+    """Every distinct launch of the layers at Mistral-7B's shape on ``arch``."""
     from kernels.gpu.launch import redirected
 
-    found: dict[Any, Any] = {}
+    found: dict[Any, Launch] = {}
 
-    def keep(made: Any) -> None:
+    def keep(made: Launch) -> None:
         signature, constants, _ = _signature(made)
         key = (made.op, made.tile, made.kernel.__name__, tuple(signature.items()), tuple(constants.items()))
         found.setdefault(key, made)
@@ -62,7 +65,7 @@ def launches(arch: str) -> list[Any]:
 
 
 def _run_layers(tokens: int) -> None:
-    """Forward and backward of every layer on ``tokens`` tokens: all trained, and only what flows on to other layers."""
+    """Forward and backward of every layer on ``tokens`` tokens, with frozen and with trained weights."""
     from kernels.gpu import layers
 
     width, hidden = MISTRAL_7B.dim, MISTRAL_7B.hidden_dim
@@ -75,27 +78,27 @@ def _run_layers(tokens: int) -> None:
         groups = (experts, inner // GROUP, columns)
         return Int4Weight(torch.empty(*groups, GROUP // 2, dtype=torch.uint8), values(*groups))
 
-    def saved_by(forward: Callable[[bool], tuple[Tensor, Saved | None]]) -> Saved:
-        forward(False)
-        saved = forward(True)[1]
-        assert saved is not None
-        return saved
-
     x, ids, gates = values(tokens, width), torch.empty(tokens, TOP_K, dtype=torch.int64), torch.empty(tokens, TOP_K)
-    flowing = Needs(x=True, w1=False, w2=False, w3=False, gates=True)
+    frozen = Needs(x=True, w1=False, w2=False, w3=False, gates=True)
     w1, w2, w3 = (values(EXPERTS, *shape) for shape in shapes)
-    saved = saved_by(lambda save: layers.experts_forward(x, w1, w2, w3, gates, ids, save))
-    for needs in (flowing, flowing._replace(w1=True, w2=True, w3=True)):
+    layers.experts_forward(x, w1, w2, w3, gates, ids, False)
+    saved = layers.experts_forward(x, w1, w2, w3, gates, ids, True)[1]
+    assert saved is not None
+    for needs in (frozen, frozen._replace(w1=True, w2=True, w3=True)):
         layers.experts_backward(x, x, w1, w2, w3, gates, saved, needs)
     q1, q2, q3 = (packed(EXPERTS, *shape) for shape in shapes)
-    saved = saved_by(lambda save: layers.int4_experts_forward(x, q1, q2, q3, gates, ids, save))
-    layers.int4_experts_backward(x, q1, q2, q3, gates, saved, flowing)
+    layers.int4_experts_forward(x, q1, q2, q3, gates, ids, False)
+    saved = layers.int4_experts_forward(x, q1, q2, q3, gates, ids, True)[1]
+    assert saved is not None
+    layers.int4_experts_backward(x, q1, q2, q3, gates, saved, frozen)
     factors = LowRank(*(values(EXPERTS, *pair) for n, k in shapes for pair in ((RANK, k), (n, RANK))))
     dense = DeltaWeights(w1[0], w2[0], w3[0], None, factors, 1.0, 1.0)
-    int4 = DeltaWeights(*(packed(1, *shape) for shape in shapes), None, factors, 1.0, 1.0)
-    for weights in (dense, int4):
-        saved = saved_by(lambda save, weights=weights: layers.delta_forward(x, weights, gates, ids, save))
-        for needs in (flowing, flowing._replace(experts=True)):
+    q1, q2, q3 = (packed(1, *shape) for shape in shapes)
+    for weights in (dense, DeltaWeights(q1, q2, q3, None, factors, 1.0, 1.0)):
+        layers.delta_forward(x, weights, gates, ids, False)
+        saved = layers.delta_forward(x, weights, gates, ids, True)[1]
+        assert saved is not None
+        for needs in (frozen, frozen._replace(experts=True)):
             layers.delta_backward(x, x, weights, gates, saved, needs)
 
 
@@ -107,7 +110,7 @@ def resident_blocks(arch: int, registers: int, shared: int, warps: int) -> int:
     return min(by_registers, by_shared, max_warps // warps, max_blocks)
 
 
-def _signature(made: Any) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
+def _signature(made: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], Any]]:
     """Types, constants and attributes of a launch's arguments, as Triton's compiler takes them."""
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(made.kernel.params):
@@ -122,7 +125,7 @@ def _signature(made: Any) -> tuple[dict[str, str], dict[str, Any], dict[tuple[in
     return signature, constants, attributes
 
 
-def compile_launch(arch: int, made: Any) -> tuple[bytes, str, int, str]:
+def compile_launch(arch: int, made: Launch) -> tuple[bytes, str, int, str]:
     """(cubin, ptx, shared bytes, kernel name) of a launch for ``sm_<arch>``."""
     import triton
     from triton.backends.compiler import GPUTarget
@@ -158,11 +161,9 @@ def measure(arch: str, index: int) -> dict[str, Any]:
                 [_disassembler(), "-res-usage", path], capture_output=True, text=True, check=True
             ).stdout
             code = subprocess.run([_disassembler(), "-sass", path], capture_output=True, text=True, check=True).stdout
+        registers, stack = (int(count) for count in re.findall(r"\b(?:REG|STACK):(\d+)", usage)[:2])
     except Exception as error:  # one broken kernel must not hide the others
         return {**row, "error": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"}
-    registers, stack = (
-        int(found[1]) for found in (re.search(r"REG:(\d+)", usage), re.search(r"STACK:(\d+)", usage)) if found
-    )
     row |= {
         "registers": registers,
         "stack": stack,

@@ -1,6 +1,6 @@
 """Int4 weights in groups of 128: one packing that serves the forward, the decode and the gradient of the input.
 
-A group is 128 neighbours along the inner width K with one bf16 scale; values are q - 8 for q in 0..15. Byte j of a
+A group is 128 neighbors along the inner width K with one bf16 scale; values are q - 8 for q in 0..15. Byte j of a
 group holds weight j in its low and weight 64 + j in its high half, so a kernel reads two runs of 64 weights without
 shuffling. Groups are the outer dimension: ``packed`` [E, K / 128, N, 64] uint8, ``scales`` [E, K / 128, N] bf16, which
 makes one step of the inner loop one contiguous read. 0.516 bytes a weight.

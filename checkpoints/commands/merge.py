@@ -44,7 +44,7 @@ def main(arguments: argparse.Namespace) -> int:
     source = open_any(resolve_model_path(arguments.source))
     if not isinstance(source, DeltaCheckpoint):
         raise UserError(
-            f"{arguments.source} has no delta experts; merge takes what upcycle --form delta or train.py wrote"
+            f"{arguments.source} has no delta experts; merge takes what upcycle --expert-form delta or train.py wrote"
         )
     check_output(arguments, source)
     rewrite = merge_rewrite(source, chosen_dtype(arguments.dtype), arguments.base_id)

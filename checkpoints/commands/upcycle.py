@@ -17,6 +17,7 @@ from checkpoints.commands.common import (
     standard_deviation,
     warn_ignored,
 )
+from checkpoints.config_flags import add_hints, renamed_flags
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.extras import checkpoint_tokenizer
 from checkpoints.formats.smollm2 import resolve_model_path
@@ -50,15 +51,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help=f"one expert each, in this order, of {' '.join(LANGUAGES)}",
     )
     parser.add_argument(
-        "--layers",
+        "--moe-layers",
         default=ALL_LAYERS,
         metavar="RANGES",
         help="layers that get experts, counted from 0, such as 16-31 or 0-3,8,12-; the others stay dense",
     )
     parser.add_argument(
-        "--experts-per-token", type=integer_at_least(1), metavar="K", default=2, help="experts that each token visits"
+        "--num-experts-per-tok", type=integer_at_least(1), metavar="K", default=2, help="experts that each token visits"
     )
-    parser.add_argument("--form", choices=("full", "delta"), default="delta", help="copies, or low-rank changes of one")
+    parser.add_argument(
+        "--expert-form", choices=("full", "delta"), default="delta", help="copies, or low-rank changes of one"
+    )
+    add_hints(parser, renamed_flags(("form", "layers", "experts_per_token")))
     parser.add_argument(
         "--rank", type=integer_at_least(1), default=16, help="rank of each expert's own delta (form delta)"
     )
@@ -103,11 +107,11 @@ def main(arguments: argparse.Namespace) -> int:
     config = upcycled_config(
         base.config,
         arguments.languages,
-        arguments.form,
-        arguments.experts_per_token,
+        arguments.expert_form,
+        arguments.num_experts_per_tok,
         arguments.rank,
         arguments.shared_rank,
-        moe_layers=parse_layers(arguments.layers, base.config.n_layers),
+        moe_layers=parse_layers(arguments.moe_layers, base.config.n_layers),
     )
     check_output(arguments, base, strict=arguments.router == "ridge")
     warn_of_ignored(arguments)
@@ -158,7 +162,7 @@ def warn_of_ignored(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name) != arguments.parser.get_default(name)
         ]
 
-    if arguments.form == "full":
+    if arguments.expert_form == "full":
         warn_ignored(given("rank", "shared_rank", "copy_base"), "full experts have neither deltas nor a base")
     if arguments.router == "random":
         warn_ignored(given("router_prompts"), "only --router ridge reads prompts")

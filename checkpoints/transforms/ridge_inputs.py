@@ -47,7 +47,7 @@ def ridge_gates(
     data = encode_pairs(pairs, loaded.tokenizer, loaded.template, longest)
     batches = MixedBatches(data.examples, TOKENS_PER_BATCH, seed)
     count = max(2, round(batches.epoch_batches))
-    model = upcycle_model(loaded.model, tuple(pairs), expert_rank=1, experts_per_token=1, moe_layers=moe_layers)
+    model = upcycle_model(loaded.model, tuple(pairs), expert_rank=1, num_experts_per_tok=1, moe_layers=moe_layers)
     accuracies = ridge_routers(model, [batches[index] for index in range(count)])
     gates = {n: model.get_parameter(f"layers.{n}.feed_forward.gate.weight") for n in model.config.sparse_layers}
     return {layer: gate.detach().clone() for layer, gate in gates.items()}, accuracies

@@ -37,8 +37,8 @@ from moe.model import Transformer
 def upcycled_config(
     config: ModelConfig,
     languages: Sequence[str],
-    form: str = "delta",
-    experts_per_token: int = 2,
+    expert_form: str = "delta",
+    num_experts_per_tok: int = 2,
     expert_rank: int = 16,
     shared_rank: int = 0,
     **settings: Any,
@@ -58,25 +58,25 @@ def upcycled_config(
         get_language(language)
     if len(set(languages)) != len(languages):
         raise UserError(f"languages {' '.join(languages)} name one twice; give each language once")
-    if form == "full" and not languages:
+    if expert_form == "full" and not languages:
         raise UserError("full experts need at least one language; give --languages python java ...")
-    if languages and experts_per_token > len(languages):
+    if languages and num_experts_per_tok > len(languages):
         raise UserError(
-            f"{experts_per_token} experts per token, of {len(languages)}; name more languages, or add "
-            f"--experts-per-token {len(languages)}"
+            f"{num_experts_per_tok} experts per token, of {len(languages)}; name more languages, or add "
+            f"--num-experts-per-tok {len(languages)}"
         )
-    if form == "delta" and max(expert_rank, shared_rank) > config.dim:
+    if expert_form == "delta" and max(expert_rank, shared_rank) > config.dim:
         raise UserError(
             f"rank {max(expert_rank, shared_rank)} is more than the model's width of {config.dim}; a low-rank "
             "delta has a small one, for example 16"
         )
-    if form == "delta":
+    if expert_form == "delta":
         settings |= {"expert_rank": expert_rank if languages else 0, "shared_rank": shared_rank}
     return replace(
         config,
         num_experts=len(languages),
-        num_experts_per_tok=experts_per_token,
-        expert_form=form,
+        num_experts_per_tok=num_experts_per_tok,
+        expert_form=expert_form,
         expert_languages=tuple(languages),
         **settings,
     )
@@ -85,8 +85,8 @@ def upcycled_config(
 def upcycle_model(
     dense: Transformer,
     languages: Sequence[str],
-    form: str = "delta",
-    experts_per_token: int = 2,
+    expert_form: str = "delta",
+    num_experts_per_tok: int = 2,
     expert_rank: int = 16,
     shared_rank: int = 0,
     seed: int = 0,
@@ -101,7 +101,9 @@ def upcycle_model(
     Raises:
         UserError: see :func:`upcycled_config`.
     """
-    config = upcycled_config(dense.config, languages, form, experts_per_token, expert_rank, shared_rank, **settings)
+    config = upcycled_config(
+        dense.config, languages, expert_form, num_experts_per_tok, expert_rank, shared_rank, **settings
+    )
     model = meta_model(config)
     rename = base_rename(config)
     for name, parameter in dense.named_parameters():

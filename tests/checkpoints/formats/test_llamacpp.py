@@ -33,7 +33,7 @@ def test_the_converter_takes_what_is_written(tmp_path, tiny_config, make_model, 
     config = replace(tiny_config, vocab_size=tokenizer.vocab_size)
     save_model(make_model(config, dtype=torch.float32), tokenizer, tmp_path / "dense", template=template)
     if form == "full":
-        flags = ["--form", "full", "--layers", layers, "--no-proof"]
+        flags = ["--expert-form", "full", "--moe-layers", layers, "--no-proof"]
         assert main(["upcycle", str(tmp_path / "dense"), str(tmp_path / "full"), *flags]) == 0
     command = [sys.executable, SCRIPT, str(tmp_path / form), "--outfile", str(tmp_path / "a.gguf"), "--outtype", "f32"]
     subprocess.run(command, check=True, capture_output=True)

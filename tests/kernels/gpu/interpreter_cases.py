@@ -20,6 +20,7 @@ from kernels.dispatch import sort_by_expert
 from kernels.gpu import common, launch, launch_w4, layers, tile_tables
 from kernels.gpu.tile_tables import Tile
 from kernels.types import LowRank, Needs, Saved
+from tests.kernels.random_layers import low_rank
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -38,11 +39,6 @@ def ids_of(kind: str, tokens: int, top_k: int, experts: int) -> torch.Tensor:
     weight = torch.tensor([9.0, 1, 1, 0.2, 0.1, 0.1, 0.1, 0.1])[:experts] if kind == "skewed" else torch.ones(experts)
     ids = (torch.rand(tokens, experts) * weight).topk(top_k, -1).indices
     return ids * 0 + ids.clamp(max=max(0, experts - 3)) if kind == "empty" else ids  # the last two experts get nothing
-
-
-def low_rank(rank: int, width: int, hidden: int, *lead: int) -> LowRank:
-    shapes = (rank, width), (hidden, rank), (rank, hidden), (width, rank), (rank, width), (hidden, rank)
-    return LowRank(*((torch.randn(*lead, *shape) * 0.3).requires_grad_() for shape in shapes))
 
 
 def compare(function, reference_function, leaves: list[torch.Tensor], bound: float = BOUND) -> None:
@@ -94,7 +90,7 @@ def test_experts(tokens, experts, top_k, kind, width, hidden):
 def test_delta_experts(tokens, experts, top_k, kind, width, hidden):
     torch.manual_seed(tokens + experts)
     base = [torch.randn(shape).div(6).requires_grad_() for shape in ((hidden, width), (width, hidden), (hidden, width))]
-    shared, factors = low_rank(5, width, hidden), low_rank(6, width, hidden, experts)
+    shared, factors = (low_rank(5, width, hidden, *lead, dtype=torch.float32) for lead in ((), (experts,)))
     x, gates = torch.randn(tokens, width, requires_grad=True), torch.rand(tokens, top_k, requires_grad=True)
     ids = ids_of(kind, tokens, top_k, experts)
 
@@ -264,7 +260,7 @@ def test_int4_base_with_deltas():
     torch.manual_seed(0)
     packed = [int4.pack(torch.randn(shape) / 9) for shape in ((128, 128), (128, 128), (128, 128))]
     full = [int4.unpack(w, torch.float64)[0] for w in packed]
-    factors, ids = low_rank(4, 128, 128, 2), ids_of("uniform", 5, 1, 2)
+    factors, ids = low_rank(4, 128, 128, 2, dtype=torch.float32), ids_of("uniform", 5, 1, 2)
     x, gates = torch.randn(5, 128, requires_grad=True), torch.ones(5, 1)
     compare(
         lambda x, *f: ops.delta_experts_forward(x, *packed, None, LowRank(*f), gates, ids),

@@ -7,48 +7,48 @@ import warnings
 
 import pytest
 
-from kernels.gpu import tile_tables as tuning
+from kernels.gpu import tile_tables
 
 
 def test_rows_choose_the_tile():
-    few, many = tuning.select("gemm", "sm_86", 4), tuning.select("gemm", "sm_86", 4096)
-    assert few.bm == 16 and many.bm == 64 and tuning.select("gemm", "sm_86", 16) == few
+    few, many = tile_tables.select("gemm", "sm_86", 4), tile_tables.select("gemm", "sm_86", 4096)
+    assert few.bm == 16 and many.bm == 64 and tile_tables.select("gemm", "sm_86", 16) == few
 
 
 def test_every_operation_has_a_last_rule_for_any_number_of_rows():
-    for table in tuning.TABLES.values():
+    for table in tile_tables.TABLES.values():
         for rules in table.values():
             limits = [limit for limit, _ in rules]
-            assert limits == sorted(limits) and limits[-1] == tuning.ANY
+            assert limits == sorted(limits) and limits[-1] == tile_tables.ANY
 
 
 @pytest.mark.parametrize(("arch", "table"), [("sm_80", "sm_86"), ("sm_89", "sm_86"), ("sm_120", "sm_86")])
 def test_an_architecture_without_a_table_warns_once(arch, table):
-    tuning.nearest_table.cache_clear()
-    tuning._table.cache_clear()
+    tile_tables.nearest_table.cache_clear()
+    tile_tables._table.cache_clear()
     with pytest.warns(UserWarning, match=f"no tile table for {arch}: using {table}'s"):
-        tile = tuning.select("gemm", arch, 4096)
-    assert tile == tuning.select("gemm", table, 4096)
+        tile = tile_tables.select("gemm", arch, 4096)
+    assert tile == tile_tables.select("gemm", table, 4096)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tuning.select("swiglu", arch, 1)
+        tile_tables.select("swiglu", arch, 1)
 
 
 @pytest.mark.parametrize("arch", ["86", "sm_9", "cuda", "sm_xx"])
 def test_a_name_that_is_no_architecture(arch):
     with pytest.raises(ValueError, match="arch: expected a name such as sm_86"):
-        tuning.parse_arch(arch)
+        tile_tables.parse_arch(arch)
 
 
 def test_a_written_table_is_used(tmp_path, monkeypatch):
     path = tmp_path / "table.json"
-    tile = tuning.Tile(32, 32, 32, 4, 2)
-    tuning.write_table(path, "sm_86", {"gemm": [(tuning.ANY, tile)]})
+    tile = tile_tables.Tile(32, 32, 32, 4, 2)
+    tile_tables.write_table(path, "sm_86", {"gemm": [(tile_tables.ANY, tile)]})
     monkeypatch.setenv("KERNELS_TUNING_TABLE", str(path))
-    assert tuning.select("gemm", "sm_86", 4096) == tile
-    assert tuning.select("swiglu", "sm_86", 4096) == tuning.TABLES["sm_86"]["swiglu"][-1][1]
+    assert tile_tables.select("gemm", "sm_86", 4096) == tile
+    assert tile_tables.select("swiglu", "sm_86", 4096) == tile_tables.TABLES["sm_86"]["swiglu"][-1][1]
     with pytest.raises(ValueError, match="made for sm_86, this card is sm_90"):
-        tuning.select("gemm", "sm_90", 4096)
+        tile_tables.select("gemm", "sm_90", 4096)
 
 
 @pytest.mark.parametrize(
@@ -58,4 +58,4 @@ def test_a_file_that_is_no_table(tmp_path, content):
     path = tmp_path / "table.json"
     path.write_text(content)
     with pytest.raises(ValueError, match="expected the JSON that --tune writes"):
-        tuning.read_table(path)
+        tile_tables.read_table(path)
