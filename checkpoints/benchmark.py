@@ -1,11 +1,11 @@
-"""Upcycling at full width, measured: time, CPU time and peak memory beside ``cp`` and ``mergekit-moe``.
+"""Benchmark of upcycling at full width: time, CPU time and peak memory, with ``cp`` and ``mergekit-moe`` as baselines.
 
     python -m checkpoints.benchmark WORKDIR [--layers 8] [--mergekit PYTHON]
 
 Makes a random Mistral-7B-shaped checkpoint in bfloat16 (8 layers of full width: 2 billion parameters, 4 GB), upcycles
-it to four full experts in a process of its own, copies the result with ``cp``, and, where the Python of an environment
-with mergekit is given, lets ``mergekit-moe`` do the same job from the same input. WORKDIR has to be on the disk in
-question and needs about 3.5 times the result's size (``--keep`` leaves everything there, otherwise all is removed).
+it to four full experts in a separate process, copies the result with ``cp``, and, where the Python of an environment
+with mergekit is given, runs ``mergekit-moe`` on the same input. WORKDIR has to be on the disk to measure and needs
+about 3.5 times the result's size (everything is removed at the end, unless ``--keep`` is given).
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ import torch
 from torch import Tensor
 
 from checkpoints.cli import ArgumentParser, run
-from checkpoints.commands.common import directory_bytes
 from checkpoints.formats.config_json import to_config_json
 from checkpoints.formats.names import expected_tensors, to_huggingface
-from checkpoints.storage.files import format_bytes, require_free_space
+from checkpoints.storage.files import directory_bytes, format_bytes, require_free_space
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.storage.writer import Output, write_model_directory
 from kernels.bench.shapes import MISTRAL_7B
@@ -40,7 +39,7 @@ LANGUAGES = ("python", "java", "javascript", "cpp")
 
 @dataclass(frozen=True)
 class Measured:
-    """What one process took: seconds on the clock, seconds of CPU (user and system), peak resident bytes, output."""
+    """Cost of one process: wall-clock seconds, CPU seconds (user and system), peak resident bytes, bytes of output."""
 
     name: str
     seconds: float
@@ -102,14 +101,14 @@ def make_input(directory: Path, config: ModelConfig) -> None:
 
 
 def placeholder_tokenizer() -> str:
-    """A tokenizer.json of 256 tokens: mergekit-moe does not start without one."""
+    """A tokenizer.json of 256 tokens, which mergekit-moe requires."""
     from tokenizers import Tokenizer, models
 
     return Tokenizer(models.WordLevel({f"<{index}>": index for index in range(256)}, unk_token="<0>")).to_str()
 
 
 def measure(name: str, command: Sequence[str], output: Path, log: Path) -> Measured:
-    """Runs a command, flushes the disk, and reads what the system counted for it.
+    """Runs a command, flushes the disk, and reads the system's resource counts.
 
     Raises:
         UserError: the command failed; the log has its output.
@@ -128,14 +127,14 @@ def measure(name: str, command: Sequence[str], output: Path, log: Path) -> Measu
 
 
 def mergekit_config(source: Path) -> str:
-    """The YAML that makes mergekit-moe do the same job: four copies and random gates."""
+    """The YAML of the same job for mergekit-moe: four copies and random gates."""
     experts = [{"source_model": str(source), "positive_prompts": [name]} for name in LANGUAGES]
     settings = {"base_model": str(source), "gate_mode": "random", "dtype": "bfloat16", "experts": experts}
     return json.dumps(settings, indent=2)  # JSON is YAML
 
 
 def benchmark(workdir: Path, config: ModelConfig, mergekit: str | None) -> list[Measured]:
-    """Runs all jobs one after another and returns what each took."""
+    """Runs all jobs one after another and returns the cost of each."""
     source, ours = workdir / "dense", workdir / "ours"
     if not source.exists():
         print("making the input ...", flush=True)
@@ -148,7 +147,17 @@ def benchmark(workdir: Path, config: ModelConfig, mergekit: str | None) -> list[
         print(result.row(), flush=True)
 
     print(HEADER)
-    command = [sys.executable, "-m", "checkpoints", "upcycle", str(source), str(ours), "--form", "full", "--no-proof"]
+    command = [
+        sys.executable,
+        "-m",
+        "checkpoints",
+        "upcycle",
+        str(source),
+        str(ours),
+        "--expert-form",
+        "full",
+        "--no-proof",
+    ]
     note(measure("checkpoints upcycle", command, ours, workdir / "ours.log"))
     copied = workdir / "copied"
     note(measure("cp of the same bytes", ["cp", "-r", str(ours), str(copied)], copied, workdir / "cp.log"))
@@ -171,13 +180,13 @@ def benchmark(workdir: Path, config: ModelConfig, mergekit: str | None) -> list[
 
 
 def summary(results: Sequence[Measured], config: ModelConfig) -> list[str]:
-    """What the numbers say against the goals."""
+    """The results against their targets."""
     by_name = {result.name: result for result in results}
     ours, cp = by_name["checkpoints upcycle"], by_name["cp of the same bytes"]
     largest = max(2 * shape[0] * shape[-1] for _, shape in expected_tensors(config) if len(shape) == 2)
     lines = [
-        f"throughput {cp.seconds / ours.seconds:.0%} of cp (goal 80%)",
-        f"peak memory {ours.peak_bytes / 1e6:.0f} MB; goal largest tensor + 300 MB = {largest / 1e6 + 300:.0f} MB",
+        f"throughput {cp.seconds / ours.seconds:.0%} of cp (target 80%)",
+        f"peak memory {ours.peak_bytes / 1e6:.0f} MB; target largest tensor + 300 MB = {largest / 1e6 + 300:.0f} MB",
     ]
     if theirs := by_name.get("mergekit-moe"):
         lines.append(

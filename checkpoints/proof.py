@@ -1,4 +1,4 @@
-"""Proof that an upcycled mixture still is the dense model: logits and greedy text on real prompts."""
+"""Proof that an upcycled mixture still computes the dense model: logits and greedy text on real prompts."""
 
 # S sequence, V vocabulary
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from moe.hardware import dtype_name
 from moe.inference.generation import generate
 from moe.model import Transformer
 from moe.tokenizer import Tokenizer
@@ -39,10 +40,10 @@ class Proof:
 
     Attributes:
         max_abs_logit_difference: over all prompts, positions and tokens.
-        max_abs_logit: the size of the dense logits, to compare with.
+        max_abs_logit: the largest dense logit, for scale.
         same_greedy_text: whether all greedy continuations agree token for token.
         greedy: per prompt its language, the dense continuation as text (or ids), and whether the mixture's is the same.
-        bound: the largest difference that counts as proved for this dtype.
+        bound: the largest difference that rounding explains in this dtype.
     """
 
     dtype: str
@@ -113,6 +114,6 @@ def prove(
         same = bool((ours[steps].argmax(-1) == theirs[steps].argmax(-1)).all())
         text = tokenizer.decode(written) if tokenizer is not None else written
         greedy.append({"language": language, "dense": text, "same": same})
-    dtype = str(dense.dtype).removeprefix("torch.")
     all_same = all(entry["same"] for entry in greedy)
+    dtype = dtype_name(dense.dtype)
     return Proof(dtype, positions, difference, size, all_same, tuple(greedy), logit_bound(dense.dtype, size))

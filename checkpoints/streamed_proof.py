@@ -1,7 +1,7 @@
 """The proof for models that do not fit in memory: both models run over the prompts layer by layer, read from disk.
 
-Memory is one layer of each model and the prompts' hidden states. Text cannot be continued this way (each token would
-read the whole model again), so the best next token is compared at every position of the prompts instead.
+Memory is one layer of each model and the prompts' hidden states. Generating text this way would read the whole model
+for each token, so the best next token is compared at every position of the prompts instead.
 """
 
 # S sequence, D model dim, V vocabulary
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -26,19 +25,9 @@ from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.storage.writer import in_dtype
 from checkpoints.transforms.rewrite import Source, dense_part
 from checkpoints.transforms.upcycle import parameter_counts
+from moe.hardware import available_memory, dtype_name
 from moe.layers import RMSNorm, make_pattern, rope_angles
 from moe.tokenizer import Tokenizer
-
-_MEMORY = Path("/proc/meminfo")
-
-
-def available_memory() -> int | None:
-    """Bytes of memory that are free or can be freed; None where the system does not tell."""
-    if _MEMORY.is_file():
-        for line in _MEMORY.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
 
 
 def _own_tensors(source: Source, prefix: str) -> dict[str, StoredTensor]:
@@ -50,7 +39,7 @@ def _own_tensors(source: Source, prefix: str) -> dict[str, StoredTensor]:
 
 def _find(source: Source, name: str) -> Tensor:
     """One tensor outside of the layers."""
-    return _own_tensors(source, name).get(name, dense_part(source).tensors.get(name)).read()
+    return ({**dense_part(source).tensors, **_own_tensors(source, name)})[name].read()
 
 
 def layer_block(source: Source, layer: int, dtype: torch.dtype) -> nn.Module:
@@ -98,7 +87,7 @@ def streamed_logits(source: Source, prompts: list[list[int]], dtype: torch.dtype
 
 @torch.no_grad()
 def prove_streamed(dense: Source, mixture: Source, tokenizer: Tokenizer | None, dtype: torch.dtype) -> Proof:
-    """Compares two models on disk; see the module's docstring for what stands in the place of greedy text."""
+    """Compares two models on disk; the module's docstring says what replaces greedy text."""
     prompts = prompt_ids(tokenizer, dense.config.vocab_size)
     difference = size = 0.0
     greedy = []
@@ -110,10 +99,9 @@ def prove_streamed(dense: Source, mixture: Source, tokenizer: Tokenizer | None, 
         same = bool((found.argmax(-1) == best).all())
         text = tokenizer.decode([int(best[-1])]) if tokenizer is not None else [int(best[-1])]
         greedy.append({"language": language, "dense": text, "same": same})
-    name = str(dtype).removeprefix("torch.")
     positions = sum(map(len, prompts))
     same = all(entry["same"] for entry in greedy)
-    return Proof(name, positions, difference, size, same, tuple(greedy), logit_bound(dtype, size))
+    return Proof(dtype_name(dtype), positions, difference, size, same, tuple(greedy), logit_bound(dtype, size))
 
 
 def prove_directories(
@@ -124,15 +112,15 @@ def prove_directories(
     stored: torch.dtype | None = None,
     memory: int | None = None,
 ) -> tuple[Proof, str]:
-    """Compares two models on disk, in memory where both fit, else layer by layer; also says which.
+    """Compares two models on disk, in memory if both fit, else layer by layer; also returns which.
 
     Args:
         stored: the dtype to which the mixture's weights were converted, so that the dense model is rounded alike.
-        memory: bytes that may be used; None asks the system.
+        memory: bytes that may be used; None takes what is free.
     """
     needed = sum(parameter_counts(source.config)[0] for source in (dense, mixture)) * dtype.itemsize * 5 // 4
-    memory = available_memory() if memory is None else memory
-    if memory is None or needed <= memory:
+    memory = available_memory(torch.device("cpu")) if memory is None else memory
+    if needed <= memory:
         first = load_model(dense.path, stored or dtype).model.to(dtype)
         return prove(first, load_model(mixture.path, dtype).model, tokenizer), "in memory"
     if stored is not None and isinstance(dense, Checkpoint):

@@ -1,11 +1,11 @@
-"""How often CodeBLEU ranks code that keeps the meaning before code that breaks it.
+"""How often CodeBLEU ranks code that keeps the meaning above code that breaks it.
 
     python -m eval.codebleu_ranking [--problems 50] [--languages python java javascript cpp] [--seed 0]
 
-The reference is the solution of a made-up problem. Of each, variants are made: renamed variables, reordered statements
+The references are solutions of synthetic problems. Variants are made of each: renamed variables, reordered statements
 and comments keep the meaning; a wrong operator, a wrong variable and a dropped statement break it. The problem's tests
-say which variant really passes and which fails; the others are left out. Then every passing variant meets every failing
-one of the same problem: the ranking is right when the passing one scores higher in the given mode.
+show which variants really pass or fail, and all others are dropped. Then every passing variant is compared with every
+failing one of the same problem: the ranking is right if the passing one scores higher.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 from checkpoints.cli import ArgumentParser, run
 from eval.codebleu import CodeBLEUError
+from eval.codebleu.bench.variants import Variant, VariantMaker
 from eval.codebleu.counts import EQUAL_WEIGHTS
 from eval.codebleu.score import MODES, Mode, make_scorer, score_of
-from eval.codebleu.variants import Variant, VariantMaker
 from eval.execution.programs import missing_tools, run_many
-from moe.data.synthetic import LANGUAGES, generate_pairs
+from moe.data.synthetic import TASK_LANGUAGES, generate_pairs
 from moe.errors import UserError
 
 KEEPING = ("renamed", "reordered", "commented")
@@ -31,7 +31,7 @@ BREAKING = ("operator", "variable", "dropped")
 
 @dataclass(frozen=True)
 class Problem:
-    """A reference and its variants, sorted by what the tests say."""
+    """A reference with its variants that pass the tests, and those that fail."""
 
     language: str
     reference: str
@@ -40,7 +40,7 @@ class Problem:
 
 
 def make_problems(language: str, count: int, seed: int) -> list[Problem]:
-    """Makes variants of ``count`` solutions and runs all of them against the tests."""
+    """Makes variants of ``count`` solutions and runs the tests of each."""
     maker = VariantMaker(language, seed)
     pairs = generate_pairs(language, count, seed=seed, split="test")
     variants = [(pair, [*maker.keeping(pair.code)], [*maker.breaking(pair.code)]) for pair in pairs]
@@ -59,13 +59,10 @@ def rank(problems: Sequence[Problem], mode: Mode) -> Counter[tuple[str, str, str
     found: Counter[tuple[str, str, str]] = Counter()
     for problem in problems:
         scorer, score = make_scorer(problem.language, mode), score_of(mode)
-
-        def total(variant: Variant) -> float:
-            counts = scorer.count([problem.reference], variant.text)  # noqa: B023 called within this round only
-            return score(counts, EQUAL_WEIGHTS).codebleu  # noqa: B023
-
-        kept = [(variant.kind, total(variant)) for variant in problem.kept]
-        broken = [(variant.kind, total(variant)) for variant in problem.broken]
+        kept, broken = (
+            [(v.kind, score(scorer.count([problem.reference], v.text), EQUAL_WEIGHTS).codebleu) for v in variants]
+            for variants in (problem.kept, problem.broken)
+        )
         for kind, value in kept:
             for other, lower in broken:
                 outcome = "tied" if abs(value - lower) < 1e-12 else "right" if value > lower else "wrong"
@@ -74,7 +71,7 @@ def rank(problems: Sequence[Problem], mode: Mode) -> Counter[tuple[str, str, str
 
 
 def share(found: Counter[tuple[str, str, str]], kept: str | None = None, broken: str | None = None) -> str:
-    """Share of right rankings as a percentage, with the share of ties where there are some."""
+    """Share of right rankings in percent, with the share of ties if there are any."""
     sums: Counter[str] = Counter()
     for (kind, other, outcome), count in found.items():
         if kept in (None, kind) and broken in (None, other):
@@ -87,10 +84,12 @@ def share(found: Counter[tuple[str, str, str]], kept: str | None = None, broken:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Prints the share of right rankings per language and per kind of variants."""
+    """Prints the share of right rankings by language and by kind of variant."""
     for language in args.languages:
         if tools := missing_tools(language):
-            raise UserError(f"{language} needs {', '.join(tools)} to run its tests; install it or leave it out")
+            raise UserError(
+                f"{language} needs {', '.join(tools)} to run its tests; install it, or leave {language} out"
+            )
     everything: dict[Mode, Counter[tuple[str, str, str]]] = defaultdict(Counter)
     print(f"{'':<22}{'rankings':>9}" + "".join(f"{mode:>22}" for mode in MODES))
     for language in args.languages:
@@ -115,11 +114,13 @@ def build_parser() -> ArgumentParser:
     """The parser of the command line."""
     parser = ArgumentParser(
         prog="python -m eval.codebleu_ranking",
-        description="How often each mode of CodeBLEU ranks code that keeps the meaning before code that breaks it.",
+        description="How often each mode of CodeBLEU ranks code that keeps the meaning above code that breaks it.",
     )
     parser.add_argument("--problems", type=int, default=50, help="problems per language")
-    parser.add_argument("--languages", nargs="+", choices=LANGUAGES, default=list(LANGUAGES), help="languages")
-    parser.add_argument("--seed", type=int, default=0, help="of problems and variants")
+    parser.add_argument(
+        "--languages", nargs="+", choices=TASK_LANGUAGES, default=list(TASK_LANGUAGES), help="languages"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the problems and variants")
     return parser
 
 

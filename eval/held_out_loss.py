@@ -23,7 +23,9 @@ class HeldOutLoss:
 
 def single_language_batches(examples: Sequence[Example], tokens_per_batch: int) -> list[Batch]:
     """All examples once, packed in order of length."""
-    batches, group, used = [], [], 0
+    batches: list[Batch] = []
+    group: list[Example] = []
+    used = 0
     for example in sorted(examples, key=lambda e: len(e.tokens)):
         if group and used + len(example.tokens) > tokens_per_batch:
             batches.append(make_batch(group))
@@ -43,7 +45,7 @@ def held_out_loss(
     on_output: Callable[[Batch, ModelOutput], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, HeldOutLoss]:
-    """Loss per language with the model's own routing; ``on_output`` sees each batch and what the model gave for it."""
+    """Loss per language with the model's own routing; ``on_output`` gets each batch and its :class:`ModelOutput`."""
     model.eval()
     total = sum(len(items) for items in examples.values())
     done, result = 0, {}

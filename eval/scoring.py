@@ -1,4 +1,4 @@
-"""Scores a model by what it writes: greedy answers to held-out descriptions, compared by CodeBLEU."""
+"""Scores a model's greedy answers to held-out descriptions by CodeBLEU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from eval.codebleu import codebleu
+from moe.data.code_blocks import extract_code
 from moe.data.pairs import Pair
-from moe.data.prompt import encode_prompt, extract_code, instruction_for, stop_ids
+from moe.data.prompt import encode_prompt, instruction_for, stop_ids
 from moe.files import write_json_lines
 from moe.inference.generation import Generation, generate_many
 from moe.languages import get_language
@@ -22,8 +23,8 @@ FENCE = "```"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One held-out pair and what the model wrote for it; ``raw`` is the answer before the code was taken out of it."""
+class ScoredAnswer:
+    """One held-out pair and the model's answer: ``raw`` as written, ``hypothesis`` the code in it."""
 
     id: str
     language: str
@@ -48,7 +49,7 @@ class Score:
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How answers are written: ``code_only`` asks an untrained chat model for code and takes its code block."""
+    """How to generate answers: ``code_only`` asks an untrained chat model for code and extracts its code block."""
 
     max_new_tokens: int
     batch_size: int
@@ -62,7 +63,7 @@ def write_answers(
     pairs: Mapping[str, Sequence[Pair]],
     settings: AnswerSettings,
     on_progress: Callable[[int, int], None] | None = None,
-) -> dict[str, list[Answer]]:
+) -> dict[str, list[ScoredAnswer]]:
     """Greedy answers for all pairs of all languages, batched together; ``on_progress`` gets (done, total)."""
     flat = [pair for items in pairs.values() for pair in items]
     ask = "code-only" if settings.code_only else "train"
@@ -86,18 +87,18 @@ def write_answers(
             on_token=_FenceStop(tokenizer, len(flat)) if settings.code_only else None,
             on_progress=finished,
         )
-    answers: dict[str, list[Answer]] = {language: [] for language in pairs}
+    answers: dict[str, list[ScoredAnswer]] = {language: [] for language in pairs}
     keys = [language for language, items in pairs.items() for _ in items]
     for key, pair, generation in zip(keys, flat, generations, strict=True):
         raw = tokenizer.decode(generation.tokens)
         code = extract_code(raw, pair.language) if settings.code_only else raw.strip()
         name = pair.id or f"{key}-{len(answers[key])}"
-        answers[key].append(Answer(name, pair.language, pair.text, pair.code, code, raw, generation.finished))
+        answers[key].append(ScoredAnswer(name, pair.language, pair.text, pair.code, code, raw, generation.finished))
     return answers
 
 
 class _FenceStop:
-    """Ends a chat answer when its first code block is closed: what follows is prose that scoring would drop."""
+    """Ends a chat answer when its first code block closes: scoring drops the prose after it."""
 
     def __init__(self, tokenizer: Tokenizer, count: int):
         self.streams = [tokenizer.stream() for _ in range(count)]
@@ -109,16 +110,16 @@ class _FenceStop:
         return first >= 0 and self.texts[place].find("\n" + FENCE, first + len(FENCE)) >= 0
 
 
-def score_answers(answers: Mapping[str, Sequence[Answer]]) -> dict[str, Score]:
+def score_answers(answers: Mapping[str, Sequence[ScoredAnswer]]) -> dict[str, Score]:
     """Corpus CodeBLEU (mode ``reference``) per language."""
     scores = {}
     for language, items in answers.items():
         result = codebleu([[a.reference] for a in items], [a.hypothesis for a in items], items[0].language)
-        scores[language] = Score(*(getattr(result, part) for part in PARTS), answers=len(items))
+        scores[language] = Score(**{part: getattr(result, part) for part in PARTS}, answers=len(items))
     return scores
 
 
-def save_answers(answers: Mapping[str, Sequence[Answer]], path: Path) -> None:
+def save_answers(answers: Mapping[str, Sequence[ScoredAnswer]], path: Path) -> None:
     """Writes answers as JSON Lines that ``python -m eval codebleu --pairs`` scores again."""
     found = (answer for items in answers.values() for answer in items)
     write_json_lines(path, ({**asdict(a), "lang": a.language, "references": [a.reference]} for a in found))

@@ -1,4 +1,4 @@
-"""How much experts specialise in languages: routing tables and mutual information."""
+"""How much experts specialize in languages: routing tables and mutual information."""
 
 # G languages, L layers with a router, E experts, S tokens, K top-k
 
@@ -25,9 +25,9 @@ def mutual_information(counts: Tensor) -> float:
 class RoutingCounter:
     """Counts which experts the response tokens of each language visit, layer by layer.
 
-    Pass it as ``on_output`` to :func:`eval.held_out_loss.held_out_loss`. Two tables are kept: gate weight per expert
-    (what share of the output is whose), and each token's first choice. A third has the first choices with every
-    example's language drawn anew: the mutual information that chance alone gives with this much data.
+    Pass it as ``on_output`` to :func:`eval.held_out_loss.held_out_loss`. It keeps a table of gate weight per expert,
+    one of first choices, and one of first choices with a random language per example: the mutual information of the
+    last is what chance alone gives with this much data.
     """
 
     def __init__(self, languages: int, layers: int, experts: int, seed: int = 0):
@@ -69,7 +69,7 @@ def _count(labels: Tensor, chosen: Tensor, weights: Tensor, languages: int, expe
 
 @dataclass(frozen=True)
 class Specialization:
-    """What :class:`RoutingCounter` counted.
+    """Result of :class:`RoutingCounter`.
 
     Attributes:
         table: [G][E] share of each language's gate weight that each expert has, over all layers.

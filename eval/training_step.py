@@ -68,9 +68,9 @@ def measure(
     """Steps of the branch and of the mix stage; the first of each, which compiles kernels, is not counted in times."""
     sizes = {**shape.to_dict(), "num_experts": len(config.languages), "expert_form": "delta"}
     sizes |= {"shared_rank": config.shared_rank, "expert_rank": config.expert_rank}
-    sizes |= {"num_experts_per_tok": config.experts_per_token, "expert_languages": config.languages}
+    sizes |= {"num_experts_per_tok": config.num_experts_per_tok, "expert_languages": config.languages}
     model_config = ModelConfig.from_dict(sizes)
-    planned = plan_memory(model_config, config.tokens_per_batch, dtype, config.recompute).total
+    planned = plan_memory(model_config, config.tokens_per_batch, dtype, config.activation_checkpointing).total
     result: dict[str, Any] = {"limit_gib": LIMIT / GIB, "planned_gib": planned / GIB}
     model = random_model(model_config, device, dtype)
     batches = random_batches(config, model_config.vocab_size)

@@ -1,13 +1,13 @@
 """A key/value cache that rolls when the model has a sliding window.
 
-Time runs alike for all rows: shorter prompts are padded on the left, and ``padding`` says by how much. Slot ``t % C``
-of a buffer of capacity ``C`` holds time ``t``. With a window of 4 and 6 tokens fed one by one the buffer holds
+All rows share one time axis: shorter prompts are padded on the left, by ``padding`` tokens. Slot ``t % C`` of a buffer
+of capacity ``C`` holds time ``t``. With a window of 4 and 6 tokens fed one by one, the buffer holds
 
     time      0  1  2  3          4  1  2  3          4  5  2  3
     slot      0  1  2  3    ->    0  1  2  3    ->    0  1  2  3
 
-which is just what the last query may see; rotary embeddings are already in the keys, so their order is free. A chunk
-that would overwrite keys which its own earlier queries still need is attended over [old keys, new keys] and written
+exactly what the last query may see; the order does not matter, as rotary embeddings are already in the keys. A chunk
+that would overwrite keys that its own earlier queries still need attends to [old keys, new keys] and is stored
 afterwards.
 """
 
@@ -49,8 +49,7 @@ class KVCache:
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.length = 0  # tokens seen, the same for all rows
-        has_padding = padding is not None and bool((padding > 0).any())
-        self.padding = padding.to(device) if has_padding else None
+        self.padding = padding.to(device) if padding is not None and bool((padding > 0).any()) else None
 
     def positions(self, count: int) -> Tensor:
         """Rotary positions of the next ``count`` tokens: [B or 1, count] int64, 0 within the padding."""
@@ -82,7 +81,7 @@ class KVCache:
         allowed = allowed[None, None]  # [1, 1, count, L]
         if self.padding is not None:
             real = key_times[None] >= self.padding[:, None]  # [B, L]
-            # A query inside the padding sees itself, so that its softmax stays finite; nobody reads its result.
+            # A query inside the padding sees itself, so that its softmax stays finite; its result is unused.
             allowed = (allowed & real[:, None, None]) | (key_times == times)[None, None]
         return allowed
 
@@ -112,7 +111,7 @@ class KVCache:
         self.length += count
 
     def rows(self, start: int, stop: int) -> KVCache:
-        """A cache of some of the rows: it shares this one's memory, but each has a clock of its own to advance."""
+        """A cache of some of the rows that shares this one's memory but advances on its own."""
         part = copy.copy(self)
         part.keys, part.values = self.keys[:, start:stop], self.values[:, start:stop]
         if self.padding is not None:
@@ -121,9 +120,9 @@ class KVCache:
         return part
 
     def keep_rows(self, rows: Tensor) -> None:
-        """Drops all rows but ``rows`` [B'] int64 (finished answers need no more work).
+        """Drops all rows but ``rows`` [B'] int64, once the other answers are finished.
 
-        When no row moves to a later place, only rows that move are copied, and only what is filled of them.
+        If no row moves to a later place, only rows that move are copied, and only their filled part.
         """
         places = rows.tolist()
         if all(source >= target for target, source in enumerate(places)):

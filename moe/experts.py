@@ -5,7 +5,7 @@ by all languages and one per expert; since ``sum_e g_e W2 a_e = W2 sum_e g_e a_e
 once per token however many experts a token visits.
 """
 
-# T tokens, D model dim, F hidden dim, E experts, K top-k, r rank
+# T = B*S tokens, D model dim, F hidden dim, E experts, K top-k, r rank
 
 from __future__ import annotations
 
@@ -51,12 +51,11 @@ class LowRankDelta(nn.Module):
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Draws A from U(-1/sqrt(in), 1/sqrt(in)) and sets B to zero."""
         for a, b in ((self.a1, self.b1), (self.a2, self.b2), (self.a3, self.b3)):
-            bound = 1.0 / math.sqrt(a.shape[-1])
-            a.uniform_(-bound, bound, generator=generator)
+            draw_low_rank(a, generator)
             b.zero_()
 
     def weights(self, dtype: torch.dtype) -> ops.LowRank:
-        """The six matrices in the dtype the base computes in; they may be kept wider than it while they are trained."""
+        """The six matrices in the dtype of the base; training may keep them wider."""
         matrices = (self.a1, self.b1, self.a2, self.b2, self.a3, self.b3)
         return ops.LowRank(*(matrix.to(dtype) for matrix in matrices))
 
@@ -70,13 +69,37 @@ def widen_trainable(model: nn.Module) -> None:
             module.gate.float()
 
 
+def draw_low_rank(a: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Fills A [..., r, in] in place from U(-1/sqrt(in), 1/sqrt(in)), as a Kaiming-uniform linear layer starts."""
+    bound = 1.0 / math.sqrt(a.shape[-1])
+    return a.uniform_(-bound, bound, generator=generator)
+
+
 class MoEFeedForward(nn.Module):
-    """A router and its experts in the place of a dense feed-forward; without experts, a dense one with an adapter."""
+    """A router and its experts in place of a dense feed-forward; without experts, a dense one with an adapter.
+
+    The layer in plain torch, for tokens x [T, D] that visit K of E experts (`kernels.ops` computes it faster)::
+
+        gates, expert_ids = select_top_k(gate(x), K)  # [T, K]; a token's gates sum to 1
+        out = torch.zeros_like(x)  # [T, D]
+        for e in range(E):
+            token, choice = torch.where(expert_ids == e)
+            rows = x[token]
+            hidden = F.silu(rows @ w1[e].T) * (rows @ w3[e].T)  # [rows, F]
+            out[token] += gates[token, choice, None] * (hidden @ w2[e].T)
+
+    ``full``: every expert e owns w1, w2, w3 [e]. ``delta``: each of them is ``W + delta_scale * (B0 A0 + B_e A_e)``,
+    with W frozen and shared. An adapter is the delta form without experts: ``W + delta_scale * B0 A0``, gate 1.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.top_k, self.delta_scale = config.num_experts_per_tok, config.delta_scale
-        self.base = self.experts = self.shared_delta = self.expert_deltas = self.gate = None
+        self.gate: nn.Linear | None = None
+        self.experts: Experts | None = None
+        self.base: FeedForward | None = None
+        self.shared_delta: LowRankDelta | None = None
+        self.expert_deltas: LowRankDelta | None = None
         if config.is_moe:
             self.gate = nn.Linear(config.dim, config.num_experts, bias=False)
         if not config.is_delta:
@@ -89,7 +112,7 @@ class MoEFeedForward(nn.Module):
             self.expert_deltas = LowRankDelta(config.dim, config.hidden_dim, config.expert_rank, config.num_experts)
 
     def route(self, x: Tensor, forced_experts: Tensor | None = None) -> Routing | None:
-        """Decides which experts the tokens x [T, D] visit; None when there is no choice (a dense adapter)."""
+        """Chooses the experts of the tokens x [T, D]; None without a router (a dense adapter)."""
         if self.gate is None:
             return None
         if forced_experts is not None:
@@ -98,9 +121,10 @@ class MoEFeedForward(nn.Module):
         return Routing(router_logits, *select_top_k(router_logits, self.top_k))
 
     def forward(self, x: Tensor, forced_experts: Tensor | None = None) -> tuple[Tensor, Routing | None]:
-        """x [T, D] -> [T, D] and what the router decided; ``forced_experts`` [T] int64 overrides the router."""
+        """x [T, D] -> [T, D] and the router's decision; ``forced_experts`` [T] int64 overrides the router."""
         routing = self.route(x, forced_experts)
         if self.experts is not None:
+            assert routing is not None, "full experts have a router"
             weights = (self.experts.w1, self.experts.w2, self.experts.w3)
             return ops.experts_forward(x, *weights, routing.gates, routing.expert_ids), routing
         if routing is None:  # every token on one expert that has no delta of its own
@@ -108,6 +132,7 @@ class MoEFeedForward(nn.Module):
             expert_ids = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
         else:
             gates, expert_ids = routing.gates, routing.expert_ids
+        assert self.base is not None, "deltas change a base"
         out = ops.delta_experts_forward(
             x,
             self.base.w1.weight,

@@ -1,4 +1,4 @@
-"""Which device to compute on, and in which precision: bfloat16 where it is native, else float32."""
+"""Chooses the device, and the precision: bfloat16 where it is native, else float32; measures free memory."""
 
 from __future__ import annotations
 
@@ -9,22 +9,15 @@ import torch
 from kernels.cpu.malloc import keep_freed_memory as keep_freed_memory
 from moe.errors import UserError, did_you_mean
 
-DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES_AS_TYPED = DTYPES | {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NATIVE_CUDA = (8, 0)  # the first compute capability that multiplies bfloat16 matrices in hardware
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name: ``auto`` (a CUDA GPU where there is one, else the CPU), ``cpu``, ``cuda``, ``cuda:N``.
+    """The device called ``auto`` (a CUDA GPU if there is one, else the CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
-    Raises :class:`UserError` for a GPU that is not there.
+    Raises :class:`UserError` for a GPU that does not exist.
     """
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
@@ -38,20 +31,40 @@ def choose_device(name: str = "auto") -> torch.device:
     index = int(match[1] or 0)
     if index >= found:
         gpus = f"this machine has {found} CUDA GPUs" if found else "no CUDA GPU was found"
-        raise UserError(f"device {name!r}: {gpus}; use --device cpu or --device auto")
+        raise UserError(f"device {name!r}: {gpus}; choose cpu or auto")
     return torch.device("cuda", index)
 
 
 def choose_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
-    """The precision of that name; ``auto`` is bfloat16 where the device has it natively, else float32.
+    """The dtype of that name; ``auto`` is bfloat16 where the device supports it natively, else float32.
 
     On CPUs that emulate bfloat16 its matrix products are up to 75 times slower than float32's.
     """
     if name == "auto":
         return torch.bfloat16 if has_native_bfloat16(device) else torch.float32
-    if name not in DTYPES:
-        raise UserError(f"unknown dtype {name!r}{did_you_mean(name, DTYPES)}; expected auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in _DTYPES_AS_TYPED:
+        hint = did_you_mean(name, _DTYPES_AS_TYPED)
+        raise UserError(f"unknown dtype {name!r}{hint}; expected auto, {', '.join(_DTYPES_AS_TYPED)}")
+    return _DTYPES_AS_TYPED[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``bfloat16`` for ``torch.bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def available_memory(device: torch.device) -> int:
+    """Bytes that are free on ``device``: on the card, or in the machine; ``1 << 62`` if the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 1 << 62
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

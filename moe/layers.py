@@ -4,7 +4,7 @@ Rounding follows the released models' reference code (norms and rotary angles in
 implementations to the last bits.
 """
 
-# B batch, S sequence, L keys, D model dim, F hidden dim, H query heads, G key/value heads, C head dim
+# B batch, S sequence, D model dim, F hidden dim, H query heads, G key/value heads, C head dim, L keys
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ def make_pattern(
             raise ValueError(f"documents hold {sum(documents)} tokens, the sequence has {length}")
         if device.type == "cpu":
             return AttentionPattern(window, documents)
-        lengths = torch.tensor(documents, device=device)
-        owner = torch.repeat_interleave(torch.arange(len(documents), device=device), lengths, output_size=length)
+        # Filled on the device: lengths copied to a GPU would make the host wait.
+        owner = torch.cat([torch.full((n,), index, device=device) for index, n in enumerate(documents)])  # [S]
         mask = banded_mask(length, window, device) & (owner[:, None] == owner[None, :])
         return AttentionPattern(mask=mask[None, None])
     if window is not None and length > window:
@@ -101,8 +101,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor
     """Scaled dot-product attention with grouped queries: q [B, H, S, C], k and v [B, G, L, C] -> [B, H, S, C]."""
     if pattern.documents is not None:
         parts = []
-        for piece in zip(*(x.split(pattern.documents, dim=2) for x in (q, k, v)), strict=True):
-            parts.append(attend(*piece, make_pattern(piece[0].shape[2], pattern.window, None, q.device)))
+        for queries, keys, values in zip(*(x.split(pattern.documents, dim=2) for x in (q, k, v)), strict=True):
+            own = make_pattern(queries.shape[2], pattern.window, None, q.device)
+            parts.append(attend(queries, keys, values, own))
         return torch.cat(parts, dim=2)
     if q.dtype != k.dtype:  # a cache may be wider than the model
         return attend(q.to(k.dtype), k, v, pattern).to(q.dtype)
@@ -159,7 +160,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU feed-forward (Shazeer, 2020): ``w2(silu(w1 x) * w3 x)``."""
+    """SwiGLU feed-forward (Shazeer, 2020): ``w2(silu(w1 x) * w3 x)``, w1 the SwiGLU gate projection."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()

@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 def token_losses(hidden: Tensor, output_weight: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
-    """Cross-entropy of each scored position, without ever holding all logits.
+    """Cross-entropy of each scored position, without materializing all logits.
 
-    Memory is ``chunk * V`` logits instead of ``N * V``. Where the output projection is frozen, a chunk's gradient is
-    computed while its logits are there; where it learns, chunks are recomputed in the backward pass.
+    Holds ``chunk * V`` logits instead of ``N * V``. If the output projection is frozen, a chunk's gradient is computed
+    while its logits are at hand; if it is trained, chunks are recomputed in the backward pass.
 
     Args:
         hidden: [N, D] final hidden states of the positions that predict ``targets``.
@@ -71,13 +71,14 @@ class _FrozenHeadLosses(torch.autograd.Function):
         return (slopes * gradient[:, None]).to(slopes.dtype), None, None, None
 
 
-def expert_counts(expert_ids: Tensor, num_experts: int, weight: Tensor | None = None) -> Tensor:
-    """[E] float32: how many of the slots expert_ids [T, K] chose each expert, tokens weighted by ``weight`` [T]."""
-    slots = None if weight is None else weight.float()[:, None].expand_as(expert_ids).reshape(-1)
-    return torch.bincount(expert_ids.reshape(-1), weights=slots, minlength=num_experts).float()
+def expert_counts(expert_ids: Tensor, num_experts: int) -> Tensor:
+    """[E] float32: how many of the slots expert_ids [T, K] chose each expert."""
+    slots = expert_ids.reshape(-1)
+    counts = torch.zeros(num_experts, device=slots.device)
+    return counts.index_add_(0, slots, torch.ones_like(slots, dtype=counts.dtype))  # bincount would wait for a GPU
 
 
-def balance_loss(router_logits: Tensor, fractions: Tensor, weight: Tensor | None = None) -> Tensor:
+def balance_loss(router_logits: Tensor, fractions: Tensor) -> Tensor:
     """Load-balancing loss of one layer, ``E * sum_e f_e P_e`` (Fedus et al., 2021): 1 when balanced, E when collapsed.
 
     ``f`` may be counted over more tokens than these (a whole accumulated batch): its gradient is zero anyway, and
@@ -86,17 +87,12 @@ def balance_loss(router_logits: Tensor, fractions: Tensor, weight: Tensor | None
     Args:
         router_logits: [T, E].
         fractions: [E] float32, the share of slots sent to each expert; sums to 1.
-        weight: [T], 0 for padding.
 
     Returns:
         a float32 scalar.
     """
-    probabilities = torch.softmax(router_logits.float(), dim=-1)  # [T, E]
-    if weight is None:
-        mean = probabilities.mean(dim=0)  # [E]
-    else:
-        mean = (probabilities * weight.float()[:, None]).sum(dim=0) / weight.float().sum().clamp_min(1.0)
-    return fractions.shape[0] * (fractions.to(mean.device) * mean).sum()
+    mean = torch.softmax(router_logits.float(), dim=-1).mean(dim=0)  # [E]
+    return fractions.shape[0] * (fractions * mean).sum()
 
 
 def z_loss(router_logits: Tensor) -> Tensor:

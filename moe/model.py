@@ -1,6 +1,6 @@
 """The decoder: embeddings, blocks of attention and feed-forward, a final norm and the output projection."""
 
-# B batch, S sequence, T = B*S tokens, D model dim, V vocabulary, E experts, K top-k
+# B batch, S sequence, T = B*S tokens, D model dim, C head dim, V vocabulary
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Observer = Callable[[int, Tensor], None]
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a forward pass gives.
+    """Result of a forward pass.
 
     Attributes:
         hidden: [B, S, D] final hidden states, after the last norm.
-        logits: [B, S, V], or None when they were not asked for.
-        routing: one :class:`Routing` for each layer that has a router, in order; empty for a dense model.
+        logits: [B, S, V], or None if not requested.
+        routing: one :class:`Routing` per layer with a router, in order; empty for a dense model.
     """
 
     hidden: Tensor
@@ -71,7 +71,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A Mistral-family decoder, dense or sparse, as :class:`ModelConfig` says.
 
-    Weights are uninitialised until :meth:`reset` or a checkpoint fills them, so that a model can be made on the meta
+    Weights are uninitialized until :meth:`reset` or a checkpoint fills them, so a model can be created on the meta
     device and filled shard by shard.
     """
 
@@ -85,7 +85,10 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset(self, seed: int = 0, std: float = 0.02) -> Transformer:
-        """Draws all weights anew: normal with ``std``, norms 1, low-rank deltas as no change. Returns the model."""
+        """Initializes all weights and returns the model.
+
+        Matrices are normal with standard deviation ``std``, norms 1; low-rank deltas start as no change.
+        """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
@@ -118,7 +121,7 @@ class Transformer(nn.Module):
         documents: tuple[int, ...] | None = None,
         forced_experts: Tensor | None = None,
         observer: Observer | None = None,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
         logits: bool = True,
         last_only: bool = False,
     ) -> ModelOutput:
@@ -130,7 +133,7 @@ class Transformer(nn.Module):
             documents: lengths of documents packed in one row (B = 1): each has its own positions and sees only itself.
             forced_experts: [T] int64, the expert of each token with gate 1, in the place of the router.
             observer: called with (layer, [B, S, D]) for what enters each feed-forward.
-            recompute: keep only each layer's input for the backward pass and compute the rest again.
+            activation_checkpointing: keep only each layer's input for the backward pass and recompute the rest.
             logits: whether to compute logits; ``last_only``: of the last position alone, [B, 1, V].
         """
         batch, length = tokens.shape
@@ -148,7 +151,7 @@ class Transformer(nn.Module):
         routing: list[Routing] = []
         for index, block in enumerate(self.layers):
             arguments = (x, cos, sin, pattern, cache, index, forced_experts, observer)
-            if recompute and torch.is_grad_enabled():
+            if activation_checkpointing and torch.is_grad_enabled():
                 x, decided = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x, decided = block(*arguments)
@@ -167,6 +170,6 @@ def _positions(length: int, documents: tuple[int, ...] | None, device: torch.dev
     return torch.cat([torch.arange(n, device=device) for n in documents])[None]
 
 
-def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
+def count_parameters(model: nn.Module) -> int:
     """Number of parameters, tied ones once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+    return sum(parameter.numel() for parameter in model.parameters())

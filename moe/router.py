@@ -1,6 +1,6 @@
-"""Top-k routing and its two auxiliary losses' inputs."""
+"""Top-k routing, and what its auxiliary losses are computed from."""
 
-# T tokens, D model dim, E experts, K top-k
+# T = B*S tokens, E experts, K top-k
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Routing:
-    """What the router of one layer decided.
+    """The decision of one layer's router.
 
     Attributes:
         router_logits: [T, E] in the model's dtype; None where the experts were forced.
@@ -28,9 +28,9 @@ class Routing:
 def select_top_k(router_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Chooses the ``k`` experts with the largest logits and weighs them by a softmax over these.
 
-    Softmax over all experts, selection and renormalisation is the same function as a softmax over the selected logits;
-    this order rounds as Mixtral's released code does. Gates are float32 also in narrower models (float64 in float64
-    ones), so that identical experts give back the dense feed-forward.
+    Softmax over all experts, selection and renormalization is the same function as a softmax over the selected logits;
+    this order rounds as Mixtral's released code does. Gates are float32 in narrower models, too (float64 in float64
+    ones), so that identical experts reproduce the dense feed-forward.
 
     Args:
         router_logits: [T, E].
@@ -43,7 +43,7 @@ def select_top_k(router_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     gates, expert_ids = torch.topk(probabilities, k, dim=-1)  # [T, K]
     gates = gates / gates.sum(dim=-1, keepdim=True)
     rest = gates[:, 1:]
-    # The best expert's share is what the others leave, so that the gates add up to 1 to the last bit.
+    # The best expert's gate is 1 minus the others, so that the gates sum to 1 to the last bit.
     return torch.cat((1.0 - rest.sum(dim=-1, keepdim=True), rest), dim=-1), expert_ids
 
 

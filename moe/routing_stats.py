@@ -1,4 +1,4 @@
-"""Which experts wrote an answer: shares of the gates, answer by answer and layer by layer."""
+"""Which experts wrote an answer: shares of the gates, per answer and per layer."""
 
 # B rows in the batch, S sequence, L layers with a router, E experts, K top-k
 
@@ -13,16 +13,17 @@ from moe.model import ModelOutput
 
 
 class RoutingShares:
-    """Adds up, for each answer, the gates that each expert got for the tokens of that answer.
+    """Sums, for each answer, the gates of each expert over the answer's tokens.
 
-    Pass it as ``on_output`` to :func:`moe.inference.generation.generate`. A token counts where it was decided: at the
-    position before it, so the prompt itself is not counted, only its last token.
+    Pass it as ``on_output`` to :func:`moe.inference.generation.generate`. A token counts at the position that
+    predicted it, the one before it, so of the prompt only the last token counts.
 
     Args:
         answers: how many prompts there are.
     """
 
     def __init__(self, config: ModelConfig, answers: int):
+        self.config = config
         self.gates = torch.zeros(answers, len(config.sparse_layers), config.num_experts, dtype=torch.float64)
 
     def __call__(self, rows: Sequence[int], output: ModelOutput) -> None:
@@ -35,14 +36,14 @@ class RoutingShares:
 
     def shares(self, answer: int) -> list[float]:
         """[E] share of each expert in an answer, over all layers; they sum to 1."""
-        return _normalised(self.gates[answer].sum(dim=0))
+        return _normalized(self.gates[answer].sum(dim=0))
 
     def shares_by_layer(self, answer: int) -> list[list[float]]:
         """[L][E] share of each expert in an answer, for each of ``config.sparse_layers``."""
-        return [_normalised(layer) for layer in self.gates[answer]]
+        return [_normalized(layer) for layer in self.gates[answer]]
 
 
-def _normalised(gates: torch.Tensor) -> list[float]:
+def _normalized(gates: torch.Tensor) -> list[float]:
     return (gates / gates.sum().clamp_min(1e-300)).tolist()
 
 

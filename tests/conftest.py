@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,25 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+# Why tests are skipped, by a word of the reason that they give.
+SKIPPED = {
+    "shared/data": "no shared data folder (set SHARED_DIR)",
+    "SHARED_DIR": "no shared data folder (set SHARED_DIR)",
+    "SmolLM2": "no SmolLM2 (set SMOLLM2_GGUF)",
+    "CONVERT_HF_TO_GGUF": "no llama.cpp converter (set CONVERT_HF_TO_GGUF)",
+    "CUDA": "no CUDA GPU",
+}
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Counts the skipped tests by reason, in one line."""
+    reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])]
+    counts = Counter(next((short for word, short in SKIPPED.items() if word in reason), reason) for reason in reasons)
+    if counts:
+        listed = "; ".join(f"{reason}: {number}" for reason, number in counts.most_common())
+        terminalreporter.write_line(f"{len(reasons)} tests skipped: {listed}")
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +68,7 @@ def tiny_config() -> ModelConfig:
 
 @pytest.fixture
 def make_model():
-    """Makes a randomly initialised model; float64 and a wide init, so that differences would show."""
+    """Makes a randomly initialized model; float64 and a wide init, so that differences would show."""
 
     def make(config: ModelConfig, seed: int = 0, dtype: torch.dtype = torch.float64, std: float = 0.2) -> Transformer:
         model = Transformer(config).reset(seed, std).to(dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -166,7 +167,24 @@ def test_ctrl_c_keeps_the_answers_so_far(call, tmp_path, monkeypatch, answered):
     assert len(kept) == 2 and all(row in rows for row in kept)
 
 
-def test_a_session(call):
+def test_the_template_is_the_models_unless_one_is_given(call, runs, tmp_path):
+    code, out, err = call(PROMPT, "--max-new-tokens", "12")
+    assert code == 0 and "template" not in err
+    assert call(PROMPT, "--max-new-tokens", "12", "--template", "plain")[1] == out
+    other = call(PROMPT, "--max-new-tokens", "12", "--template", "mistral-instruct")
+    assert other[0] == 0 and other[1] != out and "template" not in other[2]
+    nameless = shutil.copytree(runs / "newer" / "model", tmp_path / "nameless")
+    (nameless / "prompt_template.json").unlink()
+    config = json.loads((nameless / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (nameless / "tokenizer_config.json").write_text(json.dumps(config))
+    code, out, err = call(PROMPT, "--max-new-tokens", "12", "--model", str(nameless))
+    (line,) = [line for line in err.splitlines() if "prompt template" in line]
+    assert line.startswith("warning: ") and "'mistral-instruct' is a guess" in line and "--template NAME" in line
+    assert code == 0 and out == other[1]
+
+
+def test_a_chat(call):
     code, out, err = call("--max-new-tokens", "6", stdin=f"/language cpp\n{PROMPT}\n/nope\n/quit\n")
     assert code == 0 and "language: cpp" in err and "unknown command '/nope'" in err
     assert out == call(PROMPT, "--language", "cpp", "--max-new-tokens", "6")[1]
@@ -197,6 +215,7 @@ def test_a_session(call):
         (("a", "--batch-size", "0"), "--batch-size is for --prompts FILE"),
         (("a", "--model", ""), "--model is empty"),
         (("a", "--runs", ""), "--runs is empty"),
+        (("a", "--template", "chatlm"), "unknown prompt template 'chatlm' (did you mean 'chatml'?)"),
         (("a", "--prompts", "x.jsonl"), "expected one of them"),
         (("--prompts", "x.jsonl"), "x.jsonl: no such file"),
         (("a", "--runs", "x", "--model", "y"), "not allowed with argument"),
@@ -249,7 +268,7 @@ def test_a_run_stands_for_its_model(call, runs, tmp_path):
     code, _, err = call(PROMPT, "--max-new-tokens", "4", "--model", str(runs / "newer"))
     assert code == 0 and f"model {model}" in err
     code, _, err = call("a", "--model", str(runs / "unfinished"))
-    assert code == 2 and f"not finished; go on with: python train.py --resume {runs / 'unfinished'}" in err
+    assert code == 2 and f"not finished; continue it with: python train.py --resume {runs / 'unfinished'}" in err
 
 
 def test_a_reader_that_goes_away(runs, root):

@@ -5,17 +5,26 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
 import train as train_script
 from checkpoints.cli import run
+from checkpoints.model_io import save_model
+from moe.config import ModelConfig
+from moe.data.sources import load_data
+from moe.languages import DEFAULT_LANGUAGES
+from moe.model import Transformer
+from moe.training.tiny_base import train_tiny_tokenizer
+from moe.training.trainer import Trainer
+from tests.pair_files import write_pairs
 
 SMALL = (
     "--train-pairs 60 --pretrain-steps 3 --branch-steps 3 --mix-steps 2 --ridge-batches 1 --eval-pairs 2 "
@@ -102,7 +111,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(finished, tmp_path):
 def test_a_run_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch):
     """Killed before its first saved state, then stopped by Ctrl-C: the same results, no step twice in the metrics."""
     directory, _ = finished
-    train_step = train_script.Trainer.train_step
+    train_step = Trainer.train_step
 
     def interrupt_at(stage: str, step: int, how) -> None:
         def interrupted(trainer):
@@ -110,7 +119,7 @@ def test_a_run_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch)
                 how()
             return train_step(trainer)
 
-        monkeypatch.setattr(train_script.Trainer, "train_step", interrupted)
+        monkeypatch.setattr(Trainer, "train_step", interrupted)
 
     def killed():
         raise KeyboardInterrupt
@@ -153,7 +162,7 @@ def test_one_process_trains_a_run(finished):
 
 def test_full_experts_and_settings_without_effect(tmp_path):
     """Full experts, two batches a step, activations computed again; what does nothing in such a run is said."""
-    flags = "--form full --accumulate 2 --recompute --merge --no-baseline --languages python cpp".split(" ")
+    flags = "--expert-form full --accumulate 2 --activation-checkpointing --merge --no-baseline".split(" ")
     done = train("--runs", tmp_path, "--name", "full", *SMALL, *flags)
     assert "merge has no effect: full experts are written" in done.stderr
     assert "expert_rank has no effect" in done.stderr and "pretrain_steps" not in done.stderr
@@ -167,7 +176,8 @@ def test_full_experts_and_settings_without_effect(tmp_path):
 
 @pytest.mark.parametrize("form", ["delta", "full"])
 def test_experts_in_some_layers(tmp_path, form):
-    done = train("--runs", tmp_path, "--name", "some", *SMALL, "--layers", "1,3", "--form", form)
+    flags = ["--moe-layers", "1,3", "--expert-form", form, "--base-id", "org/small-base"]
+    done = train("--runs", tmp_path, "--name", "some", *SMALL, *flags)
     results = json.loads((tmp_path / "some" / "results.json").read_text())
     assert results["proof"]["holds"]
     config = json.loads((tmp_path / "some" / ("model" if form == "full" else "mixtral") / "config.json").read_text())
@@ -175,10 +185,12 @@ def test_experts_in_some_layers(tmp_path, form):
     information = results["scores of mixture"]["specialization"]["information"]
     assert len(information) == 2, "one value for each layer with a router"
     assert "parameters in layers 1, 3 of 4: max" in done.stdout
+    for model in ("model", "adapter") if form == "full" else ("model", "adapter", "mixtral"):
+        assert 'base_model: "org/small-base"' in (tmp_path / "some" / model / "README.md").read_text()
 
 
 def test_a_router_that_cannot_learn_is_told(tmp_path):
-    done = train("--dry-run", "--runs", tmp_path, *SMALL, "--experts-per-token", "1", "--no-mix-trains-experts")
+    done = train("--dry-run", "--runs", tmp_path, *SMALL, "--num-experts-per-tok", "1", "--no-mix-trains-experts")
     assert "router learns to balance alone" in done.stderr
 
 
@@ -204,9 +216,91 @@ def test_dry_run_writes_nothing(tmp_path):
     assert done.returncode == 2 and "taken exists" in done.stderr and "--resume" in done.stderr
 
 
+@pytest.fixture(scope="module")
+def mistral(tmp_path_factory):
+    """A small model of Mistral's kind with random weights, and a folder of pairs as README describes it."""
+    place = tmp_path_factory.mktemp("mistral")
+    config = ModelConfig(vocab_size=600, dim=96, n_layers=4, n_heads=4, n_kv_heads=2, hidden_dim=128)
+    data = load_data("synthetic", DEFAULT_LANGUAGES, train_pairs=20)
+    tokenizer = train_tiny_tokenizer(data.train, place / "tokenizer", 0)
+    model = Transformer(replace(config, vocab_size=tokenizer.vocab_size)).reset(0)
+    save_model(model, tokenizer, place / "Mistral-7B-v0.1", template="plain")
+    for split, pairs in (("train", data.train), ("validation", data.held_out["test"]), ("test", data.held_out["test"])):
+        for language, items in pairs.items():
+            write_pairs(items[:20], place / "DIR" / split / f"{language}.jsonl")
+    return place
+
+
+@pytest.mark.parametrize("preset", ["smollm2-135m", "mistral-7b-24gb", "mistral-7b-80gb"])
+def test_presets_score_the_test_splits_that_are_there(mistral, tmp_path, preset):
+    command = ["--preset", preset, "--base", mistral / "Mistral-7B-v0.1", "--dry-run", "--runs", tmp_path]
+    done = train(*command, "--data", mistral / "DIR")
+    assert "scored on test\n" in done.stdout and "python: 20 training pairs, 20 test\n" in done.stdout
+    shutil.copytree(mistral / "DIR", tmp_path / "DIR")
+    shutil.copytree(mistral / "DIR" / "test", tmp_path / "DIR" / "test-standalone")
+    done = train(*command, "--data", tmp_path / "DIR")
+    assert "cpp: 20 training pairs, 20 test, 20 test-standalone\n" in done.stdout
+    done = train(*command, "--data", mistral / "DIR", "--test-sets", "test", "test-standalone", check=False)
+    assert done.returncode == 2 and "no split 'test-standalone'" in done.stderr
+
+
+def test_epochs_become_steps_of_the_mix_stage(mistral, tmp_path):
+    more = ["--branch-steps", "3", "--tokens-per-batch", "512", "--max-tokens", "512", "--accumulate", "2"]
+    own = ["--base", mistral / "Mistral-7B-v0.1", "--data", mistral / "DIR", *more, "--dry-run", "--runs", tmp_path]
+    steps = {}
+    for epochs in ("2", "10"):
+        (line,) = re.findall(r"steps: 3 branch, (\d+) mix", train(*own, "--epochs", epochs).stdout)
+        steps[epochs] = 3 + int(line)
+    assert abs(steps["10"] - 5 * steps["2"]) <= 3 and steps["2"] > 4
+    done = train(*own, "--epochs", "0.01", check=False)
+    assert done.returncode == 2 and "the branch stage takes 3" in done.stderr and done.stderr.count("\n") == 1
+    for twice in (["--mix-steps", "5"], ["--set", "mix_steps=5"]):
+        done = train(*own, "--epochs", "2", *twice, check=False)
+        assert done.returncode == 2 and "give one of them" in done.stderr
+
+
+def test_a_run_keeps_the_steps_of_its_epochs(tmp_path):
+    flags = SMALL[: SMALL.index("--mix-steps")] + SMALL[SMALL.index("--mix-steps") + 2 :]
+    done = train("--runs", tmp_path, "--name", "e", *flags, "--epochs", "2", "--no-baseline", "--no-merge")
+    (passes,) = re.findall(r"this run makes ([\d.]+) passes", done.stdout)
+    assert float(passes) == pytest.approx(2.0, abs=0.2)
+    steps = json.loads((tmp_path / "e" / "run.json").read_text())["config"]["mix_steps"]
+    assert len((tmp_path / "e" / "metrics.csv").read_text().splitlines()) == 1 + 3 + 3 + steps
+    assert "write code with it" in train("--resume", tmp_path / "e").stdout
+    done = train("--resume", tmp_path / "e", "--epochs", "3", check=False)
+    assert done.returncode == 2 and "leave the others out" in done.stderr
+
+
+def test_a_run_of_an_earlier_version_says_what_to_rename(finished, tmp_path):
+    settings = json.loads((finished[0] / "run.json").read_text())
+    settings["config"]["warmup"] = settings["config"].pop("warmup_ratio")
+    (tmp_path / "run.json").write_text(json.dumps(settings))
+    done = train("--resume", tmp_path, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f"{tmp_path}/run.json is of an older version" in done.stderr
+    assert "rename in that file 'warmup' to 'warmup_ratio'" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--lr", "1e-4"], "--lr: each part has its own learning rate: --branch-lr (experts) and --mix-lr (router)"),
+        (["--learning-rate=1e-4"], "--branch-lr (experts) and --mix-lr"),
+        (["--batch-size", "8"], "--tokens-per-batch N"),
+        (["--output", "somewhere"], "--runs DIR and --name TEXT"),
+        (["--output-dir", "somewhere"], "--runs DIR and --name TEXT"),
+        (["--epochs", "0"], "expected a number above 0"),
+        (["--epochs", "many"], "expected a number above 0"),
+        (["--warmup", "0.1"], "--warmup: it is now called --warmup-ratio"),
+        (["--experts-per-token", "2"], "--num-experts-per-tok"),
+        (["--layers", "1-3"], "--moe-layers"),
+        (["--form", "full"], "--expert-form"),
+        (["--eval-batch", "8"], "--eval-batch-size"),
+        (["--recompute"], "--recompute: it is now called --activation-checkpointing"),
+        (["--no-recompute"], "--no-activation-checkpointing"),
+        (["--set", "clip=1"], "the setting 'clip' is now called 'max_grad_norm'"),
+        (["--set", "epochs=3"], "unknown setting 'epochs'"),
+        (["--test-sets", "auto", "test"], "expected auto alone"),
         (["--branch-stepz", "3"], "did you mean '--branch-steps'"),
         (["--preset", "tinny"], "invalid choice: 'tinny'"),
         (["--config", "missing.toml"], "no such file"),
@@ -217,26 +311,27 @@ def test_dry_run_writes_nothing(tmp_path):
         (["--languages", "python", "cobol"], "unknown language 'cobol'"),
         (["--languages", "python", "C++"], "did you mean 'cpp'"),
         (["--languages", "python", "python"], "twice"),
-        (["--experts-per-token", "9"], "expected 1 to the number of languages"),
+        (["--num-experts-per-tok", "9"], "expected 1 to the number of languages"),
         (["--data", "missing"], "missing"),
         (["--preset", "mistral-7b-24gb"], "--data DIR"),
         (["--resume", "missing"], "is no run"),
         (["--resume", ""], "--resume is empty"),
         (["--config", ""], "--config is empty"),
-        (["--device", "cuda:99"], "cuda:99"),
+        (["--device", "cuda:99"], "choose cpu or auto"),
         (["--max-tokens", "8"], "fits into 8 tokens"),
         (["--max-tokens", "9999"], "more than tokens_per_batch"),
         (["--test-sets", "nowhere"], "no split 'nowhere'"),
         (["--set", "test_sets="], "at least one split"),
         (["--seed", "99999999999999999999999"], "below 2**63"),
-        (["--warmup", "nan"], "finite number"),
-        (["--warmup", "1.5"], "between 0 and 1"),
+        (["--warmup-ratio", "nan"], "finite number"),
+        (["--warmup-ratio", "1.5"], "between 0 and 1"),
         (["--template", "alpaca"], "alpaca"),
         (["--max-tokens", "1"], "token"),
-        (["--form", "full", "--dtype", "bfloat16"], "add --dtype float32"),
-        (["--layers", "3-9"], "this model has the layers 0 to 3"),
-        (["--layers", "upper"], "'upper' is no layer"),
+        (["--expert-form", "full", "--dtype", "bfloat16"], "add --dtype float32"),
+        (["--moe-layers", "3-9"], "this model has the layers 0 to 3"),
+        (["--moe-layers", "upper"], "'upper' is no layer"),
         (["--dtype", "float16"], "expected bfloat16 or float32"),
+        (["--base-id", "mistral"], "expected ORG/NAME"),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):

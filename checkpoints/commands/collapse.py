@@ -11,14 +11,11 @@ from checkpoints.commands.common import (
     add_output_arguments,
     check_output,
     chosen_dtype,
-    print_disk,
-    progress_bar,
+    write_output,
 )
 from checkpoints.formats.smollm2 import resolve_model_path
-from checkpoints.storage.files import format_bytes
-from checkpoints.storage.writer import SMALL_FILES_BYTES
 from checkpoints.transforms.merge import collapsed_tensors, expert_shares, open_any
-from checkpoints.transforms.rewrite import write_rewritten
+from checkpoints.transforms.rewrite import Rewrite
 from moe.errors import UserError
 
 
@@ -32,7 +29,7 @@ def language_weight(text: str) -> tuple[str, float]:
 
 
 def by_language(weights: Sequence[tuple[str, float]] | None) -> dict[str, float] | None:
-    """Weights by language; raises :class:`UserError` for a language that is given two."""
+    """Weights by language; raises :class:`UserError` for a language with two."""
     names = [name for name, _ in weights or ()]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -46,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("source", type=Path, help="a mixture: full or delta experts")
     parser.add_argument("out", type=Path, help="the directory to write")
     parser.add_argument(
-        "--weights", nargs="+", type=language_weight, metavar="LANGUAGE=WEIGHT", help="left out: all experts alike"
+        "--weights", nargs="+", type=language_weight, metavar="LANGUAGE=WEIGHT", help="default: all experts equal"
     )
     add_dtype_argument(parser)
     add_output_arguments(parser)
@@ -59,26 +56,17 @@ def main(arguments: argparse.Namespace) -> int:
     shares = expert_shares(source.config, by_language(arguments.weights))
     check_output(arguments, source)
     dtype = chosen_dtype(arguments.dtype)
-    tensors = list(collapsed_tensors(source, shares, dtype))
-    written = sum(tensor.nbytes for tensor in tensors)
     names = source.config.expert_languages or tuple(str(e) for e in range(source.config.num_experts))
     print("experts: " + ", ".join(f"{names[expert]} {share:.3f}" for expert, share in shares.items()))
-    if arguments.dry_run:
-        print_disk(arguments.out, written + SMALL_FILES_BYTES)
-        return 0
-    with progress_bar(written, "collapse") as progress:
-        write_rewritten(
-            source,
-            arguments.out,
-            source.config.dense(),
-            tensors,
-            action="The experts of a mixture were averaged into one dense model",
-            recipe={f"weight of {names[expert]}": f"{share:.3f}" for expert, share in shares.items()},
-            job=["collapse", sorted(shares.items())],
-            dtype=dtype,
-            force=arguments.force,
-            max_shard_bytes=arguments.max_shard,
-            progress=progress,
-        )
-    print(f"wrote {arguments.out} ({format_bytes(written)} of tensors)")
+    rewrite = Rewrite(
+        source,
+        source.config.dense(),
+        list(collapsed_tensors(source, shares, dtype)),
+        action="The experts of a mixture were averaged into one dense model",
+        job=["collapse", sorted(shares.items())],
+        recipe={f"weight of {names[expert]}": f"{share:.3f}" for expert, share in shares.items()},
+        dtype=dtype,
+        base_id=arguments.base_id,
+    )
+    write_output(arguments, rewrite)
     return 0

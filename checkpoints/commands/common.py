@@ -1,19 +1,25 @@
-"""Arguments and printing that several subcommands share."""
+"""What several subcommands share: arguments, checks, and writing a rewritten model."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
 
-from checkpoints.model_io import DTYPE_NAMES
+from checkpoints.formats import Checkpoint, open_checkpoint
+from checkpoints.formats.delta import is_delta
+from checkpoints.formats.smollm2 import resolve_model_path
+from checkpoints.model_card import is_hub_id
+from checkpoints.progress import byte_progress
 from checkpoints.storage.files import format_bytes, free_bytes, require_free_space, require_new
-from checkpoints.storage.writer import MANIFEST, Progress
-from checkpoints.transforms.rewrite import Source, source_files
+from checkpoints.storage.writer import MANIFEST, SMALL_FILES_BYTES
+from checkpoints.transforms.rewrite import OutputOptions, Rewrite, Source, source_files, write_rewritten
+from moe.errors import UserError
+from moe.hardware import DTYPES
 
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 UNITS |= {"tb": 10**12, "tib": 1 << 40, "b": 1}
@@ -33,27 +39,8 @@ def byte_size(text: str) -> int:
     return value
 
 
-def check_output(arguments: argparse.Namespace, source: Source, strict: bool = False) -> None:
-    """Refuses an OUT that cannot be written, before the work begins.
-
-    ``strict`` is for jobs with long work before the first byte: without it, an OUT that a job wrote is left to the
-    writer, which finds out whether this very job was finished before.
-
-    Raises:
-        UserError: see :func:`checkpoints.storage.files.require_new`.
-    """
-    wrote = not strict and not arguments.dry_run and (arguments.out / MANIFEST).is_file()
-    require_new(arguments.out, arguments.force or wrote, source_files(source))
-
-
-def warn_ignored(flags: Iterable[str], reason: str) -> None:
-    """Says on stderr which given flags change nothing."""
-    for flag in flags:
-        print(f"warning: {flag} is ignored: {reason}", file=sys.stderr)
-
-
-def whole(least: int) -> Callable[[str], int]:
-    """A parser of whole numbers of at least ``least``; for argparse."""
+def integer_at_least(least: int) -> Callable[[str], int]:
+    """A parser of integers of at least ``least``; for argparse."""
 
     def parse(text: str) -> int:
         try:
@@ -61,13 +48,13 @@ def whole(least: int) -> Callable[[str], int]:
         except ValueError:
             value = least - 1
         if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+            raise argparse.ArgumentTypeError(f"{text!r}, expected an integer of at least {least}")
         return value
 
     return parse
 
 
-def spread(text: str) -> float:
+def standard_deviation(text: str) -> float:
     """Parses a standard deviation; for argparse."""
     try:
         value = float(text)
@@ -78,39 +65,80 @@ def spread(text: str) -> float:
     return value
 
 
+def hub_id(text: str) -> str:
+    """Parses ORG/NAME; for argparse."""
+    if not is_hub_id(text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected ORG/NAME, such as mistralai/Mistral-7B-v0.3")
+    return text
+
+
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of every subcommand that writes a model directory."""
     parser.add_argument("--force", action="store_true", help="replace OUT, once the new directory is complete")
     parser.add_argument("--dry-run", action="store_true", help="print sizes and the disk needed, write nothing")
     parser.add_argument("--max-shard", type=byte_size, default="4GiB", metavar="SIZE", help="largest tensor file")
+    parser.add_argument(
+        "--base-id",
+        type=hub_id,
+        metavar="ORG/NAME",
+        help="the base's name on a model hub, for the model card; default: from config.json, a hub cache's path or the "
+        "directory's name",
+    )
 
 
 def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
     """``--dtype`` of the written tensors."""
-    parser.add_argument("--dtype", choices=("keep", *DTYPE_NAMES), default="keep", help="dtype of the written tensors")
+    parser.add_argument("--dtype", choices=("keep", *DTYPES), default="keep", help="dtype of the written tensors")
 
 
 def chosen_dtype(name: str) -> torch.dtype | None:
     """None for ``keep``."""
-    return DTYPE_NAMES.get(name)
+    return DTYPES.get(name)
 
 
-def print_disk(target: Path, needed: int) -> None:
-    """Prints what a job would write and refuses when the disk is too small."""
-    print(f"would write {format_bytes(needed)} to {target}; free on that disk: {format_bytes(free_bytes(target))}")
-    require_free_space(target, needed)
+def open_full(path: Path, merged: Path) -> Checkpoint:
+    """Opens a model of any format but delta experts; for those, :class:`UserError` says how to merge to ``merged``."""
+    path = resolve_model_path(path)
+    if is_delta(path):
+        merge = shlex.join(["python", "-m", "checkpoints", "merge", str(path), str(merged)])
+        raise UserError(f"{path} has delta experts; type: {merge}")
+    return open_checkpoint(path)
 
 
-@contextmanager
-def progress_bar(total: int, title: str) -> Iterator[Progress]:
-    """A bar with bytes, speed and ETA on stderr; only where stderr is a terminal."""
-    from tqdm import tqdm
+def check_output(arguments: argparse.Namespace, source: Source, strict: bool = False) -> None:
+    """Refuses an OUT that cannot be written, before the work begins.
 
-    quiet = not sys.stderr.isatty()
-    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, desc=title, disable=quiet) as bar:
-        yield lambda count: bar.update(count) and None
+    An OUT with a manifest may be the result of this very job, which the writer checks; ``strict`` refuses it right
+    away, for jobs with long work before the first byte.
+
+    Raises:
+        UserError: see :func:`checkpoints.storage.files.require_new`.
+    """
+    wrote = not strict and not arguments.dry_run and (arguments.out / MANIFEST).is_file()
+    require_new(arguments.out, arguments.force or wrote, source_files(source))
 
 
-def directory_bytes(directory: Path) -> int:
-    """Bytes of all files below a directory."""
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+def warn_ignored(flags: Iterable[str], reason: str) -> None:
+    """Warns on stderr of flags that have no effect."""
+    for flag in flags:
+        print(f"warning: {flag} is ignored: {reason}", file=sys.stderr)
+
+
+def only_planned(arguments: argparse.Namespace, tensor_bytes: int) -> bool:
+    """Whether this is a dry run; if so, prints what it would write and raises :class:`UserError` on a small disk."""
+    if not arguments.dry_run:
+        return False
+    needed, free = tensor_bytes + SMALL_FILES_BYTES, free_bytes(arguments.out)
+    print(f"would write {format_bytes(needed)} to {arguments.out}; free on that disk: {format_bytes(free)}")
+    require_free_space(arguments.out, needed)
+    return True
+
+
+def write_output(arguments: argparse.Namespace, rewrite: Rewrite) -> bool:
+    """Writes the model with a progress bar, as the output arguments say; False if it was a dry run."""
+    if only_planned(arguments, rewrite.nbytes):
+        return False
+    with byte_progress(rewrite.nbytes, arguments.command) as progress:
+        write_rewritten(rewrite, arguments.out, OutputOptions(arguments.force, arguments.max_shard, progress))
+    print(f"wrote {arguments.out} ({format_bytes(rewrite.nbytes)} of tensors)")
+    return True

@@ -15,6 +15,7 @@ from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.rewrite import dense_part
 from moe.config import ModelConfig
+from moe.hardware import dtype_name
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -27,7 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def all_tensors(path: Path) -> tuple[ModelConfig, dict[str, StoredTensor]]:
-    """A model's config and tensors by name; a delta directory's own tensors beside its base's."""
+    """A model's config and tensors by name; for a delta directory its own and its base's."""
     opened = open_any(resolve_model_path(path))
     tensors = dict(dense_part(opened).tensors)
     if isinstance(opened, DeltaCheckpoint):
@@ -36,7 +37,7 @@ def all_tensors(path: Path) -> tuple[ModelConfig, dict[str, StoredTensor]]:
 
 
 def largest_difference(first: StoredTensor, second: StoredTensor) -> float:
-    """max |a - b|, rows at a time; NaN counts as infinite."""
+    """max |a - b|, a few rows at a time; NaN counts as infinite."""
     largest = 0.0
     for x, y in zip(first.parts(), second.parts()):
         if x.dtype == y.dtype and torch.equal(x, y):
@@ -47,7 +48,7 @@ def largest_difference(first: StoredTensor, second: StoredTensor) -> float:
 
 
 def compare(first: Mapping[str, StoredTensor], second: Mapping[str, StoredTensor]) -> list[tuple[str, float, str]]:
-    """Returns (name, max |difference|, note) of every tensor that is not the same in both, largest first."""
+    """Returns (name, max |difference|, note) of every tensor that differs, largest first."""
     rows = [(name, float("inf"), "only in the first") for name in first if name not in second]
     rows += [(name, float("inf"), "only in the second") for name in second if name not in first]
     for name in first:
@@ -57,7 +58,7 @@ def compare(first: Mapping[str, StoredTensor], second: Mapping[str, StoredTensor
         if a.shape != b.shape:
             rows.append((name, float("inf"), f"shape {list(a.shape)} and {list(b.shape)}"))
             continue
-        note = "" if a.dtype == b.dtype else f"{a.dtype} and {b.dtype}".replace("torch.", "")
+        note = "" if a.dtype == b.dtype else f"{dtype_name(a.dtype)} and {dtype_name(b.dtype)}"
         difference = largest_difference(a, b)
         if difference or note:
             rows.append((name, difference, note))
@@ -65,7 +66,7 @@ def compare(first: Mapping[str, StoredTensor], second: Mapping[str, StoredTensor
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Runs the subcommand; exit code 1 when the models differ, as diff does."""
+    """Runs the subcommand; exit code 1 if the models differ, as with diff."""
     (config_a, first), (config_b, second) = all_tensors(arguments.first), all_tensors(arguments.second)
     b_values = asdict(config_b)
     for key, value in asdict(config_a).items():

@@ -1,4 +1,4 @@
-"""``inspect``: what is in a model directory."""
+"""``inspect``: describes a model directory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from pathlib import Path
 from checkpoints.formats.delta import DeltaCheckpoint
 from checkpoints.formats.names import expected_tensors
 from checkpoints.formats.smollm2 import resolve_model_path
-from checkpoints.model_io import dtype_name
 from checkpoints.storage.files import format_bytes
 from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.quantize import is_quantizable
 from checkpoints.transforms.rewrite import dense_part
 from checkpoints.transforms.upcycle import parameter_counts
-from moe.config import ModelConfig
-from moe.layer_ranges import format_layers
+from moe.config import ModelConfig, format_layers
+from moe.hardware import dtype_name
 
 CONTEXT = 4096
 
@@ -30,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def memory_to_run(config: ModelConfig, feed_forward: float, rest: float, context: int = CONTEXT) -> float:
-    """Bytes for the weights (bytes of one weight of a feed-forward, of any other) and a 16-bit cache of a sequence."""
+    """Bytes of weights and a 16-bit cache of one sequence; ``feed_forward`` and ``rest`` are bytes per weight."""
     cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * context * 2
     shapes = dict(expected_tensors(config.dense() if config.is_delta else config))
     inner = sum(math.prod(shape) for name, shape in shapes.items() if is_quantizable(name, shape))
@@ -38,7 +37,7 @@ def memory_to_run(config: ModelConfig, feed_forward: float, rest: float, context
 
 
 def describe(path: Path) -> list[tuple[str, str]]:
-    """Rows of (what, value) about a model; nothing but headers is read."""
+    """Rows of (what, value) about a model; reads headers only."""
     opened = open_any(path)
     config, dense = opened.config, dense_part(opened)
     total, active = parameter_counts(config)

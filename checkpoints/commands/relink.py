@@ -1,4 +1,4 @@
-"""``relink``: tells a delta directory where its base is now."""
+"""``relink``: updates where a delta directory finds its base."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from checkpoints.model_io import relink
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser(
-        "relink", help="tell a delta directory where its base is now (checksums are compared)"
+        "relink", help="update where a delta directory finds its base (checksums are compared)"
     )
     parser.add_argument("directory", type=Path, help="the delta directory")
     parser.add_argument("base", type=Path, help="where the dense base is now: a directory or a GGUF file")

@@ -1,4 +1,4 @@
-"""``upcycle``: a dense model in, a mixture of language experts out, with the proof that both compute the same."""
+"""``upcycle``: a dense model becomes a mixture of language experts, with the proof that both compute the same."""
 
 from __future__ import annotations
 
@@ -12,36 +12,30 @@ from checkpoints.commands.common import (
     add_output_arguments,
     check_output,
     chosen_dtype,
-    directory_bytes,
-    print_disk,
-    progress_bar,
-    spread,
+    integer_at_least,
+    only_planned,
+    standard_deviation,
     warn_ignored,
-    whole,
 )
+from checkpoints.config_flags import add_hints, renamed_flags
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.extras import checkpoint_tokenizer
-from checkpoints.formats.parameters import main_dtype
 from checkpoints.formats.smollm2 import resolve_model_path
-from checkpoints.model_io import DTYPE_NAMES
+from checkpoints.progress import byte_progress
 from checkpoints.proof import PROOF_FILE
-from checkpoints.storage.files import format_bytes
-from checkpoints.storage.writer import SMALL_FILES_BYTES, add_to_directory
+from checkpoints.storage.files import directory_bytes, format_bytes
+from checkpoints.storage.writer import add_to_directory
 from checkpoints.streamed_proof import prove_directories
+from checkpoints.transforms.initialize import DEFAULT_START, ROUTER_STD, Initialization
 from checkpoints.transforms.merge import open_any
+from checkpoints.transforms.rewrite import OutputOptions
 from checkpoints.transforms.ridge_inputs import describe_accuracies, ridge_gates
-from checkpoints.transforms.upcycle import (
-    ROUTER_STD,
-    new_tensors,
-    parameter_counts,
-    upcycle_directory,
-    upcycled_config,
-    upcycled_tensors,
-)
-from moe.config import ModelConfig
+from checkpoints.transforms.upcycle import parameter_counts, upcycle_directory, upcycled_config, upcycled_tensors
+from moe.config import ALL_LAYERS, describe_layers, parse_layers
+from moe.data.synthetic import generate_pairs
 from moe.files import json_bytes
+from moe.hardware import DTYPES
 from moe.languages import DEFAULT_LANGUAGES, LANGUAGES
-from moe.layer_ranges import ALL, describe_layers, parse_layers
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -57,19 +51,24 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help=f"one expert each, in this order, of {' '.join(LANGUAGES)}",
     )
     parser.add_argument(
-        "--layers",
-        default=ALL,
+        "--moe-layers",
+        default=ALL_LAYERS,
         metavar="RANGES",
         help="layers that get experts, counted from 0, such as 16-31 or 0-3,8,12-; the others stay dense",
     )
     parser.add_argument(
-        "--experts-per-token", type=whole(1), metavar="K", default=2, help="experts that each token visits"
+        "--num-experts-per-tok", type=integer_at_least(1), metavar="K", default=2, help="experts that each token visits"
     )
-    parser.add_argument("--form", choices=("full", "delta"), default="delta", help="copies, or low-rank changes of one")
-    parser.add_argument("--rank", type=whole(1), default=16, help="rank of each expert's own delta (form delta)")
+    parser.add_argument(
+        "--expert-form", choices=("full", "delta"), default="delta", help="copies, or low-rank changes of one"
+    )
+    add_hints(parser, renamed_flags(("form", "layers", "experts_per_token")))
+    parser.add_argument(
+        "--rank", type=integer_at_least(1), default=16, help="rank of each expert's own delta (form delta)"
+    )
     parser.add_argument(
         "--shared-rank",
-        type=whole(0),
+        type=integer_at_least(0),
         metavar="RANK",
         default=0,
         help="rank of the delta shared by all; 0: none (form delta)",
@@ -78,16 +77,22 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--router",
         choices=("random", "ridge"),
         default="random",
-        help="ridge: fitted on labelled prompts, for which the dense model is loaded",
+        help="ridge: fitted on labeled prompts, which loads the dense model",
     )
     parser.add_argument(
-        "--router-prompts", type=whole(1), metavar="N", default=48, help="ridge: generated prompts per language"
+        "--router-prompts",
+        type=integer_at_least(1),
+        metavar="N",
+        default=48,
+        help="ridge: generated prompts per language",
     )
-    parser.add_argument("--router-std", type=spread, default=ROUTER_STD, help="standard deviation of the first routers")
+    parser.add_argument(
+        "--router-std", type=standard_deviation, default=ROUTER_STD, help="standard deviation of random routers"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of routers and deltas")
     parser.add_argument("--copy-base", action="store_true", help="form delta: put a copy of the base into OUT/base")
-    parser.add_argument("--template", help="prompt template to store; left out: the base's own")
-    parser.add_argument("--no-proof", action="store_true", help="do not load both models to compare them")
+    parser.add_argument("--template", help="prompt template to store; default: the base's own")
+    parser.add_argument("--no-proof", action="store_true", help="skip comparing both models")
     parser.add_argument(
         "--proof-dtype", choices=("float32", "float64"), default="float32", help="precision in which both are compared"
     )
@@ -102,17 +107,17 @@ def main(arguments: argparse.Namespace) -> int:
     config = upcycled_config(
         base.config,
         arguments.languages,
-        arguments.form,
-        arguments.experts_per_token,
+        arguments.expert_form,
+        arguments.num_experts_per_tok,
         arguments.rank,
         arguments.shared_rank,
-        moe_layers=parse_layers(arguments.layers, base.config.n_layers),
+        moe_layers=parse_layers(arguments.moe_layers, base.config.n_layers),
     )
     check_output(arguments, base, strict=arguments.router == "ridge")
     warn_of_ignored(arguments)
     dtype = chosen_dtype(arguments.dtype)
-    written, copied = planned_bytes(base, config, dtype)
-    needed = written + (copied if arguments.copy_base else 0) + SMALL_FILES_BYTES
+    written = sum(tensor.nbytes for tensor in upcycled_tensors(base, config, DEFAULT_START, dtype))
+    copied = sum(path.stat().st_size for path in base.weight_files) if config.is_delta and arguments.copy_base else 0
     total, active = parameter_counts(config)
     print(f"base: {base.path} ({base.format}, {parameter_counts(base.config)[0] / 1e6:.1f} M parameters)")
     print(
@@ -120,38 +125,35 @@ def main(arguments: argparse.Namespace) -> int:
         f"{describe_layers(config)}, {config.num_experts_per_tok} per token; "
         f"{total / 1e6:.1f} M parameters, {active / 1e6:.1f} M active"
     )
-    if arguments.dry_run:
-        print_disk(arguments.out, needed)
+    if only_planned(arguments, written + copied):
         return 0
     routers = None
     if arguments.router == "ridge":
-        routers, accuracies = ridge_gates(
-            base, config.expert_languages, arguments.router_prompts, arguments.seed, config.moe_layers
-        )
+        seed, count = arguments.seed, arguments.router_prompts
+        pairs = {language: generate_pairs(language, count, seed) for language in config.expert_languages}
+        routers, accuracies = ridge_gates(base, pairs, seed, config.moe_layers)
         print(describe_accuracies(accuracies, base.path))
-    with progress_bar(written, "upcycle") as progress:
+    with byte_progress(written, "upcycle") as progress:
         upcycle_directory(
             base,
             arguments.out,
             config,
-            template=arguments.template,
-            seed=arguments.seed,
-            router_std=arguments.router_std,
-            routers=routers,
+            Initialization(arguments.seed, arguments.router_std, routers),
             dtype=dtype,
+            template=arguments.template,
+            base_id=arguments.base_id,
             with_base=arguments.copy_base,
-            force=arguments.force,
-            max_shard_bytes=arguments.max_shard,
-            progress=progress,
+            options=OutputOptions(arguments.force, arguments.max_shard, progress),
         )
     print(f"wrote {arguments.out} ({format_bytes(directory_bytes(arguments.out))})")
     if arguments.no_proof:
         return 0
-    return prove_and_store(base, arguments.out, DTYPE_NAMES[arguments.proof_dtype], dtype)
+    stored = None if config.is_delta else dtype  # a delta's base stays as it is
+    return prove_and_store(base, arguments.out, DTYPES[arguments.proof_dtype], stored)
 
 
 def warn_of_ignored(arguments: argparse.Namespace) -> None:
-    """Tells of flags that were given and change nothing."""
+    """Warns of flags that were given and have no effect."""
 
     def given(*names: str) -> list[str]:
         return [
@@ -160,8 +162,8 @@ def warn_of_ignored(arguments: argparse.Namespace) -> None:
             if getattr(arguments, name) != arguments.parser.get_default(name)
         ]
 
-    if arguments.form == "full":
-        warn_ignored(given("rank", "shared_rank", "copy_base"), "full experts are copies, without deltas or a base")
+    if arguments.expert_form == "full":
+        warn_ignored(given("rank", "shared_rank", "copy_base"), "full experts have neither deltas nor a base")
     if arguments.router == "random":
         warn_ignored(given("router_prompts"), "only --router ridge reads prompts")
     else:
@@ -170,18 +172,8 @@ def warn_of_ignored(arguments: argparse.Namespace) -> None:
         warn_ignored(given("proof_dtype"), "--no-proof was given")
 
 
-def planned_bytes(base: Checkpoint, config: ModelConfig, dtype: torch.dtype | None) -> tuple[int, int]:
-    """Bytes of the tensors that will be written, and of the base's files that --copy-base would copy."""
-    copied = sum(path.stat().st_size for path in base.weight_files)
-    if config.is_delta:
-        main = dtype or main_dtype(base.tensors)
-        layers = range(config.n_layers)
-        return sum(t.nbytes for layer in layers for t in new_tensors(config, layer, 0, ROUTER_STD, main)), copied
-    return sum(tensor.nbytes for tensor in upcycled_tensors(base, config, 0, ROUTER_STD, dtype)), copied
-
-
 def prove_and_store(base: Checkpoint, out: Path, dtype: torch.dtype, stored: torch.dtype | None) -> int:
-    """Compares both models, prints the proof and stores it in ``proof.json``; 1 when it does not hold."""
+    """Compares both models, prints the proof and stores it in ``proof.json``; returns 1 if it does not hold."""
     proof, how = prove_directories(base, open_any(out), checkpoint_tokenizer(base), dtype, stored)
     print(f"{proof.describe()}\n({how})")
     add_to_directory(out, PROOF_FILE, json_bytes(proof.to_json()))

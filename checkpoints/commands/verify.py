@@ -1,16 +1,34 @@
-"""``verify``: are all bytes of a model directory as they were written?"""
+"""``verify``: checks a model directory against its manifest, and its tensors against its config."""
 
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from checkpoints.commands.common import directory_bytes, progress_bar
-from checkpoints.storage.files import format_bytes
-from checkpoints.storage.writer import MANIFEST
-from checkpoints.verify import build_manifest, check_structure, verify_directory
+from checkpoints.formats import Checkpoint, open_checkpoint
+from checkpoints.formats.delta import find_base, is_delta, open_delta, read_delta_config
+from checkpoints.formats.dense_layers import REMEDY
+from checkpoints.progress import byte_progress
+from checkpoints.storage.files import (
+    CHUNK_BYTES,
+    MODEL_FILES,
+    directory_bytes,
+    format_bytes,
+    inside,
+    read_json_object,
+    sha256_file,
+)
+from checkpoints.storage.safetensors_file import SafetensorsFile, StoredTensor
+from checkpoints.storage.writer import MANIFEST, Progress
 from moe.errors import UserError
 from moe.files import json_bytes, replace_file
+
+_EXPERT = re.compile(r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.\d+\.(.+)", re.ASCII)
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -29,14 +47,117 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"{directory} {found}; give a model directory")
     if arguments.write and not (directory / MANIFEST).exists():
         check_structure(directory)
-        with progress_bar(directory_bytes(directory), "hash") as progress:
+        with byte_progress(directory_bytes(directory), "hash") as progress:
             manifest = build_manifest(directory, progress)
         replace_file(directory / MANIFEST, json_bytes(manifest))
         print(f"wrote {directory / MANIFEST} with {len(manifest['files'])} files")
         return 0
-    with progress_bar(directory_bytes(directory), "verify") as progress:
+    with byte_progress(directory_bytes(directory), "verify") as progress:
         total = verify_directory(directory, progress)
-    print(
-        f"{directory} is whole: {format_bytes(total)}, every file as the manifest says, every tensor as the config says"
-    )
+    print(f"{directory} is complete: {format_bytes(total)}; all files match the manifest, all tensors match the config")
     return 0
+
+
+def _crc32(tensor: StoredTensor) -> str:
+    where = tensor.where
+    assert where is not None, "tensors of a file have their bytes in it"
+    value, left = 0, where.nbytes
+    with open(where.path, "rb", buffering=0) as file:
+        file.seek(where.offset)
+        while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+            value = zlib.crc32(chunk, value)
+            left -= len(chunk)
+    return f"{value:08x}"
+
+
+def _damaged_tensor(path: Path, checksums: Any) -> str:
+    """Names the first tensor of a damaged file whose bytes changed, for the error message."""
+    if path.suffix != ".safetensors" or not isinstance(checksums, Mapping):
+        return ""
+    for name, tensor in SafetensorsFile(path).tensors.items():
+        if checksums.get(name) != _crc32(tensor):
+            return f": tensor {name!r} is damaged"
+    return ": its header is damaged"
+
+
+def manifest_files(directory: Path) -> dict[str, dict[str, Any]]:
+    """Reads a manifest's entries; raises :class:`UserError` if it is missing or damaged."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        if not any((directory / name).is_file() for name in MODEL_FILES):
+            raise UserError(f"{directory} holds no model; give a model directory")
+        raise UserError(
+            f"{directory} has no {MANIFEST}, so its bytes cannot be checked; write one with: "
+            f"python -m checkpoints verify {shlex.quote(str(directory))} --write"
+        )
+    entries = read_json_object(path).get("files")
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
+        for entry in entries.values()
+    ):
+        raise UserError(f"{path} is damaged: it has no map from file names to bytes and sha256; write it again")
+    return entries
+
+
+def verify_directory(directory: Path, progress: Progress = lambda count: None) -> int:
+    """Checks every file of the manifest, then the tensors against the config; returns the bytes checked.
+
+    Raises:
+        UserError: for the first file that is missing, of another size, or changed (naming the tensor where it can).
+    """
+    total = 0
+    for name, entry in manifest_files(directory).items():
+        path = inside(directory, name, directory / MANIFEST)
+        if not path.is_file():
+            raise UserError(f"{path} is missing; the manifest names it: copy it again")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise UserError(f"{path} has {size} bytes, the manifest says {entry['bytes']}; copy it again")
+        if sha256_file(path, progress) != entry["sha256"]:
+            where = _damaged_tensor(path, entry.get("crc32"))
+            raise UserError(f"{path} does not have the SHA-256 of the manifest{where}; copy it again")
+        total += size
+    check_structure(directory)
+    return total
+
+
+def check_structure(directory: Path) -> None:
+    """Opens a directory as a model, which checks names, shapes and dtypes.
+
+    For delta experts it checks the base too, and for a mixture with dense layers that their copies are equal.
+    """
+    if is_delta(directory):
+        find_base(directory, read_delta_config(directory)[1], thorough=True)
+        open_delta(directory)
+    else:
+        checkpoint = open_checkpoint(directory)
+        if checkpoint.config.moe_layers is not None:
+            _check_copies(checkpoint)
+
+
+def _check_copies(checkpoint: Checkpoint) -> None:
+    first: dict[tuple[str, str], str] = {}
+    for path in checkpoint.weight_files:
+        for name, tensor in SafetensorsFile(path).tensors.items():
+            match = _EXPERT.fullmatch(name)
+            if match is None or int(match[1]) in checkpoint.config.sparse_layers:
+                continue
+            checksum = _crc32(tensor)
+            if first.setdefault((match[1], match[2]), checksum) != checksum:
+                raise UserError(
+                    f"{path}: tensor {name!r} is not the same for all experts, but moe_layers in config.json says that "
+                    f"layer {match[1]} is dense; {REMEDY}"
+                )
+
+
+def build_manifest(directory: Path, progress: Progress = lambda count: None) -> dict[str, Any]:
+    """Builds the manifest of a directory that has none: bytes and SHA-256 of each file, CRC-32 of each tensor."""
+    entries: dict[str, dict[str, Any]] = {}
+    for path in sorted(directory.iterdir()):
+        if not path.is_file() or path.name == MANIFEST or path.name.startswith("."):
+            continue
+        entries[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path, progress)}
+        if path.suffix == ".safetensors":
+            tensors = SafetensorsFile(path).tensors
+            entries[path.name]["crc32"] = {name: _crc32(tensor) for name, tensor in tensors.items()}
+    return {"format_version": 1, "files": entries}

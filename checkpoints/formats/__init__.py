@@ -1,4 +1,4 @@
-"""Weight formats: each is read into a :class:`Checkpoint` whose tensors have Mistral's reference names."""
+"""Weight formats: each opens as a :class:`Checkpoint` whose tensors have Mistral's reference names."""
 
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.detect import open_checkpoint

@@ -1,4 +1,4 @@
-"""What every reader returns: a config, tensors that can be had one at a time, and the files they come from."""
+"""What every reader returns: a config, tensors that are read on demand, and the files they come from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from moe.config import ModelConfig
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model on disk, opened and checked, with no tensor read yet.
+    """A model on disk, opened and checked; tensors are read later.
 
     Attributes:
-        path: the directory or file that the user named.
+        path: the directory or file that was opened.
         format: ``huggingface``, ``consolidated`` or ``gguf``.
-        config: what the model is.
-        tensors: flat reference name -> tensor, complete and of the shapes of ``config``.
+        config: the model's sizes and settings.
+        tensors: flat reference name -> tensor; complete, with the shapes that ``config`` implies.
         weight_files: the files that hold the tensors.
         settings: the file's own config (config.json, params.json or GGUF metadata).
     """
@@ -33,5 +33,5 @@ class Checkpoint:
 
     @property
     def directory(self) -> Path:
-        """The directory in which tokenizer files would lie."""
+        """The directory where tokenizer files are looked for."""
         return self.path if self.path.is_dir() else self.path.parent

@@ -1,8 +1,8 @@
 """``config.json`` of Hugging Face Mistral, Llama and Mixtral models, to and from :class:`ModelConfig`.
 
 transformers 5 writes rotary settings as ``rope_parameters``, older versions as ``rope_theta`` and ``rope_scaling``;
-both are read, and both are written where they agree, so that older and newer readers load the same model. Keys of our
-own (``expert_languages``, ``moe_layers``) ride along: transformers keeps keys it does not know.
+both are read and both are written, so that older and newer readers load the same model. transformers keeps keys that
+it does not know, such as our ``expert_languages`` and ``moe_layers``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from moe.config import ModelConfig
 from moe.errors import UserError, did_you_mean
 
 MODEL_TYPES = ("mistral", "llama", "mixtral")
-DELTA_MODEL_TYPE = "mixtral_delta"  # our small format: a base by reference and low-rank experts
+DELTA_MODEL_TYPE = "mixtral_delta"  # our own format: low-rank experts and a reference to their base
 _CAUSAL = {"mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM", "llama": "LlamaForCausalLM"}
-# What transformers assumes when an older config.json leaves a key out.
+# transformers' defaults for keys that an older config.json omits
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 131072, "sliding_window": 4096},
     "mixtral": {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 131072, "sliding_window": None},
@@ -32,17 +32,17 @@ _MAX_SIZE = 1 << 31
 
 
 class ConfigReader:
-    """Reads typed values out of a settings object, with errors that name the file and the key."""
+    """Reads typed values from a settings object; errors name the file and the key."""
 
-    def __init__(self, settings: Mapping[str, Any], told_by: Path) -> None:
-        self.settings, self.told_by = settings, told_by
+    def __init__(self, settings: Mapping[str, Any], source: Path) -> None:
+        self.settings, self.source = settings, source
 
     def fail(self, key: str, value: Any, expected: str) -> UserError:
-        """An error about one key's value."""
-        return UserError(f"{self.told_by}: {key} is {str(value)[:80]!r}; expected {expected}")
+        """Returns the error for the value of one key."""
+        return UserError(f"{self.source}: {key} is {str(value)[:80]!r}; expected {expected}")
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A positive whole number; a missing key (or null) gives ``default`` or an error."""
+        """A positive integer; a missing key or null gives ``default``, or an error without one."""
         value = self.settings.get(key)
         if value is None and default is not None:
             return default
@@ -51,7 +51,7 @@ class ConfigReader:
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive finite number."""
+        """A positive finite number; a missing key or null gives ``default``, or an error without one."""
         value = self.settings.get(key)
         if value is None and default is not None:
             return default
@@ -60,19 +60,19 @@ class ConfigReader:
         return float(value)
 
     def optional_size(self, key: str, default: int | None) -> int | None:
-        """A positive whole number or null."""
+        """A positive integer or null; a missing key gives ``default``."""
         if self.settings.get(key, default) is None:
             return None
         return self.size(key, default)
 
 
 @contextmanager
-def naming(told_by: Path) -> Iterator[None]:
-    """Puts the name of the file before an error that does not have it."""
+def naming(source: Path) -> Iterator[None]:
+    """Prefixes a :class:`UserError` with the file's name unless it has it."""
     try:
         yield
     except UserError as error:
-        raise UserError(str(error) if str(told_by) in str(error) else f"{told_by}: {error}") from None
+        raise UserError(str(error) if str(source) in str(error) else f"{source}: {error}") from None
 
 
 def _rope_theta(reader: ConfigReader, default: float) -> float:
@@ -89,7 +89,7 @@ def _rope_theta(reader: ConfigReader, default: float) -> float:
                 f"{key}.rope_type", kind, "'default': models with scaled rotary embeddings are unsupported"
             )
     if nested is not None and nested.get("rope_theta") is not None:
-        return ConfigReader(nested, reader.told_by).number("rope_theta")
+        return ConfigReader(nested, reader.source).number("rope_theta")
     return reader.number("rope_theta", default)
 
 
@@ -104,25 +104,25 @@ def _check_supported(reader: ConfigReader) -> None:
         raise reader.fail("pretraining_tp", settings["pretraining_tp"], "1")
 
 
-def parse_config(settings: Mapping[str, Any], told_by: Path) -> ModelConfig:
+def parse_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
     """Turns the content of a ``config.json`` into a :class:`ModelConfig`.
 
     Raises:
-        UserError: naming the file, the key, what it holds and what is supported.
+        UserError: an unsupported or invalid value; names the file and the key.
     """
     model_type = settings.get("model_type")
     if model_type not in MODEL_TYPES:
         if model_type == DELTA_MODEL_TYPE:
             raise UserError(
-                f"{told_by.parent} has delta experts on a base; expected a dense model or full experts: give its base, "
-                f"or type: python -m checkpoints merge {shlex.quote(str(told_by.parent))} OUT"
+                f"{source.parent} has delta experts on a base; expected a dense model or full experts: give its base, "
+                f"or type: python -m checkpoints merge {shlex.quote(str(source.parent))} OUT"
             )
         hint = did_you_mean(str(model_type), MODEL_TYPES)
         raise UserError(
-            f"{told_by}: model_type is {str(model_type)[:80]!r}{hint}; supported: {', '.join(MODEL_TYPES)}: give a "
+            f"{source}: model_type is {str(model_type)[:80]!r}{hint}; supported: {', '.join(MODEL_TYPES)}: give a "
             "model of one of these architectures"
         )
-    reader = ConfigReader(settings, told_by)
+    reader = ConfigReader(settings, source)
     _check_supported(reader)
     defaults = _DEFAULTS[model_type]
     dim, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
@@ -144,7 +144,7 @@ def parse_config(settings: Mapping[str, Any], told_by: Path) -> ModelConfig:
             value = settings.get(theirs)
             if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
                 moe[ours] = float(value)
-    with naming(told_by):
+    with naming(source):
         return ModelConfig(
             vocab_size=reader.size("vocab_size"),
             dim=dim,
@@ -179,9 +179,9 @@ def to_config_json(
     """Builds the ``config.json`` of a dense model (Mistral) or of one with full experts (Mixtral).
 
     Args:
-        dtype: of the tensors, as torch names it, e.g. ``bfloat16``.
+        dtype: torch's name for the tensors' dtype, e.g. ``bfloat16``.
         token_ids: ``bos_token_id``, ``eos_token_id`` and ``pad_token_id``.
-        extra: keys of our own.
+        extra: further keys.
     """
     assert config.num_experts == 0 or config.expert_form == "full", "delta experts have their own directory format"
     model_type = "mixtral" if config.num_experts else "mistral"

@@ -1,7 +1,7 @@
 """Mistral's own directories: ``params.json`` and ``consolidated.safetensors``, or ``consolidated-0000N-of-0000M``.
 
-Tensor names are the reference names used here. The rows of wq and wk are interleaved head by head (the rotary embedding
-there turns neighbouring elements, as complex numbers); reading puts them into the Hugging Face layout.
+Tensor names are the reference names. The rows of wq and wk are interleaved head by head, because the rotary embedding
+there rotates pairs of adjacent elements; reading reorders them to the Hugging Face layout.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ PARAMS = "params.json"
 _FILES = re.compile(r"consolidated(-\d{5}-of-\d{5}|\.\d{2})?\.safetensors", re.ASCII)
 _PART = re.compile(r"consolidated-\d{5}-of-(\d{5})\.safetensors", re.ASCII)
 _QUERY = re.compile(r"layers\.\d+\.attention\.w([qk])\.weight", re.ASCII)
-_BLOCK_SPARSE = ".block_sparse_moe."  # early Mixtral files name their feed-forwards so
+_BLOCK_SPARSE = ".block_sparse_moe."  # the name of feed-forwards in early Mixtral files
 _UNSUPPORTED = ("lora", "quantization", "vision_encoder", "mla", "yarn", "llama_4_scaling")
 
 
-def parse_params(params: Mapping[str, Any], told_by: Path, has_output: bool) -> ModelConfig:
+def parse_params(params: Mapping[str, Any], source: Path, has_output: bool) -> ModelConfig:
     """Turns ``params.json`` into a :class:`ModelConfig`; raises :class:`UserError` naming the key.
 
-    ``rope_theta`` is absent in the oldest files; mistral-inference then takes 1e6, or 1e4 with a sliding window.
+    The oldest files have no ``rope_theta``; as in mistral-inference it is then 1e6, or 1e4 with a sliding window.
     """
-    reader = ConfigReader(params, told_by)
+    reader = ConfigReader(params, source)
     for key in _UNSUPPORTED:
         if params.get(key):
             raise reader.fail(key, params[key], "it to be absent: this kind of model is unsupported")
@@ -45,7 +45,7 @@ def parse_params(params: Mapping[str, Any], told_by: Path, has_output: bool) -> 
     if params.get("moe") is not None:
         if not isinstance(params["moe"], Mapping):
             raise reader.fail("moe", params["moe"], "an object with num_experts and num_experts_per_tok")
-        inner = ConfigReader(params["moe"], told_by)
+        inner = ConfigReader(params["moe"], source)
         moe = {
             "num_experts": inner.size("num_experts"),
             "num_experts_per_tok": inner.size("num_experts_per_tok"),

@@ -1,9 +1,9 @@
-"""Delta directories: low-rank experts and a router in ``experts.safetensors``, and a reference to their dense base.
+"""Delta directories: low-rank experts and routers in ``experts.safetensors``, and a reference to their dense base.
 
-``config.json`` has ``model_type: mixtral_delta``, our config under ``model``, and under ``base`` the path and the
-SHA-256 of every file of the base. The base is found beside the directory (so that both can be moved together) or at its
-absolute path, and is checked: sizes always, checksums when the base is small; ``python -m checkpoints verify`` checks
-all.
+``config.json`` has ``model_type: mixtral_delta``, our config under ``model``, and under ``base`` the path of the base
+and the size and SHA-256 of its files. The base is looked up by its relative path (so that both can move together),
+then by its absolute path. File sizes are always checked, checksums if the base is small; ``python -m checkpoints
+verify`` checks everything.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from typing import Any
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import DELTA_MODEL_TYPE
 from checkpoints.formats.detect import open_checkpoint
+from checkpoints.formats.parameters import meta_model
 from checkpoints.storage.files import read_json_object, sha256_file
 from checkpoints.storage.safetensors_file import SafetensorsFile, StoredTensor
 from moe.config import ModelConfig
 from moe.errors import UserError
 
 EXPERTS = "experts.safetensors"
-_HASH_AT_ONCE = 1 << 30  # bytes of base that are hashed at each load: less than a second
+_HASH_ON_LOAD = 1 << 30  # bytes; a base up to this size is hashed at each load, in less than a second
 
 
 @dataclass(frozen=True)
 class BaseReference:
-    """A dense model on disk and the checksums of its files, by which a moved copy is recognised.
+    """A dense model on disk and the checksums of its files, which identify a copy that was moved.
 
     Attributes:
-        path: of the directory or GGUF file.
+        path: the directory or GGUF file.
         files: name -> (bytes, SHA-256).
     """
 
@@ -49,7 +50,7 @@ class BaseReference:
 
 
 def base_files(checkpoint: Checkpoint) -> list[Path]:
-    """The files that decide a base's weights: tensor files and the config."""
+    """The files that determine a base's function: tensor files and the config."""
     configs = [checkpoint.directory / name for name in ("config.json", "params.json")]
     extra = [path for path in configs if checkpoint.format != "gguf" and path.is_file()]
     return [*checkpoint.weight_files, *extra]
@@ -62,7 +63,7 @@ def base_reference(checkpoint: Checkpoint) -> BaseReference:
 
 
 def dense_sizes(config: ModelConfig) -> tuple[Any, ...]:
-    """Everything of a config that decides the dense model's function."""
+    """The settings that determine the dense model's function."""
     return (
         *(config.vocab_size, config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim),
         *(config.hidden_dim, config.norm_eps, config.rope_theta, config.sliding_window, config.tie_embeddings),
@@ -71,10 +72,10 @@ def dense_sizes(config: ModelConfig) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class DeltaCheckpoint:
-    """A delta directory, opened and checked, with no tensor read yet.
+    """A delta directory, opened and checked; tensors are read later.
 
-    ``tensors`` have the names of the model's parameters in memory: gates, deltas, and any other parameter that differs
-    from the base.
+    ``tensors`` are named as the parameters in memory: routers, deltas, and any other parameter that differs from the
+    base.
     """
 
     path: Path
@@ -92,39 +93,39 @@ def is_delta(path: Path) -> bool:
 
 def read_delta_config(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     """Reads the config of a delta directory; raises :class:`UserError` naming the file."""
-    told_by = path / "config.json"
-    settings = read_json_object(told_by)
+    source = path / "config.json"
+    settings = read_json_object(source)
     model = settings.get("model")
     if not isinstance(model, dict):
-        raise UserError(f"{told_by} has no 'model' object; write the delta directory again")
+        raise UserError(f"{source} has no 'model' object; write the delta directory again")
     try:
         config = ModelConfig.from_dict(model)
     except (UserError, TypeError) as error:
-        raise UserError(f"{told_by}: {error}") from None
+        raise UserError(f"{source}: {error}") from None
     if not config.is_delta:
-        raise UserError(f"{told_by} describes no delta experts; write the delta directory again")
+        raise UserError(f"{source} describes no delta experts; write the delta directory again")
     return config, settings
 
 
-def read_reference(settings: Mapping[str, Any], told_by: Path) -> tuple[list[Path], dict[str, tuple[int, str]]]:
-    """Returns where the base may be, best first, and its files; raises :class:`UserError` for a damaged entry."""
-    base = settings.get("base")
+def read_reference(settings: Mapping[str, Any], source: Path) -> tuple[list[Path], dict[str, tuple[int, str]]]:
+    """Returns the paths to try for the base, in order, and its files; raises :class:`UserError` for a damaged entry."""
+    base: Any = settings.get("base")
     try:
         files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in base["files"].items()}
-        return [told_by.parent / base["relative_path"], Path(base["path"])], files
+        return [source.parent / base["relative_path"], Path(base["path"])], files
     except (TypeError, KeyError, AttributeError, ValueError):
-        raise UserError(f"{told_by} has no usable 'base' entry; write the delta directory again") from None
+        raise UserError(f"{source} has no usable 'base' entry; write the delta directory again") from None
 
 
 def mismatch(checkpoint: Checkpoint, files: Mapping[str, tuple[int, str]], thorough: bool) -> str | None:
-    """Says how a base differs from the files noted, or None; ``thorough`` hashes all whatever their size."""
+    """Describes how a base differs from the recorded files, or None; ``thorough`` hashes files of any size."""
     found = {path.name: path for path in base_files(checkpoint)}
     if set(found) != set(files):
         return f"it has the files {', '.join(sorted(found))}, expected {', '.join(sorted(files))}"
     for name, (size, _) in files.items():
         if found[name].stat().st_size != size:
             return f"{name} has {found[name].stat().st_size} bytes, expected {size}"
-    if thorough or sum(size for size, _ in files.values()) <= _HASH_AT_ONCE:
+    if thorough or sum(size for size, _ in files.values()) <= _HASH_ON_LOAD:
         for name, (_, digest) in files.items():
             if sha256_file(found[name]) != digest:
                 return f"{name} has another SHA-256 than the base that the experts were made for"
@@ -132,10 +133,10 @@ def mismatch(checkpoint: Checkpoint, files: Mapping[str, tuple[int, str]], thoro
 
 
 def find_base(path: Path, settings: Mapping[str, Any], base: Path | None = None, thorough: bool = False) -> Checkpoint:
-    """Opens the base of a delta directory (``base``: where the user says it is now).
+    """Opens the base of a delta directory, at ``base`` if given.
 
     Raises:
-        UserError: the base is not where it was, or is another model; says what to type.
+        UserError: the base has moved or is another model; says what to type.
     """
     places, files = read_reference(settings, path / "config.json")
     hint = f"type: python -m checkpoints relink {shlex.quote(str(path))} PATH-OF-THE-BASE"
@@ -149,13 +150,11 @@ def find_base(path: Path, settings: Mapping[str, Any], base: Path | None = None,
 
 
 def open_delta(path: Path, base: Path | None = None) -> DeltaCheckpoint:
-    """Opens a delta directory and its base, and checks all tensors' names and shapes.
+    """Opens a delta directory and its base, and checks the names and shapes of all tensors.
 
     Raises:
         UserError: a damaged file, a tensor that does not fit, or a base that moved or changed.
     """
-    from checkpoints.formats.parameters import meta_model
-
     config, settings = read_delta_config(path)
     checkpoint = find_base(path, settings, base)
     if dense_sizes(checkpoint.config) != dense_sizes(config) or checkpoint.config.num_experts:
@@ -177,5 +176,5 @@ def open_delta(path: Path, base: Path | None = None) -> DeltaCheckpoint:
 
 
 def is_own(name: str) -> bool:
-    """True for parameters that a delta model has beside its base: gates and low-rank deltas."""
+    """True for parameters that a delta model adds to its base: routers and low-rank deltas."""
     return ".feed_forward.gate." in name or "_delta." in name or "_deltas." in name

@@ -1,7 +1,7 @@
 """Mixtral directories in which some layers stay dense: ``moe_layers`` in ``config.json`` names the layers with experts.
 
-Mixtral itself has no dense layers. So that every reader computes the same, a dense feed-forward is written as E equal
-copies behind a router of zeros, which gives the experts it picks equal shares. Readers here take one copy.
+Mixtral has no dense layers. For other readers to compute the same function, a dense feed-forward is written as E equal
+copies behind a router of zeros, which weights the experts it picks equally. Our reader takes one copy.
 """
 
 # E experts, D model dim
@@ -25,7 +25,7 @@ REMEDY = "write the directory again, or take moe_layers out of config.json to re
 
 
 def dense_copies(name: str, config: ModelConfig) -> tuple[int, list[str]] | None:
-    """The layer of a dense feed-forward's flat name inside a mixture, and the names of its copies; else None."""
+    """For the flat name of a dense feed-forward in a mixture, its layer and the names of its copies; otherwise None."""
     match = _DENSE.fullmatch(name)
     if match is None or not config.is_moe:
         return None
@@ -41,7 +41,7 @@ def zero_router(config: ModelConfig, layer: int, dtype: torch.dtype) -> StoredTe
 
 
 def huggingface_tensors(config: ModelConfig, tensors: Iterable[StoredTensor]) -> Iterator[StoredTensor]:
-    """Yields a model's tensors, given under flat names, as a Hugging Face directory has them."""
+    """Yields the tensors of a Hugging Face directory for a model's tensors under flat names."""
     for tensor in tensors:
         copies = dense_copies(tensor.name, config)
         if copies is None:
@@ -54,11 +54,10 @@ def huggingface_tensors(config: ModelConfig, tensors: Iterable[StoredTensor]) ->
             yield replace(tensor, name=name)
 
 
-def without_copies(tensors: Mapping[str, StoredTensor], config: ModelConfig, told_by: Path) -> dict[str, StoredTensor]:
-    """Inverse of :func:`huggingface_tensors` for the tensors, by flat names, of a whole Mixtral directory.
+def without_copies(tensors: Mapping[str, StoredTensor], config: ModelConfig, source: Path) -> dict[str, StoredTensor]:
+    """Inverse of :func:`huggingface_tensors`, for all tensors of a Mixtral directory by flat name.
 
-    Whether the copies are equal is not asked here (that reads all of them; ``verify`` does), but a router that learnt
-    is seen at once.
+    Rejects a router that has been trained. Does not compare the copies, which would read all of them; ``verify`` does.
 
     Raises:
         UserError: the router of a layer that should be dense is not zero.
@@ -73,7 +72,7 @@ def without_copies(tensors: Mapping[str, StoredTensor], config: ModelConfig, tol
         gate = f"layers.{match[1]}.feed_forward.gate.weight"
         if match[2] == "w1" and tensors[gate].read().any():
             raise UserError(
-                f"{told_by}: tensor {to_huggingface(gate)!r} is not zero, but moe_layers in config.json says that "
+                f"{source}: tensor {to_huggingface(gate)!r} is not zero, but moe_layers in config.json says that "
                 f"layer {match[1]} is dense; {REMEDY}"
             )
     return result

@@ -1,46 +1,54 @@
-"""The small files of a model directory: tokenizer, prompt template, generation config, licence, model card."""
+"""The small files of a model directory: tokenizer, prompt template, generation config, license, model card."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import read_config_json
 from checkpoints.storage.files import read_json_object
-from moe.data.prompt import TEMPLATE_FILE, check_template, choose_template, save_template, stop_ids
-from moe.errors import UserError
+from moe.data.chat_template import TEMPLATE_FILE, chat_template, guess_template, named_template
+from moe.data.prompt import check_template, stop_ids
+from moe.errors import Notice, UserError
+from moe.files import json_bytes
 from moe.tokenizer import Tokenizer, check_fits, load_tokenizer, tokenizer_from_gguf
 
 GENERATION_FILE = "generation_config.json"
+TOKENIZER_CONFIG, CHAT_FILE = "tokenizer_config.json", "chat_template.jinja"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer.model.v3",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
-    "chat_template.jinja",
+    CHAT_FILE,
     "tekken.json",
 )
 CARRIED_FILES = (*TOKENIZER_FILES, TEMPLATE_FILE, GENERATION_FILE, "LICENSE", "LICENSE.txt", "NOTICE")
 
 
-def carried_files(directory: Path) -> dict[str, bytes | Path]:
-    """The small files of a model directory that go along when its weights are rewritten."""
+def carried_files(directory: Path) -> dict[str, Path]:
+    """The small files of a model directory that are kept when its weights are rewritten."""
     return {name: directory / name for name in CARRIED_FILES if (directory / name).is_file()}
 
 
 def tokenizer_files(tokenizer: Tokenizer, template: str | None) -> dict[str, bytes]:
-    """The files of a tokenizer by name, with the chat template that transformers needs for the same prompts."""
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        tokenizer.save(directory)
-        if template is not None:
-            save_template(directory, template, tokenizer)
-        return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
+    """The files of a tokenizer by name, with the chat template that gives other programs the same prompts."""
+    return tokenizer.files(None if template is None else chat_template(tokenizer, template))
+
+
+def with_chat_template(files: Mapping[str, Path], tokenizer: Tokenizer, template: str) -> Mapping[str, bytes | Path]:
+    """Carried files with the chat template of ``template``; files that already name it stay as they are."""
+    config = read_json_object(files[TOKENIZER_CONFIG]) if TOKENIZER_CONFIG in files else {}
+    chat = _text(files[CHAT_FILE]) if CHAT_FILE in files else _default(config.get("chat_template"))
+    if named_template(chat) == template:
+        return files
+    others = {name: file for name, file in files.items() if name != CHAT_FILE}
+    return {**others, TOKENIZER_CONFIG: json_bytes({**config, "chat_template": chat_template(tokenizer, template)})}
 
 
 def token_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
@@ -61,7 +69,7 @@ def generation_config(tokenizer: Tokenizer, template: str | None) -> dict[str, A
 
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    """The tokenizer that lies beside (or, in GGUF files, inside) the weights; None when there is none."""
+    """The tokenizer beside the weights (in a GGUF file, inside it); None when there is none."""
     if checkpoint.format == "gguf":
         if "tokenizer.ggml.tokens" not in checkpoint.settings:
             return None
@@ -72,46 +80,69 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     return load_tokenizer(versions[-1]) if versions else None
 
 
-def require_fit(tokenizer: Tokenizer, vocab_size: int, told_by: Path) -> None:
-    """Raises :class:`UserError` naming the path when the tokenizer is not the one of this embedding."""
+def require_fit(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
+    """Raises :class:`UserError` naming ``source`` when the tokenizer does not fit this vocabulary size."""
     try:
         check_fits(tokenizer, vocab_size)
     except UserError as error:
-        raise UserError(f"{told_by}: {error}") from None
+        raise UserError(f"{source}: {error}") from None
 
 
-def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str:
-    if isinstance(settings.get("tokenizer.chat_template"), str):
-        return settings["tokenizer.chat_template"]
-    if (directory / "chat_template.jinja").is_file():
-        return (directory / "chat_template.jinja").read_text(errors="replace")
-    if (directory / "tokenizer_config.json").is_file():
-        return str(read_json_object(directory / "tokenizer_config.json").get("chat_template", ""))
-    return ""
+def find_template(model: Path, places: Sequence[tuple[Path, Mapping[str, Any]]], tokenizer: Tokenizer | None) -> str:
+    """The prompt template that a model names, else a guess, announced by a :class:`Notice`.
 
-
-def template_name(directory: Path, settings: Mapping[str, Any], tokenizer: Tokenizer | None) -> str:
-    """The prompt template of a model: as stored with it, else told by its chat template or its control tokens.
+    Args:
+        model: what the user named, for the notice.
+        places: directories in which the template may be named, each with the settings of the checkpoint in it; the
+            first that names one decides.
 
     Raises:
         UserError: a template is stored that does not exist.
     """
-    path = directory / TEMPLATE_FILE
-    if path.is_file():
-        try:
-            return check_template(read_json_object(path).get("template"))
-        except UserError as error:
-            raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    chat = _chat_template(directory, settings)
-    if "<|im_start|>" in chat:
-        return "chatml"
-    if "[INST]" in chat:
-        return "mistral-instruct"
-    return choose_template(tokenizer) if tokenizer is not None else "plain"
+    chats = []
+    for directory, settings in places:
+        embedded = settings.get("tokenizer.chat_template")  # in GGUF files
+        chat = embedded if isinstance(embedded, str) else _chat_template(directory)
+        stored = None if embedded and named_template(chat) else _stored_template(directory / TEMPLATE_FILE)
+        if found := stored or named_template(chat):
+            return found
+        chats.append(chat)
+    name, reason = guess_template(next(filter(None, chats), ""), tokenizer)
+    if tokenizer is not None:  # without one nobody can prompt it
+        guess = f"{model} does not name its prompt template; {name!r} is a guess from {reason}"
+        warnings.warn(f"{guess}; set it with --template NAME (generate.py, convert, upcycle)", Notice, stacklevel=1)
+    return name
+
+
+def _stored_template(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        return check_template(read_json_object(path).get("template"))
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+
+def _chat_template(directory: Path) -> str:
+    if (directory / CHAT_FILE).is_file():
+        return _text(directory / CHAT_FILE)
+    path = directory / TOKENIZER_CONFIG
+    return _default(read_json_object(path).get("chat_template")) if path.is_file() else ""
+
+
+def _default(chat: object) -> str:
+    """A chat template as text; of several named ones, ``[{"name": ..., "template": ...}, ...]``, the default."""
+    if isinstance(chat, list):
+        chat = next((x.get("template") for x in chat if isinstance(x, dict) and x.get("name") == "default"), "")
+    return chat if isinstance(chat, str) else ""
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def original_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Token ids that the source's own config names, for directories whose tokenizer is not loaded."""
+    """Special token ids from the checkpoint's config, for directories whose tokenizer is not loaded."""
     if checkpoint.format != "huggingface":
         return {}
     _, settings = read_config_json(checkpoint.directory / "config.json")

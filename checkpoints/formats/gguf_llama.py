@@ -1,13 +1,14 @@
 """GGUF files of the ``llama`` architecture (Llama, Mistral, SmolLM2, and Mixtral with stacked experts).
 
-llama.cpp's converter interleaves the rows of q and k, head by head, because its rotary embedding turns neighbouring
-elements; the Hugging Face layout turns the two halves of a head. Reading undoes that.
+llama.cpp's converter interleaves the rows of q and k, head by head, because its rotary embedding rotates pairs of
+adjacent elements; the Hugging Face layout pairs the two halves of a head. Reading undoes this.
 """
 
 # H heads, G key/value heads, C head dim, D model dim
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -46,24 +47,24 @@ _LAYER = {
 _STACKED = {"ffn_gate_exps": "w1", "ffn_down_exps": "w2", "ffn_up_exps": "w3"}
 _BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(\w+)\.weight", re.ASCII)
 _ROPE_FREQUENCIES = re.compile(r"(blk\.\d+\.)?rope_freqs\.weight", re.ASCII)
-# Kept as they are; everything else is decoded to float32.
+# read without decoding; all other types are decoded to float32
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def _decimal(value: float) -> float:
-    """The shortest decimal that is this float32: 1e-05 and not 9.999999747378752e-06."""
+    """The shortest decimal that rounds to this float32: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value)))
 
 
-def gguf_config(fields: Mapping[str, Any], tied: bool, vocab_size: int, told_by: Path) -> ModelConfig:
+def gguf_config(fields: Mapping[str, Any], tied: bool, vocab_size: int, source: Path) -> ModelConfig:
     """Turns the metadata of a GGUF file into a :class:`ModelConfig`; raises :class:`UserError` naming the key."""
     architecture = fields.get("general.architecture")
     if architecture != "llama":
         raise UserError(
-            f"{told_by}: general.architecture is {str(architecture)[:80]!r}; supported in GGUF files: 'llama' "
+            f"{source}: general.architecture is {str(architecture)[:80]!r}; supported in GGUF files: 'llama' "
             "(Llama, Mistral and Mixtral models)"
         )
-    reader = ConfigReader(fields, told_by)
+    reader = ConfigReader(fields, source)
     scaling = fields.get("llama.rope.scaling.type", "none")
     if scaling != "none":
         raise reader.fail("llama.rope.scaling.type", scaling, "'none': scaled rotary embeddings are unsupported")
@@ -103,7 +104,7 @@ def gguf_config(fields: Mapping[str, Any], tied: bool, vocab_size: int, told_by:
 
 
 class _Decoder:
-    """Makes :class:`StoredTensor` objects that decode a GGUF tensor when read."""
+    """Makes a :class:`StoredTensor` that decodes a GGUF tensor when read."""
 
     def __init__(self, file: GGUFFile) -> None:
         self.file = file
@@ -147,9 +148,7 @@ def _dequantize(where: ByteRange, tensor: GGUFTensor, shape: tuple[int, ...], fi
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    rows = 1
-    for size in shape[:-1]:
-        rows *= size
+    rows = math.prod(shape[:-1])
     raw = read_range(where, torch.uint8, (rows, where.nbytes // rows)).numpy()
     try:
         decoded = dequantize(raw, GGMLQuantizationType(tensor.kind))
@@ -162,7 +161,7 @@ def _dequantize(where: ByteRange, tensor: GGUFTensor, shape: tuple[int, ...], fi
 
 
 def open_gguf(path: Path) -> Checkpoint:
-    """Opens a GGUF file of the llama architecture and checks every tensor against its metadata.
+    """Opens a GGUF file of the ``llama`` architecture and checks every tensor against its metadata.
 
     Raises:
         UserError: a damaged file, another architecture, scaled rotary embeddings, or tensors that do not fit.
@@ -180,12 +179,12 @@ def open_gguf(path: Path) -> Checkpoint:
     theirs: dict[str, str] = {}
     for name, tensor in file.tensors.items():
         match = _BLOCK.fullmatch(name)
-        kind = match[2] if match else ""
+        layer, kind = match.groups() if match else ("", "")
         if name in _TOP:
             ours = _TOP[name]
             tensors[ours], theirs[ours] = decoder.stored(tensor, ours), name
         elif kind in _LAYER:
-            ours = f"layers.{match[1]}.{_LAYER[kind]}.weight"
+            ours = f"layers.{layer}.{_LAYER[kind]}.weight"
             heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}.get(kind, 0)
             if heads and (len(tensor.shape) != 2 or tensor.shape[0] != heads * config.head_dim):
                 raise UserError(
@@ -198,7 +197,7 @@ def open_gguf(path: Path) -> Checkpoint:
                     f"{path}: tensor {name!r} has shape {list(tensor.shape)}; expected {config.num_experts} experts"
                 )
             for expert in range(config.num_experts):
-                ours = flat_name(int(match[1]), _STACKED[kind], expert)
+                ours = flat_name(int(layer), _STACKED[kind], expert)
                 tensors[ours], theirs[ours] = decoder.expert(tensor, ours, expert), name
         else:
             raise UserError(f"{path}: tensor {name[:80]!r} belongs to no supported architecture")

@@ -20,10 +20,10 @@ _UNREAD = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def weight_files(directory: Path, index_path: Path, single: Path) -> tuple[list[Path], dict[str, str] | None]:
-    """Finds the weight files of a directory; with an index also its map from tensor to file name.
+    """Finds the weight files of a directory and, if it has an index, the map from tensor to file name.
 
     Raises:
-        UserError: no safetensors there, a damaged index, or a shard name that leaves the directory.
+        UserError: no safetensors files, a damaged index, or a shard name that leaves the directory.
     """
     if index_path.is_file():
         weight_map = read_json_object(index_path).get("weight_map")
@@ -48,49 +48,50 @@ def weight_files(directory: Path, index_path: Path, single: Path) -> tuple[list[
     raise UserError(f"{directory} has neither {WEIGHTS} nor {INDEX}; give the directory of a downloaded model")
 
 
-def read_named_tensors(files: list[Path], weight_map: dict[str, str] | None, told_by: Path) -> dict[str, StoredTensor]:
-    """Opens and checks the files; returns all tensors by the names they have there.
+def read_named_tensors(files: list[Path], weight_map: dict[str, str] | None, source: Path) -> dict[str, StoredTensor]:
+    """Opens and checks the files; returns all tensors by their names in the files.
 
     Raises:
         UserError: a missing or damaged file, a tensor in two files, or files that disagree with the index.
     """
     tensors: dict[str, StoredTensor] = {}
+    places: dict[str, str] = {}
     for file in files:
         if not file.is_file():
-            raise UserError(f"{file} is missing; {told_by} names it: download all shards")
+            raise UserError(f"{file} is missing; {source} names it: download all shards")
         for name, tensor in SafetensorsFile(file).tensors.items():
             if name in tensors:
-                first = tensors[name].where.path.name
-                raise UserError(f"tensor {name!r} is both in {first} and in {file}; download the checkpoint again")
-            tensors[name] = tensor
+                raise UserError(
+                    f"tensor {name!r} is both in {places[name]} and in {file}; download the checkpoint again"
+                )
+            tensors[name], places[name] = tensor, file.name
     for name, shard in (weight_map or {}).items():
         if name not in tensors:
-            raise UserError(f"{told_by}: tensor {name!r} is missing from {shard}; download that shard again")
-        if tensors[name].where.path.name != shard:
-            found = tensors[name].where.path.name
-            raise UserError(f"{told_by} says that tensor {name!r} is in {shard}, it is in {found}; download both again")
+            raise UserError(f"{source}: tensor {name!r} is missing from {shard}; download that shard again")
+        if (found := places[name]) != shard:
+            raise UserError(f"{source} says that tensor {name!r} is in {shard}, it is in {found}; download both again")
     return tensors
 
 
 def open_huggingface(directory: Path) -> Checkpoint:
-    """Opens a Mistral, Llama or Mixtral directory; checks every tensor's name, shape and dtype against its config."""
+    """Opens a Mistral, Llama or Mixtral directory and checks every tensor against its config."""
     config, settings = read_config_json(directory / "config.json")
     files, weight_map = weight_files(directory, directory / INDEX, directory / WEIGHTS)
-    told_by = directory / (INDEX if weight_map is not None else WEIGHTS)
-    stored = read_named_tensors(files, weight_map, told_by)
+    source = directory / (INDEX if weight_map is not None else WEIGHTS)
+    stored = read_named_tensors(files, weight_map, source)
     if is_quantized(settings):
-        stored = join_quantized(stored, told_by)
+        stored = join_quantized(stored, source)
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         if is_ignored(name):
             continue
         ours = from_huggingface(name)
         if ours is None:
-            raise UserError(f"{told_by}: tensor {name!r} belongs to no supported architecture")
+            raise UserError(f"{source}: tensor {name!r} belongs to no supported architecture")
         if ours == "output.weight" and config.tie_embeddings:
             continue  # some writers store the tied matrix twice
         tensors[ours] = tensor
-    check_tensors(tensors, replace(config, moe_layers=None), told_by, to_huggingface)
+    check_tensors(tensors, replace(config, moe_layers=None), source, to_huggingface)
     if config.moe_layers is not None:
-        tensors = without_copies(tensors, config, told_by)
+        tensors = without_copies(tensors, config, source)
     return Checkpoint(directory, "huggingface", config, tensors, tuple(files), settings)

@@ -17,13 +17,13 @@ from moe.model import Transformer
 
 
 def meta_model(config: ModelConfig) -> Transformer:
-    """A model without memory, whose parameters are then set one by one."""
+    """A model on the meta device, without memory, whose parameters are set later."""
     with torch.device("meta"):
         return Transformer(config)
 
 
 def set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
-    """Puts ``value`` in the place of the parameter ``name``."""
+    """Replaces the parameter ``name`` with ``value``."""
     owner, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 
@@ -35,10 +35,10 @@ def fill_model(
     device: torch.device | str,
     rename: Mapping[str, str] | None = None,
 ) -> None:
-    """Sets parameters of a meta model from flat tensors, one tensor in memory at a time beside the model.
+    """Sets parameters of a meta model from flat tensors, holding one tensor at a time besides the model.
 
     Args:
-        rename: parameter names for flat names that are called otherwise in this model.
+        rename: flat name -> parameter name, where they differ in this model.
     """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     stacks: dict[str, Tensor] = {}
@@ -56,13 +56,13 @@ def fill_model(
 
 
 def require_complete(model: Transformer) -> None:
-    """Checks our own invariant that every parameter was set."""
+    """Asserts that every parameter was set."""
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert not missing, f"parameters never set: {missing[:3]}"
 
 
 def main_dtype(tensors: Mapping[str, StoredTensor]) -> torch.dtype:
-    """The dtype of most of the weights: some formats keep a few small tensors in another."""
+    """The dtype that holds most bytes: some formats keep a few small tensors in another."""
     sizes: Counter[torch.dtype] = Counter()
     for tensor in tensors.values():
         sizes[tensor.dtype] += tensor.nbytes
@@ -70,7 +70,7 @@ def main_dtype(tensors: Mapping[str, StoredTensor]) -> torch.dtype:
 
 
 def flat_tensors(model: Transformer) -> Iterator[StoredTensor]:
-    """Yields the parameters of a dense model, or of one with full experts, under flat names, layer by layer."""
+    """Yields the parameters of a dense model, or of one with full experts, under flat names in model order."""
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
         if owner.endswith(".feed_forward.experts"):
@@ -81,7 +81,7 @@ def flat_tensors(model: Transformer) -> Iterator[StoredTensor]:
 
 
 def base_rename(config: ModelConfig) -> dict[str, str]:
-    """Where the sparse layers of a delta model keep what its dense base calls ``feed_forward.w1.weight`` and so on."""
+    """Maps the feed-forward names of a dense base to the parameters of a delta model's sparse layers."""
     return {
         f"layers.{layer}.feed_forward.{weight}.weight": f"layers.{layer}.feed_forward.base.{weight}.weight"
         for layer in config.sparse_layers

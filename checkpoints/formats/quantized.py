@@ -1,6 +1,6 @@
 """Directories with int4 feed-forwards: each such weight is two tensors, ``.int4_packed`` and ``.int4_scales``.
 
-Readers get the weight that the pair stands for, in float32, which holds it exactly. Packing: :mod:`kernels.int4`.
+Reading yields the weight that the pair encodes, in float32, which represents it exactly. Packing: :mod:`kernels.int4`.
 """
 
 # N outputs, K inputs, G = K / 128 groups
@@ -28,11 +28,11 @@ def is_quantized(settings: Mapping[str, Any]) -> bool:
     return isinstance(quantization, Mapping) and quantization.get("quant_method") == METHOD
 
 
-def _joined(name: str, packed: StoredTensor, scales: StoredTensor | None, told_by: Path) -> StoredTensor:
+def _joined(name: str, packed: StoredTensor, scales: StoredTensor | None, source: Path) -> StoredTensor:
     shape = packed.shape
-    fits = scales is not None and packed.dtype == torch.uint8 and scales.dtype == torch.bfloat16
-    if not fits or len(shape) != 3 or shape[2] != GROUP // 2 or scales.shape != shape[:2]:
-        raise UserError(f"{told_by}: tensor {packed.name!r} has no fitting {SCALES} beside it; copy the model again")
+    fits = packed.dtype == torch.uint8 and len(shape) == 3 and shape[2] == GROUP // 2
+    if not fits or scales is None or scales.dtype != torch.bfloat16 or scales.shape != shape[:2]:
+        raise UserError(f"{source}: tensor {packed.name!r} has no fitting {SCALES} beside it; copy the model again")
 
     def parts() -> Iterator[torch.Tensor]:
         levels, factors = packed.read()[None], scales.read()[None]  # [1, G, N, 64], [1, G, N]
@@ -43,8 +43,8 @@ def _joined(name: str, packed: StoredTensor, scales: StoredTensor | None, told_b
     return computed(weight, torch.float32, parts)
 
 
-def join_quantized(tensors: Mapping[str, StoredTensor], told_by: Path) -> dict[str, StoredTensor]:
-    """Replaces each pair of int4 tensors by the weight it stands for.
+def join_quantized(tensors: Mapping[str, StoredTensor], source: Path) -> dict[str, StoredTensor]:
+    """Replaces each pair of int4 tensors with the weight that it encodes.
 
     Raises:
         UserError: a pair is incomplete, or its shapes or dtypes do not fit.
@@ -54,10 +54,10 @@ def join_quantized(tensors: Mapping[str, StoredTensor], told_by: Path) -> dict[s
         if name.endswith(PACKED):
             stem = name.removesuffix(PACKED)
             weight = f"{stem}.weight"
-            result[weight] = _joined(weight, tensor, tensors.get(stem + SCALES), told_by)
+            result[weight] = _joined(weight, tensor, tensors.get(stem + SCALES), source)
         elif name.endswith(SCALES):
             if name.removesuffix(SCALES) + PACKED not in tensors:
-                raise UserError(f"{told_by}: tensor {name!r} has no {PACKED} beside it; copy the model again")
+                raise UserError(f"{source}: tensor {name!r} has no {PACKED} beside it; copy the model again")
         else:
             result[name] = tensor
     return result

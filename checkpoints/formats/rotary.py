@@ -1,4 +1,4 @@
-"""Two layouts of q and k weights: neighbours paired (Mistral's own files, GGUF), halves paired (Hugging Face)."""
+"""Two row orders of q and k: adjacent rows form a pair (Mistral, GGUF), or rows of the two halves do (Hugging Face)."""
 
 # H heads, C head dim, D model dim
 
@@ -8,12 +8,6 @@ from torch import Tensor
 
 
 def from_interleaved_rotary(weight: Tensor, heads: int) -> Tensor:
-    """Reorders rows of q or k [H*C, D] from neighbours paired to halves paired (the Hugging Face layout)."""
+    """Reorders the rows of q or k [H*C, D] from adjacent pairs to the Hugging Face layout."""
     rows, dim = weight.shape
     return weight.view(heads, rows // heads // 2, 2, dim).transpose(1, 2).reshape(rows, dim)  # [H*C, D]
-
-
-def to_interleaved_rotary(weight: Tensor, heads: int) -> Tensor:
-    """Inverse of :func:`from_interleaved_rotary`."""
-    rows, dim = weight.shape
-    return weight.view(heads, 2, rows // heads // 2, dim).transpose(1, 2).reshape(rows, dim)  # [H*C, D]

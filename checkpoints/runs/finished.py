@@ -1,10 +1,11 @@
-"""Finds the runs that training has finished."""
+"""Finds finished runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from checkpoints.card_facts import RUN_FILE
+from checkpoints.cli import script_command
+from checkpoints.model_card import RUN_FILE
 from checkpoints.runs.directory import resume_command
 from moe.errors import UserError
 
@@ -12,7 +13,7 @@ from moe.errors import UserError
 def finished_models(runs: str | Path = "runs") -> list[Path]:
     """Directories ``RUNS/NAME/model`` that hold a model, the newest first.
 
-    A model directory appears whole at a run's end, so its ``config.json`` says that it is finished, and when.
+    A run writes its model directory atomically at its end, so ``config.json`` tells that it is finished, and when.
     """
     configs = []
     for config in Path(runs).glob("*/model/config.json"):
@@ -29,7 +30,7 @@ def model_of(path: str | Path) -> Path:
     if not (path / RUN_FILE).is_file() or (path / "config.json").is_file():
         return path
     if not (path / "model" / "config.json").is_file():
-        raise UserError(f"the run {path} is not finished; go on with: {resume_command(path)}")
+        raise UserError(f"the run {path} is not finished; continue it with: {resume_command(path)}")
     return path / "model"
 
 
@@ -40,4 +41,4 @@ def newest_model(runs: str | Path = "runs") -> Path:
         return models[0]
     started = sum(1 for run in Path(runs).glob("*/run.json"))
     found = f"{started} unfinished run{'s' if started > 1 else ''} and no finished one" if started else "no run"
-    raise UserError(f"found {found} in {runs}; type: python train.py, or name a model with --model DIR")
+    raise UserError(f"found {found} in {runs}; type: {script_command('train')}, or name a model with --model DIR")

@@ -1,25 +1,45 @@
-"""What a run needs before it may start: a base that is there and fits, and room on the disk."""
+"""Checks before a run starts: its precision, data and base, memory and disk."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from checkpoints.model_io import read_config
 from checkpoints.storage.files import DiskUsage, free_bytes, require_free_space
 from checkpoints.transforms.upcycle import upcycled_config
-from moe.config import ModelConfig
+from moe.config import ALL_LAYERS, ModelConfig, parse_layers
+from moe.data.sources import DataSets, load_data
 from moe.errors import UserError
-from moe.layer_ranges import ALL, parse_layers
+from moe.hardware import available_memory, choose_dtype
 from moe.training.config import TINY, RunConfig
-from moe.training.memory_plan import MemoryPlan, plan_memory
+from moe.training.memory_plan import GIB, MemoryPlan, plan_memory
 from moe.training.tiny_base import VOCABULARY, tiny_config
+
+
+def run_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
+    """Precision of the run's frozen weights; raises :class:`UserError` where experts could not learn in it."""
+    dtype = choose_dtype(device, config.dtype)
+    if config.expert_form == "full" and dtype.itemsize < 4:
+        raise UserError(f"full experts cannot learn in {dtype}, small steps are rounded away; add --dtype float32")
+    return dtype
+
+
+def run_data(config: RunConfig) -> DataSets:
+    """The pairs that a run trains on and is scored by; raises :class:`UserError` where they are not given or broken."""
+    if not config.data:
+        raise UserError("no data given; add --data DIR with train/LANGUAGE.jsonl and so on, or --data synthetic")
+    return load_data(
+        config.data, config.languages, seed=config.seed, train_pairs=config.train_pairs, test_sets=config.test_sets
+    )
 
 
 def base_config(config: RunConfig) -> ModelConfig:
     """Sizes of the run's base, read without its weights.
 
     Raises:
-        UserError: there is no base, it is no dense model, or examples may be longer than its context.
+        UserError: the base is missing or not a dense model, or its context is shorter than the longest example.
     """
     if not config.base:
         raise UserError("no base given; add --base DIR with the dense model, or --base tiny for the embedded one")
@@ -39,19 +59,20 @@ def mixture_config(config: RunConfig, base: ModelConfig) -> ModelConfig:
     return upcycled_config(
         base,
         config.languages,
-        config.form,
-        config.experts_per_token,
+        config.expert_form,
+        config.num_experts_per_tok,
         config.expert_rank,
         config.shared_rank,
-        moe_layers=parse_layers(config.layers, base.n_layers),
+        moe_layers=parse_layers(config.moe_layers, base.n_layers),
     )
 
 
 def disk_needed(config: RunConfig, plan: MemoryPlan) -> int:
-    """Bytes that a run writes at most: models and three stages' states (an old one goes when the new one is there)."""
+    """Most bytes that a run writes: models, and the states of three stages with one old state still there."""
     states = 3 * (3 * 4 * plan.trainable) + 3 * 4 * plan.trainable
-    full = 4 * plan.parameters * (1 if config.layers == ALL else len(config.languages))  # dense layers are copied
-    models = 2 * 4 * plan.trainable + (full if config.form == "full" else 0)
+    copies = 1 if config.moe_layers == ALL_LAYERS else len(config.languages)  # of dense layers, in a Mixtral directory
+    full = 4 * plan.parameters * copies
+    models = 2 * 4 * plan.trainable + (full if config.expert_form == "full" else 0)
     merged = 4 * plan.parameters * (len(config.languages) if config.merge else 0)
     return states + models + merged + (1 << 24)
 
@@ -61,6 +82,21 @@ def require_disk(config: RunConfig, plan: MemoryPlan, directory: Path, disk_free
     require_free_space(directory, disk_needed(config, plan), disk_free)
 
 
-def plan_run(config: RunConfig, base: ModelConfig, dtype) -> MemoryPlan:
+def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype) -> MemoryPlan:
     """Memory of the run's largest stage."""
-    return plan_memory(mixture_config(config, base), config.tokens_per_batch, dtype, config.recompute)
+    return plan_memory(mixture_config(config, base), config.tokens_per_batch, dtype, config.activation_checkpointing)
+
+
+def describe_needs(
+    config: RunConfig, data: DataSets, plan: MemoryPlan, device: torch.device, directory: Path
+) -> list[str]:
+    """What a run in ``directory`` takes, line by line: data, steps, parameters, memory, disk."""
+    lines = []
+    for language, pairs in data.train.items():
+        held_out = ", ".join(f"{len(split[language])} {name}" for name, split in data.held_out.items())
+        lines.append(f"{language}: {len(pairs)} training pairs, {held_out}")
+    lines.append(f"steps: {config.branch_steps} branch, {config.mix_steps} mix")
+    lines.append(f"{plan.describe()}; {available_memory(device) / GIB:.1f} GiB free")
+    disk = free_bytes(directory) / GIB
+    lines.append(f"at most {disk_needed(config, plan) / GIB:.1f} GiB on disk; {disk:.0f} GiB free")
+    return lines

@@ -1,7 +1,7 @@
 """The state of a training run on disk: tensors as safetensors, everything else as JSON; nothing is pickled.
 
-Each state is a directory ``step-00000120`` that appears by one rename; older ones are removed after that. So a run
-killed while it saves still has the state before, and a damaged newest state falls back to an older one that is there.
+Each state is a directory ``step-00000120``, published by one rename; older ones are removed afterwards. A run killed
+while saving still has its previous state, and a damaged newest state falls back to an older one if there is any.
 """
 
 from __future__ import annotations

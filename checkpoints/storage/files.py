@@ -1,8 +1,8 @@
-"""Safe files: JSON with bounds, checksums, free space, and directories that appear whole or not at all.
+"""Files and directories: bounded JSON, checksums, free disk space, atomic directories.
 
-Nothing is written in place. A directory is filled under a temporary sibling name, every file and the directory itself
-are flushed to the disk (``fsync``), and then one rename makes it visible. A process killed at any point leaves the old
-state or the new one, plus at most the temporary sibling.
+A directory is filled under a temporary sibling name, every file and the directory itself are flushed to disk
+(``fsync``), and one rename makes it visible. A process killed at any point leaves the old state or the new one, plus at
+most the temporary sibling.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from moe.files import fsync_path, json_bytes
 
 MAX_JSON_BYTES = 64 << 20  # the largest index of a real model (Mixtral-8x22B) has 170 kB; a tokenizer.json 20 MB
 CHUNK_BYTES = 4 << 20
-MODEL_FILES = ("config.json", "manifest.json", "params.json")  # or tensor files: what tells a model
+MODEL_FILES = ("config.json", "manifest.json", "params.json")  # a model directory has one, or tensor files
 
 DiskUsage = Callable[[Path], int]  # free bytes at a path; a parameter so that tests can have a full disk
 
@@ -38,7 +38,7 @@ def free_bytes(path: Path) -> int:
 
 
 def format_bytes(count: float) -> str:
-    """Writes a number of bytes for people, for example ``13.5 GiB``."""
+    """Formats a number of bytes with a unit, for example ``13.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(count) < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -46,8 +46,13 @@ def format_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def directory_bytes(directory: Path) -> int:
+    """Bytes of all files below a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
 def require_free_space(path: Path, needed: int, disk_free: DiskUsage = free_bytes) -> None:
-    """Raises :class:`UserError` before anything is written when ``needed`` bytes do not fit on the disk of ``path``."""
+    """Raises :class:`UserError` when ``needed`` bytes do not fit on the disk of ``path``; call it before writing."""
     free = disk_free(path)
     if free < needed:
         raise UserError(
@@ -57,7 +62,11 @@ def require_free_space(path: Path, needed: int, disk_free: DiskUsage = free_byte
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
-    """Reads a JSON file of at most ``limit`` bytes; raises :class:`UserError` naming the file when it cannot."""
+    """Reads a JSON file of at most ``limit`` bytes.
+
+    Raises:
+        UserError: the file is missing, too large, unreadable or not JSON.
+    """
     try:
         size = path.stat().st_size
         if size > limit:
@@ -74,7 +83,7 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> Any:
 
 
 def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
-    """Like :func:`read_json`, and the document has to be an object."""
+    """Like :func:`read_json` for a document that must be an object."""
     document = read_json(path, limit)
     if not isinstance(document, dict):
         raise UserError(f"{path} holds a JSON {type(document).__name__}; expected an object")
@@ -82,7 +91,7 @@ def read_json_object(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file and flushes it to the disk. Not atomic by itself: for files inside a directory not yet visible."""
+    """Writes a file and flushes it to disk. Not atomic: for files in a directory that is not visible yet."""
     with open(path, "wb") as file:
         file.write(content)
         file.flush()
@@ -90,13 +99,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Writes a JSON document and flushes it to the disk."""
+    """Writes a JSON document and flushes it to disk. Not atomic, like :func:`write_bytes`."""
     write_bytes(path, json_bytes(document))
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Around reading a file: what the system says, a bad disk for example, becomes a :class:`UserError` naming it."""
+    """Turns an :class:`OSError` while reading ``path`` (a bad disk, for example) into a :class:`UserError`."""
     try:
         yield
     except OSError as error:
@@ -104,12 +113,12 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether the system refused to write because the disk, or what this user may fill of it, is full."""
+    """Whether a write failed because the disk, or the user's quota, is full."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> str:
-    """Returns the SHA-256 of a file in hexadecimal, read in chunks; ``progress`` is told the bytes of each chunk."""
+    """Returns the SHA-256 of a file in hexadecimal; ``progress`` gets the byte count of each chunk read."""
     digest = hashlib.sha256()
     buffer = bytearray(CHUNK_BYTES)
     view = memoryview(buffer)
@@ -122,20 +131,20 @@ def sha256_file(path: Path, progress: Callable[[int], None] | None = None) -> st
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copies the content of one file and flushes the copy to the disk."""
+    """Copies one file's content and flushes the copy to disk."""
     shutil.copyfile(source, target)
     fsync_path(target)
 
 
-def inside(directory: Path, name: str, told_by: Path) -> Path:
-    """Returns ``directory / name`` for a file name read from ``told_by``; refuses names that leave the directory."""
+def inside(directory: Path, name: str, source: Path) -> Path:
+    """Returns ``directory / name`` for a file name found in ``source``; rejects names that leave the directory."""
     if not name or "/" in name or "\\" in name or "\0" in name or name in (".", ".."):
-        raise UserError(f"{told_by} names the file {name!r}; expected a plain file name inside {directory}")
+        raise UserError(f"{source} names the file {name!r}; expected a plain file name inside {directory}")
     return directory / name
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swaps two directory entries in one system call (Linux ``renameat2``); False where the system cannot."""
+    """Swaps two directory entries in one system call (Linux ``renameat2``); False where that is unsupported."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
@@ -152,8 +161,8 @@ def _exchange(first: Path, second: Path) -> bool:
 def publish_directory(finished: Path, target: Path) -> None:
     """Makes the finished directory visible as ``target``, replacing a directory that is there.
 
-    With an existing target the two are exchanged in one system call where Linux has it, so that ``target`` is whole at
-    any moment; elsewhere two renames are needed, and a kill between them leaves the old state beside ``target``.
+    An existing target is swapped atomically where the system supports it. Elsewhere this takes two renames, and a kill
+    between them leaves the old directory as ``.NAME.old``.
     """
     for path in [finished, *(entry for entry in finished.rglob("*") if entry.is_dir())]:
         fsync_path(path)
@@ -174,22 +183,22 @@ def publish_directory(finished: Path, target: Path) -> None:
 
 
 def _places(path: Path) -> set[Path]:
-    """A file and the directories above it, as it is named and, where links are on the way, as it is stored."""
+    """A file and its parent directories, both as named and with symbolic links resolved."""
     found = (Path(os.path.abspath(path)), path.parent.resolve() / path.name, path.resolve())
     return {place for name in found for place in (name, *name.parents)}
 
 
 def require_new(target: Path, force: bool, reads: Iterable[Path] = ()) -> None:
-    """Checks that an output directory can be made without losing anything.
+    """Checks that writing ``target`` destroys nothing.
 
     Args:
-        force: an existing directory may be replaced; only one that is empty or holds a model, so that a mistyped path
-            never costs anybody's other files.
-        reads: files that the job reads. ``target`` must not contain them, even with ``force``: replacing the base of a
-            delta directory by that delta directory would leave neither.
+        force: replace an existing directory, provided that it is empty or holds a model: a mistyped path must not
+            delete other files.
+        reads: input files of the job. ``target`` must not contain them, even with ``force``: a delta directory that
+            replaced its own base would be useless.
 
     Raises:
-        UserError: it exists and may not be replaced, contains what is read, or lies below a file.
+        UserError: ``target`` exists and may not be replaced, contains an input, or lies below a file.
     """
     place = target.resolve()
     read = next((path for path in reads if place in _places(path)), None)
@@ -213,12 +222,12 @@ def require_new(target: Path, force: bool, reads: Iterable[Path] = ()) -> None:
 
 
 def partial_path(target: Path) -> Path:
-    """The sibling in which ``target`` is prepared; the same name each time, so that a rerun finds what is finished."""
+    """The sibling in which ``target`` is prepared; always the same name, so that a rerun finds finished shards."""
     return target.with_name(f".{target.name}.partial")
 
 
 def _remove_abandoned(target: Path) -> None:
-    """Removes temporary siblings of ``target`` that processes left which are no more (or this very process)."""
+    """Removes temporary siblings of ``target`` left by processes that have ended, or by this one."""
     for path in target.parent.iterdir():
         match = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)\.tmp", path.name)
         if match and (int(match[1]) == os.getpid() or not _runs(int(match[1]))):
@@ -227,7 +236,7 @@ def _remove_abandoned(target: Path) -> None:
 
 def _runs(process: int) -> bool:
     try:
-        os.kill(process, 0)  # signal 0 is not sent, only checked
+        os.kill(process, 0)  # signal 0 only checks that the process exists
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -243,7 +252,7 @@ def new_directory(
     disk_free: DiskUsage = free_bytes,
     reads: Iterable[Path] = (),
 ) -> Iterator[Path]:
-    """Gives a temporary sibling of ``target`` to fill; on success it becomes ``target``, on an error it is removed.
+    """Yields a temporary sibling of ``target`` to fill, which becomes ``target`` on success and is removed on error.
 
     Raises:
         UserError: ``target`` exists and ``force`` is not given, or ``needed`` bytes do not fit on the disk.

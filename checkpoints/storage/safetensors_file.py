@@ -1,10 +1,9 @@
-"""The safetensors format, read with suspicion and written by streaming.
+"""Safetensors files: headers checked by the safetensors library, tensors read with plain reads.
 
 A file is 8 bytes (little-endian length of the header), the header (JSON: tensor name to dtype, shape and byte range),
-and the data. The header is checked completely before any tensor is touched: a length that exceeds the file, duplicate
-names, unknown dtypes, ranges that overlap, leave gaps or leave the file, shapes that disagree with their ranges.
-Tensors are read with plain reads into one buffer, never through a memory map, so that resident memory is the tensor
-asked for and not whatever the page cache has been shown. Format: https://huggingface.co/docs/safetensors
+and the data. Data are read into one buffer and never mapped: mapped pages count as resident memory until the file is
+closed, and a file that is cut while it is mapped kills the process (SIGBUS) instead of raising an error.
+Format: https://huggingface.co/docs/safetensors
 """
 
 from __future__ import annotations
@@ -19,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from checkpoints.storage.files import readable
 from moe.errors import UserError
 
-MAX_HEADER_BYTES = 32 << 20  # the format allows 100 MB; 200,000 tensors fit in this, and parsing stays small
+MAX_HEADER_BYTES = 32 << 20  # the format allows 100 MB; this holds 200,000 tensors and keeps parsing small
+MAX_DIMENSIONS = 16
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -37,13 +38,13 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-PART_ELEMENTS = 512 << 10  # of a tensor that is read or computed piece by piece: 1 to 4 MB
+PART_ELEMENTS = 512 << 10  # of one part of a tensor: 1 to 4 MB
 DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Bytes of a file: from ``offset``, ``nbytes`` long."""
+    """``nbytes`` bytes of a file, starting at ``offset``."""
 
     path: Path
     offset: int
@@ -52,11 +53,13 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor on disk, or one that can be computed from the disk: what it is, and how to get it.
+    """A tensor on disk, or one computed from such tensors, that is read on demand.
 
-    ``where`` is set when the tensor's bytes lie in a file exactly as they are (C order, little-endian), so that they
-    can be copied without decoding. ``read`` returns the tensor in ``dtype`` and ``shape``; :meth:`parts` gives the same
-    values in pieces (``in_parts``, if it is set), so that work on large tensors needs little memory.
+    Attributes:
+        read: returns the whole tensor, in ``dtype`` and ``shape``.
+        where: the bytes in a file that are this tensor (C order, little-endian), to be copied without decoding; None
+            if it has to be decoded or computed.
+        in_parts: yields the tensor in pieces along the first dimension, in little memory; see :meth:`parts`.
     """
 
     name: str
@@ -68,11 +71,11 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor when decoded."""
+        """Bytes of the decoded tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def parts(self) -> Iterator[Tensor]:
-        """The rows in order, some at a time; tensors of equal shapes are cut at the same rows."""
+        """Yields the tensor in pieces along the first dimension; tensors of equal shape are cut at the same rows."""
         if self.in_parts is not None:
             yield from self.in_parts()
         elif self.where is None or not self.nbytes:
@@ -87,7 +90,7 @@ class StoredTensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For work on parts: they are small, and threads would wait for each other longer than they work."""
+    """Runs torch on one thread: on small parts, threads cost more in synchronization than they gain."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -108,7 +111,7 @@ def row_ranges(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 def computed(like: StoredTensor, dtype: torch.dtype, parts: Callable[[], Iterator[Tensor]]) -> StoredTensor:
-    """A tensor of the name and shape of ``like`` that is computed part by part (see :meth:`StoredTensor.parts`)."""
+    """A tensor with the name and shape of ``like`` that is computed part by part."""
 
     def read() -> Tensor:
         whole = torch.empty(like.shape, dtype=dtype)
@@ -122,9 +125,9 @@ def computed(like: StoredTensor, dtype: torch.dtype, parts: Callable[[], Iterato
 
 
 def read_range(where: ByteRange, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Reads one tensor from its bytes; raises :class:`UserError` when the file has become shorter."""
+    """Reads one tensor from its bytes; raises :class:`UserError` when the file was cut after it was opened."""
     buffer = torch.empty(where.nbytes, dtype=torch.uint8)
-    view = memoryview(buffer.numpy())
+    view = buffer.numpy().data
     done = 0
     with readable(where.path), open(where.path, "rb", buffering=0) as file:
         file.seek(where.offset)
@@ -137,28 +140,22 @@ def read_range(where: ByteRange, dtype: torch.dtype, shape: tuple[int, ...]) -> 
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"{key!r} is there twice")
-        result[key] = value
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name appears twice")
     return result
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+def _read_header(path: Path) -> tuple[Any, int]:
+    """Returns the header as parsed and the offset at which the data begin.
 
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Returns the header, the offset at which data begins, and the size of the file."""
+    The bytes are read, not mapped: a disk error raises :class:`UserError` here; in mapped memory it kills the process.
+    """
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
-            start = file.read(8)
-            if len(start) < 8:
-                raise UserError(f"{path} has {size} bytes; expected a safetensors file: download it again")
-            length = int.from_bytes(start, "little")
-            if length > MAX_HEADER_BYTES or length > size - 8 or length < 2:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(MAX_HEADER_BYTES, size - 8):
                 raise UserError(
                     f"{path} announces a header of {length} bytes in a file of {size}; it is cut, damaged or not "
                     "safetensors: download it again"
@@ -169,16 +166,16 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates)
+        return json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates), 8 + length
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} has a damaged header ({error}); download it again") from None
-    if not isinstance(header, dict):
-        raise UserError(f"{path} has a header that is not an object; it is damaged: download it again")
-    return header, 8 + length, size
 
 
 class SafetensorsFile:
     """The checked contents of one safetensors file: ``tensors`` by name and the string ``metadata``.
+
+    The safetensors library checks the header against its format and the size of the file. Added here: a limit on its
+    length, no duplicate names, and dtypes and shapes that torch can hold.
 
     Raises:
         UserError: naming the file and, where it is about one, the tensor.
@@ -186,56 +183,35 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        header, data_start, size = _read_header(path)
-        metadata = header.pop("__metadata__", {})
-        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise UserError(f"{path} has a __metadata__ that is not a map of strings; it is damaged: download it again")
-        self.metadata: dict[str, str] = metadata
-        self.tensors: dict[str, StoredTensor] = {
-            name: self._check(name, entry, data_start) for name, entry in header.items()
-        }
-        end = data_start
-        for tensor in sorted(self.tensors.values(), key=lambda t: (t.where.offset, t.where.nbytes)):
-            where = tensor.where
-            if where.offset != end:
-                what = "overlaps the tensor before it" if where.offset < end else "leaves a gap before it"
-                raise UserError(f"{path}: tensor {tensor.name!r} {what}; the file is damaged: download it again")
-            end += where.nbytes
-            if end > size:
-                raise UserError(
-                    f"{path}: tensor {tensor.name!r} ends at byte {end} in a file of {size}; the file is cut: "
-                    "download it again"
-                )
-        if end != size:
-            raise UserError(f"{path} has {size} bytes, its header describes {end}; it is damaged: download it again")
+        header, data_start = _read_header(path)
+        try:
+            with safe_open(path, framework="np") as file:
+                self.metadata: dict[str, str] = file.metadata() or {}
+                self.tensors: dict[str, StoredTensor] = {
+                    name: self._stored(name, file.get_slice(name), data_start + entry["data_offsets"][0])
+                    for name, entry in header.items()
+                    if name != "__metadata__"
+                }
+        except (SafetensorError, OSError) as error:
+            reason = " ".join(str(error).removeprefix("Error while deserializing header: ").replace("`", "'").split())
+            raise UserError(f"{path}: {reason[:200]}; the file is cut or damaged: download it again") from None
 
-    def _check(self, name: str, entry: Any, data_start: int) -> StoredTensor:
-        def damaged(what: str) -> UserError:
-            return UserError(f"{self.path}: tensor {name!r} {what}; the file is damaged: download it again")
-
-        if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-            raise damaged("has a header entry without exactly dtype, shape and data_offsets")
-        dtype_name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if not isinstance(dtype_name, str) or dtype_name not in DTYPES:
+    def _stored(self, name: str, described: Any, offset: int) -> StoredTensor:
+        dtype_name, shape = described.get_dtype(), tuple(described.get_shape())
+        if dtype_name not in DTYPES:
             raise UserError(
                 f"{self.path}: tensor {name!r} has dtype {dtype_name!r}; supported: {', '.join(DTYPES)}: "
                 "convert the checkpoint first"
             )
-        if not isinstance(shape, list) or len(shape) > 16 or not all(_is_count(n) for n in shape):
-            raise damaged(f"has the shape {str(shape)[:80]}")
-        if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(n) for n in offsets):
-            raise damaged(f"has the byte range {str(offsets)[:80]}")
+        if len(shape) > MAX_DIMENSIONS or math.prod(max(size, 1) for size in shape) >= 1 << 62:  # 0 x 2^62 x 2^62
+            raise UserError(f"{self.path}: tensor {name!r} has the shape {str(list(shape))[:80]}; download it again")
         dtype = DTYPES[dtype_name]
-        begin, end = offsets
-        if end - begin != math.prod(shape) * dtype.itemsize:
-            raise damaged(f"of dtype {dtype_name} and shape {shape} has the byte range {offsets}")
-        where = ByteRange(self.path, data_start + begin, end - begin)
-        sizes = tuple(shape)
-        return StoredTensor(name, dtype, sizes, lambda: read_range(where, dtype, sizes), where)
+        where = ByteRange(self.path, offset, math.prod(shape) * dtype.itemsize)
+        return StoredTensor(name, dtype, shape, lambda: read_range(where, dtype, shape), where)
 
 
 def memory_tensor(name: str, tensor: Tensor) -> StoredTensor:
-    """Wraps a tensor in memory so that it can be written like one on disk."""
+    """Wraps a tensor in memory as a :class:`StoredTensor`."""
     detached = tensor.detach()
     return StoredTensor(name, detached.dtype, tuple(detached.shape), lambda: detached)
 
@@ -243,11 +219,11 @@ def memory_tensor(name: str, tensor: Tensor) -> StoredTensor:
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """Returns the bytes of a tensor (C order), without a copy when it is contiguous on the CPU."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-    return memoryview(flat.numpy())
+    return flat.numpy().data
 
 
 def encode_header(tensors: Iterable[StoredTensor], metadata: dict[str, str]) -> bytes:
-    """Builds the length and header of a file that holds the tensors in this order; data begin 8-byte aligned."""
+    """Builds the length and header of a file that holds the tensors in this order; the data start 8-byte aligned."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for tensor in tensors:
@@ -264,7 +240,7 @@ def encode_header(tensors: Iterable[StoredTensor], metadata: dict[str, str]) -> 
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes tensors in memory to one file and flushes it to the disk (not atomic by itself)."""
+    """Writes tensors in memory to one file and flushes it to disk. Not atomic."""
     stored = [memory_tensor(name, tensor) for name, tensor in tensors.items()]
     with open(path, "wb") as file:
         file.write(encode_header(stored, {"format": "pt"} if metadata is None else metadata))

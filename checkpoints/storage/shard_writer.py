@@ -1,9 +1,8 @@
-"""Writes one safetensors file as fast as the disk takes it, and computes its checksums on the way.
+"""Writes one safetensors file at disk speed and computes its checksums on the way.
 
-Bytes are gathered in page-aligned buffers that take turns: while one is filled from its source, earlier ones are hashed
-by one thread and written by others. Where the file system allows it they go to the disk directly, past the page cache:
-that takes a tenth of the processor's time, lets the disk work from the first buffer on, and leaves the cache to the
-source, whose bytes are read once for each expert.
+Bytes go through a ring of page-aligned buffers: while one is filled, earlier ones are hashed by one thread and written
+by others. Where the file system allows it, writes bypass the page cache (``O_DIRECT``): that takes a tenth of the CPU
+time, starts the disk with the first buffer, and leaves the cache to the source, which is read once for each expert.
 """
 
 from __future__ import annotations
@@ -26,21 +25,21 @@ from moe.errors import UserError
 
 BUFFER_BYTES = 8 << 20
 BUFFERS = 4
-BLOCK_BYTES = 4096  # direct writes begin and end at multiples of a disk's block, 512 or 4,096 bytes
-WRITERS = 2  # so that the disk has the next buffer at hand when it is done with one
+BLOCK_BYTES = 4096  # direct writes start and end at multiples of a disk block, 512 or 4,096 bytes
+WRITERS = 2  # so that the next buffer is queued when the disk finishes one
 
 Progress = Callable[[int], None]
 
 
 class ShardFile:
-    """A new file that is written from its start to its end; a context manager.
+    """A new file that is written sequentially; a context manager.
 
-    Bytes are handed over in :meth:`write` and :meth:`copy`; the file is whole after :meth:`finish`.
+    :meth:`write` and :meth:`copy` append bytes; the file is complete after :meth:`finish`.
 
     Args:
-        progress: told the bytes of every piece.
-        known: CRC-32 of byte ranges that were copied before, shared by the shards of a directory: identical experts
-            have the same bytes.
+        progress: gets the byte count of every piece.
+        known: CRC-32 of byte ranges copied before, shared by the shards of a directory: experts that start as copies
+            of one feed-forward come from the same range.
     """
 
     def __init__(self, path: Path, progress: Progress, known: MutableMapping[ByteRange, str]) -> None:
@@ -48,15 +47,15 @@ class ShardFile:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         try:
             self.descriptor, self.direct = os.open(path, flags | os.O_DIRECT, 0o666), True
-        except (OSError, AttributeError):  # a file system, or a system, without direct writes
+        except (OSError, AttributeError):  # no direct writes on this file system or platform
             self.descriptor, self.direct = os.open(path, flags, 0o666), False
         self.buffers = [mmap.mmap(-1, BUFFER_BYTES) for _ in range(BUFFERS)]
         self.hasher, self.writers = ThreadPoolExecutor(1), ThreadPoolExecutor(WRITERS)
-        self.busy: list[list[Future]] = [[] for _ in range(BUFFERS)]  # what still reads each buffer
-        self.number = 0  # of the buffer that is being filled, counted from the start of the file
-        self.filled = 0  # bytes of it
+        self.busy: list[list[Future]] = [[] for _ in range(BUFFERS)]  # hashing and writing that still use each buffer
+        self.number = 0  # of the buffer being filled, counted from the start of the file
+        self.filled = 0  # bytes in it
         self.digest = hashlib.sha256()
-        self.checksum = 0  # CRC-32 of the tensor that is being written, to tell which one a flipped bit is in
+        self.checksum = 0  # CRC-32 of the current tensor, to locate a flipped bit later
 
     def __enter__(self) -> ShardFile:
         return self
@@ -67,56 +66,56 @@ class ShardFile:
         os.close(self.descriptor)
 
     def write(self, data: bytes | memoryview) -> None:
-        """Writes bytes."""
+        """Appends bytes."""
         view = memoryview(data)
         while view:
             room = self._room()
             count = min(len(room), len(view))
             room[:count] = view[:count]
-            self._filled(count, True)
+            self._advance(count, True)
             view = view[count:]
 
     def copy(self, where: ByteRange) -> None:
-        """Copies bytes of another file without decoding them."""
+        """Appends bytes of another file without decoding them."""
         left = where.nbytes
         with open(where.path, "rb", buffering=0) as source:
             source.seek(where.offset)
             while left:
-                room = self._room()[:left]  # may raise what went wrong in writing
+                room = self._room()[:left]  # raises errors of earlier writes
                 with readable(where.path):
                     count = source.readinto(room)
                 if not count:
                     raise UserError(f"{where.path} ended early; the file was cut while it was read: copy it again")
-                self._filled(count, where not in self.known)
+                self._advance(count, where not in self.known)
                 left -= count
 
     def tensor_checksum(self, where: ByteRange | None = None) -> str:
-        """CRC-32 of what was written since the last call (a copy of ``where``, if given), in hexadecimal."""
-        found = self.known.get(where)
+        """Hexadecimal CRC-32 of the bytes since the last call (a copy of ``where``, if given)."""
+        found = self.known.get(where) if where is not None else None
         if found is None:
-            found = self.hasher.submit(self._take_checksum).result()  # after all that was handed over before
+            found = self.hasher.submit(self._take_checksum).result()  # queued after all hashing so far
             if where is not None:
                 self.known[where] = found
         return found
 
     def finish(self) -> str:
-        """Writes what is left, flushes the file to the disk, and returns its SHA-256."""
+        """Writes the rest, flushes the file to disk, and returns its SHA-256."""
         size = self.number * BUFFER_BYTES + self.filled
         if self.filled:
             self._submit(-(-self.filled // BLOCK_BYTES) * BLOCK_BYTES)
         for futures in self.busy:
             self._wait(futures)
-        os.ftruncate(self.descriptor, size)  # the last block may be a part of one
+        os.ftruncate(self.descriptor, size)  # the last block was padded
         os.fsync(self.descriptor)
         return self.digest.hexdigest()
 
     def _room(self) -> memoryview:
-        """What is free of the buffer that is being filled."""
+        """The free part of the buffer being filled."""
         if self.filled == 0:
             self._wait(self.busy[self.number % BUFFERS])
         return memoryview(self.buffers[self.number % BUFFERS])[self.filled :]
 
-    def _filled(self, count: int, checksum: bool) -> None:
+    def _advance(self, count: int, checksum: bool) -> None:
         slot = self.number % BUFFERS
         part = memoryview(self.buffers[slot])[self.filled : self.filled + count]
         self.busy[slot].append(self.hasher.submit(self._hash, part, checksum))
@@ -132,7 +131,7 @@ class ShardFile:
         self.busy[slot].append(self.writers.submit(self._write_at, view, self.number * BUFFER_BYTES))
 
     def _hash(self, data: memoryview, checksum: bool) -> None:
-        # one thread: pieces are hashed in the order in which they were handed over
+        # one thread, so pieces are hashed in file order
         self.digest.update(data)
         if checksum:
             self.checksum = zlib.crc32(data, self.checksum)
@@ -143,7 +142,7 @@ class ShardFile:
 
     def _write_at(self, data: memoryview, offset: int) -> None:
         while data:
-            direct = self.direct  # read before the write: another thread may turn it off while this one is refused
+            direct = self.direct  # read before the write: another thread may turn it off meanwhile
             try:
                 count = os.pwrite(self.descriptor, data, offset)
             except OSError as error:
@@ -154,7 +153,7 @@ class ShardFile:
             data, offset = data[count:], offset + count
 
     def _leave_direct(self) -> None:
-        """Goes on through the page cache where a direct write is refused; harmless when that is done already."""
+        """Falls back to the page cache when a direct write is refused; harmless when called twice."""
         flags = fcntl.fcntl(self.descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self.descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
         self.direct = False
@@ -167,7 +166,7 @@ class ShardFile:
 
 
 def _write_parts(shard: ShardFile, tensor: StoredTensor) -> None:
-    # a function of its own: nothing keeps the last part when the next tensor is read
+    # a separate function, so that no variable keeps the last part alive while the next tensor is read
     count = 0
     with one_thread() if tensor.in_parts is not None else nullcontext():
         for part in tensor.parts():
@@ -184,7 +183,7 @@ def write_shard(
     progress: Progress,
     known: MutableMapping[ByteRange, str],
 ) -> dict[str, Any]:
-    """Writes one safetensors file and flushes it to the disk; returns its SHA-256 and its tensors' CRC-32."""
+    """Writes one safetensors file and flushes it to disk; returns its SHA-256 and its tensors' CRC-32."""
     checksums = {}
     with ShardFile(path, progress, known) as shard:
         shard.write(encode_header(tensors, dict(metadata)))

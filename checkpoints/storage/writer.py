@@ -1,10 +1,10 @@
-"""Writes model directories: tensors streamed into shards, checksummed on the way, published by one rename.
+"""Writes model directories: streams tensors into shards with checksums, then publishes them with one rename.
 
-Tensors that lie in a file as they are get copied piece by piece without being decoded; others are read (decoded,
-computed) one at a time, most of them piece by piece too. So memory is one tensor at most, whatever the model's size.
+Tensors whose bytes lie in a file are copied in chunks without decoding; others are decoded or computed one at a time,
+most of them in parts. Memory is at most one tensor, whatever the size of the model.
 
-A long job is prepared in ``.NAME.partial`` beside its target. Each finished shard is flushed and noted with its
-checksum in ``job.json``; a rerun of the same job verifies the noted shards and goes on after them.
+A long job is prepared in ``.NAME.partial`` beside its target. Each finished shard is flushed and recorded with its
+checksums in ``job.json``; a rerun of the same job verifies the recorded shards and continues after them.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ SMALL_FILES_BYTES = 64 << 20  # room for tokenizer files, configs and the manife
 
 @dataclass(frozen=True)
 class Output:
-    """What a model directory shall contain.
+    """The content of a model directory.
 
     Attributes:
-        tensors: in the order in which they are written, under the names they get.
+        tensors: in file order, under their names in the file.
         documents: JSON files by name.
         files: other small files by name, as bytes or as the path of a file to copy.
         stem: ``model`` gives model.safetensors, or model-00001-of-0000N.safetensors and an index.
@@ -101,20 +101,20 @@ def plan_shards(output: Output) -> list[tuple[str, list[StoredTensor]]]:
 
 
 def job_identity(description: Mapping[str, Any]) -> str:
-    """A fingerprint of everything that decides a job's output; equal fingerprints may share finished shards."""
+    """A fingerprint of everything that determines a job's output; jobs with equal ones share finished shards."""
     return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Makes and holds the job's directory; raises :class:`UserError` when another process is at the same job."""
+    """Creates and locks the job's directory; raises :class:`UserError` when another process holds it."""
     directory.mkdir(exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = os.path.samestat(os.fstat(descriptor), os.stat(directory))
-        except (BlockingIOError, FileNotFoundError):  # the other one is at it, or has just published the directory
+        except (BlockingIOError, FileNotFoundError):  # another process holds it, or has just published it
             held = False
         if not held:
             raise UserError(f"another process is writing {directory}; wait for it or give another output")
@@ -124,7 +124,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _noted_shards(directory: Path, identity: str) -> dict[str, Any]:
-    """Checksums that an earlier run of the same job noted, while it went on (job.json) or at its end (the manifest)."""
+    """Checksums that an earlier run of the same job recorded, in job.json while running or in its final manifest."""
     for name in (JOB, MANIFEST):
         if (directory / name).is_file():
             document = read_json_object(directory / name)
@@ -136,7 +136,7 @@ def _noted_shards(directory: Path, identity: str) -> dict[str, Any]:
 
 
 def _require_whole(directory: Path, noted: Mapping[str, Any], progress: Progress) -> None:
-    """Checks the files of a job that was finished before; raises :class:`UserError` for one that is not as it was."""
+    """Verifies the files of a job that has finished; raises :class:`UserError` for one that is missing or changed."""
     for name, entry in noted.items():
         path = directory / name
         if not path.is_file() or sha256_file(path, progress) != entry["sha256"]:
@@ -147,7 +147,7 @@ def _require_whole(directory: Path, noted: Mapping[str, Any], progress: Progress
 def _finished_shards(
     directory: Path, identity: str | None, names: set[str], progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Returns the shards of an interrupted run of the same job that are whole; removes everything else."""
+    """Returns the intact shards of an interrupted run of the same job; removes everything else."""
     finished: dict[str, dict[str, Any]] = {}
     for name, entry in _noted_shards(directory, identity).items() if identity is not None else ():
         path = directory / name
@@ -170,24 +170,24 @@ def write_model_directory(
     disk_free: DiskUsage = free_bytes,
     reads: Iterable[Path] = (),
 ) -> dict[str, Any]:
-    """Writes a model directory so that it appears whole or not at all.
+    """Writes a model directory atomically.
 
     Args:
-        identity: with a fingerprint of the job (:func:`job_identity`), finished shards survive a kill and are reused
-            by the next run; without one an interrupted run leaves nothing.
-        progress: told the bytes of every chunk that was written or verified.
+        identity: a fingerprint of the job (:func:`job_identity`): finished shards survive a kill and the next run
+            reuses them. Without one an interrupted run leaves nothing.
+        progress: gets the byte count of every chunk written or verified.
         reads: files that the tensors come from, which ``target`` must not replace.
 
     Returns:
-        The manifest, also written as ``manifest.json``: bytes and SHA-256 of every file.
+        The manifest, also written as ``manifest.json``: size and SHA-256 of every file, CRC-32 of every tensor.
 
     Raises:
-        UserError: the target exists and ``force`` is not given, another process is at it, or the disk is too small.
+        UserError: the target exists and ``force`` is not given, another process writes it, or the disk is too small.
     """
     target = target.absolute()
     if identity is not None and not force and target.is_dir() and (noted := _noted_shards(target, identity)):
         _require_whole(target, noted, progress)
-        return read_json_object(target / MANIFEST)  # this very job was finished before
+        return read_json_object(target / MANIFEST)  # an earlier run finished this job
     require_new(target, force, reads)
     shards = plan_shards(output)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """First values of what upcycling adds to a dense model: routers and low-rank deltas.
 
-Each tensor has its own random stream, named by the seed and the tensor's name, so that a model upcycled in memory and
-one streamed from disk to disk start with the same bits, whatever the order.
+Each tensor has a random stream of its own, derived from the seed and the tensor's name, so that a model upcycled in
+memory and one streamed from disk to disk start with the same bits, in any order.
 """
 
 # E experts, D model dim, F hidden dim, r rank
@@ -9,13 +9,83 @@ one streamed from disk to disk start with the same bits, whatever the order.
 from __future__ import annotations
 
 import hashlib
-import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from checkpoints.storage.safetensors_file import StoredTensor
+from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor, tensor_bytes
 from moe.config import ModelConfig
+from moe.experts import LowRankDelta, draw_low_rank
+
+ROUTER_STD = 0.02
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """How routers and deltas start.
+
+    Attributes:
+        router_std: standard deviation of normal routers (0.02: Muennighoff et al., 2024, OLMoE).
+        routers: fitted routers [E, D] by layer, in place of random ones.
+    """
+
+    seed: int = 0
+    router_std: float = ROUTER_STD
+    routers: Mapping[int, Tensor] | None = None
+
+    def describe(self) -> str:
+        """The routers' start, in words."""
+        if self.routers is not None:
+            return "ridge regression on labeled prompts"
+        return f"normal, standard deviation {self.router_std:g}"
+
+    def identity(self) -> list[object]:
+        """JSON-able: seed, standard deviation, and the SHA-256 of fitted routers."""
+        if self.routers is None:
+            return [self.seed, self.router_std, None]
+        digest = hashlib.sha256()
+        for router in self.routers.values():
+            digest.update(tensor_bytes(router))
+        return [self.seed, self.router_std, digest.hexdigest()]
+
+
+DEFAULT_START = Initialization()
+
+
+def new_tensors(config: ModelConfig, layer: int, start: Initialization, dtype: torch.dtype) -> Iterator[StoredTensor]:
+    """The tensors that one layer of the mixture adds to the dense weights: its router, and deltas in that form.
+
+    A layer that stays dense adds none. Shapes and names can be had without drawing a number.
+    """
+    if layer not in config.sparse_layers:
+        return
+    name = f"layers.{layer}.feed_forward.gate.weight"
+    if start.routers is not None:
+        yield memory_tensor(name, start.routers[layer].to(dtype))
+    elif config.num_experts:
+        shape = (config.num_experts, config.dim)
+        yield StoredTensor(name, dtype, shape, partial(_normal, name, shape, start, dtype))
+    if config.is_delta:
+        yield from _delta_tensors(config, layer, start.seed, dtype)
+
+
+def _delta_tensors(config: ModelConfig, layer: int, seed: int, dtype: torch.dtype) -> Iterator[StoredTensor]:
+    """Low-rank deltas: A random, B zero, so that the model does not change (:class:`moe.experts.LowRankDelta`)."""
+    ranks = (("shared_delta", config.shared_rank, None), ("expert_deltas", config.expert_rank, config.num_experts))
+    for group, rank, experts in ranks:
+        if not rank or experts == 0:
+            continue
+        with torch.device("meta"):
+            shapes = LowRankDelta(config.dim, config.hidden_dim, rank, experts)
+        for short, parameter in shapes.named_parameters():  # a1 [E, r, D], b1 [E, F, r], a2 [E, r, F] ...
+            name, shape = f"layers.{layer}.feed_forward.{group}.{short}", tuple(parameter.shape)
+            if short.startswith("a"):
+                yield StoredTensor(name, dtype, shape, partial(_low_rank, name, shape, seed, dtype))
+            else:
+                yield StoredTensor(name, dtype, shape, partial(torch.zeros, shape, dtype=dtype))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
@@ -23,46 +93,9 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def router_tensor(config: ModelConfig, layer: int, seed: int, std: float, dtype: torch.dtype) -> StoredTensor:
-    """The router of one layer [E, D], normal with ``std`` (0.02: Muennighoff et al., 2024, OLMoE)."""
-    name = f"layers.{layer}.feed_forward.gate.weight"
-    shape = (config.num_experts, config.dim)
-
-    def read() -> Tensor:
-        return (torch.randn(shape, generator=_generator(seed, name)) * std).to(dtype)  # [E, D]
-
-    return StoredTensor(name, dtype, shape, read)
+def _normal(name: str, shape: tuple[int, ...], start: Initialization, dtype: torch.dtype) -> Tensor:
+    return (torch.randn(shape, generator=_generator(start.seed, name)) * start.router_std).to(dtype)
 
 
-def delta_tensors(config: ModelConfig, layer: int, seed: int, dtype: torch.dtype) -> list[StoredTensor]:
-    """The low-rank deltas of one layer: A Kaiming-uniform, B zero, so that nothing changes (Hu et al., 2021)."""
-    prefix = f"layers.{layer}.feed_forward"
-    result = []
-    groups: list[tuple[str, tuple[int, ...], int]] = []
-    if config.shared_rank:
-        groups.append(("shared_delta", (), config.shared_rank))
-    if config.num_experts:
-        groups.append(("expert_deltas", (config.num_experts,), config.expert_rank))
-    for group, lead, rank in groups:
-        for weight, (fan_in, fan_out) in {
-            "1": (config.dim, config.hidden_dim),
-            "2": (config.hidden_dim, config.dim),
-            "3": (config.dim, config.hidden_dim),
-        }.items():
-            a_name, a_shape = f"{prefix}.{group}.a{weight}", (*lead, rank, fan_in)  # [E, r, D] or [E, r, F]
-            b_shape = (*lead, fan_out, rank)
-            result.append(StoredTensor(a_name, dtype, a_shape, _uniform(a_name, a_shape, seed, dtype)))
-            result.append(StoredTensor(f"{prefix}.{group}.b{weight}", dtype, b_shape, _zeros(b_shape, dtype)))
-    return result
-
-
-def _uniform(name: str, shape: tuple[int, ...], seed: int, dtype: torch.dtype):
-    def read() -> Tensor:
-        bound = 1.0 / math.sqrt(shape[-1])
-        return torch.empty(shape).uniform_(-bound, bound, generator=_generator(seed, name)).to(dtype)
-
-    return read
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype):
-    return lambda: torch.zeros(shape, dtype=dtype)
+def _low_rank(name: str, shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> Tensor:
+    return draw_low_rank(torch.empty(shape), _generator(seed, name)).to(dtype)

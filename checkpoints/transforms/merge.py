@@ -1,6 +1,6 @@
-"""Makes full weights of delta experts, and one dense model of a mixture; tensor by tensor, in bounded memory.
+"""Turns delta experts into full weights, and a mixture into one dense model; tensor by tensor, in bounded memory.
 
-``merge``: every expert e becomes ``W + scale (B0 A0 + B_e A_e)``, a Mixtral directory that any reader takes.
+``merge``: every expert e becomes ``W + scale (B0 A0 + B_e A_e)``, a Mixtral model that any reader takes.
 ``collapse``: the experts become one feed-forward by a weighted mean (as in model soups, Wortsman et al., 2022).
 Sums are kept in float32 (float64 for float64 weights) and cast once.
 """
@@ -32,7 +32,7 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _add_low_rank(weight: StoredTensor, terms: list[tuple[Tensor, Tensor]], scale: float) -> Iterator[Tensor]:
-    """weight [N, M] + scale * sum of B [N, r] A [r, M], some rows at a time."""
+    """weight [N, M] + scale * sum of B [N, r] A [r, M], a few rows at a time."""
     wide = _wide(weight.dtype)
     terms = [(b.to(wide), a.to(wide)) for b, a in terms]
     done = 0
@@ -46,7 +46,7 @@ def _add_low_rank(weight: StoredTensor, terms: list[tuple[Tensor, Tensor]], scal
 
 
 def _flat_base(delta: DeltaCheckpoint) -> dict[str, StoredTensor]:
-    """The base's tensors under flat names, with whatever the delta directory replaces."""
+    """The base's tensors under flat names, with those that the delta directory replaces."""
     rename = base_rename(delta.config)
     return {name: delta.tensors.get(rename.get(name, name), tensor) for name, tensor in delta.base.tensors.items()}
 
@@ -59,7 +59,8 @@ def _effective(
     number = weight[1]
 
     def factors(group: str) -> tuple[Tensor, Tensor]:
-        return tuple(delta.tensors[f"{prefix}.{group}.{side}{number}"].read() for side in "ba")
+        b, a = (delta.tensors[f"{prefix}.{group}.{side}{number}"].read() for side in "ba")
+        return b, a
 
     def parts() -> Iterator[Tensor]:
         terms = []
@@ -110,10 +111,10 @@ def merged_tensors(delta: DeltaCheckpoint, dtype: torch.dtype | None = None) -> 
 
 
 def expert_shares(config: ModelConfig, weights: Mapping[str, float] | None) -> dict[int, float]:
-    """Turns weights by language (None: all alike) into shares by expert that sum to 1.
+    """Turns weights by language (None: equal) into shares by expert that sum to 1.
 
     Raises:
-        UserError: the model is no mixture, a language has no expert, or weights are negative or all zero.
+        UserError: the model is not a mixture, a language has no expert, or weights are negative or all zero.
     """
     if not config.num_experts:
         raise UserError("this model is dense already; collapse takes a mixture of experts")

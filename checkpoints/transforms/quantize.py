@@ -1,8 +1,8 @@
-"""Int4 feed-forwards, in groups of 128 along the input, packed as the kernels read them (:mod:`kernels.int4`).
+"""Int4 feed-forwards, in groups of 128 along the input, in the packing of the kernels (:mod:`kernels.int4`).
 
 Two ways to round: to the nearest level, streamed in bounded memory; and GPTQ (Frantar et al., 2022), which rounds one
-input column after another and lets the columns that are still to come make up for each error, weighted by what the
-inputs of real prompts are. Only feed-forward matrices are rounded: they are 78% of Mistral-7B and 93% of its mixture.
+input column after another and adjusts the remaining columns to compensate for each error, given the inputs of real
+prompts. Only feed-forward matrices are rounded: they are 78% of Mistral-7B and 93% of its mixture.
 """
 
 # N outputs, K inputs, G = K / 128 groups, T tokens
@@ -12,9 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,17 +23,16 @@ from checkpoints.formats import Checkpoint
 from checkpoints.formats.dense_layers import dense_copies, huggingface_tensors, zero_router
 from checkpoints.formats.names import expected_tensors, stacked_name, to_huggingface
 from checkpoints.formats.quantized import METHOD, PACKED, SCALES
+from checkpoints.model_io import LoadedModel
 from checkpoints.storage.safetensors_file import StoredTensor, one_thread
 from checkpoints.storage.writer import renamed
 from kernels.int4 import GROUP, Int4Weight, pack
-from moe.config import ModelConfig
 from moe.data.packing import encode_pairs
-from moe.data.pairs import load_split
-from moe.data.synthetic import generate_pairs
+from moe.data.pairs import Pair
 from moe.errors import UserError
-from moe.languages import DEFAULT_LANGUAGES
+from moe.experts import MoEFeedForward
+from moe.layers import FeedForward
 from moe.model import Transformer
-from moe.tokenizer import Tokenizer
 
 DAMPING = 0.01  # of the mean diagonal, added to it, as in GPTQ
 MAX_TOKENS = 1024  # of one prompt with its solution
@@ -45,12 +42,12 @@ Rounder = Callable[[str, StoredTensor], Int4Weight]
 
 
 def is_quantizable(name: str, shape: Sequence[int]) -> bool:
-    """True for feed-forward matrices whose input is a multiple of 128; never for routers."""
+    """True for feed-forward matrices whose input width is a multiple of 128; never for routers."""
     return ".feed_forward." in name and ".gate." not in name and len(shape) == 2 and shape[1] % GROUP == 0
 
 
 def round_to_nearest(name: str, weight: StoredTensor) -> Int4Weight:
-    """weight [N, K] to int4, each group of 128 by its largest magnitude; some rows at a time."""
+    """weight [N, K] to int4, each group of 128 by its largest magnitude; a few rows at a time."""
     try:
         with one_thread():
             packed = [pack(part) for part in weight.parts()]
@@ -58,13 +55,13 @@ def round_to_nearest(name: str, weight: StoredTensor) -> Int4Weight:
     except UserError:
         raise
     except ValueError as error:
-        raise UserError(f"tensor {name!r} cannot be quantised: {error}") from None
+        raise UserError(f"tensor {name!r} cannot be quantized: {error}") from None
 
 
 def gptq(weight: Tensor, second_moment: Tensor) -> Int4Weight:
     """Rounds weight [N, K] given the second moments of its inputs [K, K] (Frantar et al., 2022, algorithm 1).
 
-    The scale of a group is set when its first column is reached, from the weights as they are by then.
+    The scale of a group is set when its first column is reached, from the weights as adjusted by then.
     """
     w = weight.detach().to(torch.float32).clone()  # [N, K]
     hessian = second_moment.to(torch.float32).clone()
@@ -73,7 +70,7 @@ def gptq(weight: Tensor, second_moment: Tensor) -> Int4Weight:
     hessian.diagonal()[unused] = 1.0  # an input that is always 0: its weights do not matter
     w[:, unused] = 0.0
     hessian.diagonal().add_(DAMPING * hessian.diagonal().mean())
-    # The upper Cholesky factor of the inverse holds, row by row, what the remaining columns have to take over.
+    # Row i of the inverse's upper Cholesky factor says how the columns after i compensate for the error of column i.
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
     upper = torch.linalg.cholesky(inverse, upper=True)  # [K, K]
     levels = torch.empty(rows, columns)
@@ -106,9 +103,9 @@ def _pack_levels(levels: Tensor, scales: Tensor) -> Int4Weight:
 
 
 class InputMoments:
-    """Second moments of what enters the feed-forward matrices of a model, from real sequences.
+    """Second moments of the inputs of a model's feed-forward matrices, over real sequences.
 
-    The model runs once over the sequences for each layer that is asked for; memory is one layer's moments.
+    The model runs once over the sequences; memory is the inputs of all layers and one layer's moments.
     """
 
     def __init__(self, model: Transformer, sequences: Sequence[Sequence[int]]) -> None:
@@ -127,7 +124,7 @@ class InputMoments:
 
     @torch.no_grad()
     def of(self, name: str) -> Tensor:
-        """[K, K] for one matrix by its flat name, from the tokens that visit its expert."""
+        """[K, K] of the matrix with this flat name, from the tokens that visit its expert."""
         expert = stacked_name(name)[1]
         layer, weight = int(name.split(".")[1]), name.split(".")[-2]
         key = (layer, expert)
@@ -139,10 +136,14 @@ class InputMoments:
         ffn = self.model.layers[layer].feed_forward
         x = torch.cat(self._inputs[layer])  # [T, D]
         if expert is None:
+            assert isinstance(ffn, FeedForward)
             w1, w3 = ffn.w1.weight, ffn.w3.weight
         else:
-            visits = (ffn.route(x.to(ffn.gate.weight.dtype)).expert_ids == expert).any(-1)
-            if visits.sum() >= GROUP:  # an expert that these prompts hardly visit is calibrated on all tokens
+            assert isinstance(ffn, MoEFeedForward) and ffn.gate is not None and ffn.experts is not None
+            routing = ffn.route(x.to(ffn.gate.weight.dtype))
+            assert routing is not None
+            visits = (routing.expert_ids == expert).any(-1)
+            if visits.sum() >= GROUP:  # experts that these prompts hardly visit are calibrated on all tokens
                 x = x[visits]
             w1, w3 = ffn.experts.w1[expert], ffn.experts.w3[expert]
         inner = F.silu(x @ w1.float().t()) * (x @ w3.float().t())  # [T, F]
@@ -150,12 +151,12 @@ class InputMoments:
 
 
 def gptq_rounder(moments: InputMoments) -> Rounder:
-    """A rounder for :func:`quantized_tensors` that calibrates each matrix on the inputs collected."""
+    """A rounder for :func:`quantized_tensors` that calibrates each matrix on the collected inputs."""
     return lambda name, weight: gptq(weight.read(), moments.of(name))
 
 
 def quantized_tensors(source: Checkpoint, rounder: Rounder = round_to_nearest) -> Iterator[StoredTensor]:
-    """Yields the tensors of the quantised model under Hugging Face names: packed levels and scales, the rest as it is.
+    """Yields the tensors of the quantized model under Hugging Face names: packed levels and scales, the rest as it is.
 
     Raises:
         UserError: no feed-forward matrix has an input that is a multiple of 128.
@@ -164,7 +165,7 @@ def quantized_tensors(source: Checkpoint, rounder: Rounder = round_to_nearest) -
     if not any(is_quantizable(name, shape) for name, shape in names.items()):
         raise UserError(
             f"no feed-forward matrix of {source.path} has an input width that is a multiple of {GROUP}; "
-            "nothing can be quantised in groups of that size"
+            "nothing can be quantized in groups of that size"
         )
     for name, shape in names.items():
         tensor = renamed(source.tensors[name], name)
@@ -178,20 +179,20 @@ def quantized_tensors(source: Checkpoint, rounder: Rounder = round_to_nearest) -
         pair = _Once(partial(rounder, name, tensor))
         for written in theirs:
             stem, last = written.removesuffix(".weight"), written == theirs[-1]
-            yield StoredTensor(stem + PACKED, torch.uint8, (groups, rows, GROUP // 2), partial(pair.take, 0))
-            yield StoredTensor(stem + SCALES, torch.bfloat16, (groups, rows), partial(pair.take, 1, last))
+            yield StoredTensor(stem + PACKED, torch.uint8, (groups, rows, GROUP // 2), partial(pair.value, 0))
+            yield StoredTensor(stem + SCALES, torch.bfloat16, (groups, rows), partial(pair.value, 1, last))
 
 
 class _Once:
-    """Computes a weight's two tensors when one is first asked for, and forgets them after the last."""
+    """Computes a weight's two tensors when the first is needed, and frees them after the last."""
 
     def __init__(self, compute: Callable[[], Int4Weight]) -> None:
         self.compute = compute
-        self.value: Int4Weight | None = None
+        self.kept: Int4Weight | None = None
 
-    def take(self, part: int, last: bool = False) -> Tensor:
-        value = self.value or self.compute()
-        self.value = None if last else value
+    def value(self, part: int, last: bool = False) -> Tensor:
+        value = self.kept or self.compute()
+        self.kept = None if last else value
         return value[part][0]
 
 
@@ -201,30 +202,22 @@ def quantization_settings(method: str) -> dict[str, Any]:
 
 
 def sample_sequences(
-    tokenizer: Tokenizer,
-    template: str,
-    config: ModelConfig,
-    split: str,
-    per_language: int,
-    seed: int = 0,
-    data: Path | None = None,
+    pairs: Mapping[str, Sequence[Pair]], loaded: LoadedModel, per_language: int, seed: int = 0
 ) -> list[list[int]]:
-    """Prompts with their solutions in all languages, as token ids of at most 1,024 tokens each.
+    """Prompts with their solutions in the model's own template, as token ids of at most 1,024 tokens each.
 
     Args:
-        split: of the data: ``train`` to calibrate on, ``validation`` to measure with.
-        data: a directory with ``SPLIT/LANGUAGE.jsonl[.gz]``; None takes the generated tasks of this project.
+        pairs: by language; ``per_language`` of each are drawn, those that are too long left out.
 
     Raises:
-        UserError: the directory lacks the split or a language, or none of its pairs fits.
+        UserError: no pair of a language fits, or the model has no tokenizer.
     """
-    languages = [name for name in config.expert_languages if name in DEFAULT_LANGUAGES] or DEFAULT_LANGUAGES
-    limit = min(config.max_seq_len, MAX_TOKENS)
-    if data is None:
-        pairs = {language: generate_pairs(language, per_language, seed, split=split) for language in languages}
-    else:
-        pairs = load_split(data, split, languages)
-    found = encode_pairs(pairs, tokenizer, template, limit).examples
+    if loaded.tokenizer is None:
+        raise UserError(
+            f"{loaded.path} has no tokenizer, so no prompt can be read; give --method nearest --no-perplexity"
+        )
+    limit = min(loaded.config.max_seq_len, MAX_TOKENS)
+    found = encode_pairs(pairs, loaded.tokenizer, loaded.template, limit).examples
     generator = random.Random(seed)
     return [
         list(example.tokens)
@@ -235,7 +228,7 @@ def sample_sequences(
 
 @torch.no_grad()
 def perplexity(model: Transformer, sequences: Sequence[Sequence[int]]) -> float:
-    """exp of the mean cross-entropy in nats per token over all next tokens of the sequences."""
+    """exp of the mean cross-entropy, in nats, over all next tokens of the sequences."""
     total, count = 0.0, 0
     for sequence in sequences:
         tokens = torch.tensor([sequence], device=model.device)
@@ -243,16 +236,3 @@ def perplexity(model: Transformer, sequences: Sequence[Sequence[int]]) -> float:
         total += F.cross_entropy(logits, tokens[0, 1:], reduction="sum").item()
         count += len(sequence) - 1
     return math.exp(total / max(1, count))
-
-
-def quantized_bytes(tensors: Sequence[StoredTensor]) -> Mapping[str, int]:
-    """Bytes of int4 tensors and of all others."""
-    packed = sum(t.nbytes for t in tensors if t.name.endswith((PACKED, SCALES)))
-    return {"int4": packed, "other": sum(t.nbytes for t in tensors) - packed}
-
-
-def as_quantized(tensor: StoredTensor) -> StoredTensor:
-    """A weight as the quantised model has it, rounded to nearest (for comparing without writing)."""
-    from kernels.int4 import unpack
-
-    return replace(tensor, dtype=torch.float32, where=None, read=lambda: unpack(pack(tensor.read()))[0])

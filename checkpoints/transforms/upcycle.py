@@ -1,7 +1,7 @@
 """Turns a dense model into a mixture of experts that computes the same function (Komatsuzaki et al., 2023).
 
 In memory (:func:`upcycle_model`) for training, and from disk to disk (:func:`upcycle_directory`) in bounded memory for
-models that fit nowhere. Both give the same bits. Full experts are copies of the dense feed-forward; delta experts share
+models too large for it. Both give the same bits. Full experts are copies of the dense feed-forward; delta experts share
 it and add low-rank changes that start at zero.
 """
 
@@ -9,15 +9,13 @@ it and add low-rank changes that start at zero.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from checkpoints.formats import Checkpoint
 from checkpoints.formats.delta import base_reference
@@ -25,42 +23,34 @@ from checkpoints.formats.dense_layers import huggingface_tensors
 from checkpoints.formats.names import expected_tensors
 from checkpoints.formats.parameters import base_rename, main_dtype, meta_model, require_complete, set_parameter
 from checkpoints.model_io import copy_base, write_delta_files
-from checkpoints.storage.files import DiskUsage, free_bytes, new_directory
-from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor, tensor_bytes
-from checkpoints.storage.writer import (
-    MAX_SHARD_BYTES,
-    SMALL_FILES_BYTES,
-    Progress,
-    in_dtype,
-    renamed,
-)
-from checkpoints.transforms.initialize import delta_tensors, router_tensor
-from checkpoints.transforms.rewrite import card, small_parts, source_files, write_rewritten
+from checkpoints.storage.files import new_directory
+from checkpoints.storage.safetensors_file import StoredTensor
+from checkpoints.storage.writer import SMALL_FILES_BYTES, in_dtype, renamed
+from checkpoints.transforms.initialize import DEFAULT_START, Initialization, new_tensors
+from checkpoints.transforms.rewrite import DEFAULT_OUTPUT, OutputOptions, Rewrite, source_files, write_rewritten
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.languages import get_language
 from moe.model import Transformer
 
-ROUTER_STD = 0.02
-
 
 def upcycled_config(
     config: ModelConfig,
     languages: Sequence[str],
-    form: str = "delta",
-    experts_per_token: int = 2,
+    expert_form: str = "delta",
+    num_experts_per_tok: int = 2,
     expert_rank: int = 16,
     shared_rank: int = 0,
     **settings: Any,
 ) -> ModelConfig:
-    """The config of the mixture made from a dense one; one expert per language, in this order.
+    """The config of the mixture made from a dense model: one expert per language, in this order.
 
     Args:
         expert_rank, shared_rank: of the delta form; ignored for full experts.
         settings: further fields of :class:`ModelConfig`, such as ``moe_layers`` or ``delta_scale``.
 
     Raises:
-        UserError: the model is no dense one, a language is unknown or named twice, or sizes do not fit.
+        UserError: the model is not dense, a language is unknown or named twice, or sizes do not fit.
     """
     if config.is_moe or config.is_delta:
         raise UserError("the base is a mixture already; give a dense model to upcycle")
@@ -68,73 +58,52 @@ def upcycled_config(
         get_language(language)
     if len(set(languages)) != len(languages):
         raise UserError(f"languages {' '.join(languages)} name one twice; give each language once")
-    if form == "full" and not languages:
+    if expert_form == "full" and not languages:
         raise UserError("full experts need at least one language; give --languages python java ...")
-    if languages and experts_per_token > len(languages):
+    if languages and num_experts_per_tok > len(languages):
         raise UserError(
-            f"{experts_per_token} experts per token, of {len(languages)}; name more languages, or add "
-            f"--experts-per-token {len(languages)}"
+            f"{num_experts_per_tok} experts per token, of {len(languages)}; name more languages, or add "
+            f"--num-experts-per-tok {len(languages)}"
         )
-    if form == "delta" and max(expert_rank, shared_rank) > config.dim:
+    if expert_form == "delta" and max(expert_rank, shared_rank) > config.dim:
         raise UserError(
             f"rank {max(expert_rank, shared_rank)} is more than the model's width of {config.dim}; a low-rank "
             "delta has a small one, for example 16"
         )
-    ranks = {"expert_rank": expert_rank if languages else 0, "shared_rank": shared_rank} if form == "delta" else {}
+    if expert_form == "delta":
+        settings |= {"expert_rank": expert_rank if languages else 0, "shared_rank": shared_rank}
     return replace(
         config,
         num_experts=len(languages),
-        num_experts_per_tok=experts_per_token,
-        expert_form=form,
+        num_experts_per_tok=num_experts_per_tok,
+        expert_form=expert_form,
         expert_languages=tuple(languages),
-        **ranks,
         **settings,
     )
-
-
-def new_tensors(
-    config: ModelConfig,
-    layer: int,
-    seed: int,
-    std: float,
-    dtype: torch.dtype,
-    routers: Mapping[int, Tensor] | None = None,
-) -> Iterator[StoredTensor]:
-    """What one layer of the mixture has beside the dense weights: its router, and deltas in that form.
-
-    ``routers``, by layer [E, D], take the place of random ones. A layer that stays dense has nothing.
-    """
-    if layer not in config.sparse_layers:
-        return
-    if routers is not None:
-        yield memory_tensor(f"layers.{layer}.feed_forward.gate.weight", routers[layer].to(dtype))
-    elif config.num_experts:
-        yield router_tensor(config, layer, seed, std, dtype)
-    if config.is_delta:
-        yield from delta_tensors(config, layer, seed, dtype)
 
 
 def upcycle_model(
     dense: Transformer,
     languages: Sequence[str],
-    form: str = "delta",
-    experts_per_token: int = 2,
+    expert_form: str = "delta",
+    num_experts_per_tok: int = 2,
     expert_rank: int = 16,
     shared_rank: int = 0,
-    router_std: float = ROUTER_STD,
     seed: int = 0,
     **settings: Any,
 ) -> Transformer:
     """Makes a mixture in memory that computes what ``dense`` computes.
 
-    ``settings`` are those of :func:`upcycled_config`. The weights outside of full experts share the memory of
-    ``dense`` (as parameters of their own): train one of the two models only. Without languages the delta form gives a
-    dense model with one low-rank adapter.
+    ``settings`` are those of :func:`upcycled_config`. Weights outside of full experts share the memory of ``dense``
+    (as parameters of their own), so train only one of the two models. Without languages the delta form gives a dense
+    model with one low-rank adapter.
 
     Raises:
         UserError: see :func:`upcycled_config`.
     """
-    config = upcycled_config(dense.config, languages, form, experts_per_token, expert_rank, shared_rank, **settings)
+    config = upcycled_config(
+        dense.config, languages, expert_form, num_experts_per_tok, expert_rank, shared_rank, **settings
+    )
     model = meta_model(config)
     rename = base_rename(config)
     for name, parameter in dense.named_parameters():
@@ -147,33 +116,29 @@ def upcycle_model(
         stack = value.expand(config.num_experts, *value.shape).clone()  # [E, F, D] or [E, D, F]
         set_parameter(model, f"{owner}.experts.{weight}", stack)
     for layer in range(config.n_layers):
-        for tensor in new_tensors(config, layer, seed, router_std, dense.dtype):
+        for tensor in new_tensors(config, layer, Initialization(seed), dense.dtype):
             set_parameter(model, tensor.name, tensor.read().to(dense.device))
     require_complete(model)
     return model
 
 
 def upcycled_tensors(
-    base: Checkpoint,
-    config: ModelConfig,
-    seed: int,
-    router_std: float,
-    dtype: torch.dtype | None,
-    routers: Mapping[int, Tensor] | None = None,
+    base: Checkpoint, config: ModelConfig, start: Initialization, dtype: torch.dtype | None
 ) -> Iterator[StoredTensor]:
-    """Yields the tensors of a Mixtral directory, layer by layer; experts point at the bytes of the dense weights."""
-    return huggingface_tensors(config, _flat_upcycled(base, config, seed, router_std, dtype, routers))
+    """Yields the tensors to write, layer by layer: all of a Mixtral model, or those that deltas add to the base.
+
+    Full experts point at the bytes of the dense weights, which are copied for each of them.
+    """
+    if not config.is_delta:
+        return huggingface_tensors(config, _flat_upcycled(base, config, start, dtype))
+    main = dtype or main_dtype(base.tensors)
+    return (tensor for layer in range(config.n_layers) for tensor in new_tensors(config, layer, start, main))
 
 
 def _flat_upcycled(
-    base: Checkpoint,
-    config: ModelConfig,
-    seed: int,
-    router_std: float,
-    dtype: torch.dtype | None,
-    routers: Mapping[int, Tensor] | None,
+    base: Checkpoint, config: ModelConfig, start: Initialization, dtype: torch.dtype | None
 ) -> Iterator[StoredTensor]:
-    """The tensors of :func:`upcycled_tensors` under flat names."""
+    """The tensors of a Mixtral model under flat names."""
     main = dtype or main_dtype(base.tensors)
     layer_names: dict[int, list[str]] = {layer: [] for layer in range(config.n_layers)}
     for name in base.tensors:
@@ -188,7 +153,7 @@ def _flat_upcycled(
         for name in sorted(names):
             if ".feed_forward." not in name or layer not in config.sparse_layers:
                 yield put(name, base.tensors[name])
-        for tensor in new_tensors(config, layer, seed, router_std, main, routers):
+        for tensor in new_tensors(config, layer, start, main):
             yield put(tensor.name, tensor)
         for expert in range(config.num_experts if layer in config.sparse_layers else 0):
             for weight in ("w1", "w2", "w3"):
@@ -203,87 +168,68 @@ def upcycle_directory(
     base: Checkpoint,
     target: Path,
     config: ModelConfig,
+    start: Initialization = DEFAULT_START,
     *,
-    template: str | None = None,
-    seed: int = 0,
-    router_std: float = ROUTER_STD,
-    routers: Mapping[int, Tensor] | None = None,
     dtype: torch.dtype | None = None,
+    template: str | None = None,
+    base_id: str | None = None,
     with_base: bool = False,
-    force: bool = False,
-    files: Mapping[str, bytes | Path] | None = None,
-    extra_config: Mapping[str, Any] | None = None,
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    progress: Progress = lambda count: None,
-    disk_free: DiskUsage = free_bytes,
+    options: OutputOptions = DEFAULT_OUTPUT,
 ) -> None:
     """Upcycles a dense model from disk to disk, one tensor in memory at a time.
 
     Args:
         config: from :func:`upcycled_config`.
-        routers: [E, D] by layer, in the place of random ones.
+        start: first values of routers and deltas.
         dtype: of the tensors written; None copies them as they are.
+        template, base_id: see :class:`Rewrite`.
         with_base: for the delta form, copy the base's files into the new directory.
 
     Raises:
         UserError: the target exists, the disk is too small, or the base is damaged.
     """
-    main = dtype or main_dtype(base.tensors)
-    drawn = f"normal, standard deviation {router_std:g}" if routers is None else "ridge regression on labelled prompts"
-    recipe = {"router": drawn, "seed": str(seed), "training": "none yet"}
-    if not config.is_delta:
-        write_rewritten(
-            base,
-            target,
-            config,
-            upcycled_tensors(base, config, seed, router_std, dtype, routers),
-            action=f"Upcycled: each of {config.num_experts} experts is a copy of the dense feed-forward",
-            recipe=recipe,
-            job=["upcycle", seed, router_std, fingerprint(routers)],
-            dtype=dtype,
-            template=template,
-            force=force,
-            max_shard_bytes=max_shard_bytes,
-            files=files,
-            extra_config=extra_config,
-            progress=progress,
-            disk_free=disk_free,
-        )
-        return
-    documents, contents, ids = small_parts(base, template)
-    recipe |= {"rank of each expert, shared": f"{config.expert_rank}, {config.shared_rank}"}
-    action = "Upcycled: the experts are low-rank changes, which are zero at first"
-    contents["README.md"] = card(base, config, action, recipe)
-    contents |= dict(files or {})
-    added = [t for layer in range(config.n_layers) for t in new_tensors(config, layer, seed, router_std, main, routers)]
-    needed = sum(tensor.nbytes for tensor in added) + SMALL_FILES_BYTES
-    if with_base:
-        needed += sum(path.stat().st_size for path in base.weight_files)
-    with new_directory(target, force, needed, disk_free, source_files(base)) as temporary:
+    action = f"Upcycled: each of {config.num_experts} experts is a copy of the dense feed-forward"
+    recipe = {"router": start.describe(), "seed": str(start.seed), "training": "none yet"}
+    if config.is_delta:
+        action = "Upcycled: the experts are low-rank changes, which are zero at first"
+        recipe |= {"rank of each expert, shared": f"{config.expert_rank}, {config.shared_rank}"}
+    rewrite = Rewrite(
+        base,
+        config,
+        list(upcycled_tensors(base, config, start, dtype)),
+        action=action,
+        job=["upcycle", *start.identity()],
+        recipe=recipe,
+        dtype=dtype,
+        template=template,
+        base_id=base_id,
+    )
+    if config.is_delta:
+        _write_delta(rewrite, base, target, with_base, options)
+    else:
+        write_rewritten(rewrite, target, options)
+
+
+def _write_delta(rewrite: Rewrite, base: Checkpoint, target: Path, with_base: bool, options: OutputOptions) -> None:
+    """Writes a delta directory, which refers to its base or contains a copy of it."""
+    documents, files, ids = rewrite.small_parts()
+    copied = sum(path.stat().st_size for path in base.weight_files) if with_base else 0
+    needed = rewrite.nbytes + copied + SMALL_FILES_BYTES
+    with new_directory(target, options.force, needed, options.disk_free, source_files(base)) as temporary:
         if with_base:
-            copied = copy_base(base, temporary / "base")
-            place = {**copied.to_json(temporary), "path": str((target / "base").absolute())}
+            reference = copy_base(base, temporary / "base").to_json(temporary)
+            reference["path"] = str((target / "base").absolute())
         else:
-            place = base_reference(base).to_json(target)
-        write_delta_files(temporary, added, config, place, documents, contents, ids)
-
-
-def fingerprint(tensors: Mapping[int, Tensor] | None) -> str | None:
-    """SHA-256 of tensors in memory by layer, or None."""
-    if tensors is None:
-        return None
-    digest = hashlib.sha256()
-    for tensor in tensors.values():
-        digest.update(tensor_bytes(tensor))
-    return digest.hexdigest()
+            reference = base_reference(base).to_json(target)
+        write_delta_files(temporary, list(rewrite.tensors), rewrite.config, reference, documents, files, ids)
 
 
 def parameter_counts(config: ModelConfig) -> tuple[int, int]:
-    """Numbers of parameters, all and those that one token uses. Computed from shapes alone: no tensor is made."""
+    """Number of parameters, and of those that one token uses; computed from shapes alone."""
     shapes = dict(expected_tensors(config.dense() if config.is_delta else config))
     if config.is_delta:
         for layer in range(config.n_layers):
-            shapes |= {t.name: t.shape for t in new_tensors(config, layer, 0, ROUTER_STD, torch.float32)}
+            shapes |= {t.name: t.shape for t in new_tensors(config, layer, DEFAULT_START, torch.float32)}
     total = active = 0
     for name, shape in shapes.items():
         count = math.prod(shape)

@@ -1,4 +1,4 @@
-"""CodeBLEU (Ren et al. 2020): n-gram, keyword-weighted n-gram, syntax and dataflow match of code."""
+"""CodeBLEU (Ren et al. 2020): n-gram, keyword-weighted n-gram, syntax and dataflow match of source code."""
 
 from eval.codebleu.compat import calc_codebleu
 from eval.codebleu.counts import EQUAL_WEIGHTS, CodeBLEUScore

@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from eval.codebleu.counts import EQUAL_WEIGHTS, Counts, check_weights, merge_all
+from eval.codebleu.counts import EQUAL_WEIGHTS, CodeBLEUScore, Counts, check_weights, merge_all
 from eval.codebleu.errors import CodeBLEUError
-from eval.codebleu.explain import explain
-from eval.codebleu.explain_html import render_html
-from eval.codebleu.explain_text import write_text
+from eval.codebleu.explain.explanation import explain
+from eval.codebleu.explain.html import render_html
+from eval.codebleu.explain.text import write_text
 from eval.codebleu.files import PairRow, count_lines, read_line_files, read_pairs
 from eval.codebleu.languages import find_language
 from eval.codebleu.pool import count_pairs, usable_cores
 from eval.codebleu.score import MODES, score_of
 
 SOME_FAILED = 1  # exit code when a pair could not be scored
-PAIRS_PER_JOB = 500  # fewer than this are not worth another process
+PAIRS_PER_JOB = 500  # starting a process is not worth it for fewer
 ANY = "\0"  # --explain without an id
 
 
@@ -31,23 +31,26 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     """Adds the subcommand ``codebleu`` to ``python -m eval``."""
     parser = subparsers.add_parser(
         "codebleu",
-        help="score code by CodeBLEU",
-        description="Scores each hypothesis against its references and writes one JSON object a line. A pair that "
-        "cannot be scored gives a line with 'error', and exit code 1 after all others are scored.",
+        help="score code with CodeBLEU",
+        description="Scores each hypothesis against its references and writes one JSON object per line, then prints "
+        "the mean scores of each language. A pair that cannot be scored gives a line with 'error', and exit code 1 "
+        "once all others are scored.",
     )
     parser.add_argument(
         "--pairs", type=Path, help="JSON Lines (also .gz): id, lang, hypothesis, references, optionally weights"
     )
-    parser.add_argument("--hyp", type=Path, help="CodeXGLUE's form: a file with one hypothesis a line")
-    parser.add_argument("--refs", type=Path, nargs="+", help="files with one reference a line, as many as --hyp has")
+    parser.add_argument("--hyp", type=Path, help="CodeXGLUE format: a file with one hypothesis per line")
+    parser.add_argument(
+        "--refs", type=Path, nargs="+", help="files with one reference per line, as many lines as --hyp"
+    )
     parser.add_argument("--lang", help="language of --hyp and --refs")
-    parser.add_argument("--output", type=Path, help="write the scores to this file (default: print them)")
-    parser.add_argument("--corpus", action="store_true", help="one score for all pairs of a language together")
+    parser.add_argument("--output", type=Path, help="write the scores to this file (default: standard output)")
+    parser.add_argument("--corpus", action="store_true", help="one score for all pairs of a language")
     parser.add_argument(
         "--mode",
         choices=MODES,
         default="reference",
-        help="reference: the numbers of the published metric; corrected: with its known faults mended",
+        help="reference: the numbers of the published metric; corrected: its known faults fixed",
     )
     parser.add_argument(
         "--weights",
@@ -55,7 +58,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="A,B,C,D",
         help="of n-gram, weighted n-gram, syntax and dataflow match, for lines without their own (default: 0.25 each)",
     )
-    parser.add_argument("--jobs", type=int, help="processes (default: one per core for long input)")
+    parser.add_argument("--jobs", type=int, help="number of processes (default: one per core for long input)")
     parser.add_argument(
         "--explain",
         nargs="?",
@@ -63,7 +66,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         metavar="ID",
         help="show why a pair (the first, or this id) scores as it does",
     )
-    parser.add_argument("--html", type=Path, help="with --explain: write a page to this file")
+    parser.add_argument("--html", type=Path, help="with --explain: write an HTML page to this file")
     return parser
 
 
@@ -81,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
         code = _score(args) if args.explain is None else _explain(args)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever reads the scores has read enough
+    except BrokenPipeError:  # the reader of the scores has stopped reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return SOME_FAILED
 
@@ -89,6 +92,7 @@ def main(args: argparse.Namespace) -> int:
 def _score(args: argparse.Namespace) -> int:
     errors: list[str] = []
     corpora: dict[str, list[tuple[Counts, tuple[float, ...] | None]]] = {}
+    scores: dict[str, list[CodeBLEUScore]] = {}
     pairs = 0
     with _output(args.output) as out:
         for row, outcome in _outcomes(args):
@@ -96,11 +100,13 @@ def _score(args: argparse.Namespace) -> int:
             try:
                 if isinstance(outcome, str):
                     raise CodeBLEUError(outcome)
+                language = find_language(row.language)
                 if args.corpus:
-                    corpora.setdefault(find_language(row.language), []).append((outcome, row.weights))
+                    corpora.setdefault(language, []).append((outcome, row.weights))
                 else:
-                    weights = row.weights or args.weights or EQUAL_WEIGHTS
-                    _write(out, {"id": row.id, **score_of(args.mode)(outcome, weights).as_dict()})
+                    score = score_of(args.mode)(outcome, row.weights or args.weights or EQUAL_WEIGHTS)
+                    scores.setdefault(language, []).append(score)
+                    _write(out, {"id": row.id, **score.as_dict()})
             except CodeBLEUError as error:
                 errors.append(f"line {row.line} (id {row.id}): {error}")
                 _write(out, {"id": row.id, "error": errors[-1]})
@@ -110,14 +116,28 @@ def _score(args: argparse.Namespace) -> int:
             _write(out, {"lang": language, "pairs": len(found), **score.as_dict()})
     if not pairs:
         raise CodeBLEUError("nothing to score; the input has no pairs")
+    sys.stdout.flush()
+    for line in _means(scores):  # standard output holds only JSON, unless that goes to a file
+        print(line, file=sys.stdout if args.output else sys.stderr)
     if errors:
         message = f"error: {len(errors)} of {pairs} pairs were not scored; first: {errors[0]}"
         print(printable(" ".join(message.split())), file=sys.stderr)
     return SOME_FAILED if errors else 0
 
 
+def _means(scores: dict[str, list[CodeBLEUScore]]) -> list[str]:
+    """A table of the mean scores of each language and of all pairs; nothing if no pair was scored."""
+    names = ("CodeBLEU", "n-gram", "weighted", "syntax", "dataflow")
+    lines = [f"{'mean of':<12}{'pairs':>8}" + "".join(f"{name:>10}" for name in names)]
+    for language, found in (*scores.items(), ("all", [score for group in scores.values() for score in group])):
+        columns = zip(*(score.as_dict().values() for score in found))
+        means = "".join(f"{sum(column) / len(found):>10.4f}" for column in columns)
+        lines.append(f"{language:<12}{len(found):>8}{means}")
+    return lines if scores else []
+
+
 def printable(text: str) -> str:
-    """The text with what cannot be written (lone surrogates) spelt out."""
+    """The text with lone surrogates, which cannot be encoded, written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -136,23 +156,23 @@ def _corpus_weights(
 
 def _check(args: argparse.Namespace) -> None:
     if bool(args.pairs) == bool(args.hyp):
-        raise CodeBLEUError("one source of pairs is needed; give --pairs FILE, or --hyp FILE --refs FILE --lang L")
+        raise CodeBLEUError("one source of pairs is required; give --pairs FILE, or --hyp FILE --refs FILE --lang L")
     if args.hyp and not (args.refs and args.lang):
-        raise CodeBLEUError("--hyp needs the references and the language too; give --refs FILE and --lang L")
+        raise CodeBLEUError("--hyp also needs references and a language; give --refs FILE and --lang L")
     if args.pairs and (args.refs or args.lang):
         raise CodeBLEUError("--refs and --lang belong to --hyp; with --pairs each line has its own references and lang")
     if args.html and args.explain is None:
-        raise CodeBLEUError("--html writes the page of an explanation; give --explain too")
+        raise CodeBLEUError("--html writes an explanation; also give --explain")
     if args.jobs is not None and args.jobs < 1:
         raise CodeBLEUError(f"--jobs is {args.jobs}; it must be at least 1")
     if args.lang:
         args.lang = find_language(args.lang)
     for path in (args.pairs, args.hyp, *(args.refs or ())):
         if path and not path.is_file():
-            raise CodeBLEUError(f"{path} is no file; expected one to read pairs from")
+            raise CodeBLEUError(f"{path} is not a file; expected one with pairs")
     for path in (args.output, args.html):
         if path and not path.parent.is_dir():
-            raise CodeBLEUError(f"{path.parent} is no directory; make it first, or give another path")
+            raise CodeBLEUError(f"{path.parent} is not a directory; create it, or give another path")
 
 
 def _rows(args: argparse.Namespace) -> Iterator[PairRow]:
@@ -162,10 +182,10 @@ def _rows(args: argparse.Namespace) -> Iterator[PairRow]:
 
 
 def _outcomes(args: argparse.Namespace) -> Iterator[tuple[PairRow, Counts | str]]:
-    """Every row with its counts or what is wrong with it, in the order of the file."""
+    """Every row with its counts or its error, in the order of the file."""
     total = count_lines(args.pairs or args.hyp)
     jobs = args.jobs or max(1, min(usable_cores(), total // PAIRS_PER_JOB))
-    rows: deque[PairRow] = deque()  # read, but not yet given on
+    rows: deque[PairRow] = deque()  # read but not yet yielded
 
     def tasks() -> Iterator[tuple[str, tuple[str, ...], str]]:
         for row in _rows(args):
@@ -185,7 +205,7 @@ def _outcomes(args: argparse.Namespace) -> Iterator[tuple[PairRow, Counts | str]
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar on a terminal; gives what is to be called with the number of pairs done."""
+    """Shows a progress bar on a terminal; yields a function that takes the number of pairs done."""
     if not sys.stderr.isatty():
         yield lambda done: None
         return
@@ -199,7 +219,7 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def _output(path: Path | None) -> Iterator[TextIO]:
-    """A file that appears whole when all is written, or standard output."""
+    """A file that is replaced atomically once everything is written, or standard output."""
     if path is None:
         yield sys.stdout
         return

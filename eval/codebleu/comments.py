@@ -1,59 +1,32 @@
-"""Comments and docstrings are removed before parsing, in just the way the published metric does it.
+"""Removes comments and docstrings before parsing, exactly as the published metric does.
 
-It removes Python's with the pure-Python ``tokenize`` module of Python 3.11 and earlier, putting the tokens together
-again with spaces between them. What follows gives the same text without making the tokens, under every Python.
+For Python, that metric uses the pure-Python ``tokenize`` module of Python 3.11 and earlier, and joins the tokens with
+spaces. The code below gives the same text under every version of Python, without building the tokens: it runs for every
+text, also where the rest is done in C.
 """
 
 from __future__ import annotations
 
 import re
 
-_OPENING = re.compile(r"//|/\*|['\"]")
-_LITERALS = {"'": re.compile(r"'(?:\\.|[^\\'])*'", re.DOTALL), '"': re.compile(r'"(?:\\.|[^\\"])*"', re.DOTALL)}
+_COMMENT_OR_LITERAL = re.compile(r"""//[^\n]*|/\*.*?\*/|'(?:\\.|[^\\'])*+'|"(?:\\.|[^\\"])*+\"""", re.DOTALL)
 
 
 def drop_blank_lines(text: str) -> str:
-    """Leaves out the lines that hold only whitespace."""
+    """Drops the lines that hold only whitespace."""
     return "\n".join([line for line in text.split("\n") if line and not line.isspace()])
 
 
 def strip_c_like(text: str) -> str:
-    """A comment becomes one space; quoted literals stay. Template strings, regex literals and ``#`` are not known."""
-    if "//" not in text and "/*" not in text:
-        return drop_blank_lines(text)
-    parts: list[str] = []
-    last_close = text.rfind("*/")
-    unclosed = ""  # a quote that was not closed once is not closed later either
-    copied = start = 0
-    while opening := _OPENING.search(text, start):
-        start, mark = opening.start(), opening[0]
-        if mark == "//":
-            end = text.find("\n", start)
-            end = len(text) if end < 0 else end
-        elif mark == "/*":
-            if last_close < start + 2:
-                start += 1
-                continue
-            end = text.find("*/", start + 2) + 2
-        else:
-            literal = None if mark in unclosed else _LITERALS[mark].match(text, start)
-            if literal is None:
-                unclosed += mark
-                start += 1
-            else:
-                start = literal.end()
-            continue
-        parts += (text[copied:start], " ")
-        copied = start = end
-    parts.append(text[copied:])
-    return drop_blank_lines("".join(parts))
+    """Replaces comments with one space; skips quoted literals, but not template strings and regex literals."""
+    return drop_blank_lines(_COMMENT_OR_LITERAL.sub(lambda found: " " if found[0][0] == "/" else found[0], text))
 
 
 class _Untokenizable(Exception):
-    """The text has no tokens: it ends within a string or brackets, or a line is indented like no line before it."""
+    """The tokenizer rejects the text: an unclosed string or bracket, or an indent that matches no line before."""
 
 
-_PLACES = re.compile(r"[#'\"\\()\[\]{}]")  # where in a line of Python more than a plain token begins
+_PLACES = re.compile(r"[#'\"\\()\[\]{}]")  # where something other than a plain token begins
 _QUOTED = re.compile(r"[#'\"\\]")
 _PREFIX = re.compile(r"(?<!\w)(?:[bB][rR]?|[rR][bBfF]?|[uU]|[fF][rR]?)\Z")
 _INDENT = re.compile(r"[ \t\f]*")
@@ -68,33 +41,38 @@ _LONG = {
     "'": re.compile(r"[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*'''", re.DOTALL),
     '"': re.compile(r'[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*"""', re.DOTALL),
 }
-# A gap becomes spaces, unless no token follows it: then the tokenizer hands its characters out one by one.
+# A gap becomes spaces unless no token follows it, in which case the tokenizer returns its characters one by one.
 _GAP = re.compile(r"(?<![ \f\t])[ \f\t]++(?=\w|\r?\n|\Z|[%&()*+,\-./:;<=>@\[\]^{|}~]|!=)")
 
 
+def _end(pattern: re.Pattern[str], text: str, start: int) -> int:
+    found = pattern.match(text, start)
+    return found.end() if found else start
+
+
 class _PythonStripper:
-    """Goes through a text line by line, copying all but comments and strings that stand for themselves."""
+    """Copies a text line by line, without comments and without strings that stand alone."""
 
     def __init__(self, text: str):
         self.text = text
         self.out: list[str] = []
         self.gaps = "\t" in text or "\f" in text
         self.copied = 0  # the text up to here is in ``out``
-        self.level = 0  # open brackets; negative after one too many was closed
-        self.at_start = True  # the last token was an indent or the end of a statement: a string would be a docstring
-        # The tokenizer forgets that it gave up a string, and gives up the next string of several lines as well.
+        self.level = 0  # open brackets; negative if too many were closed
+        self.at_start = True  # after an indent or the end of a statement, where a string would be a docstring
+        # The tokenizer does not reset its state when it gives up a string, so it also gives up the next multi-line one.
         self.gave_up = False
 
     def run(self) -> str:
         text, size = self.text, len(self.text)
         indents = [0]
-        joined = False  # the line before ended in a backslash
+        joined = False  # the previous line ended in a backslash
         position = 0
         while position < size:
             end = text.find("\n", position) + 1 or size
             first = position
             if self.level == 0 and not joined:
-                first = _INDENT.match(text, position).end()
+                first = _end(_INDENT, text, position)
                 if first == size:
                     break
                 if text[first] in "#\r\n":
@@ -135,7 +113,7 @@ class _PythonStripper:
             del indents[indents.index(column) + 1 :]
             self.at_start = False
         elif _LINE_JOIN.match(self.text, first):
-            return  # the gap before a joined line goes, as no token follows it
+            return  # the gap before a joined line is dropped, as no token follows it
         self.out.append(" " * len(gap))
 
     def _copy(self, end: int) -> None:
@@ -146,7 +124,7 @@ class _PythonStripper:
         self.copied = end
 
     def _line(self, start: int, position: int, end: int) -> tuple[int, bool]:
-        """Copies what is left of a line; the start of the next one, and whether a backslash joins it."""
+        """Copies the rest of a line; returns where the next one starts, and whether a backslash joins it."""
         text = self.text
         while place := _PLACES.search(text, position, end):
             mark, at = place[0], place.start()
@@ -156,7 +134,7 @@ class _PythonStripper:
                 self.level -= 1
             elif mark == "#":
                 self._copy(at)
-                position = self.copied = _COMMENT.match(text, at).end()
+                position = self.copied = _end(_COMMENT, text, at)
                 self.at_start = False
                 continue
             elif mark == "\\":
@@ -193,7 +171,7 @@ class _PythonStripper:
         return end, False
 
     def _string(self, at: int, quote: str) -> tuple[int, bool]:
-        """Where the string that opens at ``at`` ends (0 if it is a lone quote), and whether it is a whole string."""
+        """Where the string that opens at ``at`` ends (0 for a lone quote), and whether it is complete."""
         text = self.text
         if text.startswith(quote * 3, at):
             literal = _LONG[quote].match(text, at + 3)
@@ -211,7 +189,7 @@ class _PythonStripper:
         return self._continued(_CONTINUED[quote], literal.end())
 
     def _continued(self, closing: re.Pattern[str], position: int) -> tuple[int, bool]:
-        """The end of a string that goes on, line by line, as long as its lines end in a backslash."""
+        """The end of a string that continues on the next line as long as lines end in a backslash."""
         text = self.text
         while position < len(text):
             end = text.find("\n", position) + 1 or len(text)
@@ -227,9 +205,9 @@ class _PythonStripper:
 
 
 def strip_python(text: str) -> str:
-    """Comments, docstrings and strings in column 0 go; gaps between tokens become spaces, joined lines one line.
+    """Removes comments, docstrings and strings in column 0; gaps become spaces, and joined lines one line.
 
-    Text that has no tokens (unbalanced brackets, an unclosed string, a bad indent) stays as it is.
+    Text that cannot be tokenized (unbalanced brackets, an unclosed string, a bad indent) stays as it is.
     """
     try:
         return drop_blank_lines(_PythonStripper(text).run())
@@ -238,7 +216,7 @@ def strip_python(text: str) -> str:
 
 
 def strip_comments(text: str, language: str) -> str:
-    """The text that is parsed. Nothing is removed from Ruby."""
+    """The text that is parsed; Ruby is left as it is."""
     if language == "ruby":
         return text
     return strip_python(text) if language == "python" else strip_c_like(text)

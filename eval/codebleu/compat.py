@@ -1,4 +1,4 @@
-"""A drop-in for the function of the ``codebleu`` package from PyPI."""
+"""A drop-in replacement for the function of the PyPI package ``codebleu``."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from eval.codebleu.counts import EQUAL_WEIGHTS, Weights, merge_all, reference_score
 from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.languages import find_language
+from eval.codebleu.reference.scorer import Scorer
 from eval.codebleu.score import borrowed_scorer, count_each
-from eval.codebleu.scorer import Scorer
 
 
 def calc_codebleu(
@@ -23,15 +23,15 @@ def calc_codebleu(
     """Corpus score with the signature, the keys and the numbers of ``codebleu.calc_codebleu`` 0.7.0.
 
     Args:
-        references: for each prediction its references, or the one reference.
+        references: for each prediction, its references or its only reference.
         predictions: the texts to score.
         lang: a language of mode ``reference``.
-        weights: of n-gram, weighted n-gram, syntax and dataflow match; any four numbers.
-        tokenizer: splits a text for the n-gram parts; ``str.split`` without one.
-        keywords_dir: a folder with a file ``LANG.txt`` of keywords, one a line; the usual ones without it.
+        weights: of the n-gram, weighted n-gram, syntax and dataflow match; any four numbers.
+        tokenizer: splits a text for the n-gram parts; defaults to ``str.split``.
+        keywords_dir: a folder with a file ``LANG.txt`` of keywords, one per line; defaults to the published lists.
 
     Raises:
-        CodeBLEUError: as for :func:`eval.codebleu.codebleu`, but for the sum of the weights.
+        CodeBLEUError: as for :func:`eval.codebleu.codebleu`, except that weights may have any sum.
     """
     if len(weights) != 4:
         raise CodeBLEUError(f"{len(weights)} weights; expected four")

@@ -1,10 +1,9 @@
-"""What a score is made of: whole numbers that add up, so that the corpus may be split in any way."""
+"""The counts behind a score: integers that add up, so a corpus can be split in any way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from operator import add
 from typing import NamedTuple
 
 from eval.codebleu.errors import CodeBLEUError
@@ -12,7 +11,7 @@ from eval.codebleu.ngrams import brevity_penalty, geometric_mean
 
 Weights = Sequence[float]
 EQUAL_WEIGHTS: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
-"""Of n-gram, weighted n-gram, syntax and dataflow match."""
+"""Weights of the n-gram, weighted n-gram, syntax and dataflow match."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +25,12 @@ class CodeBLEUScore:
     dataflow_match_score: float
 
     def as_dict(self) -> dict[str, float]:
-        """The scores under the names of the fields."""
+        """The scores by field name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 class Counts(NamedTuple):
-    """Counts of one pair or of many. Unigrams of the weighted match are counted in fifths."""
+    """Counts of one pair or of many. The unigrams of the weighted match are in fifths."""
 
     hypothesis_length: int = 0
     reference_length: int = 0
@@ -57,12 +56,8 @@ class Counts(NamedTuple):
     dataflow_matches: int = 0
     edges: int = 0
 
-    def merge(self, other: Counts) -> Counts:
-        """The counts of both together."""
-        return Counts(*map(add, self, other))
-
     def parts(self) -> tuple[float, float, float, float]:
-        """N-gram, weighted n-gram, syntax and dataflow match; 0 for a part of which the references have nothing."""
+        """N-gram, weighted n-gram, syntax and dataflow match; 0 for a part that the references lack."""
         ngram = geometric_mean(self[3:7], self[7:11])
         ngram *= brevity_penalty(self.reference_length, self.hypothesis_length)
         recall = geometric_mean(self[11:15], self[15:19])  # unigrams in fifths on both sides
@@ -72,7 +67,7 @@ class Counts(NamedTuple):
 
 
 def merge_all(counts: Iterable[Counts]) -> Counts:
-    """The counts of all together."""
+    """The sum of all."""
     counts = list(counts)
     if len(counts) == 1:
         return counts[0]
@@ -80,14 +75,14 @@ def merge_all(counts: Iterable[Counts]) -> Counts:
 
 
 def reference_score(counts: Counts, weights: Weights) -> CodeBLEUScore:
-    """The score of mode ``reference``: a dataflow match of 0 counts as 1, whatever it comes from."""
+    """The score of mode ``reference``: a dataflow match of 0 counts as 1, whatever the reason."""
     ngram, recall, syntax, dataflow = counts.parts()
     a, b, c, d = weights
     return CodeBLEUScore(a * ngram + b * recall + c * syntax + d * (dataflow or 1.0), ngram, recall, syntax, dataflow)
 
 
-def check_weights(weights: Weights) -> tuple[float, ...]:
-    """The weights as floats; all zeros mean that only the parts are wanted.
+def check_weights(weights: Sequence[float | str]) -> tuple[float, ...]:
+    """The weights as floats. They may all be 0, for callers who want only the parts.
 
     Raises:
         CodeBLEUError: they are not four numbers from 0 to 1 that sum to 1.

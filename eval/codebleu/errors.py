@@ -1,7 +1,7 @@
-"""The one exception that a caller's mistake raises."""
+"""The exception for mistakes of the caller."""
 
 from __future__ import annotations
 
 
 class CodeBLEUError(ValueError):
-    """A mistake in what was asked for, told in one line: what was found, what was expected, what to give instead."""
+    """A mistake of the caller; the message says in one line what was found, what was expected and what to give."""

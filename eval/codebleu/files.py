@@ -1,15 +1,16 @@
-"""Pairs from files: JSON Lines, and CodeXGLUE's files with one example a line."""
+"""Reads pairs from JSON Lines and from CodeXGLUE's files with one example per line."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from eval.codebleu.counts import check_weights
 from eval.codebleu.errors import CodeBLEUError
@@ -17,7 +18,7 @@ from eval.codebleu.errors import CodeBLEUError
 
 @dataclass(frozen=True)
 class PairRow:
-    """One line of input: a pair to score, or ``error``, which says what is wrong with the line."""
+    """One line of input: a pair to score, or an ``error`` that says what is wrong with the line."""
 
     line: int
     id: Any
@@ -29,25 +30,25 @@ class PairRow:
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[BinaryIO]:
-    """The file, unpacked if it is packed; what goes wrong with it until the end is the caller's mistake."""
+def _open(path: Path) -> Iterator[io.BufferedIOBase]:
+    """Opens a file, decompressing ``.gz``; errors while it is read become a CodeBLEUError."""
     if path.is_dir():
         raise CodeBLEUError(f"{path} is a directory; expected a file")
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            yield file  # type: ignore[misc]
+        with gzip.GzipFile(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield file
     except (OSError, EOFError, zlib.error) as error:
         raise CodeBLEUError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def count_lines(path: Path) -> int:
-    """Number of lines of a file, for a progress bar."""
+    """Number of lines in a file, for a progress bar."""
     with _open(path) as file:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b"")) + 1
 
 
 def read_pairs(path: Path) -> Iterator[PairRow]:
-    """Reads JSON Lines; a line that is no pair gives a row with an error, blank lines are left out.
+    """Reads JSON Lines; an invalid line gives a row with an error, blank lines are skipped.
 
     Raises:
         CodeBLEUError: the file cannot be read.
@@ -65,7 +66,7 @@ def _read_row(number: int, line: bytes) -> PairRow:
     try:
         row = json.loads(line.decode("utf-8"))
         if not isinstance(row, dict):
-            raise CodeBLEUError(f"the line is no JSON object but {_kind(row)}")
+            raise CodeBLEUError(f"the line is not a JSON object but {_kind(row)}")
         name = row.get("id")
         language = _field(row, "lang", str)
         hypothesis = _field(row, "hypothesis", str)
@@ -86,11 +87,10 @@ def _read_row(number: int, line: bytes) -> PairRow:
 
 
 def _field(row: dict[str, Any], name: str, kind: type) -> Any:
-    names = {str: "a string", list: "a list"}
     if name not in row:
         raise CodeBLEUError(f"{name!r} is missing; the line has {', '.join(map(repr, row)) or 'nothing'}")
     if not isinstance(row[name], kind):
-        raise CodeBLEUError(f"{name!r} is {_kind(row[name])}; expected {names[kind]}")
+        raise CodeBLEUError(f"{name!r} is {_kind(row[name])}; expected {'a string' if kind is str else 'a list'}")
     return row[name]
 
 

@@ -1,7 +1,7 @@
-"""The keyword lists that the weighted n-gram match uses, one per language.
+"""The keyword lists of the weighted n-gram match, one per language.
 
-They are those of the published metric, oddities included (JavaScript has ``True``, C++ has ``cout``), because the
-scores depend on them; TypeScript, which the published metric lacks, has the reserved and contextual words of its
+These are the lists of the published metric, oddities included (JavaScript has ``True``, C++ has ``cout``), because
+scores depend on them. TypeScript, which the published metric lacks, has the reserved and contextual words of its
 specification.
 """
 

@@ -1,12 +1,11 @@
-"""Scores many pairs, on several cores if wanted; one bad pair is one error and never more than that."""
+"""Counts many pairs, optionally on several cores; a bad pair costs one error and never the others."""
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
@@ -17,36 +16,26 @@ from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.languages import find_language
 from eval.codebleu.score import Mode, PairCounter, make_scorer, paused_collection
 
-CHUNK = 64  # pairs that a process gets at a time; pairs with the same reference are best kept together
-AHEAD = 4  # chunks per process that are handed out before the first one is back
+CHUNK = 64  # pairs sent to a process at a time; pairs with the same reference are best kept together
+MAX_AHEAD = 4  # chunks per process that are submitted before the first result is back
 
 Task = tuple[str, Sequence[str], str]
 """Language, references, hypothesis."""
 Outcome = Counts | str
-"""Counts, or what is wrong with the pair."""
+"""Counts, or an error message."""
 
 
 class PairCounters:
-    """Counts pairs of any language in one process; makes the scorer of a language when it is first needed."""
+    """Counts pairs of any language in one process; creates the scorer of a language when it is first needed."""
 
     def __init__(self, mode: Mode):
         self._mode = mode
         self._scorers: dict[str, PairCounter] = {}
 
     def count(self, tasks: Sequence[Task]) -> list[Outcome]:
-        """Counts of each pair, or what is wrong with it."""
+        """Counts or the error of each pair."""
         with paused_collection():
-            self._prepare(tasks)
             return [self._count(*task) for task in tasks]
-
-    def _prepare(self, tasks: Sequence[Task]) -> None:
-        pairs: dict[str, list[tuple[Sequence[str], str]]] = {}
-        for language, references, hypothesis in tasks:
-            pairs.setdefault(language, []).append((references, hypothesis))
-        for language, together in pairs.items():
-            # Whatever is wrong is said of the pair that it is wrong with, when that is counted.
-            with contextlib.suppress(Exception):
-                self._scorer(find_language(language)).prepare(together)
 
     def _scorer(self, language: str) -> PairCounter:
         if language not in self._scorers:
@@ -59,7 +48,7 @@ class PairCounters:
             return self._scorer(language).count(references, hypothesis)
         except CodeBLEUError as error:
             return str(error)
-        except Exception as error:  # one pair must not end the run of all others
+        except Exception as error:  # one pair must not stop the others
             self._scorers.pop(language, None)
             return f"scoring failed with {type(error).__name__}: {error}"
 
@@ -78,18 +67,17 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def count_pairs(
-    tasks: Iterable[Task], mode: Mode = "reference", jobs: int = 1, on_progress: Callable[[int], None] | None = None
-) -> Iterator[Outcome]:
-    """Counts or the error of every pair, in order; ``jobs`` processes, ``on_progress`` gets how many are done.
+def count_pairs(tasks: Iterable[Task], mode: Mode = "reference", jobs: int = 1) -> Iterator[Outcome]:
+    """Counts or the error of every pair, in order.
 
-    The outcome does not depend on ``jobs``. A pair that kills its process becomes an error as well.
+    Args:
+        tasks: the pairs.
+        mode: ``"reference"`` or ``"corrected"``.
+        jobs: number of processes; the outcomes do not depend on it.
+
+    A pair that crashes its process becomes an error as well.
     """
-    outcomes = _count_here(tasks, mode) if jobs <= 1 else _count_parallel(tasks, mode, jobs)
-    for done, outcome in enumerate(outcomes, start=1):
-        yield outcome
-        if on_progress is not None:
-            on_progress(done)
+    return _count_here(tasks, mode) if jobs <= 1 else _count_parallel(tasks, mode, jobs)
 
 
 def _count_here(tasks: Iterable[Task], mode: Mode) -> Iterator[Outcome]:
@@ -99,7 +87,7 @@ def _count_here(tasks: Iterable[Task], mode: Mode) -> Iterator[Outcome]:
 
 
 def _executor(jobs: int) -> ProcessPoolExecutor:
-    # A process that was forked from one with threads can hang, so new ones are started afresh.
+    # A process forked from one with threads can hang, so processes are spawned.
     return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"))
 
 
@@ -109,7 +97,7 @@ def _count_parallel(tasks: Iterable[Task], mode: Mode, jobs: int) -> Iterator[Ou
     executor = _executor(jobs)
     try:
         while True:
-            while len(waiting) < AHEAD * jobs and (chunk := list(islice(remaining, CHUNK))):
+            while len(waiting) < MAX_AHEAD * jobs and (chunk := list(islice(remaining, CHUNK))):
                 waiting.append((chunk, executor.submit(_count_chunk, mode, chunk)))
             if not waiting:
                 return
@@ -127,14 +115,14 @@ def _count_parallel(tasks: Iterable[Task], mode: Mode, jobs: int) -> Iterator[Ou
 
 
 def _count_one_by_one(tasks: Sequence[Task], mode: Mode) -> list[Outcome]:
-    """Finds the pair of a chunk that kills its process."""
+    """Finds the pair of a chunk that crashes its process."""
     outcomes: list[Outcome] = []
     executor = _executor(1)
     for task in tasks:
         try:
             outcomes += executor.submit(_count_chunk, mode, [task]).result()
         except BrokenProcessPool:
-            outcomes.append("scoring this pair ends its process; its text is too much for the parser")
+            outcomes.append("scoring this pair crashes the process; the parser cannot handle its text")
             executor.shutdown(wait=False)
             executor = _executor(1)
     executor.shutdown()

@@ -1,13 +1,14 @@
-"""CodeBLEU of a corpus and of each of its pairs."""
+"""CodeBLEU of a corpus, and of each of its pairs."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, Protocol
 
-from eval.codebleu.corrected import CorrectedScorer, corrected_score
+from eval.codebleu.corrected.scorer import CorrectedScorer, corrected_score
 from eval.codebleu.counts import (
     EQUAL_WEIGHTS,
     CodeBLEUScore,
@@ -19,44 +20,40 @@ from eval.codebleu.counts import (
 )
 from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.languages import find_language
-from eval.codebleu.native import SWITCH
-from eval.codebleu.scorer import Scorer
-
-
-class paused_collection:
-    """Holds the cyclic garbage collector: scoring makes many small objects and no cycles, so it would look in vain."""
-
-    __slots__ = ("_was_enabled",)
-
-    def __enter__(self) -> None:
-        self._was_enabled = gc.isenabled()
-        gc.disable()
-
-    def __exit__(self, *_: object) -> None:
-        if self._was_enabled:
-            gc.enable()
-
+from eval.codebleu.reference.native import SWITCH
+from eval.codebleu.reference.scorer import Scorer
 
 Mode = Literal["reference", "corrected"]
 MODES: tuple[Mode, ...] = ("reference", "corrected")
-TOGETHER = 64  # pairs whose texts are read together
-MOST_IDLE = 4  # scorers of one language that wait for the next call
+MAX_IDLE_SCORERS = 4  # of one language, kept for the next call
 
-_IDLE: dict[tuple, list[PairCounter]] = {}
+_idle: dict[tuple[str, str, str | None], list[PairCounter]] = {}
 
 
 class PairCounter(Protocol):
-    """What counts pairs of one language in one mode."""
-
-    def prepare(self, pairs: Iterable[tuple[Sequence[str], str]]) -> None:
-        """Told which pairs (references, hypothesis) are counted next; may read their texts together."""
+    """Counts pairs of one language in one mode."""
 
     def count(self, references: Sequence[str], hypothesis: str) -> Counts:
         """Counts of one hypothesis against its references."""
 
+    def forget(self) -> None:
+        """Forgets the texts that were read."""
+
+
+@contextlib.contextmanager
+def paused_collection() -> Iterator[None]:
+    """Pauses the cyclic garbage collector: scoring allocates no cycles, so collection only costs time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
 
 def make_scorer(language: str, mode: Mode = "reference") -> PairCounter:
-    """The scorer of a language in a mode; it remembers the texts that it has read."""
+    """A scorer for a language and mode; it remembers the texts it has read."""
     if mode == "reference":
         return Scorer(find_language(language))
     if mode == "corrected":
@@ -64,34 +61,23 @@ def make_scorer(language: str, mode: Mode = "reference") -> PairCounter:
     raise CodeBLEUError(f"unknown mode {mode!r}; known modes: {', '.join(MODES)}")
 
 
-class borrowed_scorer:
-    """A scorer without texts for one call; its tables of the grammar are made once, and used by one call at a time."""
-
-    __slots__ = ("_key", "_scorer")
-
-    def __init__(self, language: str, mode: Mode):
-        self._key = language, mode, os.environ.get(SWITCH)
-
-    def __enter__(self) -> PairCounter:
-        try:
-            self._scorer = _IDLE[self._key].pop()
-            return self._scorer
-        except (KeyError, IndexError, TypeError):
-            pass
-        self._scorer = make_scorer(*self._key[:2])
-        return self._scorer
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is not None or not isinstance(self._scorer, Scorer):
-            return
-        idle = _IDLE.setdefault(self._key, [])
-        if len(idle) < MOST_IDLE:
-            self._scorer.forget()
-            idle.append(self._scorer)
+@contextlib.contextmanager
+def borrowed_scorer(language: str, mode: Mode) -> Iterator[PairCounter]:
+    """A scorer for one call that remembers no texts. It is kept for later calls, which saves the time to make one."""
+    key = language, mode, os.environ.get(SWITCH)
+    try:
+        scorer = _idle[key].pop()
+    except (KeyError, IndexError, TypeError):  # TypeError: unhashable arguments, which make_scorer rejects
+        scorer = make_scorer(language, mode)
+    yield scorer
+    scorer.forget()
+    idle = _idle.setdefault(key, [])
+    if len(idle) < MAX_IDLE_SCORERS:
+        idle.append(scorer)
 
 
 def score_of(mode: Mode) -> Callable[[Counts, Weights], CodeBLEUScore]:
-    """How counts become a score in a mode."""
+    """The function that turns counts into a score in a mode."""
     return reference_score if mode == "reference" else corrected_score
 
 
@@ -105,11 +91,11 @@ def codebleu(
     """Corpus score of ``hypotheses``, each against its one or more ``references``.
 
     Args:
-        references: for each hypothesis its references, or the one reference.
+        references: for each hypothesis, its references or its only reference.
         hypotheses: the texts to score.
         language: a key of :data:`eval.codebleu.LANGUAGES`.
-        weights: of n-gram, weighted n-gram, syntax and dataflow match.
-        mode: ``"reference"`` gives the numbers of the published metric, ``"corrected"`` mends its known faults.
+        weights: of the n-gram, weighted n-gram, syntax and dataflow match.
+        mode: ``"reference"`` gives the numbers of the published metric, ``"corrected"`` fixes its known faults.
 
     Raises:
         CodeBLEUError: unknown language or mode, lists of unequal length, no pair, a pair without a reference, text
@@ -128,7 +114,7 @@ def codebleu_each(
     weights: Weights = EQUAL_WEIGHTS,
     mode: Mode = "reference",
 ) -> list[CodeBLEUScore]:
-    """The score of every single pair; arguments and errors as for :func:`codebleu`."""
+    """The score of every pair; arguments and errors as for :func:`codebleu`."""
     weights = check_weights(weights)
     score = score_of(mode)
     with borrowed_scorer(language, mode) as scorer:
@@ -140,9 +126,9 @@ def count_each(
 ) -> list[Counts]:
     """Counts of every pair."""
     if isinstance(hypotheses, str) or isinstance(references, str):
-        raise CodeBLEUError("references and hypotheses are lists of texts; found a single text; put it in a list")
+        raise CodeBLEUError("references and hypotheses are lists of texts; found a single text, put it in a list")
     if len(references) != len(hypotheses):
-        raise CodeBLEUError(f"{len(references)} references for {len(hypotheses)} hypotheses; expected as many of both")
+        raise CodeBLEUError(f"{len(references)} references for {len(hypotheses)} hypotheses; expected equally many")
     if not hypotheses:
         raise CodeBLEUError("nothing to score; expected at least one pair")
     pairs = [
@@ -151,15 +137,12 @@ def count_each(
     for number, (texts, hypothesis) in enumerate(pairs, start=1):
         for text in (*texts, hypothesis):
             if not isinstance(text, str):
-                raise CodeBLEUError(f"pair {number}: a text is no string")
-    counts = []
-    number = 0
+                raise CodeBLEUError(f"pair {number}: a text is not a string")
+    counts: list[Counts] = []
     with paused_collection():
         try:
-            for number, (texts, hypothesis) in enumerate(pairs, start=1):
-                if number % TOGETHER == 1 and len(pairs) > 1:
-                    scorer.prepare(pairs[number - 1 : number - 1 + TOGETHER])
+            for texts, hypothesis in pairs:
                 counts.append(scorer.count(texts, hypothesis))
         except CodeBLEUError as error:
-            raise CodeBLEUError(f"pair {number}: {error}") from None
+            raise CodeBLEUError(f"pair {len(counts) + 1}: {error}") from None
     return counts

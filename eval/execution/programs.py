@@ -1,17 +1,7 @@
-"""Runs generated code against test cases and counts what passes.
-
-Generated code is untrusted. It runs in a process group of its own, in an empty temporary folder, without a shell, with
-an almost empty environment and with limits on wall time, processor time, memory and file size; the whole group is
-killed when the time is over. **This is no security sandbox**: the code can still read files, open network connections
-and use whatever the user who started it may use. Run code from models that you do not trust in a container or a virtual
-machine.
-
-pass@k is the unbiased estimator of Chen et al. 2021, "Evaluating Large Language Models Trained on Code".
-"""
+"""Runs programs, and functions against their test cases; :mod:`eval.execution` lists what is limited."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import math
@@ -22,23 +12,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from moe.data.pairs import read_pairs
-from moe.data.synthetic import LANGUAGES, render_program
+from moe.data.synthetic import TASK_LANGUAGES, render_program
 from moe.errors import UserError, did_you_mean
-from moe.files import write_json_lines
 
 Status = Literal["passed", "failed", "compile_error", "runtime_error", "timeout", "unavailable"]
 STATUSES: tuple[Status, ...] = ("passed", "failed", "compile_error", "runtime_error", "timeout", "unavailable")
 
 _MEBIBYTE = 1 << 20
-_MEMORY = {"python": 1024 * _MEBIBYTE, "cpp": 1024 * _MEBIBYTE}  # address space; the other two reserve far more
+_MEMORY = {"python": 1024 * _MEBIBYTE, "cpp": 1024 * _MEBIBYTE}  # address space; Java and JavaScript reserve far more
 _FILE_BYTES = 64 * _MEBIBYTE  # any file, standard output among them
 _READ_BYTES = 4 * _MEBIBYTE  # of standard output and error each
 _SHOWN_CHARACTERS = 500
@@ -59,7 +46,7 @@ os.execv(sys.argv[4], sys.argv[4:])
 
 @dataclass(frozen=True)
 class ExecutionResult:
-    """What became of one piece of code; ``detail`` says which case failed how, or what the compiler said."""
+    """How one function fared; ``detail`` says which case failed and how, or quotes the compiler."""
 
     status: Status
     detail: str = ""
@@ -71,7 +58,7 @@ class ExecutionResult:
 
 @dataclass(frozen=True)
 class ProgramOutput:
-    """``status`` is ``passed`` when the program ended by itself with exit code 0, whatever it printed."""
+    """``status`` is ``passed`` when the program exited with code 0, whatever it printed."""
 
     status: Status
     stdout: str = ""
@@ -80,7 +67,7 @@ class ProgramOutput:
 
 @dataclass(frozen=True)
 class _Ended:
-    """How one process ended; ``code`` is None when its time was over."""
+    """How one process ended; ``code`` is None after a timeout."""
 
     code: int | None
     stdout: str
@@ -88,7 +75,7 @@ class _Ended:
 
 
 def missing_tools(language: str) -> tuple[str, ...]:
-    """The programs that running ``language`` needs and that are not on the path."""
+    """The tools that running ``language`` needs and that are not on the path."""
     return tuple(tool for tool in _TOOLS[_known(language)] if shutil.which(tool) is None)
 
 
@@ -114,7 +101,7 @@ def run_tests(language: str, code: str, tests: Mapping[str, Any] | str, timeout_
 
     tests: an object as in ``moe.data.synthetic.render_program``, or the same as JSON. timeout_s: wall time in seconds
     of the run, compiling not counted. The status is ``passed`` only when every case passed, ``runtime_error`` when a
-    case raised or the program broke off. Raises ``UserError`` for an unknown language or unusable tests.
+    case raised or the program ended early. Raises ``UserError`` for an unknown language or unusable tests.
     """
     parsed = _parse_tests(tests)
     _known(language)
@@ -148,35 +135,14 @@ def run_many(
     """:func:`run_tests` for many (language, code, tests), ``workers`` at a time (default: one per processor core)."""
     workers = workers or os.cpu_count() or 1
     with ThreadPoolExecutor(max_workers=max(1, min(workers, len(jobs)))) as pool:
-        return list(pool.map(lambda job: run_tests(*job, timeout_s=timeout_s), jobs))
-
-
-def pass_rate(results: Sequence[ExecutionResult]) -> float:
-    """The share of results that passed, of those whose language could be run; NaN when there are none."""
-    counted = [result for result in results if result.status != "unavailable"]
-    return sum(result.passed for result in counted) / len(counted) if counted else math.nan
-
-
-def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that at least one of ``k`` of the samples is correct: 1 − C(n − c, k) / C(n, k).
-
-    Raises ``ValueError`` unless 0 ≤ correct ≤ samples and 1 ≤ k ≤ samples.
-    """
-    if not 0 <= correct <= samples or not 1 <= k <= samples:
-        raise ValueError(f"need 0 <= correct <= samples and 1 <= k <= samples, got {correct=}, {samples=}, {k=}")
-    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
-
-
-def mean_pass_at_k(groups: Sequence[tuple[int, int]], k: int) -> float:
-    """The mean of :func:`pass_at_k` over tasks given as (samples, correct); tasks with fewer than k samples raise."""
-    return math.fsum(pass_at_k(samples, correct, k) for samples, correct in groups) / len(groups)
+        return list(pool.map(lambda job: run_tests(job[0], job[1], job[2], timeout_s), jobs))
 
 
 def _known(language: str) -> str:
     if language not in _SOURCES:
         raise UserError(
-            f"cannot run {language!r}{did_you_mean(language, LANGUAGES)}; languages that can be run: "
-            f"{', '.join(LANGUAGES)}"
+            f"cannot run {language!r}{did_you_mean(language, TASK_LANGUAGES)}; languages that can be run: "
+            f"{', '.join(TASK_LANGUAGES)}"
         )
     return language
 
@@ -242,7 +208,7 @@ def _run(command: Sequence[str], folder: str, seconds: float, memory: int) -> _E
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends the process and everything that it started, also when it ended before its children."""
+    """Kills the process and everything that it started, also when it exited before its children."""
     with contextlib.suppress(ProcessLookupError, PermissionError):  # all gone; macOS: EPERM for a group of zombies
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -258,56 +224,3 @@ def _shown(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "rror" in line or "Exception" in line]
     return (errors or lines or [""])[-1 if errors and "Traceback" in text else 0][:_SHOWN_CHARACTERS]
-
-
-def add_parser(subparsers: Any) -> argparse.ArgumentParser:
-    """Adds the subcommand ``execution`` to ``python -m eval``."""
-    parser = subparsers.add_parser(
-        "execution",
-        help="run code against its test cases",
-        description="Runs the code of each pair against the pair's test cases and prints the pass rate per language. "
-        "This is no security sandbox: run code from models that you do not trust in a container.",
-    )
-    parser.add_argument("--pairs", type=Path, required=True, help="pairs with tests, *.jsonl or *.jsonl.gz")
-    parser.add_argument("--limit", type=int, default=None, help="how many pairs to run (default: all)")
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds per program, compiling not counted")
-    parser.add_argument("--workers", type=int, default=None, help="programs at a time (default: one per core)")
-    parser.add_argument(
-        "--k", type=int, nargs="+", default=[1], help="pass@k for these k; rows with one id are samples"
-    )
-    parser.add_argument("--output", type=Path, default=None, help="write each result to this JSON Lines file")
-    return parser
-
-
-def main(args: argparse.Namespace) -> int:
-    """Runs the subcommand; returns the exit code."""
-    for flag, value in (("--timeout", args.timeout), ("--workers", args.workers or 1), ("--k", min(args.k))):
-        if value <= 0:
-            raise UserError(f"{flag} is {value:g}; it must be greater than 0")
-    if args.output and args.output.exists():
-        raise UserError(f"{args.output}: is there already; name another file for --output")
-    pairs = read_pairs(args.pairs, args.limit)
-    tested = [pair for pair in pairs if pair.tests]
-    if not tested:
-        raise UserError(f"{args.pairs}: none of its {len(pairs)} pairs has tests; nothing to run")
-    results = run_many([(pair.language, pair.code, pair.tests or "") for pair in tested], args.timeout, args.workers)
-    if len(tested) < len(pairs):
-        print(f"{len(pairs) - len(tested)} of {len(pairs)} pairs have no tests and were not run")
-    columns = [f"pass@{k}" for k in args.k]
-    print("  ".join([f"{'language':<12}", *(f"{name:>13}" for name in (*STATUSES, *columns))]))
-    for language in dict.fromkeys(pair.language for pair in tested):
-        own = [(i, result) for i, (pair, result) in enumerate(zip(tested, results)) if pair.language == language]
-        counts = Counter(result.status for _, result in own)
-        samples: dict[str, list[bool]] = defaultdict(list)
-        for i, result in own:
-            if result.status != "unavailable":
-                samples[tested[i].id or f"row {i}"].append(result.passed)
-        groups = [(len(passed), sum(passed)) for passed in samples.values()]
-        least = min((size for size, _ in groups), default=0)
-        rates = [f"{mean_pass_at_k(groups, k):.4f}" if k <= least else "too few" for k in args.k]
-        cells = [*(str(counts[status]) for status in STATUSES), *rates]
-        print("  ".join([f"{language:<12}", *(f"{cell:>13}" for cell in cells)]))
-    if args.output:
-        rows = ({"id": p.id, "language": p.language, **asdict(result)} for p, result in zip(tested, results))
-        write_json_lines(args.output, rows)
-    return 0

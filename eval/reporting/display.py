@@ -1,26 +1,26 @@
-"""What a person sees while training runs, and the same numbers in CSV and TensorBoard files."""
+"""Live progress display and metrics files (CSV, TensorBoard)."""
 
 from __future__ import annotations
 
 import csv
 import math
-import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from checkpoints.progress import PLAIN_SECONDS
 from eval.reporting.tables import routing_table, share_text
 from moe.files import replacing
+from moe.training.stages import Stage
 from moe.training.trainer import StepReport
-
-PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
 
 
 class MetricsWriter:
@@ -97,7 +97,7 @@ class StageDisplay:
         self.console, self.languages, self.title = console, tuple(languages), title
         self._last = 0.0
         self._rate = 0.0
-        self._routing = None
+        self._routing: torch.Tensor | None = None
         self._progress = Progress(  # with 4-digit steps 80 columns wide; losses have a line of their own
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -131,7 +131,7 @@ class StageDisplay:
         loss, speed = f"loss {report.loss:.3f} ({losses})", f"{self._rate:,.0f} tokens/s"
         self._progress.update(self._task, completed=report.step, rate=f"left, {speed}")
         if self._live is not None:
-            shown = [self._progress, Text(loss)]
+            shown: list[RenderableType] = [self._progress, Text(loss)]
             if self._routing is not None:
                 shown.append(routing_table(self._routing.tolist(), self.languages, "routing so far"))
             self._live.update(Group(*shown))
@@ -145,39 +145,25 @@ class StageDisplay:
             self.console.print(line, highlight=False, soft_wrap=True)
 
 
-class CountDisplay:
-    """Progress of anything that is counted: ``with CountDisplay(...) as show: work(on_progress=show)``."""
+class TrainingMonitor:
+    """Shows the steps of each stage live and appends them to the run's metrics files."""
 
-    def __init__(self, console: Console, title: str):
-        self.console, self.title = console, title
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
-        )
-        self._task = self._progress.add_task(title, total=None)
-        self._started = self._last = time.monotonic()
+    def __init__(self, console: Console, directory: Path, languages: Sequence[str]):
+        self.console, self.languages = console, tuple(languages)
+        self.metrics = MetricsWriter(directory, languages)
 
-    def __enter__(self) -> CountDisplay:
-        self._progress.start()
-        return self
+    @contextmanager
+    def __call__(self, stage: Stage, done: int) -> Iterator[Callable[[StepReport], None]]:
+        """Opens the display of a stage whose first ``done`` steps were made earlier; takes the report of each step."""
+        self.metrics.resume(stage.name, done)
+        with StageDisplay(self.console, self.languages, stage.name, stage.steps, done) as display:
 
-    def __exit__(self, *_) -> None:
-        self._progress.stop()
+            def show(report: StepReport) -> None:
+                display.update(report)
+                self.metrics.write(report)
 
-    def __call__(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
-        if not self.console.is_terminal and (time.monotonic() - self._last > PLAIN_SECONDS or done == total):
-            self._last = time.monotonic()
-            seconds = self._last - self._started
-            self.console.print(f"{self.title} {done}/{total}, {seconds:.0f} s", highlight=False, soft_wrap=True)
+            yield show
 
-
-def make_console() -> Console:
-    """The console that training prints to; wide enough not to break lines in a log file."""
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    def close(self) -> None:
+        """Closes the metrics files."""
+        self.metrics.close()

@@ -1,8 +1,8 @@
 """From pairs to packed, mixed-language batches.
 
-An example is a prompt and its response; only the response is learned. Examples are packed one after another into rows
-of about ``tokens_per_batch`` tokens, and no example sees another. Every batch holds all languages in about equal token
-counts, because load balancing inside a single-language batch would forbid language experts.
+An example is a prompt and its response; only the response is learned. Examples are packed into rows of up to
+``tokens_per_batch`` tokens and do not attend to each other. Every batch holds all languages in about equal token
+counts: load balancing within a single-language batch would work against language experts.
 """
 
 # S tokens of a packed row, N scored positions
@@ -90,7 +90,10 @@ def encode_pairs(
 
 def make_batch(examples: Sequence[Example]) -> Batch:
     """Packs examples into one row."""
-    tokens, languages, positions, targets = [], [], [], []
+    tokens: list[int] = []
+    languages: list[int] = []
+    positions: list[int] = []
+    targets: list[int] = []
     for example in examples:
         offset = len(tokens)
         tokens.extend(example.tokens)

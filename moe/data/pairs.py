@@ -1,4 +1,4 @@
-"""Text-to-code pairs on disk: JSON Lines, one object a line, plain or gzipped.
+"""Text-to-code pairs on disk: JSON Lines, plain or gzipped.
 
 A data directory holds one folder per split and one file per language::
 
@@ -25,7 +25,7 @@ REQUIRED_KEYS = ("language", "text", "code")
 
 @dataclass(frozen=True)
 class Pair:
-    """A description in English and the code that does it, with executable ``tests`` (source text) where there are any.
+    """An English description and the code that does it, with executable ``tests`` (a JSON object) where there are any.
 
     ``language`` is a key of :data:`moe.languages.LANGUAGES`; ``license`` is an SPDX expression.
     """
@@ -125,6 +125,7 @@ def _parse_pair(row: dict[str, Any], where: str) -> Pair:
             raise UserError(f"{where}: {key!r} is empty; expected text")
         try:
             value.encode("utf-8")
-        except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no tokenizer can take
+        except UnicodeEncodeError as error:  # JSON can write lone surrogates, which no tokenizer takes
             raise UserError(f"{where}: {key!r} holds a lone surrogate at character {error.start + 1}") from error
-    return Pair(**{key: row.get(key) for key in PAIR_KEYS})
+    values: dict[str, Any] = {key: row.get(key) for key in PAIR_KEYS}
+    return Pair(**values)

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe.data.pairs import Pair, load_split
+from moe.data.pairs import SUFFIXES, Pair, load_split
 from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
-from moe.training.config import SYNTHETIC, RunConfig
 
+AUTO = "auto"  # as the name of a test set: "test" and every other split whose name starts with it
+SYNTHETIC = "synthetic"  # as the name of a data folder: the tasks that come with the project
 SYNTHETIC_TRAIN, SYNTHETIC_HELD_OUT = 10_000, 400  # pairs per language that are drawn unless fewer are asked for
 
 Pairs = dict[str, list[Pair]]
@@ -25,28 +26,44 @@ class DataSets:
     held_out: dict[str, Pairs]
 
 
-def load_data(config: RunConfig) -> DataSets:
-    """Loads everything a run needs; raises :class:`UserError` for data that is missing, empty or broken."""
-    if not config.data:
-        raise UserError("no data given; add --data DIR with train/LANGUAGE.jsonl and so on, or --data synthetic")
-    if config.data == SYNTHETIC:
-        return _synthetic(config)
-    limit = config.train_pairs or None
-    train = load_split(Path(config.data), "train", config.languages)
-    train = {language: sample(pairs, limit, config.seed) for language, pairs in train.items()}
-    held_out = {split: load_split(Path(config.data), split, config.languages) for split in config.test_sets}
-    return DataSets(train, held_out)
+def load_data(
+    data: str, languages: Sequence[str], *, seed: int = 0, train_pairs: int = 0, test_sets: Sequence[str] = (AUTO,)
+) -> DataSets:
+    """Loads everything that a run trains on and is scored by.
+
+    Args:
+        data: a folder of ``SPLIT/LANGUAGE.jsonl[.gz]``, or :data:`SYNTHETIC`.
+        train_pairs: per language, drawn by ``seed``; 0 for all there are.
+        test_sets: names of splits, or :data:`AUTO` for ``test`` and every other ``test*`` that has all languages.
+
+    Raises:
+        UserError: data that are missing, empty or broken.
+    """
+    if data == SYNTHETIC:
+        train = {x: generate_pairs(x, train_pairs or SYNTHETIC_TRAIN, seed, "train") for x in languages}
+        return DataSets(train, _synthetic_test_sets(languages, seed, test_sets))
+    directory = Path(data)
+    train = sample_all(load_split(directory, "train", languages), train_pairs, seed)
+    names = _test_splits(directory, languages) if AUTO in test_sets else test_sets
+    return DataSets(train, {name: load_split(directory, name, languages) for name in names})
 
 
-def _synthetic(config: RunConfig) -> DataSets:
-    count = config.train_pairs or SYNTHETIC_TRAIN
-    train = {x: generate_pairs(x, count, config.seed, "train") for x in config.languages}
+def _synthetic_test_sets(languages: Sequence[str], seed: int, test_sets: Sequence[str]) -> dict[str, Pairs]:
     held_out = {}
-    for split in config.test_sets:
+    for split in ("test",) if AUTO in test_sets else test_sets:
         if split not in ("test", "validation"):
             raise UserError(f"the synthetic data have no split {split!r}; expected test or validation")
-        held_out[split] = {x: generate_pairs(x, SYNTHETIC_HELD_OUT, config.seed, split) for x in config.languages}
-    return DataSets(train, held_out)
+        held_out[split] = {x: generate_pairs(x, SYNTHETIC_HELD_OUT, seed, split) for x in languages}
+    return held_out
+
+
+def _test_splits(directory: Path, languages: Sequence[str]) -> list[str]:
+    """``test``, whether it is there or not, and the other ``test*`` folders that have a file of every language."""
+
+    def whole(folder: Path) -> bool:
+        return all(any((folder / f"{x}{suffix}").is_file() for suffix in SUFFIXES) for x in languages)
+
+    return ["test", *sorted(folder.name for folder in directory.glob("test?*") if whole(folder))]
 
 
 def sample(items: Sequence[Pair], count: int | None, seed: int) -> list[Pair]:

@@ -1,14 +1,15 @@
-"""Answers as text: instructions in, code out, shown while it is written, ended by stop strings."""
+"""Text generation: instructions in, code out, streamed while it is written, ended by stop strings."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from moe.data.prompt import encode_prompt, instruction_for, stop_ids
 from moe.errors import UserError
-from moe.inference.generation import Generation, OnOutput, generate, generate_many, room
+from moe.inference.generation import Generation, OnOutput, answer_limit, generate, generate_many
 from moe.inference.sampling import GREEDY, Sampling
 from moe.model import Transformer
 from moe.tokenizer import Tokenizer
@@ -16,7 +17,7 @@ from moe.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked for: a description and the language to write in (None: the text itself says, or the router)."""
+    """A description of code and the language to write it in (None mentions none: the router decides)."""
 
     text: str
     language: str | None = None
@@ -24,7 +25,7 @@ class Question:
 
     def __post_init__(self) -> None:
         if not self.text.strip():
-            raise UserError("the prompt is empty; type what the code shall do")
+            raise UserError("the prompt is empty; type what the code should do")
         for text in (self.text, self.id or ""):
             try:
                 text.encode("utf-8")
@@ -38,8 +39,8 @@ class Answer:
 
     Attributes:
         text: up to a stop string, without it.
-        finished: "stop" (the model ended it, or a stop string came) or "length" (no room was left).
-        tokens: how many the model wrote; those of a stop string included, the end token not.
+        finished: "stop" (by the model or a stop string) or "length" (no tokens were left).
+        tokens: how many the model wrote, with those of a stop string and without the end token.
         seconds: from the start of the call to this answer's end.
     """
 
@@ -53,9 +54,8 @@ class Answer:
 class TextStream:
     """The text of one answer, token by token, up to the first stop string.
 
-    Text that may turn out to be the start of a stop string is held back until that is decided, so nothing of a stop
-    string is ever shown. Of several stop strings the one that is complete first ends the answer, wherever the borders
-    between tokens lie.
+    Text that may be the start of a stop string is held back until that is decided, so no part of a stop string is ever
+    shown. The stop string that is complete first ends the answer, wherever token boundaries lie.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
@@ -118,7 +118,7 @@ class Writer:
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.max_new_tokens, self.sampling, self.stop = max_new_tokens, sampling, check_stop(stop)
-        self._settings = {
+        self._settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "stop_ids": stop_ids(tokenizer, template),
             "sampling": sampling,
@@ -128,7 +128,7 @@ class Writer:
     def encode(self, question: Question, name: str = "the prompt") -> list[int]:
         """The prompt's ids; raises :class:`UserError`, calling the prompt ``name``, when they leave no room."""
         ids = encode_prompt(self.tokenizer, self.template, instruction_for(question.text, question.language))
-        room(self.model, len(ids), self.max_new_tokens, name)
+        answer_limit(self.model, len(ids), self.max_new_tokens, name)
         return ids
 
     def answer(
@@ -201,7 +201,7 @@ class Writer:
 def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
     """The stop strings; raises :class:`UserError` when one is empty."""
     if any(not text for text in stop):
-        raise UserError("a stop string is empty; expected text such as --stop '# Test'")
+        raise UserError("a stop string is empty; expected text such as '# Test'")
     return tuple(stop)
 
 

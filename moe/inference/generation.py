@@ -1,6 +1,6 @@
-"""Writing answers, many at once: a batch of prompts is read in one pass, then every step adds a token to each row.
+"""Batched generation: one pass reads a batch of prompts, then every step adds a token to each row.
 
-Rows that are done leave the batch at once, so the work shrinks with the answers still being written.
+A finished row leaves the batch at once, so a step costs only as much as the answers that are still being written.
 """
 
 # B rows in the batch, S longest prompt, V vocabulary
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from moe.errors import UserError
 from moe.inference.sampling import GREEDY, Sampling, sample, uniforms
 from moe.model import ModelOutput, Transformer
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -25,7 +28,7 @@ class Generation:
 
     Attributes:
         tokens: ids of the answer, without the stop token.
-        finished: "stop" (a stop token came, or the caller ended it) or "length" (no room was left).
+        finished: "stop" (a stop token, or the caller ended it) or "length" (no tokens were left).
         prompt_tokens: length of the prompt.
     """
 
@@ -38,7 +41,7 @@ class Generation:
 TOKENS_PER_PASS = 8192
 
 OnToken = Callable[[int, int], object]  # (row, token) -> true to end that row's answer
-OnOutput = Callable[[list[int], ModelOutput], None]  # (rows in the batch, what the model gave for them)
+OnOutput = Callable[[list[int], ModelOutput], object]  # (rows in the batch, what the model gave for them)
 
 
 @torch.inference_mode()
@@ -52,13 +55,13 @@ def generate(
     pad_id: int = 0,
     row_ids: Sequence[int] | None = None,
     on_token: OnToken | None = None,
-    on_finished: Callable[[int, Generation], None] | None = None,
+    on_finished: Callable[[int, Generation], object] | None = None,
     on_output: OnOutput | None = None,
 ) -> list[Generation]:
     """Answers all ``prompts`` in one batch.
 
     An answer ends at a token of ``stop_ids`` (not part of it), after ``max_new_tokens``, or where the model's context
-    is full. Short prompts are padded on the left, which changes nothing but the last bits of the logits.
+    is full. Short prompts are padded on the left, which changes only the last bits of the logits.
 
     Args:
         prompts: token ids, none empty.
@@ -73,14 +76,16 @@ def generate(
     """
     if not prompts:
         return []
-    limits = [room(model, len(prompt), max_new_tokens, f"prompt {row + 1}") for row, prompt in enumerate(prompts)]
+    limits = [
+        answer_limit(model, len(prompt), max_new_tokens, f"prompt {row + 1}") for row, prompt in enumerate(prompts)
+    ]
     stop, longest, steps = frozenset(stop_ids), max(map(len, prompts)), max(limits)
     padding = torch.tensor([longest - len(prompt) for prompt in prompts])
     padded = [[pad_id] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
     cache = KVCache(model.config, len(prompts), longest + steps - 1, cache_dtype(model), model.device, padding)
     numbers = None if sampling.greedy else uniforms(sampling.seed, row_ids or range(len(prompts)), steps)  # [B, steps]
     answers: list[list[int]] = [[] for _ in prompts]
-    done: list[Generation | None] = [None] * len(prompts)
+    done: dict[int, Generation] = {}
     rows = list(range(len(prompts)))  # which prompt each row of the batch belongs to
     tokens = torch.tensor(padded, device=model.device)  # [B, S]
     for step in range(steps):
@@ -104,8 +109,7 @@ def generate(
             cache.keep_rows(torch.tensor(keep, device=model.device))
             chosen, rows = chosen[keep], [rows[place] for place in keep]
         tokens = chosen[:, None]  # [B, 1]
-    assert None not in done
-    return done
+    return [done[row] for row in range(len(prompts))]
 
 
 def _forward(model: Transformer, tokens: Tensor, cache: KVCache, rows: list[int], on_output: OnOutput | None) -> Tensor:
@@ -133,36 +137,24 @@ def generate_many(
     sampling: Sampling = GREEDY,
     pad_id: int = 0,
     on_token: OnToken | None = None,
-    on_progress: Callable[[int, Generation], None] | None = None,
+    on_progress: Callable[[int, Generation], object] | None = None,
     on_output: OnOutput | None = None,
 ) -> list[Generation]:
     """Answers any number of prompts, ``batch_size`` at a time, longest first; the answers are in the prompts' order.
 
-    Prompts of like length share a batch, so little is padded. A row's random numbers depend on the seed and on its
-    place in ``prompts``, never on its batch. ``on_token``, ``on_progress`` (an answer is done) and ``on_output`` name a
-    prompt by its place. Raises :class:`UserError` as :func:`generate` does, before any work.
+    Prompts of similar length share a batch, to keep padding low. A row's random numbers depend on the seed and on its
+    place in ``prompts``, never on its batch. ``on_token``, ``on_progress`` (an answer is done) and ``on_output`` get a
+    prompt's place. Raises :class:`UserError` as :func:`generate` does, before any work.
     """
     if batch_size < 1:
         raise UserError(f"batch size is {batch_size}, expected at least 1")
     for place, prompt in enumerate(prompts):
-        room(model, len(prompt), max_new_tokens, f"prompt {place + 1}")
+        answer_limit(model, len(prompt), max_new_tokens, f"prompt {place + 1}")
     order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
     answers: dict[int, Generation] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-
-        def finished(row: int, answer: Generation, batch: list[int] = batch) -> None:
-            answers[batch[row]] = answer
-            if on_progress is not None:
-                on_progress(batch[row], answer)
-
-        def token_came(row: int, token: int, batch: list[int] = batch) -> object:
-            return on_token(batch[row], token)
-
-        def output_came(rows: list[int], output: ModelOutput, batch: list[int] = batch) -> None:
-            on_output([batch[row] for row in rows], output)
-
-        generate(
+        found = generate(
             model,
             [prompts[place] for place in batch],
             max_new_tokens=max_new_tokens,
@@ -170,11 +162,21 @@ def generate_many(
             sampling=sampling,
             pad_id=pad_id,
             row_ids=batch,
-            on_token=None if on_token is None else token_came,
-            on_finished=finished,
-            on_output=None if on_output is None else output_came,
+            on_token=_with_places(on_token, batch),
+            on_finished=_with_places(on_progress, batch),
+            on_output=None if on_output is None else _outputs_with_places(on_output, batch),
         )
+        answers |= zip(batch, found)
     return [answers[place] for place in range(len(prompts))]
+
+
+def _with_places(callback: Callable[[int, T], object] | None, batch: list[int]) -> Callable[[int, T], object] | None:
+    """The callback, called with a prompt's place in the place of its row in the batch."""
+    return None if callback is None else lambda row, value: callback(batch[row], value)
+
+
+def _outputs_with_places(on_output: OnOutput, batch: list[int]) -> OnOutput:
+    return lambda rows, output: on_output([batch[row] for row in rows], output)
 
 
 def cache_dtype(model: Transformer) -> torch.dtype:
@@ -187,8 +189,11 @@ def cache_dtype(model: Transformer) -> torch.dtype:
     return torch.float32 if model.device.type == "cpu" and model.dtype.itemsize == 2 else model.dtype
 
 
-def room(model: Transformer, prompt_tokens: int, max_new_tokens: int, name: str = "the prompt") -> int:
-    """Tokens that an answer may have: ``max_new_tokens``, or what the context leaves; UserError when that is none."""
+def answer_limit(model: Transformer, prompt_tokens: int, max_new_tokens: int, name: str = "the prompt") -> int:
+    """The most tokens an answer may have: ``max_new_tokens``, or what the context leaves.
+
+    Raises :class:`UserError`, calling the prompt ``name``, when that is none.
+    """
     context = model.config.max_seq_len
     if max_new_tokens < 1:
         raise UserError(f"max_new_tokens is {max_new_tokens}, expected at least 1")

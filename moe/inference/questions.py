@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from moe.errors import UserError
 from moe.files import read_json_lines, read_lines
-from moe.inference.answers import Question
+from moe.inference.answers import Answer, Question
 from moe.languages import get_language
+from moe.routing_stats import RoutingShares, expert_names
 
 
 def read_questions(path: str | Path, language: str | None = None) -> list[Question]:
     """Reads prompts: JSON Lines from ``*.jsonl``, else plain text, one prompt a line; ``*.gz`` is unpacked.
 
-    A JSON line is an object with ``text``, with ``language`` where no ``language`` is given here (null: none is
-    named), and perhaps an ``id``; other keys are ignored, so a file of pairs is fine. A line's own language comes
-    first. Blank lines are skipped.
+    A JSON line is an object with ``text``, ``language`` (null mentions none) and perhaps ``id``; other keys are
+    ignored, so a file of pairs is fine. ``language`` is the default for lines without one. Blank lines are skipped.
 
     Raises:
         UserError: with file and line number, for everything that is not such a line, and for a file without prompts.
@@ -39,7 +39,9 @@ def _parse(row: dict[str, Any], where: str, default: str | None) -> Question:
     if "text" not in row:
         raise UserError(f"{where}: lacks the key 'text'; found {found}; expected 'text' and 'language'")
     if "language" not in row and default is None:
-        raise UserError(f"{where}: lacks the key 'language'; found {found}; add it (null: none is named) or --language")
+        raise UserError(
+            f"{where}: lacks the key 'language'; found {found}; add it (null mentions none) or set a default"
+        )
     values = {"text": row["text"], "language": row.get("language", default), "id": row.get("id")}
     for key, value in values.items():
         if isinstance(value, int) and not isinstance(value, bool) and key == "id":
@@ -54,15 +56,24 @@ def _parse(row: dict[str, Any], where: str, default: str | None) -> Question:
         raise UserError(f"{where}: {error}") from None
 
 
-def check_output(path: str | Path, force: bool = False) -> Path:
-    """Raises :class:`UserError` where ``path`` cannot be written; call it before the work."""
-    path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a directory; expected the name of a file to write")
-    if path.exists() and not force:
-        raise UserError(f"{path} exists; give another --output or --force to replace it")
-    if not path.parent.is_dir():
-        raise UserError(f"{path.parent} is no directory; make it first: mkdir -p {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path.parent} cannot be written to; give another --output")
-    return path
+def answer_rows(
+    questions: Sequence[Question], answers: Mapping[int, Answer], shares: RoutingShares | None = None
+) -> list[dict[str, Any]]:
+    """The rows of an answers file, for the questions that have an answer.
+
+    Args:
+        answers: by the question's index; some may be missing.
+        shares: adds ``routing``, the share of each expert by its name.
+    """
+    rows = []
+    for index, answer in sorted(answers.items()):
+        question = questions[index]
+        row: dict[str, Any] = {"id": question.id, "language": question.language, "text": question.text}
+        row |= {"answer": answer.text, "finished": answer.finished}
+        row |= {"prompt_tokens": answer.prompt_tokens, "tokens": answer.tokens}
+        if shares is not None:
+            row["routing"] = {
+                name: round(share, 4) for name, share in zip(expert_names(shares.config), shares.shares(index))
+            }
+        rows.append(row)
+    return rows

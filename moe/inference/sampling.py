@@ -26,7 +26,7 @@ class Sampling:
     Attributes:
         temperature: logits are divided by it; 0 takes the most likely token (greedy), and the rest is ignored.
         top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: of these keep the fewest that hold this share of the probability (nucleus sampling, Holtzman et al.,
+        top_p: of these keep the fewest whose probabilities sum to this share (nucleus sampling, Holtzman et al.,
             2020); 1 keeps all.
         seed: with the same seed the same prompt at the same place gives the same answer.
 
@@ -87,7 +87,7 @@ def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor | Non
     """Probabilities that a draw chooses from, after temperature, top-k and top-p.
 
     Returns:
-        probabilities [B, C] float64, not renormalised, zero for what top-p drops, and the tokens' ids [B, C] int64 in
+        probabilities [B, C] float64, not renormalized, zero for what top-p drops, and the tokens' ids [B, C] int64 in
         falling order of probability; without top-k and top-p all V tokens in their own order, and None for the ids.
     """
     wide = logits.double()

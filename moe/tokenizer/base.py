@@ -1,8 +1,7 @@
-"""What every tokenizer here can do: exact encoding and decoding of code, text by text and token by token.
+"""The tokenizer interface: exact encoding and decoding of code, as a whole and token by token.
 
-A tokenizer is seen as a table from ids to bytes. Decoding joins the bytes and reads them as UTF-8, so tabs, line ends,
-runs of spaces, every Unicode character and NUL come back as they were, and a character split over several tokens
-appears when its last byte does.
+Decoding maps ids to bytes, joins them and reads them as UTF-8, so tabs, newlines, runs of spaces, every Unicode
+character and NUL round-trip, and a character that spans several tokens appears with its last byte.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids with a role. ``add_bos`` says whether the model was trained with ``bos`` before each text."""
+    """Ids with a role; ``add_bos``: whether the model was trained with ``bos`` before each text."""
 
     bos: int | None
     eos: int
@@ -41,7 +40,7 @@ class ByteEscape:
     """How bytes that a vocabulary lacks are written: the control token ``marker``, then two hexadecimal digits.
 
     ``digits`` maps the ids of ``0`` to ``f`` to their values; ``missing`` are the bytes in question. SmolLM2 lacks six
-    control characters and the lead bytes of planes 4 to 11; elsewhere such characters are dropped without a word.
+    control characters and the lead bytes of planes 4 to 11; other implementations silently drop such characters.
     """
 
     marker: int
@@ -60,13 +59,13 @@ class Tokenizer(ABC):
     """Text to ids and back; ``decode(encode(text)) == text`` for every text that is valid Unicode.
 
     Control tokens (``<s>``, ``[INST]``, ``<|im_end|>``) have ids but no text: text that looks like one is encoded as
-    plain text, and the ids are to be had from :meth:`special_id`.
+    plain text, and :meth:`special_id` gives the ids.
 
     Args:
         pieces: the bytes of each id, in order; empty for control tokens
         control: control tokens by name
         roles: the ids of begin, end, padding and unknown
-        dummy_prefix: each text is encoded with a space before it, which decoding takes away (sentencepiece's way)
+        dummy_prefix: each text is encoded with a space before it, which decoding removes (SentencePiece's way)
         escape: how bytes are written that no piece holds
     """
 
@@ -113,6 +112,11 @@ class Tokenizer(ABC):
         return self._roles.add_bos and self._roles.bos is not None
 
     @property
+    def adds_prefix_space(self) -> bool:
+        """Whether each text is encoded with a space before it, which decoding removes (SentencePiece's way)."""
+        return self._dummy_prefix
+
+    @property
     def special_tokens(self) -> dict[str, int]:
         """All control tokens with their ids."""
         return dict(self._control)
@@ -122,8 +126,8 @@ class Tokenizer(ABC):
         return self._control.get(token)
 
     def encode(self, text: str, bos: bool = False, eos: bool = False) -> list[int]:
-        """Encodes plain text, with the begin and end tokens where asked for; raises UserError for half a surrogate
-        pair, which is no text."""
+        """Encodes plain text, with begin and end tokens on request; raises :class:`UserError` for a lone surrogate,
+        which is not valid Unicode text."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -150,13 +154,22 @@ class Tokenizer(ABC):
         """Encodes text that is not empty and holds no lone surrogate."""
 
     @abstractmethod
-    def save(self, directory: str | Path) -> None:
-        """Writes the tokenizer's files as transformers' AutoTokenizer and :func:`load_tokenizer` read them."""
+    def files(self, chat_template: str | None = None) -> dict[str, bytes]:
+        """The files by name that transformers' AutoTokenizer and :func:`load_tokenizer` read.
 
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """SHA-256 of the vocabulary and of what decides its use, in hexadecimal."""
+        Args:
+            chat_template: Jinja text that goes into ``tokenizer_config.json``.
+        """
+
+    def save(self, directory: str | Path) -> None:
+        """Writes :meth:`files` into a directory; raises :class:`UserError` where that cannot be done."""
+        directory = Path(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for name, content in self.files().items():
+                (directory / name).write_bytes(content)
+        except OSError as error:
+            raise UserError(f"{directory}: the tokenizer cannot be written: {error.strerror or error}") from error
 
 
 class StreamDecoder:

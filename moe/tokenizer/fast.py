@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from moe.errors import UserError
 from moe.tokenizer.base import CONTROL_SHAPE, SPACE, ByteEscape, SpecialTokens, Tokenizer, token_bytes
-from moe.tokenizer.files import tokenizer_config, write_files
+from moe.tokenizer.files import tokenizer_config, tokenizer_files
 from moe.tokenizer.pipeline import byte_alphabet
 
 USUAL_NAMES = {
@@ -27,7 +25,7 @@ HEX_DIGITS = "0123456789abcdef"
 class JsonTokenizer(Tokenizer):
     """A BPE ``tokenizer.json``, freed of what changes text, with the same ids as the library for ordinary text.
 
-    Control tokens are taken out of the vocabulary that encodes, so no text can give one. Unicode normalisation is left
+    Control tokens are taken out of the vocabulary that encodes, so no text can give one. Unicode normalization is left
     out (text in normal form, which is nearly all, has the same ids). In vocabularies of Llama 2's kind U+2581 is
     written with its byte tokens; in byte-level ones that lack some bytes, those are escaped (see :class:`ByteEscape`).
 
@@ -56,7 +54,7 @@ class JsonTokenizer(Tokenizer):
             raise UserError(f"{source}: not a tokenizer.json of the tokenizers library ({error!r})") from error
         if vocab is None:
             raise UserError(f"{source}: a {spec['model']['type']} vocabulary; expected BPE")
-        self._content, self._spec = content, spec
+        self._content = content
         control = {name: index for name, (index, special) in added.items() if special or CONTROL_SHAPE.fullmatch(name)}
         literal = {name: index for name, (index, _) in added.items() if name not in control}
         vocab.update(literal)
@@ -89,6 +87,7 @@ class JsonTokenizer(Tokenizer):
         missing = frozenset(byte for byte, index in enumerate(self._bytes_ids) if index is None)
         if missing and not self._byte_level:
             raise UserError(f"{source}: the vocabulary lacks {byte_names[min(missing)]!r}, so some code has no tokens")
+        self._space_ids = [index for byte in SPACE.encode() if (index := self._bytes_ids[byte]) is not None]
         roles_found = _roles(control, roles or {}, add_bos, spec, source)
         escape = _escape(missing, control, roles_found, vocab, source)
         super().__init__(pieces, control, roles_found, dummy_prefix, escape)
@@ -105,7 +104,7 @@ class JsonTokenizer(Tokenizer):
             first = " " + first
         ids = self._backend.encode(first, add_special_tokens=False).ids if first else []
         for other in others:
-            ids += [self._bytes_ids[byte] for byte in SPACE.encode()]
+            ids += self._space_ids
             ids += self._backend.encode(other, add_special_tokens=False).ids if other else []
         return ids
 
@@ -122,22 +121,9 @@ class JsonTokenizer(Tokenizer):
         if start < len(text):
             yield self._backend.encode(text[start:], add_special_tokens=False).ids
 
-    @cached_property
-    def fingerprint(self) -> str:
-        model = self._spec["model"]
-        merges = [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in model["merges"]]
-        content = {
-            "vocab": sorted((index, name) for name, index in model["vocab"].items()),
-            "merges": merges,
-            "control": sorted((index, name) for name, index in self._control.items()),
-            "normalizer": self._spec.get("normalizer"),
-            "pre_tokenizer": self._spec.get("pre_tokenizer"),
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-    def save(self, directory: str | Path) -> None:
-        """Writes ``tokenizer.json`` as it was read and the two files that name the special tokens."""
-        write_files(directory, {}, self._content, tokenizer_config(self._names, self._roles, {}))
+    def files(self, chat_template: str | None = None) -> dict[str, bytes]:
+        """``tokenizer.json`` as it was read and the two files that name the special tokens."""
+        return tokenizer_files(self._content, tokenizer_config(self._names, self._roles, {}), chat_template)
 
 
 def _holds(text: str, missing: frozenset[int]) -> bool:

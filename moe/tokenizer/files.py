@@ -1,4 +1,4 @@
-"""A tokenizer's files in a model directory, named and laid out as transformers does."""
+"""The files of a tokenizer in a model directory, as transformers names and lays them out."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe.errors import UserError
+from moe.files import json_bytes
 from moe.tokenizer.base import SpecialTokens
 
 MODEL_FILE = "tokenizer.model"
@@ -23,7 +24,7 @@ def tokenizer_config(names: Mapping[int, str], roles: SpecialTokens, added: Mapp
     ids = {"bos": roles.bos, "eos": roles.eos, "pad": roles.pad, "unk": roles.unk}
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        **{f"{role}_token": names[index] for role, index in ids.items() if index in names},
+        **{f"{role}_token": names[index] for role, index in ids.items() if index is not None and index in names},
         "add_bos_token": roles.add_bos and roles.bos is not None,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
@@ -34,26 +35,16 @@ def tokenizer_config(names: Mapping[int, str], roles: SpecialTokens, added: Mapp
     return config
 
 
-def write_files(
-    directory: str | Path, binary: Mapping[str, bytes], pipeline: Mapping[str, Any] | str, config: Mapping[str, Any]
-) -> None:
-    """Writes ``tokenizer.json`` (its content or its text), the config, the special tokens and further binary files."""
-    directory = Path(directory)
+def tokenizer_files(
+    pipeline: Mapping[str, Any] | str, config: Mapping[str, Any], chat_template: str | None
+) -> dict[str, bytes]:
+    """``tokenizer.json`` (its content or its text), the config with the chat template, and the special tokens."""
     special = {key: value for key, value in config.items() if key in {f"{role}_token" for role in ROLES}}
+    if chat_template is not None:
+        config = {**config, "chat_template": chat_template}
     if not isinstance(pipeline, str):
         pipeline = json.dumps(pipeline, ensure_ascii=False)
-    texts = {
-        JSON_FILE: pipeline,
-        CONFIG_FILE: json.dumps(config, ensure_ascii=False, indent=2) + "\n",
-        SPECIAL_FILE: json.dumps(special, ensure_ascii=False, indent=2) + "\n",
-    }
-    contents = {**binary, **{name: text.encode("utf-8") for name, text in texts.items()}}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            (directory / name).write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{directory}: the tokenizer cannot be written: {error.strerror or error}") from error
+    return {JSON_FILE: pipeline.encode(), CONFIG_FILE: json_bytes(config), SPECIAL_FILE: json_bytes(special)}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -89,8 +80,8 @@ def read_added(directory: Path) -> dict[str, int]:
         added[name] = _token_id(index, directory / ADDED_FILE)
     listed = read_json(directory / CONFIG_FILE).get("added_tokens_decoder")
     for index, token in (listed if isinstance(listed, dict) else {}).items():
-        name = token.get("content") if isinstance(token, dict) else token
-        added[str(name)] = _token_id(index, directory / CONFIG_FILE)
+        content = token.get("content") if isinstance(token, dict) else token
+        added[str(content)] = _token_id(index, directory / CONFIG_FILE)
     return added
 
 

@@ -1,7 +1,7 @@
-"""Tokenizers out of GGUF metadata: the keys ``tokenizer.ggml.*``.
+"""Tokenizers from GGUF metadata: the keys ``tokenizer.ggml.*``.
 
-Which regular expressions split text into words before byte-pair merges is named by ``tokenizer.ggml.pre``; the names
-and expressions are those of llama.cpp (src/llama-vocab.cpp), written for the engine of the library `tokenizers`.
+``tokenizer.ggml.pre`` names the regular expressions that split text into words before byte-pair merges; names and
+expressions are those of llama.cpp (src/llama-vocab.cpp), written for the engine of the library `tokenizers`.
 """
 
 from __future__ import annotations
@@ -29,23 +29,17 @@ _TEKKEN_WORDS = (
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _DIGIT_WORDS = (r"\p{N}", GPT2_WORDS)
+# Those that files of the architecture `llama` have: no other is read.
 _DEFAULT_WORDS = (r"[\p{P}\$\+<=>\^~\|]+", GPT2_WORDS, r"\p{N}+", r"[0-9][0-9][0-9]")
 PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
     "default": _DEFAULT_WORDS,
     "gpt-2": (GPT2_WORDS,),
-    "phi-2": (GPT2_WORDS,),
-    "mpt": (GPT2_WORDS,),
-    "olmo": (GPT2_WORDS,),
     "smollm": _DIGIT_WORDS,
-    "starcoder": _DIGIT_WORDS,
-    "refact": _DIGIT_WORDS,
-    "command-r": _DIGIT_WORDS,
-    "codeshell": _DIGIT_WORDS,
+    "refact": _DIGIT_WORDS,  # IBM Granite's code models
     "llama-bpe": (_LLAMA3_WORDS,),
     "llama3": (_LLAMA3_WORDS,),
     "llama-v3": (_LLAMA3_WORDS,),
-    "qwen2": (_QWEN2_WORDS,),
-    "deepseek-r1-qwen": (_QWEN2_WORDS,),
+    "qwen2": (_QWEN2_WORDS,),  # Qwen models with Llama's names
     "tekken": (_TEKKEN_WORDS,),
 }
 # Of these, llama.cpp takes a word that is in the vocabulary whole, whatever the merges say, and starts with bos.
@@ -112,11 +106,12 @@ def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: list
         types[index] = proto.UNKNOWN if role == "unk" else proto.CONTROL
     pieces = [proto.Piece(*piece) for piece in zip(tokens, map(float, scores), types, strict=True)]
     names = {role: tokens[index] for role, index in roles.items()}
-    trainer = {proto.MODEL_TYPE: proto.BPE, proto.BYTE_FALLBACK: 1, proto.UNK_ID: roles["unk"]}
     numbers = {"unk": proto.UNK_PIECE, "bos": proto.BOS_PIECE, "eos": proto.EOS_PIECE, "pad": proto.PAD_PIECE}
+    trainer: dict[int, int | bytes] = {proto.MODEL_TYPE: proto.BPE, proto.BYTE_FALLBACK: 1, proto.UNK_ID: roles["unk"]}
     trainer |= {numbers[role]: name.encode() for role, name in names.items()}
     prefix = int(bool(fields.get(PREFIX + "add_space_prefix", True)))
-    normalizer = {1: b"identity", proto.DUMMY_PREFIX: prefix, proto.REMOVE_EXTRA_SPACES: 0, proto.ESCAPE_SPACES: 1}
+    normalizer: dict[int, int | bytes] = {1: b"identity", proto.DUMMY_PREFIX: prefix}
+    normalizer |= {proto.REMOVE_EXTRA_SPACES: 0, proto.ESCAPE_SPACES: 1}
     data = proto.write_model(pieces, trainer, normalizer)
     add_bos = bool(fields.get(PREFIX + "add_bos_token", True))
     return SentencePieceTokenizer(data, None, names, add_bos, source="the GGUF file's tokenizer")

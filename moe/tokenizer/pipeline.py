@@ -65,7 +65,7 @@ def sentencepiece_pipeline(
 ) -> dict:
     """The content of tokenizer.json for a sentencepiece BPE vocabulary of (text, score, type), in the order of ids.
 
-    The normaliser puts a space before each stretch of text, as sentencepiece does, also after control tokens.
+    The normalizer puts a space before each stretch of text, as sentencepiece does, also after control tokens.
     """
     names = {index: name for name, index in control.items()}
     tokens = [names.get(index, text) for index, (text, _, _) in enumerate(pieces)]
@@ -82,10 +82,7 @@ def sentencepiece_pipeline(
         **_frame(control, literal, bos_id, tokens),
         "normalizer": {"type": "Sequence", "normalizers": [*prefix, space]},
         "pre_tokenizer": None,
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip],
-        },
+        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
         "model": {
             **model,
             "unk_token": None if unk_id is None else tokens[unk_id],

@@ -1,23 +1,25 @@
-"""The part of sentencepiece's model file that is needed here, read and written without a protobuf library.
+"""Reads and writes the parts of SentencePiece's model file that are needed here, without a protobuf library.
 
 The file is a protobuf message (sentencepiece_model.proto): field 1 a vocabulary piece, repeated; 2 the trainer's
-settings; 3 the normaliser's. The generated classes that sentencepiece, transformers and others carry collide in one
-process, and the wire format is a page of code: https://protobuf.dev/programming-guides/encoding/
+settings; 3 the normalizer's. sentencepiece and transformers each carry generated classes for it, and a process that
+imports both fails ("duplicate file name sentencepiece_model.proto"); they would also need protobuf, which nothing else
+here does. The wire format takes a page of code: https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # a piece's type; GGUF has the same numbers
 UNIGRAM, BPE = 1, 2
+Settings = Mapping[int, int | bytes]  # field number -> its last value
 PIECES, TRAINER, NORMALIZER = 1, 2, 3
 MODEL_TYPE, SUFFIX_SPACE, BYTE_FALLBACK = 3, 24, 35  # fields of the trainer's settings
-UNK_ID, BOS_ID, EOS_ID, PAD_ID, UNK_PIECE, BOS_PIECE, EOS_PIECE, PAD_PIECE = 40, 41, 42, 43, 45, 46, 47, 48
-CHARSMAP, DUMMY_PREFIX, REMOVE_EXTRA_SPACES, ESCAPE_SPACES = 2, 3, 4, 5  # fields of the normaliser's settings
+UNK_ID, UNK_PIECE, BOS_PIECE, EOS_PIECE, PAD_PIECE = 40, 45, 46, 47, 48
+CHARSMAP, DUMMY_PREFIX, REMOVE_EXTRA_SPACES, ESCAPE_SPACES = 2, 3, 4, 5  # fields of the normalizer's settings
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
@@ -29,11 +31,11 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A sentencepiece model: ``pieces`` in the order of their ids, and the settings as {field number: last value}."""
+    """A SentencePiece model: ``pieces`` in the order of their ids, and its settings."""
 
     pieces: list[Piece]
-    trainer: dict[int, int | bytes] = field(default_factory=dict)
-    normalizer: dict[int, int | bytes] = field(default_factory=dict)
+    trainer: Settings
+    normalizer: Settings
 
     @property
     def is_bpe(self) -> bool:
@@ -47,7 +49,7 @@ class Model:
     def loses_text(self) -> str | None:
         """Says what the model's settings do that changes text, or None when they keep it."""
         if self.normalizer.get(CHARSMAP):
-            return "normalises characters"
+            return "normalizes characters"
         if self.normalizer.get(REMOVE_EXTRA_SPACES, 1):
             return "removes extra spaces"
         if not self.normalizer.get(ESCAPE_SPACES, 1) or self.trainer.get(SUFFIX_SPACE, 0):
@@ -73,8 +75,8 @@ def parse_model(data: bytes) -> Model:
     return Model(pieces, settings[TRAINER], settings[NORMALIZER])
 
 
-def write_model(pieces: Sequence[Piece], trainer: dict[int, int | bytes], normalizer: dict[int, int | bytes]) -> bytes:
-    """Writes a model file's bytes; settings are {field number: integer or bytes}."""
+def write_model(pieces: Sequence[Piece], trainer: Settings, normalizer: Settings) -> bytes:
+    """A model file's bytes."""
     out = []
     for piece in pieces:
         score = _varint(2 << 3 | FIXED32) + struct.pack("<f", piece.score)
@@ -85,12 +87,12 @@ def write_model(pieces: Sequence[Piece], trainer: dict[int, int | bytes], normal
 
 
 def without_dummy_prefix(data: bytes) -> bytes:
-    """Returns the same model that puts no space before a text: settings given again at the end win."""
+    """The same model without a space before each text: settings given again at the end win."""
     return data + _tagged(NORMALIZER, _tagged(DUMMY_PREFIX, 0))
 
 
 def as_control(data: bytes, ids: set[int]) -> bytes:
-    """Returns the same model with the pieces of these ids turned into control tokens, which no text gives."""
+    """The same model with the pieces of these ids as control tokens, which no text gives."""
     out, index = [], 0
     for number, value in _fields(data):
         if number == PIECES:

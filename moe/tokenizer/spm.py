@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Mapping
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from moe.errors import UserError
 from moe.tokenizer import sentencepiece_model as proto
 from moe.tokenizer.base import CONTROL_SHAPE, SPACE, SpecialTokens, Tokenizer, token_bytes
-from moe.tokenizer.files import MODEL_FILE, tokenizer_config, write_files
+from moe.tokenizer.files import MODEL_FILE, tokenizer_config, tokenizer_files
 from moe.tokenizer.pipeline import sentencepiece_pipeline
 
 if TYPE_CHECKING:
@@ -84,30 +83,15 @@ class SentencePieceTokenizer(Tokenizer):
             ids += self._processor_inside.encode(other) if other else []
         return ids
 
-    @cached_property
-    def fingerprint(self) -> str:
-        content = hashlib.sha256(b"sentencepiece-bpe\0" + bytes([self._dummy_prefix]))
-        for text, score, kind in self._model.pieces:
-            content.update(text.encode() + b"\0" + struct.pack("<fB", score, kind))
-        for name, index in sorted(self._control.items()):
-            content.update(name.encode() + b"\0" + struct.pack("<I", index))
-        return content.hexdigest()
-
-    def save(self, directory: str | Path) -> None:
-        """Writes ``tokenizer.model``, the same as ``tokenizer.json`` (transformers 5 derives other merges from the
-        former and splits code differently), and the two files that name the special tokens."""
+    def files(self, chat_template: str | None = None) -> dict[str, bytes]:
+        """``tokenizer.model``, the same as ``tokenizer.json`` (transformers 5 derives other merges from the former and
+        splits code differently), and the two files that name the special tokens."""
         pieces = [(text, score, kind) for text, score, kind in self._model.pieces]
         pieces += [("", 0.0, proto.UNUSED)] * (self.vocab_size - len(pieces))
-        pipeline = sentencepiece_pipeline(
-            pieces, self._control, self._dummy_prefix, self.bos_id if self.add_bos else None, self.unk_id
-        )
-        added = {index: name for name, index in self._added.items()}
-        write_files(
-            directory,
-            {MODEL_FILE: self._data},
-            pipeline,
-            tokenizer_config(self._names, self._roles, added),
-        )
+        begin = self.bos_id if self.add_bos else None
+        pipeline = sentencepiece_pipeline(pieces, self._control, self._dummy_prefix, begin, self.unk_id)
+        config = tokenizer_config(self._names, self._roles, {index: name for name, index in self._added.items()})
+        return {MODEL_FILE: self._data, **tokenizer_files(pipeline, config, chat_template)}
 
 
 def _is_control(piece: proto.Piece) -> bool:

@@ -27,7 +27,7 @@ def train_sentencepiece(
     seed: int = 0,
     control_tokens: Sequence[str] = CONTROL_TOKENS,
 ) -> Tokenizer:
-    """Trains a byte-pair sentencepiece model that keeps code exactly, as Mistral's: byte fallback, no normalisation,
+    """Trains a byte-pair sentencepiece model that keeps code exactly, as Mistral's: byte fallback, no normalization,
     runs of spaces kept, one token per digit.
 
     Args:
@@ -41,7 +41,7 @@ def train_sentencepiece(
     Raises:
         UserError: no text, or a vocabulary too small for the bytes, the control tokens and the characters.
     """
-    # Half a surrogate pair cannot be written as UTF-8; such a text is no text and "replace" makes it a question mark.
+    # A lone surrogate is not valid Unicode text; "replace" makes it a question mark.
     readable = (text.encode("utf-8", "replace").decode("utf-8").translate(RESERVED) for text in texts)
     chosen = [text for text in readable if text.strip()]
     if not chosen:

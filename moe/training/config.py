@@ -1,6 +1,6 @@
 """All settings of a run, their presets (TOML) and how they are overridden.
 
-A setting's help, unit and default stand beside it once; command lines and ``--set`` are made from them.
+A setting has its help, unit and default in one place, from which command lines and TOML files are made.
 """
 
 from __future__ import annotations
@@ -13,18 +13,29 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from moe.config import EXPERT_FORMS
+from moe.config import ALL_LAYERS, EXPERT_FORMS, parse_layers
 from moe.data.prompt import check_template
+from moe.data.sources import AUTO, SYNTHETIC
 from moe.errors import UserError, did_you_mean
 from moe.languages import DEFAULT_LANGUAGES, get_language
-from moe.layer_ranges import ALL, parse_layers
 
-TINY, SMOLLM2, SYNTHETIC = "tiny", "smollm2", "synthetic"  # names of a base and of data that are no paths
+TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
 PRESETS = Path(__file__).resolve().parent / "presets"
+# Settings of earlier versions by what they are called now; their values mean the same.
+RENAMED = {
+    "form": "expert_form",
+    "layers": "moe_layers",
+    "experts_per_token": "num_experts_per_tok",
+    "recompute": "activation_checkpointing",
+    "warmup": "warmup_ratio",
+    "min_lr": "min_lr_ratio",
+    "clip": "max_grad_norm",
+    "eval_batch": "eval_batch_size",
+}
 
 
 def setting(default: Any, help: str, **options: Any) -> Any:
-    """A dataclass field with its help text."""
+    """A dataclass field with its help text; ``group`` opens a group of settings, which goes on to the next one."""
     return field(default=default, metadata={"help": help, **options})
 
 
@@ -32,60 +43,79 @@ def setting(default: Any, help: str, **options: Any) -> Any:
 class RunConfig:
     """Everything that decides what a training run does."""
 
-    base: str = setting("tiny", "the dense model: 'tiny' (trained here), 'smollm2', a model directory or a GGUF file")
-    data: str = setting(
-        "synthetic", "'synthetic' or a folder with train/, validation/ and test/ of LANGUAGE.jsonl[.gz]"
+    base: str = setting(
+        "tiny", "the dense model: 'tiny' (trained here), 'smollm2', a model directory or a GGUF file", group="base"
     )
-    languages: tuple[str, ...] = setting(DEFAULT_LANGUAGES, "one expert for each of these languages")
-    seed: int = setting(0, "seed of weights, data order and sampling")
+    base_id: str = setting(
+        "auto", "the base's name on a model hub, ORG/NAME, for model cards; auto: from its config.json or path"
+    )
+    template: str = setting("auto", "prompt template: auto, plain, chatml or mistral-instruct")
+    chat_base: bool = setting(
+        False, "the base is a chat model: score it with its own chat prompt, asking for code only"
+    )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = setting("auto", "of frozen weights: auto (bfloat16 where it is native), float32 or bfloat16")
-    template: str = setting("auto", "prompt template: auto, plain, chatml or mistral-instruct")
+    seed: int = setting(0, "seed of weights, data order and sampling")
 
-    form: str = setting("delta", "experts as low-rank deltas on a shared base (delta) or as full copies (full)")
-    layers: str = setting(
-        ALL, "layers that get experts (in the baseline the adapter), such as 16-31 or 0-3,8,12-; the others stay dense"
+    data: str = setting(
+        "synthetic",
+        "'synthetic' or a folder with train/, validation/ and test/ of LANGUAGE.jsonl[.gz]",
+        group="data",
     )
-    experts_per_token: int = setting(2, "experts that each token visits in the mix stage and afterwards")
+    languages: tuple[str, ...] = setting(DEFAULT_LANGUAGES, "one expert for each of these languages")
+    train_pairs: int = setting(0, "training pairs per language, 0 for all there are")
+    max_tokens: int = setting(1024, "longest example, in tokens; longer ones are left out and counted")
+    tokens_per_batch: int = setting(4096, "tokens of one packed batch")
+
+    expert_form: str = setting(
+        "delta", "experts as low-rank deltas on a shared base (delta) or as full copies (full)", group="experts"
+    )
+    moe_layers: str = setting(
+        ALL_LAYERS,
+        "layers that get experts (in the baseline the adapter), such as 16-31 or 0-3,8,12-; the others stay dense",
+    )
+    num_experts_per_tok: int = setting(2, "experts that each token visits in the mix stage and afterwards")
     shared_rank: int = setting(48, "rank of the delta that all languages share")
     expert_rank: int = setting(16, "rank of each language's own delta")
     delta_scale: float = setting(2.0, "factor on all low-rank deltas")
 
-    train_pairs: int = setting(0, "training pairs per language, 0 for all there are")
-    max_tokens: int = setting(1024, "longest example, in tokens; longer ones are left out and counted")
-    tokens_per_batch: int = setting(4096, "tokens of one packed batch")
-    accumulate: int = setting(1, "batches per optimizer step")
-    recompute: bool = setting(False, "recompute activations in the backward pass: a third slower, far less memory")
-
-    pretrain_steps: int = setting(0, "steps that train the tiny base from scratch")
+    pretrain_steps: int = setting(0, "steps that train the tiny base from scratch", group="stages")
     branch_steps: int = setting(50, "steps of the branch stage: each language on its own expert")
     mix_steps: int = setting(1050, "steps of the mix stage: learned routing, what the model is used with")
     mix_trains_experts: bool = setting(
         True, "train the experts in the mix stage too (at branch_lr), not the router alone"
     )
-    pretrain_lr: float = setting(3e-3, "peak learning rate of the tiny base")
+    baseline: bool = setting(True, "also train and score a dense adapter with equal active parameters and steps")
+
+    pretrain_lr: float = setting(3e-3, "peak learning rate of the tiny base", group="optimization")
     branch_lr: float = setting(1e-4, "peak learning rate of deltas (and of full experts)")
     mix_lr: float = setting(1e-3, "peak learning rate of the router")
-    warmup: float = setting(0.03, "share of a stage's steps in which the learning rate rises")
-    min_lr: float = setting(0.1, "learning rate at a stage's end, as a share of its peak")
+    warmup_ratio: float = setting(0.03, "share of a stage's steps in which the learning rate rises")
+    min_lr_ratio: float = setting(0.1, "learning rate at a stage's end, as a share of its peak")
     weight_decay: float = setting(0.1, "AdamW weight decay of matrices; the router has none")
-    clip: float = setting(1.0, "largest norm of a step's gradient, 0 for no clipping")
-    balance_loss_weight: float = setting(0.01, "weight of the load-balancing loss")
+    max_grad_norm: float = setting(1.0, "largest norm of a step's gradient, 0 for no clipping")
+    accumulate: int = setting(1, "batches per optimizer step")
+    activation_checkpointing: bool = setting(
+        False, "recompute activations in the backward pass: a third slower, far less memory"
+    )
+
+    balance_loss_weight: float = setting(0.01, "weight of the load-balancing loss", group="router")
     z_loss_weight: float = setting(0.001, "weight of the router z-loss")
     ridge: float = setting(0.01, "ridge penalty of the router's start, relative to the mean squared hidden state")
     ridge_batches: int = setting(8, "batches whose hidden states the router's start is computed from")
-    baseline: bool = setting(True, "also train and score a dense adapter with equal active parameters and steps")
 
-    test_sets: tuple[str, ...] = setting(("test",), "splits that are scored at the end")
+    test_sets: tuple[str, ...] = setting(
+        (AUTO,), "splits that are scored at the end; auto: test and every other test* split there is", group="scoring"
+    )
     eval_pairs: int = setting(100, "held-out pairs per language and split that answers are generated for")
     loss_pairs: int = setting(0, "held-out pairs per language and split for the loss, 0 for all")
     max_new_tokens: int = setting(256, "longest answer, in tokens")
-    eval_batch: int = setting(32, "answers generated at once")
-    chat_base: bool = setting(
-        False, "the base is a chat model: score it with its own chat prompt, asking for code only"
+    eval_batch_size: int = setting(32, "answers generated at once")
+
+    merge: bool = setting(
+        False, "also write the result as full experts (mixtral/), which transformers loads", group="output"
     )
-    merge: bool = setting(False, "also write the result as full experts (mixtral/), which transformers loads")
-    save_minutes: float = setting(5.0, "minutes between saved states that --resume continues from")
+    save_minutes: float = setting(5.0, "minutes between saved states, from which an interrupted run resumes")
 
     def __post_init__(self) -> None:
         for name in ("languages", "test_sets"):
@@ -96,7 +126,7 @@ class RunConfig:
                 raise UserError(f"{item.name} is {value}, expected a finite number")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}, expected a number below 2**63")
-        for name in ("warmup", "min_lr"):
+        for name in ("warmup_ratio", "min_lr_ratio"):
             if getattr(self, name) > 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
         if self.dtype in ("float16", "fp16"):
@@ -107,24 +137,24 @@ class RunConfig:
             check_template(self.template)
         if not self.test_sets or len(set(self.test_sets)) != len(self.test_sets):
             raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected at least one split, each once")
+        if AUTO in self.test_sets and len(self.test_sets) > 1:
+            raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected {AUTO} alone or names of splits")
         if not self.languages:
-            raise UserError("languages is empty, expected at least one, for example --languages python java")
+            raise UserError("languages is empty, expected at least one, such as python")
         if len(set(self.languages)) != len(self.languages):
             raise UserError(f"languages names one twice: {' '.join(self.languages)}")
         for language in self.languages:
             get_language(language)
-        parse_layers(self.layers)
-        if self.form not in EXPERT_FORMS:
-            raise UserError(f"form is {self.form!r}, expected one of {', '.join(EXPERT_FORMS)}")
-        if not 1 <= self.experts_per_token <= len(self.languages):
+        parse_layers(self.moe_layers)
+        if self.expert_form not in EXPERT_FORMS:
+            raise UserError(f"expert_form is {self.expert_form!r}, expected one of {', '.join(EXPERT_FORMS)}")
+        if not 1 <= self.num_experts_per_tok <= len(self.languages):
             raise UserError(
-                f"experts_per_token is {self.experts_per_token}, expected 1 to the number of languages, "
+                f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to the number of languages, "
                 f"{len(self.languages)}"
             )
-        positive = (
-            "expert_rank max_tokens tokens_per_batch accumulate eval_pairs max_new_tokens eval_batch ridge_batches"
-        )
-        for name in positive.split():
+        positive = ("expert_rank", "max_tokens", "tokens_per_batch", "accumulate", "ridge_batches")
+        for name in (*positive, "eval_pairs", "max_new_tokens", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         for item in fields(self):
@@ -143,7 +173,9 @@ class RunConfig:
 
     def with_absolute_paths(self) -> RunConfig:
         """The same settings with files named so that a run can be resumed from any working directory."""
-        found = {name: str(Path(getattr(self, name)).absolute()) for name in ("base", "data") if self._is_path(name)}
+        found: dict[str, Any] = {
+            name: str(Path(getattr(self, name)).absolute()) for name in ("base", "data") if self._is_path(name)
+        }
         return replace(self, **found)
 
     def _is_path(self, name: str) -> bool:
@@ -155,11 +187,14 @@ class RunConfig:
         """Inverse of :meth:`to_dict`; raises :class:`UserError` naming ``source`` for anything else."""
         if not isinstance(values, dict):
             raise UserError(f"{source} has no settings under 'config'; start the run anew")
+        old = [f"{name!r} to {RENAMED[name]!r}" for name in values if name in RENAMED]
+        if old:
+            raise UserError(f"{source} is of an older version; to resume the run rename in that file {', '.join(old)}")
         return cls(**check_settings(values, source))
 
     def without_effect(self, given: Collection[str]) -> list[str]:
         """One line for each setting of ``given`` that changes nothing beside the others."""
-        full, tiny = self.form == "full", self.base == TINY
+        full, tiny = self.expert_form == "full", self.base == TINY
         reasons = {
             "merge": full and "full experts are written as a Mixtral directory anyway",
             "expert_rank": full and "full experts have no rank; the baseline's adapter alone uses it",
@@ -172,12 +207,19 @@ class RunConfig:
     @property
     def router_has_no_gradient(self) -> bool:
         """With one expert a token its gate is always 1, so that only the auxiliary losses reach the router."""
-        return self.experts_per_token == 1 and self.mix_steps > 0 and not self.mix_trains_experts
+        return self.num_experts_per_tok == 1 and self.mix_steps > 0 and not self.mix_trains_experts
 
     @property
     def adapter_rank(self) -> int:
         """Rank of the dense baseline's adapter: as many active parameters as a token meets in the mixture's deltas."""
-        return self.shared_rank + self.experts_per_token * self.expert_rank
+        return self.shared_rank + self.num_experts_per_tok * self.expert_rank
+
+
+def unknown_setting(name: str) -> str:
+    """What is wrong with a name that is no setting: what it is called now, or which setting is like it."""
+    if name in RENAMED:
+        return f"the setting {name!r} is now called {RENAMED[name]!r}"
+    return f"unknown setting {name!r}{did_you_mean(name, setting_types())}"
 
 
 def preset_names() -> list[str]:
@@ -194,7 +236,7 @@ def parse_setting(name: str, text: str) -> Any:
     """Turns the text of ``name=text`` into the setting's type; raises :class:`UserError` when it does not fit."""
     kinds = setting_types()
     if name not in kinds:
-        raise UserError(f"unknown setting {name!r}{did_you_mean(name, kinds)}; see train.py --help for all of them")
+        raise UserError(unknown_setting(name))
     return _coerce(name, kinds[name], text)
 
 
@@ -249,7 +291,7 @@ def check_settings(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     kinds = setting_types()
     for name in values:
         if name not in kinds:
-            raise UserError(f"{source}: unknown setting {name!r}{did_you_mean(name, kinds)}")
+            raise UserError(f"{source}: {unknown_setting(name)}")
     return {name: _coerce(name, kinds[name], value) for name, value in values.items()}
 
 
@@ -259,15 +301,3 @@ def make_config(preset: Mapping[str, Any], *overrides: Mapping[str, Any]) -> Run
     for changes in overrides:
         values.update(changes)
     return RunConfig(**values)
-
-
-__all__ = [
-    "RunConfig",
-    "check_settings",
-    "load_preset",
-    "load_settings",
-    "make_config",
-    "parse_setting",
-    "preset_names",
-    "setting_types",
-]

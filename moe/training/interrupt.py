@@ -3,37 +3,40 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 
-class Interrupt:
-    """Within ``with Interrupt(message) as interrupt:`` the first Ctrl-C prints ``message`` and sets ``interrupt.came``.
+class DelayedInterrupt:
+    """Within ``with DelayedInterrupt(notify) as interrupt:`` the first Ctrl-C only sets ``interrupt.requested``.
 
-    The work looks at ``came`` where it can stop. A second Ctrl-C raises :class:`KeyboardInterrupt` at once. Signals
-    reach the main thread alone; in another one nothing is changed.
+    It calls ``notify`` and raises :class:`KeyboardInterrupt` at the end of the block, which the work inside leaves at
+    the next safe place. A second Ctrl-C raises at once. Signals reach the main thread alone; in another one nothing
+    changes.
     """
 
-    def __init__(self, message: str):
-        self.message, self.came = message, False
+    def __init__(self, notify: Callable[[], None]):
+        self.notify, self.requested = notify, False
         self._before: Any = None
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> DelayedInterrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._take)
+            self._before = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        if self.requested and error is None:
+            raise KeyboardInterrupt
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        self.came = True
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
         self._restore()
-        print(self.message, file=sys.stderr, flush=True)
+        self.notify()
 
     def _restore(self) -> None:
         if self._before is not None:

@@ -1,7 +1,7 @@
-"""How much memory a run takes, computed before it starts.
+"""Memory that a run needs, computed before it starts.
 
-Counts weights, gradients, optimizer and activations; the allocator's fragments and a GPU's context (0.5 to 1 GiB) come
-on top.
+Counts weights, gradients, optimizer state and activations. The allocator's fragmentation and a GPU's context (0.5 to
+1 GiB) come on top.
 """
 
 # T tokens in a batch, D model dim, F hidden dim, V vocabulary
@@ -51,13 +51,13 @@ class MemoryPlan:
         )
 
 
-def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute: bool) -> MemoryPlan:
+def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool) -> MemoryPlan:
     """Memory of the branch stage (the largest) for batches of ``tokens`` tokens.
 
-    Deltas and routers are float32 with two float32 Adam moments. Per layer a forward pass keeps about 6 D + 2 A + 4 F
-    values a token (A: width of the attention's projections) and as many F again per further expert a token visits;
-    with ``recompute`` one layer at a time does, and every layer keeps its D inputs. Frozen layers below the first one
-    with experts keep nothing.
+    Deltas and routers are float32 with two float32 Adam moments. Per layer, a forward pass keeps about 6 D + 2 A + 4 F
+    values a token (A: width of the attention projections), and another 4 F for each further expert of a token. With
+    ``activation_checkpointing`` only one layer at a time does so, and every layer keeps its D inputs. Frozen layers
+    below the first one with experts keep nothing.
     """
     with torch.device("meta"):
         model = Transformer(config)
@@ -73,7 +73,7 @@ def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute:
     sparse_layer = dense_layer + tokens * 4 * config.hidden_dim * further * width
     learning = config.sparse_layers or range(config.n_layers)  # a dense model learns in every layer
     layers = config.n_layers - learning[0]
-    if recompute:
+    if activation_checkpointing:
         kept = tokens * config.dim * width * layers + sparse_layer
     else:
         kept = dense_layer * (layers - len(learning)) + sparse_layer * len(learning)
@@ -87,17 +87,3 @@ def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, recompute:
         optimizer=trained * 8,
         activations=kept + logits,
     )
-
-
-def available_memory(device: torch.device) -> int:
-    """Bytes that are free on ``device``: of the card, or of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 1 << 62

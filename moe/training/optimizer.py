@@ -12,11 +12,13 @@ from moe.training.stages import Stage, is_router
 
 
 def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float, stage: Stage) -> torch.optim.AdamW:
-    """AdamW (Loshchilov and Hutter, 2019) with decay on matrices; routers and vectors go without.
+    """AdamW (Loshchilov and Hutter, 2019) with weight decay on matrices, none on routers and vectors.
 
-    Each group keeps its peak learning rate under ``"peak"``; :func:`set_learning_rate` scales it.
+    Each group keeps its peak learning rate under ``"peak"``; :func:`set_learning_rates` scales it.
     """
-    decayed, plain, routers = [], [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    routers: list[nn.Parameter] = []
     for name, parameter in parameters.items():
         group = routers if is_router(name) else decayed if parameter.dim() > 1 else plain
         group.append(parameter)
@@ -35,25 +37,27 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float, 
     )
 
 
-def schedule(step: int, steps: int, warmup: float, floor: float) -> float:
-    """Share of the peak: linear warm-up, then a cosine from 1 down to ``floor`` at the last step (counted from 0)."""
-    warm = max(1, round(warmup * steps))
+def schedule(step: int, steps: int, warmup_ratio: float, min_lr_ratio: float) -> float:
+    """Share of the peak in ``step`` (from 0): linear warm-up, then a cosine to ``min_lr_ratio`` at the last step."""
+    warm = max(1, round(warmup_ratio * steps))
     if step < warm:
         return (step + 1) / warm
     progress = (step - warm) / max(1, steps - 1 - warm)
-    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    return min_lr_ratio + (1.0 - min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_learning_rates(optimizer: torch.optim.Optimizer, stage: Stage, step: int, warmup: float, floor: float) -> None:
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, stage: Stage, step: int, warmup_ratio: float, min_lr_ratio: float
+) -> None:
     """Sets every group's learning rate for ``step`` of ``stage`` (see :func:`schedule`).
 
-    Routers have a schedule of the stage's own length. Experts go on where the stages before left off, with a warm-up
-    anew, because AdamW's averages are new.
+    Routers follow a schedule of the stage's own length. Experts continue the schedule of the stages before, with a new
+    warm-up because AdamW's averages start anew.
     """
-    own = schedule(step, stage.steps, warmup, floor)
-    whole = schedule(stage.before + step, stage.before + stage.steps + stage.after, warmup, floor)
+    own = schedule(step, stage.steps, warmup_ratio, min_lr_ratio)
+    whole = schedule(stage.before + step, stage.before + stage.steps + stage.after, warmup_ratio, min_lr_ratio)
     if stage.before:
-        whole *= min(1.0, (step + 1) / max(1, round(warmup * stage.steps)))
+        whole *= min(1.0, (step + 1) / max(1, round(warmup_ratio * stage.steps)))
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * (own if group.get("router") else whole)
 

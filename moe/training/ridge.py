@@ -1,8 +1,8 @@
 """The router's start: ridge regression from hidden states to languages (DUME, 2025), then one temperature a layer.
 
-The closed form ``W = (X'X + lambda I)^-1 X'Y`` works untrained. Its outputs are near 0 and 1, which a softmax would
-turn into almost equal gates, so each layer's weights are scaled by the temperature (Guo et al., 2017) under which the
-language labels are most likely.
+The closed form is ``W = (X'X + lambda I)^-1 X'Y``. Its outputs are near 0 and 1, which a softmax would turn into
+almost equal gates, so each layer's weights are scaled by the temperature (Guo et al., 2017) that makes the language
+labels most likely.
 """
 
 # S tokens of a packed row, D model dim, E experts (one per language), L layers with a router
@@ -23,10 +23,10 @@ SCALES = tuple(2.0 ** (i / 2) for i in range(13))  # 1 to 64
 
 @torch.no_grad()
 def ridge_routers(model: Transformer, batches: Sequence[Batch], ridge: float = 0.01) -> list[float]:
-    """Sets every router from language-labelled batches; returns the share of tokens that each gets right, in order.
+    """Fits every router to language-labeled batches; returns the accuracy of each, in order of layers.
 
-    The last batch is held out: it chooses the temperature and measures the returned accuracy. Experts are forced by
-    language while hidden states are collected, as in the branch stage.
+    The last batch is held out to choose the temperature and measure the accuracy. Experts are forced by language while
+    hidden states are collected, as in the branch stage.
 
     Args:
         batches: at least two packed batches; token languages are the labels, expert i is language i.
@@ -65,6 +65,6 @@ def ridge_routers(model: Transformer, batches: Sequence[Batch], ridge: float = 0
         logits = held[layer] @ weight.T  # [S, E]
         losses = [F.cross_entropy(logits * scale, labels).item() for scale in SCALES]
         scale = SCALES[min(range(len(SCALES)), key=losses.__getitem__)]
-        model.layers[layer].feed_forward.gate.weight.copy_(weight * scale)
+        model.get_parameter(f"layers.{layer}.feed_forward.gate.weight").copy_(weight * scale)
         accuracies.append((logits.argmax(-1) == labels).float().mean().item())
     return accuracies

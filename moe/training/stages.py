@@ -1,13 +1,13 @@
-"""The stages of training: which weights learn, from which loss, with which routing.
+"""The stages of training: which weights learn, and with which routing.
 
-``pretrain`` all weights (the tiny base only). ``adapter`` the shared delta of a dense model. ``branch``
-every example forced to its language's expert; all languages in one run. ``mix`` the router and, unless they are frozen,
-the experts, with learned top-k routing.
+``pretrain``: all weights (of the tiny base only). ``adapter``: the shared delta of a dense model. ``branch``: the
+experts, each token forced to the expert of its language, all languages in one run. ``mix``: the router and, unless
+they are frozen, the experts, with learned top-k routing.
 
-Presets branch for a short start only. Experts that are trained alone for long (Branch-Train-MiX, Sukhbaatar et al.,
-2024) fit a routing that they never meet again: a router of single tokens sends a quarter to another language's expert,
-and the second choice takes part of every gate. Measured at equal steps, each step moved from branch to mix lowers the
-held-out loss (RESULTS.md).
+Presets keep the branch stage short. Experts trained under forced routing for long (Branch-Train-MiX, Sukhbaatar et al.,
+2024) do not transfer to learned routing: a token-level router sends a quarter of the tokens to another language's
+expert, and the second choice takes part of every gate. At equal total steps, each step moved from branch to mix lowers
+the held-out loss (RESULTS.md).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Stage:
         learning_rate: peak.
         router_learning_rate: peak of the routers.
         forced: route each token to the expert of its language with gate 1.
-        skip: steps whose batches an earlier stage has used, so that no stage repeats another's data.
+        skip: steps whose batches an earlier stage used, so that no stage repeats another's data.
         before, after: steps of other stages that share one learning-rate schedule of the experts with this one.
     """
 
@@ -47,10 +47,10 @@ class Stage:
 
 
 def make_stage(name: str, config: RunConfig) -> Stage:
-    """The stage ``name`` as the run's settings describe it.
+    """The stage ``name`` with the run's settings.
 
-    The baseline gets the steps of branch and mix together. Experts that learn in both are given one cosine over both,
-    as the baseline has it: two would spend many steps at rates near their floor and warm up twice.
+    The baseline gets the steps of branch and mix together. Experts trained in both follow one cosine over both, as the
+    baseline does: two would warm up twice and spend many steps near the minimum.
     """
     branch, mix = config.branch_steps, config.mix_steps
     match name:
@@ -77,7 +77,7 @@ def is_router(name: str) -> bool:
 
 
 def choose_trainable(model: Transformer, stage: str, mix_trains_experts: bool = False) -> dict[str, nn.Parameter]:
-    """Freezes everything but what ``stage`` trains and returns that, by name."""
+    """Freezes all but the parameters that ``stage`` trains; returns those by name."""
 
     def learns(name: str) -> bool:
         if stage == "pretrain":

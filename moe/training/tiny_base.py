@@ -1,7 +1,7 @@
 """The base of the embedded default: a small dense model trained from scratch on code files.
 
-It plays the part that Mistral-7B plays in a real run. It learns to continue files, each a comment and the code under
-it, in all languages; it has never seen an instruction, which is what the later stages teach.
+It stands in for Mistral-7B. It learns to continue files, each a comment followed by code, in all languages; it has
+never seen an instruction, which the later stages teach.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def tiny_config(vocab_size: int) -> ModelConfig:
 
 
 def as_file(pair: Pair) -> str:
-    """A pair as it could stand in a source file."""
+    """A pair as it might appear in a source file."""
     return f"{COMMENT.get(pair.language, '// ')}{pair.text}\n{pair.code}\n"
 
 
@@ -48,7 +48,7 @@ def train_tiny_tokenizer(pairs: Mapping[str, Sequence[Pair]], directory: Path, s
 def encode_files(
     pairs: Mapping[str, Sequence[Pair]], tokenizer: Tokenizer, max_tokens: int
 ) -> dict[str, list[Example]]:
-    """Training files as examples in which every token is learned; files that are too long are cut."""
+    """Training files as examples in which every token is learned; files longer than ``max_tokens`` are truncated."""
     return {
         language: [
             Example(tuple(tokenizer.encode(as_file(pair), bos=True, eos=True)[:max_tokens]), 1, index) for pair in items

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,18 +26,18 @@ from moe.training.optimizer import (
 )
 from moe.training.stages import Stage, choose_trainable
 
-CHOSEN_MEMORY = 0.9  # what one step leaves of the counts that balance is measured by
+CHOSEN_MEMORY = 0.9  # decay per step of the expert counts that balance is measured by
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one optimizer step did.
+    """Measurements of one optimizer step.
 
     Attributes:
         stage, step, steps: where training is; steps count from 1.
-        loss: mean cross-entropy in nats per learned token; ``language_losses`` the same per language (None: none seen).
-        balance, z: mean over layers of the auxiliary losses, unweighted; 0 where no router learns.
-        learning_rate: of this step's first parameter group; ``gradient_norm`` before clipping.
+        loss: mean cross-entropy in nats per learned token; ``language_losses`` per language (None: no token of it).
+        balance, z: auxiliary losses, unweighted, mean over layers; 0 where no router is trained.
+        learning_rate: of the first parameter group; ``gradient_norm`` before clipping.
         tokens: tokens processed, prompts included; ``seconds`` they took.
         routing: [G, E] float32 share of each language's gate weight that went to each expert, all layers together, NaN
             for a language without tokens in this step; None without a router.
@@ -58,31 +59,45 @@ class StepReport:
 
 @dataclass
 class StageState:
-    """What a stage needs to go on after an interruption: weights, optimizer, steps done."""
+    """What a stage needs to continue after an interruption: weights, optimizer state, steps done."""
 
     stage: str
     step: int
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass
 class _Sums:
-    """Running sums over the batches of one step."""
+    """Running sums over the micro-batches of one step.
 
-    losses: Tensor  # [G] float64
-    tokens: Tensor  # [G] float64
-    balance: float = 0.0
-    z: float = 0.0
-    routing: Tensor | None = None  # [G, E]
+    They stay on the model's device: a micro-batch never makes the host wait, and :meth:`read` waits once a step.
+    """
+
+    def __init__(self, languages: int, experts: int, device: torch.device):
+        self.losses = torch.zeros(languages, dtype=torch.float64, device=device)  # [G]
+        self.tokens = torch.zeros(languages, dtype=torch.float64, device=device)  # [G]
+        self.balance = torch.zeros((), dtype=torch.float64, device=device)
+        self.z = torch.zeros((), dtype=torch.float64, device=device)
+        self.routing = torch.zeros(languages, experts, device=device)  # [G, E] gate weight
+
+    def read(self, norm: Tensor) -> tuple[list[float], list[float], float, float, float, Tensor]:
+        """On the host: losses and tokens per language, balance, z, the gradient's ``norm``, routing [G, E]."""
+        scalars = torch.stack((self.balance, self.z, norm.double()))
+        parts = (self.losses, self.tokens, scalars, self.routing.flatten().double())
+        values = torch.cat(parts).tolist()  # the only place of a step where the host waits for the device
+        languages, experts = self.routing.shape
+        losses, tokens, rest = values[:languages], values[languages : 2 * languages], values[2 * languages :]
+        return losses, tokens, *rest[:3], torch.tensor(rest[3:]).view(languages, experts)
 
 
-def forward_batch(model: Transformer, batch: Batch, forced: bool, recompute: bool = False) -> ModelOutput:
+def forward_batch(
+    model: Transformer, batch: Batch, forced: bool, activation_checkpointing: bool = False
+) -> ModelOutput:
     """Runs a packed batch; with ``forced`` every token visits the expert of its language."""
     return model(
         batch.tokens,
         documents=batch.documents,
         forced_experts=batch.languages if forced else None,
-        recompute=recompute,
+        activation_checkpointing=activation_checkpointing,
         logits=False,
     )
 
@@ -114,7 +129,7 @@ class Trainer:
         self.step = 0
         sizes = model.config
         layers = len(sizes.sparse_layers)
-        self.chosen = torch.zeros(layers, sizes.num_experts, device=model.device)  # slots of late, [L, E]
+        self.chosen = torch.zeros(layers, sizes.num_experts, device=model.device)  # [L, E] decayed slot counts
 
     def state(self) -> StageState:
         """A snapshot to continue from (tensors are not copied)."""
@@ -137,38 +152,32 @@ class Trainer:
         self.chosen.copy_(state.tensors.get("routing/chosen", torch.zeros_like(self.chosen)))
         self.step = state.step
 
-    def run(self, on_step: Callable[[StepReport], None] | None = None) -> None:
-        """Trains to the stage's last step."""
+    def run(self) -> Iterator[StepReport]:
+        """Trains to the stage's last step; yields what each step did. A caller may stop between two steps."""
         self.model.train()
-        while self.step < self.stage.steps:
-            report = self.train_step()
-            if on_step is not None:
-                on_step(report)
-        self.model.eval()
+        try:
+            while self.step < self.stage.steps:
+                yield self.train_step()
+        finally:
+            self.model.eval()
 
     def _batches_of_step(self) -> list[Batch]:
         first = (self.stage.skip + self.step) * self.config.accumulate
         return [self.batches[first + i].to(self.model.device) for i in range(self.config.accumulate)]
 
     def train_step(self) -> StepReport:
-        """One optimizer step over ``accumulate`` batches."""
+        """One optimizer step over ``accumulate`` micro-batches; raises :class:`UserError` for a non-finite gradient."""
         started = time.perf_counter()
-        set_learning_rates(self.optimizer, self.stage, self.step, self.config.warmup, self.config.min_lr)
+        set_learning_rates(self.optimizer, self.stage, self.step, self.config.warmup_ratio, self.config.min_lr_ratio)
         self.chosen *= CHOSEN_MEMORY
         batches = self._batches_of_step()
         learned = sum(batch.targets.shape[0] for batch in batches)
-        count = len(self.languages)
-        sums = _Sums(torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64))
+        sums = _Sums(len(self.languages), self.model.config.num_experts, self.model.device)
         for batch in batches:
-            output = forward_batch(self.model, batch, self.stage.forced, self.config.recompute)
-            losses = batch_losses(self.model, output, batch)  # [N]
-            loss = losses.sum() / learned + self._auxiliary(output, batch, sums) / len(batches)
-            loss.backward()
-            owners = batch.languages[batch.positions].cpu()
-            sums.losses.index_add_(0, owners, losses.detach().double().cpu())
-            sums.tokens += torch.bincount(owners, minlength=count)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.clip or float("inf"))
-        if not torch.isfinite(norm):
+            self._micro_batch(batch, learned, sums)
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or float("inf"))
+        losses, tokens, balance, z, gradient_norm, routing = sums.read(norm)
+        if not math.isfinite(gradient_norm):
             rates = {"pretrain": "pretrain_lr", "mix": "mix_lr or branch_lr"}.get(self.stage.name, "branch_lr")
             raise UserError(
                 f"the gradient is not finite in step {self.step + 1} of stage {self.stage.name}; set a lower {rates}"
@@ -176,46 +185,61 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        per_language = tuple((loss / n).item() if n else None for loss, n in zip(sums.losses, sums.tokens, strict=True))
         return StepReport(
             stage=self.stage.name,
             step=self.step,
             steps=self.stage.steps,
-            loss=(sums.losses.sum() / sums.tokens.sum()).item(),
-            language_losses=per_language,
-            balance=sums.balance / len(batches),
-            z=sums.z / len(batches),
+            loss=sum(losses) / sum(tokens),
+            language_losses=tuple(loss / n if n else None for loss, n in zip(losses, tokens, strict=True)),
+            balance=balance / len(batches),
+            z=z / len(batches),
             learning_rate=self.optimizer.param_groups[0]["lr"],
-            gradient_norm=norm.item(),
+            gradient_norm=gradient_norm,
             tokens=sum(batch.tokens.shape[1] for batch in batches),
             seconds=time.perf_counter() - started,
-            routing=None if sums.routing is None else sums.routing / sums.routing.sum(-1, keepdim=True),
+            routing=routing / routing.sum(-1, keepdim=True) if self._router_decides else None,
         )
 
-    def _auxiliary(self, output: ModelOutput, batch: Batch, sums: _Sums) -> Tensor | float:
-        """Weighted balance and z-loss of one batch, averaged over layers; 0 where the router does not decide.
+    @property
+    def _router_decides(self) -> bool:
+        return self.model.config.is_moe and not self.stage.forced
 
-        The balance loss' expert fractions are those of the last ten steps or so, not of this batch alone: a batch of a
-        few thousand tokens holds few examples, and where it lacks a language, balance within it would push the others'
-        tokens to that language's expert.
+    def _micro_batch(self, batch: Batch, learned: int, sums: _Sums) -> None:
+        """Adds one batch's share of the step's gradient and its numbers, without a wait for the device.
+
+        Args:
+            learned: response tokens of the whole step; each weighs the same, whatever batch it is in.
         """
-        routed = [routing for routing in output.routing if routing.router_logits is not None]
-        if not routed:
-            return 0.0
-        experts, count = self.model.config.num_experts, len(self.languages)
+        output = forward_batch(self.model, batch, self.stage.forced, self.config.activation_checkpointing)
+        losses = batch_losses(self.model, output, batch)  # [N]
+        loss = losses.sum() / learned
+        if self._router_decides:
+            loss = loss + self._auxiliary(output, batch, sums) / self.config.accumulate
+        loss.backward()
+        owners = batch.languages[batch.positions]  # [N]
+        sums.losses.index_add_(0, owners, losses.detach().double())
+        sums.tokens.index_add_(0, owners, torch.ones_like(owners, dtype=torch.float64))
+
+    def _auxiliary(self, output: ModelOutput, batch: Batch, sums: _Sums) -> Tensor:
+        """Weighted balance and z-loss of one batch, averaged over layers.
+
+        The balance loss measures expert fractions over about the last ten steps, not over this batch alone: a batch of
+        a few thousand tokens holds few examples, and if it lacks a language, balance within the batch would push other
+        languages' tokens to that language's expert.
+        """
+        experts = self.model.config.num_experts
         balances, zs = [], []
-        table = torch.zeros(count, experts)
-        for layer, routing in enumerate(routed):
-            counts = expert_counts(routing.expert_ids, experts)  # [E]
-            self.chosen[layer] += counts
-            fractions = self.chosen[layer] / self.chosen[layer].sum()
+        for layer, routing in enumerate(output.routing):
+            assert routing.router_logits is not None, "the router decides"
+            self.chosen[layer] += expert_counts(routing.expert_ids, experts)
+            fractions = self.chosen[layer] / self.chosen[layer].sum()  # [E]
             balances.append(balance_loss(routing.router_logits, fractions))
             zs.append(z_loss(routing.router_logits))
             slots = batch.languages[:, None] * experts + routing.expert_ids  # [S, K]
             gates = routing.gates.detach().float().flatten()
-            table += torch.bincount(slots.flatten(), gates, minlength=count * experts).view(count, experts).cpu()
-        sums.routing = table if sums.routing is None else sums.routing + table
+            weights = torch.zeros_like(sums.routing).flatten().index_add_(0, slots.flatten(), gates)  # [G * E]
+            sums.routing += weights.view_as(sums.routing)
         balance, z = torch.stack(balances).mean(), torch.stack(zs).mean()
-        sums.balance += balance.item()
-        sums.z += z.item()
+        sums.balance += balance.detach()
+        sums.z += z.detach()
         return self.config.balance_loss_weight * balance + self.config.z_loss_weight * z

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from checkpoints.__main__ import main
 from checkpoints.commands.inspect import describe
+from checkpoints.commands.verify import verify_directory
 from checkpoints.formats import open_checkpoint
 from checkpoints.model_io import load_model, save_model
 from checkpoints.storage.safetensors_file import save_tensors
 from checkpoints.transforms.merge import open_any
-from checkpoints.verify import verify_directory
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.model import Transformer
@@ -73,8 +73,8 @@ def models(tmp_path_factory):
     config = ModelConfig(vocab_size=17, dim=8, n_layers=2, n_heads=2, n_kv_heads=1, hidden_dim=12, max_seq_len=64)
     save_model(Transformer(config).reset(0), None, root / "dense")
     for form in ("full", "delta"):
-        flags = ["--no-proof", "--rank", "2", "--max-shard", "3kb"]
-        assert main(["upcycle", str(root / "dense"), str(root / form), "--form", form, *flags]) == 0
+        flags = ["--no-proof", "--rank", "2", "--max-shard", "3kb", "--template", "plain"]
+        assert main(["upcycle", str(root / "dense"), str(root / form), "--expert-form", form, *flags]) == 0
     params = {"dim": 8, "n_layers": 2, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 12, "vocab_size": 17}
     (root / "mistral").mkdir()
     (root / "mistral" / "params.json").write_text(json.dumps(params))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from checkpoints.__main__ import main
+from checkpoints.commands.verify import verify_directory
 from checkpoints.model_io import save_model
 from checkpoints.storage.files import sha256_file
-from checkpoints.verify import verify_directory
 from moe.config import ModelConfig
 
 KILLS = 50  # of running jobs; a job that was done before its kill does not count
@@ -30,7 +30,7 @@ def jobs(tmp_path, make_model):
     save_model(make_model(config, dtype=torch.float32), None, base)
     assert main(["upcycle", str(base), str(delta), "--rank", "4", "--no-proof"]) == 0
     return {
-        "upcycle": ["upcycle", str(base), "OUT", "--form", "full", "--no-proof", "--max-shard", "400kb"],
+        "upcycle": ["upcycle", str(base), "OUT", "--expert-form", "full", "--no-proof", "--max-shard", "400kb"],
         "upcycle delta": ["upcycle", str(base), "OUT", "--rank", "8", "--no-proof"],
         "merge": ["merge", str(delta), "OUT", "--no-proof", "--max-shard", "400kb"],
         "quantize": ["quantize", str(base), "OUT", "--no-perplexity", "--max-shard", "100kb"],

@@ -46,14 +46,14 @@ def models(tmp_path_factory):
     save_model(Transformer(WIDE).reset(0).to(torch.bfloat16), None, root / "dense")
     base = str(root / "dense")
     assert main(["upcycle", base, str(root / "delta"), "--languages", "python", "java", "--no-proof"]) == 0
-    full = ["--languages", "python", "java", "--form", "full", "--no-proof"]
+    full = ["--languages", "python", "java", "--expert-form", "full", "--no-proof"]
     assert main(["upcycle", base, str(root / "full"), *full]) == 0
     assert main(["quantize", base, str(root / "int4"), "--no-perplexity"]) == 0
     return root
 
 
 JOBS = {
-    "upcycle": ("upcycle dense OUT --form full --no-proof", LARGEST),
+    "upcycle": ("upcycle dense OUT --expert-form full --no-proof", LARGEST),
     "merge": ("merge delta OUT --no-proof", LARGEST),
     "collapse full": ("collapse full OUT", LARGEST),
     "collapse delta": ("collapse delta OUT", LARGEST),

@@ -1,4 +1,4 @@
-"""Model cards: languages, base, recipe, scores and licence where they are known, and plain words where they are not."""
+"""Model cards state languages, base, recipe, scores and license if they are known, and say so if they are not."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from checkpoints.__main__ import main
-from checkpoints.card_facts import base_license, run_facts
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.checkpoint import Checkpoint
-from checkpoints.model_card import model_card
+from checkpoints.model_card import base_license, base_name, model_card, run_facts
 from checkpoints.model_io import save_model
 from checkpoints.transforms.upcycle import upcycle_model
+from moe.errors import UserError
+from tests.checkpoints.command_line import run_main
 
 LANGUAGES = ("python", "cpp")
 
@@ -38,13 +39,13 @@ def run(tmp_path, mistral_directory, make_model, tiny_config):
     return directory
 
 
-def test_a_trained_model_tells_recipe_scores_and_licence(tmp_path, run, capsys):
+def test_the_card_of_a_trained_model_states_recipe_scores_and_license(tmp_path, run, capsys):
     assert main(["merge", str(run / "model"), str(tmp_path / "merged"), "--no-proof"]) == 0
     assert main(["merge", str(run / "model"), str(run / "mixtral"), "--no-proof"]) == 0
     assert main(["convert", str(run / "mixtral"), str(tmp_path / "copy")]) == 0
     for directory in (run / "model", tmp_path / "merged", tmp_path / "copy"):
         card = (directory / "README.md").read_text()
-        assert "\nlicense: apache-2.0\n" in card and "licence of the base: apache-2.0" in card
+        assert "\nlicense: apache-2.0\n" in card and "license of the base applies to these weights: apache-2.0" in card
         assert "| expert 0 | Python |" in card and "| expert 1 | C++ |" in card
         assert "| branch steps | 300 |" in card and "| seed | 7 |" in card and "| date | 2026-11-24 |" in card
         assert "| test | Python | 0.100 | 0.300 | 10 |" in card and "| test | C++ | 0.200 | 0.400 | 12 |" in card
@@ -62,9 +63,9 @@ def test_what_computes_something_else_has_no_scores(tmp_path, run):
 @pytest.mark.parametrize("form", ["full", "delta"])
 def test_what_is_unknown_is_said(tmp_path, mistral_directory, form):
     out = tmp_path / "out"
-    assert main(["upcycle", str(mistral_directory), str(out), "--form", form, "--rank", "2", "--no-proof"]) == 0
+    assert main(["upcycle", str(mistral_directory), str(out), "--expert-form", form, "--rank", "2", "--no-proof"]) == 0
     card = (out / "README.md").read_text()
-    assert "license: other\nlicense_name: unknown" in card and "`mistral` state no licence" in card
+    assert "license: other\nlicense_name: unknown" in card and "`mistral` state no license" in card
     assert "have not been scored" in card and "| training | none yet |" in card and "| seed | 0 |" in card
     assert "| expert 2 | JavaScript |" in card and 'base_model: "mistral"' in card
 
@@ -80,12 +81,12 @@ def test_what_is_unknown_is_said(tmp_path, mistral_directory, form):
         ("---\nnever: ends\nlicense: mit\n", None),
     ],
 )
-def test_licence_of_a_directory(mistral_directory, text, expected):
+def test_license_of_a_directory(mistral_directory, text, expected):
     (mistral_directory / "README.md").write_text(text)
     assert base_license(open_checkpoint(mistral_directory)) == expected
 
 
-def test_licence_of_a_gguf_file(tmp_path, tiny_config):
+def test_license_of_a_gguf_file(tmp_path, tiny_config):
     for stated, expected in (("apache-2.0", "apache-2.0"), ("two\nlines", None), (7, None)):
         opened = Checkpoint(tmp_path / "a.gguf", "gguf", tiny_config, {}, (), {"general.license": stated})
         assert base_license(opened) == expected
@@ -102,3 +103,63 @@ def test_damaged_run_files_do_not_stop_a_card(run, tiny_config, damaged):
     facts = run_facts(run / "model")
     assert facts is None or facts.recipe == {}
     assert "have not been scored" in model_card(tiny_config, "x", "Made", facts and facts.recipe)
+
+
+def stated_in(directory) -> str:
+    """The base that a card names, in its front matter and in its text."""
+    card = (directory / "README.md").read_text()
+    named = next(line for line in card.splitlines() if line.startswith("base_model: "))
+    base = json.loads(named.removeprefix("base_model: "))
+    assert f"from the base `{base}`" in card and f"\n# {base}" in card
+    return base
+
+
+@pytest.mark.parametrize("form", ["full", "delta"])
+def test_the_base_is_named_by_its_hub_id_if_the_user_gives_one(tmp_path, mistral_directory, form):
+    out, flags = tmp_path / form, ["--rank", "2", "--no-proof", "--base-id", "some-org/Base_7B-v0.1"]
+    assert run_main("upcycle", mistral_directory, out, "--expert-form", form, *flags) == 0
+    assert stated_in(out) == "some-org/Base_7B-v0.1"
+    if form == "delta":
+        assert run_main("merge", out, tmp_path / "merged", "--no-proof") == 0
+        assert stated_in(tmp_path / "merged") == "some-org/Base_7B-v0.1", "a delta's card knows its base"
+        assert run_main("merge", out, tmp_path / "other", "--no-proof", "--base-id", "o/n") == 0
+        assert stated_in(tmp_path / "other") == "o/n"
+    else:
+        for command, extra in {"convert": [], "collapse": [], "quantize": ["--no-perplexity"]}.items():
+            wide = command != "quantize"  # the tiny model has no matrix that can be quantized
+            code = run_main(command, out, tmp_path / command, "--base-id", "o/n", *extra)
+            assert code == (0 if wide else 2)
+            assert not wide or stated_in(tmp_path / command) == "o/n"
+
+
+@pytest.mark.parametrize("wrong", ["base", "a/b/c", "/a/b", "../b", "a--b/c", "a/", "a/b\n", "o/n: x"])
+def test_other_names_are_not_hub_ids(tmp_path, mistral_directory, capsys, make_model, tiny_config, wrong):
+    for command in ("upcycle", "convert", "merge"):
+        assert run_main(command, mistral_directory, tmp_path / "out", "--base-id", wrong) == 2
+        assert "expected ORG/NAME" in capsys.readouterr().err
+    mixture = upcycle_model(make_model(tiny_config, dtype=torch.float32), LANGUAGES, expert_rank=2)
+    for base in (mistral_directory, None):
+        with pytest.raises(UserError, match="expected ORG/NAME"):
+            save_model(mixture, None, tmp_path / "out", base=base, base_id=wrong)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_in_memory_names_its_base_by_hub_id(tmp_path, mistral_directory, make_model, tiny_config):
+    mixture = upcycle_model(make_model(tiny_config, dtype=torch.float32), LANGUAGES, expert_rank=2)
+    save_model(mixture, None, tmp_path / "delta", base=mistral_directory, base_id="o/n")
+    save_model(mixture, None, tmp_path / "alone", base_id="o/n")
+    assert stated_in(tmp_path / "delta") == stated_in(tmp_path / "alone") == "o/n"
+
+
+def test_config_and_hub_cache_name_the_base(tmp_path, mistral_directory):
+    cached = tmp_path / "hub" / "models--org-1--Some.Model-7B" / "snapshots" / "0123abcd"
+    cached.parent.mkdir(parents=True)
+    mistral_directory.rename(cached)
+    assert base_name(open_checkpoint(cached)) == "org-1/Some.Model-7B"
+    settings = json.loads((cached / "config.json").read_text())
+    for stated, expected in (("org/name", "org/name"), ("/home/me/org/name", "org-1/Some.Model-7B"), (7, None)):
+        (cached / "config.json").write_text(json.dumps(settings | {"_name_or_path": stated}))
+        assert base_name(open_checkpoint(cached)) == (expected or "org-1/Some.Model-7B")
+        assert base_name(open_checkpoint(cached), "given/first") == "given/first"
+    cached.rename(tmp_path / "moved")
+    assert base_name(open_checkpoint(tmp_path / "moved")) == "moved"

@@ -3,7 +3,6 @@
 import argparse
 import itertools
 import json
-import math
 import os
 import time
 from pathlib import Path
@@ -11,14 +10,11 @@ from pathlib import Path
 import pytest
 
 from eval.execution import programs as execution
+from eval.execution.cli import add_parser, main
+from eval.execution.pass_at_k import mean_pass_at_k, pass_at_k
 from eval.execution.programs import (
     ExecutionResult,
-    add_parser,
-    main,
-    mean_pass_at_k,
     missing_tools,
-    pass_at_k,
-    pass_rate,
     run_many,
     run_program,
     run_tests,
@@ -125,12 +121,16 @@ def test_output_without_end_is_cut():
     assert len(output.stdout) <= 4 << 20
 
 
-def test_missing_tool_is_unavailable_and_does_not_count(monkeypatch):
+def test_missing_tool_is_unavailable_and_does_not_count(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(execution.shutil, "which", lambda tool: None)
     result = run_tests("java", CODE["java"].replace("BODY", "0"), TESTS)
     assert result == ExecutionResult("unavailable", "javac and java not found on the path")
-    assert pass_rate([result, ExecutionResult("passed"), ExecutionResult("failed")]) == 0.5
-    assert math.isnan(pass_rate([result]))
+    java = Pair("java", "Double.", CODE["java"].replace("BODY", "0"), id="j", tests=json.dumps(TESTS))
+    write_pairs([_pair("a", "x * 2"), java], tmp_path / "pairs.jsonl")
+    assert main(_arguments("--pairs", tmp_path / "pairs.jsonl", "--workers", 1)) == 0
+    _, python, java = capsys.readouterr().out.splitlines()
+    assert python.split() == ["python", "1", "0", "0", "0", "0", "0", "1.0000"]
+    assert java.split() == ["java", "0", "0", "0", "0", "0", "1", "too", "few"]
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_command_line_prints_rates_and_writes_results(tmp_path, capsys):
     assert row.split() == ["python", "3", "1", "0", "0", "0", "0", "0.7500", "1.0000", "too", "few"]
     statuses = [json.loads(line)["status"] for line in output.read_text().splitlines()]
     assert statuses == ["passed", "failed", "passed", "passed"]
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="exists; give another --output"):
         main(arguments)
 
 

@@ -14,7 +14,7 @@ from moe.training.config import RunConfig, load_preset, make_config
 
 
 def test_both_stages_are_measured(tiny_config):
-    config = RunConfig(max_tokens=24, tokens_per_batch=64, shared_rank=2, expert_rank=2, recompute=True)
+    config = RunConfig(max_tokens=24, tokens_per_batch=64, shared_rank=2, expert_rank=2, activation_checkpointing=True)
     result = training_step.measure(tiny_config, config, torch.device("cpu"), torch.float32, steps=2)
     for stage in ("branch", "mix"):
         assert len(result[stage]["losses"]) == 2 and all(map(math.isfinite, result[stage]["losses"]))
@@ -26,7 +26,7 @@ def test_the_plan_of_the_preset_fits_under_the_limit():
     config = make_config(load_preset("mistral-7b-24gb"), {"base": "random", "data": "random"})
     ranks = {"shared_rank": config.shared_rank, "expert_rank": config.expert_rank}
     shape = ModelConfig(**MISTRAL_7B._asdict(), num_experts=4, expert_form="delta", **ranks)
-    plan = training_step.plan_memory(shape, config.tokens_per_batch, torch.bfloat16, config.recompute)
+    plan = training_step.plan_memory(shape, config.tokens_per_batch, torch.bfloat16, config.activation_checkpointing)
     assert plan.total < training_step.LIMIT
 
 

@@ -38,7 +38,7 @@ def test_auto_prefers_a_gpu(gpus):
 @pytest.mark.parametrize(
     ("name", "count", "message"),
     [
-        ("cuda", 0, "no CUDA GPU was found; use --device cpu"),
+        ("cuda", 0, "no CUDA GPU was found; choose cpu or auto"),
         ("cuda:2", 2, "this machine has 2 CUDA GPUs"),
         ("cdua", 2, "did you mean 'cuda'"),
         ("gpu0", 2, "expected auto, cpu, cuda or cuda:N"),

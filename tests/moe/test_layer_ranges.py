@@ -9,10 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe.config import ModelConfig
+from moe.config import ModelConfig, format_layers, parse_layers
 from moe.errors import UserError
 from moe.experts import MoEFeedForward
-from moe.layer_ranges import format_layers, parse_layers
 from moe.layers import FeedForward
 from moe.model import Transformer
 from moe.training.memory_plan import plan_memory

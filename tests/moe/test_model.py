@@ -153,7 +153,7 @@ def test_recomputation_gives_the_same_gradients(config, make_model):
     gradients = []
     for recompute in (False, True):
         model = make_model(config)
-        model(tokens_of(16), recompute=recompute).logits.square().mean().backward()
+        model(tokens_of(16), activation_checkpointing=recompute).logits.square().mean().backward()
         gradients.append({n: p.grad for n, p in model.named_parameters()})
     assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-14) for n in gradients[0])
 

@@ -1,4 +1,4 @@
-/* The dataflow edges of one text, from what its program has found: the rest of dataflow.py in C. */
+/* The dataflow edges of one text, from the outcome of its program. */
 #include "flow.h"
 
 #include <stdlib.h>
@@ -44,7 +44,7 @@ static int32_t variable(int32_t *numbers, int32_t *count, int32_t name) {
     return numbers[name];
 }
 
-/* The number of a list of source variables: of the variable itself if it is one. */
+/* The number of a list of source variables; a single variable keeps its own. */
 static int32_t number_sources(Reader *reader, int32_t *variables, int32_t *known, Names sources) {
     Ints *list = &reader->shape;
     list->n = 0;
@@ -53,16 +53,16 @@ static int32_t number_sources(Reader *reader, int32_t *variables, int32_t *known
     return intern(reader, &reader->shapes, list->at, sources.n * (int32_t)sizeof *list->at, SOURCES_OF_EDGE);
 }
 
-/* Finds the numbers of all edges: an edge is its variable, the relation and the list of source variables. */
+/* Numbers all edges: an edge is a variable, a relation and a list of source variables. */
 void find_edges(Reader *reader) {
     Ints *edges = &reader->edges;
-    Names last = {NULL, 0}; /* targets of one assignment share their sources, which are numbered once */
+    Names last = {NULL, 0}; /* the targets of one assignment share their sources, which are numbered once */
     int32_t last_number = 0;
     edges->n = 0;
     if (reader->too_deep || reader->tokens.n == 0) return;
     Flow *flow = new_flow(reader);
     if (!run_program(reader, flow)) return;
-    /* Token -> relation (NONE: nothing is assigned to it) and sources: the later relation, the sources of both. */
+    /* Token -> relation (NONE: never assigned) and sources; the later relation and the sources of both. */
     int32_t *relations = filled(reader, reader->tokens.n, 0xFF), *variables = flow->group, known = 0;
     Names *sources_of = arena_take(reader, (size_t)reader->tokens.n * sizeof *sources_of);
     for (int32_t i = 0; i < flow->found_n; i++) {

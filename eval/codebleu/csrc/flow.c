@@ -1,11 +1,15 @@
-/* Runs the program of one text: the loop of dataflow.py in C. */
+/* Runs the dataflow program of one text.
+ *
+ * It does what the visits of dataflow.py do without copying the state at every branch: a journal notes what a branch
+ * changes, so joining alternatives costs what they changed. Large sets of definitions are joined lazily.
+ */
 #include "flow.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define MEMORY_DEPTH 2 /* loops in so many others are remembered */
-#define LONG 64        /* a set of definitions larger than this is joined lazily */
+#define MEMORY_DEPTH 2 /* the outcome of loops nested this deep is remembered */
+#define MAX_JOINED 64  /* larger sets of definitions are joined lazily */
 
 #define MORE(list, n, room) \
     if ((n) == (room)) grow(reader, (void **)&(list), &(room), (n) + 1, sizeof *(list))
@@ -25,10 +29,10 @@ static void sort_distinct(Ints *ints) {
 
 static Set *set_of(Flow *flow, int32_t definition) { return &flow->set_list[-2 - definition]; }
 
-/* The definition that is a set of these parts, which are sorted; equal small sets are the same one. */
+/* The set of these parts, which are sorted; equal small sets are one set. */
 static int32_t make_set(Reader *reader, Flow *flow, const Ints *parts, char joined) {
     int32_t number = flow->sets.n;
-    if (joined) intern(reader, &flow->sets, &number, sizeof number, 1); /* a key of its own */
+    if (joined) intern(reader, &flow->sets, &number, sizeof number, 1); /* a unique key */
     else number = intern(reader, &flow->sets, parts->at, parts->n * (int32_t)sizeof *parts->at, 0);
     if (number == flow->sets.n - 1) {
         MORE(flow->set_list, number, flow->set_room);
@@ -54,7 +58,7 @@ static int32_t join_definitions(Reader *reader, Flow *flow) {
         push_many(reader, whole, flow->parts.at + set_of(flow, part)->from, set_of(flow, part)->count);
     }
     sort_distinct(whole);
-    return whole->n <= LONG ? make_set(reader, flow, whole, 0) : make_set(reader, flow, distinct, 1);
+    return whole->n <= MAX_JOINED ? make_set(reader, flow, whole, 0) : make_set(reader, flow, distinct, 1);
 }
 
 static void mark_definitions(Reader *reader, Flow *flow, int32_t definitions) {
@@ -86,7 +90,7 @@ static void set_state(Reader *reader, Flow *flow, int32_t name, int32_t definiti
     flow->states[name] = definitions;
 }
 
-/* Takes back what the open journal notes, and puts what was changed on top of flow->values. */
+/* Reverts what the open journal notes, and pushes the reverted values on flow->values. */
 static void undo(Reader *reader, Flow *flow) {
     for (int32_t i = flow->journal_from; i < flow->changes_n; i++) {
         Change change = flow->changes[i];
@@ -111,7 +115,7 @@ static void end_side(Reader *reader, Flow *flow) {
     fork->sides++;
 }
 
-/* Ends a branch without alternatives: the changes become those of the outer journal. */
+/* Ends a branch without alternatives: its changes move to the outer journal. */
 static void join_main_line(Reader *reader, Flow *flow, Fork fork, int32_t keep_base) {
     int32_t from = flow->journal_from, end = flow->changes_n, kept = from;
     for (int32_t i = from; i < end; i++) {
@@ -143,7 +147,7 @@ static void join_sides(Reader *reader, Flow *flow, int32_t keep_base) {
     flow->journal = fork.journal;
     flow->journal_from = fork.journal_from;
     int32_t sides = fork.sides + 1, mark = ++flow->mark;
-    for (int32_t i = fork.sides_from; i < flow->values_n; i++) { /* the values of each variable become a list */
+    for (int32_t i = fork.sides_from; i < flow->values_n; i++) { /* links the values of each variable */
         Value *value = &flow->values[i];
         value->next = flow->seen[value->name] == mark ? flow->group[value->name] : NONE;
         flow->seen[value->name] = mark;
@@ -162,7 +166,7 @@ static void join_sides(Reader *reader, Flow *flow, int32_t keep_base) {
     flow->values_n = fork.sides_from;
 }
 
-/* The sources that are known for a key within the innermost loop; NULL if there are none. */
+/* The sources known for a key in the innermost loop, or NULL. */
 static Names *known_sources(Flow *flow, int32_t key) {
     int32_t from = flow->loops_n ? flow->loops[flow->loops_n - 1].found_from : 0;
     return flow->place[key] >= from ? &flow->found[flow->place[key]].sources : NULL;
@@ -221,7 +225,7 @@ static void define(Reader *reader, Flow *flow, const int32_t *operands) {
     }
 }
 
-/* Looks for the outcome of the loop at a step from the present states of its variables; makes room for it if there is
+/* Looks up the outcome of the loop at a step from the current states of its variables; makes room for it if there is
  * none. Keys are lists in memory_keys: names, then the state of each. */
 static int32_t recall(Reader *reader, Flow *flow, int32_t step, int32_t from, int32_t to, int *known) {
     Ints *keys = &flow->memory_keys;
@@ -244,10 +248,10 @@ static int32_t recall(Reader *reader, Flow *flow, int32_t step, int32_t from, in
     MORE(flow->memories, flow->memories_n, flow->memories_room);
     flow->memories[flow->memories_n] = (Memory){key_from, count, flow->memory_at.at[step] - 1, 0, 0, NULL};
     *known = 0;
-    return flow->memories_n++; /* becomes known when the loop ends */
+    return flow->memories_n++; /* valid once the loop ends */
 }
 
-/* Opens a loop, or repeats what it gave before; returns how much of the program to skip. */
+/* Opens a loop, or repeats a remembered outcome; returns how many steps to skip. */
 static int32_t enter_loop(Reader *reader, Flow *flow, int32_t step, const int32_t *operands) {
     int32_t memory = -1;
     if (flow->loops_n >= MEMORY_DEPTH) {

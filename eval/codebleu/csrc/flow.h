@@ -1,4 +1,4 @@
-/* What is known while the program of a text runs. flow.c runs it, edges.c prepares it and reads what was found.
+/* The state of a running dataflow program: edges.c sets it up and collects the edges, flow.c runs it.
  *
  * A definition is what may have given a variable its value: a token, or -2 - n for set number n; NONE is no definition.
  * Branches and loops nest, so what they change is kept in stacks: the innermost one's is on top.
@@ -12,11 +12,11 @@
 
 enum { UNREAD, NEW, USED };
 
-typedef struct { int32_t from, count; char joined, marked; } Set; /* its parts are in Flow.parts */
-typedef struct { int32_t name, before, outer; } Change;           /* outer: the journal that had the name before */
+typedef struct { int32_t from, count; char joined, marked; } Set; /* parts in Flow.parts */
+typedef struct { int32_t name, before, outer; } Change;           /* outer: the last journal that had the name */
 typedef struct { int32_t key, outer; Names sources; } Found;      /* key 2 * token + relation; outer: as in `place` */
 typedef struct { int32_t journal, journal_from, sides_from, sides, main_from; } Fork;
-typedef struct { int32_t step, found_from, round, memory; } Loop; /* memory: where its outcome belongs, or -1 */
+typedef struct { int32_t step, found_from, round, memory; } Loop; /* memory: where to store its outcome, or -1 */
 typedef struct { int32_t key_from, names, next, after_from, found_count; Found *found; } Memory;
 typedef struct { int32_t name, definitions, next; } Value; /* next: of the same variable */
 
@@ -38,7 +38,7 @@ typedef struct Flow {
     Ints parts, stack, union_of, memory_at, memory_keys; /* memory_at: step -> first memory + 1 */
 } Flow;
 
-/* Runs the program; returns whether it came to its end. Else a node lacks a part that its rule needs. */
+/* Runs the program; returns 0 if a node lacks a part that its rule needs. */
 int run_program(Reader *reader, Flow *flow);
 
 #endif

@@ -1,19 +1,16 @@
-/* Growing arrays, memory of one text, numbers for equal keys. */
-#include "native.h"
+#include "memory.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define CHUNK_SIZE 32768
 
-void bail_out(Reader *reader) { longjmp(reader->bail, 1); }
-
 void no_memory(Reader *reader) {
     PyErr_NoMemory();
     bail_out(reader);
 }
 
-/* Makes room for `wanted` elements, at least half as much again as there was. */
+/* Makes room for `wanted` elements; grows by at least one half. */
 void grow(Reader *reader, void **at, int32_t *room, int32_t wanted, size_t size) {
     int64_t next = (int64_t)*room + *room / 2 + 16;
     if (wanted < 0) no_memory(reader);
@@ -32,7 +29,7 @@ void push_many(Reader *reader, Ints *ints, const int32_t *values, int32_t count)
     ints->n += count;
 }
 
-/* `more` must not be a part of `steps`. */
+/* `more` must not be part of `steps`. */
 void push_steps(Reader *reader, Steps *steps, const Step *more, int32_t count) {
     if (count == 0) return;
     int32_t wanted = steps->n + count;
@@ -47,8 +44,7 @@ struct Chunk {
     /* the memory follows */
 };
 
-void *arena_take(Reader *reader, size_t size) {
-    Arena *arena = &reader->arena;
+void *arena_allocate(Reader *reader, Arena *arena, size_t size) {
     size = (size + 15) & ~(size_t)15;
     if (arena->chunk == NULL || arena->used + size > arena->chunk->size) {
         size_t room = size > CHUNK_SIZE ? size : CHUNK_SIZE;
@@ -64,7 +60,7 @@ void *arena_take(Reader *reader, size_t size) {
     return taken;
 }
 
-/* Gives all back but one small chunk. */
+/* Releases all but one small chunk. */
 void arena_reset(Arena *arena) {
     while (arena->chunk && (arena->chunk->before || arena->chunk->size > CHUNK_SIZE)) {
         Chunk *chunk = arena->chunk;
@@ -113,7 +109,7 @@ static void more_slots(Reader *reader, Interner *interner) {
     interner->mask = mask;
 }
 
-/* The number of a key; a new one if the key is new. */
+/* The number of a key; the next number if the key is new. */
 int32_t intern(Reader *reader, Interner *interner, const void *key, int32_t length, int32_t tag) {
     if (interner->slots == NULL || (uint32_t)interner->n * 2 > interner->mask) more_slots(reader, interner);
     uint32_t hash = hash_key(key, length, tag), place = hash & interner->mask;
@@ -144,7 +140,7 @@ int32_t intern(Reader *reader, Interner *interner, const void *key, int32_t leng
     return interner->n - 1;
 }
 
-/* Forgets all keys. Much memory is given back, little is kept for the next ones. */
+/* Forgets all keys. Large tables are freed, small ones are kept for the next keys. */
 void interner_clear(Interner *interner) {
     if (interner->n == 0) return;
     if (interner->mask > 8191) {

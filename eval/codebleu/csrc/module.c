@@ -4,10 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* What Reader.held holds; 1 to 3 belong to walk.c and text.c. */
+/* The places in Reader.held; 1 to 3 belong to walk.c and text.c. */
 enum { CURSOR, NODE, CUT, OTHER, CODE, BYTES, TREE, PAD, HELD };
 
 static PyTypeObject ReaderType, ReadingType;
+
+void bail_out(Reader *reader) { longjmp(reader->bail, 1); }
 
 static void reading_dealloc(Reading *self) {
     Py_XDECREF(self->code);
@@ -21,7 +23,7 @@ static void let_go(Reader *self) {
     self->busy = 0;
 }
 
-/* Forgets all numbers; keywords get the first ones. */
+/* Forgets all numbers and assigns the first ones to the keywords. */
 static int forget(Reader *self) {
     interner_clear(&self->shapes);
     interner_clear(&self->words);
@@ -60,10 +62,10 @@ static int read_rules(Reader *self, PyObject *rules) {
 
 static int reader_init(Reader *self, PyObject *args, PyObject *kwargs) {
     PyObject *names, *rules, *keywords;
-    const char *tables[6];
-    Py_ssize_t sizes[6];
+    const char *tables[5];
+    Py_ssize_t sizes[5];
     if (self->spec || (kwargs && PyDict_GET_SIZE(kwargs)))
-        return PyErr_SetString(PyExc_TypeError, "Reader(spec, keywords, parse, ...) is made once, by position"), -1;
+        return PyErr_SetString(PyExc_TypeError, "Reader(spec, keywords, parse, ...) is initialized once, with positional arguments"), -1;
     if (!PyArg_ParseTuple(args, "O!O!OOOOOO", &PyTuple_Type, &self->spec, &PyTuple_Type, &keywords, &self->parse,
                           &self->strip, &self->padded, &self->count_missing, &self->is_printable, &self->print_leaf)) {
         self->spec = NULL;
@@ -81,24 +83,23 @@ static int reader_init(Reader *self, PyObject *args, PyObject *kwargs) {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(keywords); i++)
         if (!PyUnicode_Check(PyTuple_GET_ITEM(keywords, i)))
             return PyErr_SetString(PyExc_TypeError, "keywords are strings"), -1;
-    if (!PyArg_ParseTuple(self->spec, "O!y#y#y#y#y#y#O!iiiiiii", &PyTuple_Type, &names, &tables[0], &sizes[0], &tables[1],
-                          &sizes[1], &tables[2], &sizes[2], &tables[3], &sizes[3], &tables[4], &sizes[4], &tables[5],
-                          &sizes[5], &PyTuple_Type, &rules, &self->left, &self->right, &self->update, &self->sticky,
-                          &self->base_survives, &self->foreach_apart, &self->comments))
+    if (!PyArg_ParseTuple(self->spec, "O!y#y#y#y#y#O!iiiiiii", &PyTuple_Type, &names, &tables[0], &sizes[0], &tables[1],
+                          &sizes[1], &tables[2], &sizes[2], &tables[3], &sizes[3], &tables[4], &sizes[4], &PyTuple_Type,
+                          &rules, &self->left, &self->right, &self->update, &self->sticky, &self->base_survives,
+                          &self->foreach_apart, &self->comments))
         return -1;
-    for (int i = 0; i < 6; i++)
-        if (sizes[i] != (i < 5 ? 1 : (Py_ssize_t)sizeof(int32_t)) * KINDS || PyTuple_GET_SIZE(names) != KINDS)
+    for (int i = 0; i < 5; i++)
+        if (sizes[i] != (i < 4 ? 1 : (Py_ssize_t)sizeof(int32_t)) * KINDS || PyTuple_GET_SIZE(names) != KINDS)
             return PyErr_SetString(PyExc_ValueError, "a table of the grammar has the wrong size"), -1;
     self->fast = (const uint8_t *)tables[0];
-    self->broken = (const uint8_t *)tables[1];
-    self->careful = (const uint8_t *)tables[2];
-    self->flags = (const uint8_t *)tables[3];
-    self->rule_of = (const uint8_t *)tables[4];
-    self->same_name = (const int32_t *)tables[5];
+    self->careful = (const uint8_t *)tables[1];
+    self->flags = (const uint8_t *)tables[2];
+    self->rule_of = (const uint8_t *)tables[3];
+    self->same_name = (const int32_t *)tables[4];
     self->kind_names = names;
     for (Py_ssize_t kind = 0; kind < KINDS; kind++)
         if (!PyUnicode_Check(PyTuple_GET_ITEM(names, kind)) || self->rule_of[kind] >= PyTuple_GET_SIZE(rules))
-            return PyErr_SetString(PyExc_ValueError, "a kind of the grammar has no name or no such rule"), -1;
+            return PyErr_SetString(PyExc_ValueError, "a kind of the grammar has no name, or a rule that does not exist"), -1;
     return read_rules(self, rules) < 0 ? -1 : forget(self);
 }
 
@@ -157,11 +158,11 @@ static Reading *new_reading(Reader *self, int odd) {
     return reading;
 }
 
-PyDoc_STRVAR(read_doc, "read(text) -> Reading, or None where only Python can tell what is wrong with the text");
+PyDoc_STRVAR(read_doc, "read(text) -> Reading, or None if the text is left to Python");
 
 static PyObject *reader_read(Reader *self, PyObject *text) {
     if (!PyUnicode_Check(text)) return PyErr_SetString(PyExc_TypeError, "a text is a string"), NULL;
-    if (self->rules == NULL || self->busy || PyUnicode_GET_LENGTH(text) > LONGEST / 4) Py_RETURN_NONE;
+    if (self->rules == NULL || self->busy || PyUnicode_GET_LENGTH(text) > MAX_BYTES / 4) Py_RETURN_NONE;
     self->busy = 1;
     if (setjmp(self->bail)) {
         let_go(self);
@@ -191,7 +192,7 @@ static PyObject *reader_read(Reader *self, PyObject *text) {
     return (PyObject *)reading;
 }
 
-PyDoc_STRVAR(count_doc, "count(references, hypothesis) -> the 23 counts, or None where one reading is left to Python");
+PyDoc_STRVAR(count_doc, "count(references, hypothesis) -> the 23 counts, or None if a text is left to Python");
 
 static PyObject *reader_count(Reader *self, PyObject *const *args, Py_ssize_t nargs) {
     if (nargs != 2 || !PyTuple_Check(args[0]) || Py_TYPE(args[1]) != &ReadingType || self->rules == NULL)
@@ -201,7 +202,7 @@ static PyObject *reader_count(Reader *self, PyObject *const *args, Py_ssize_t na
     for (Py_ssize_t i = 0; i <= count; i++) {
         Reading *reading = (Reading *)(i < count ? PyTuple_GET_ITEM(args[0], i) : args[1]);
         if (Py_TYPE(reading) != &ReadingType || reading->era != self->era)
-            return PyErr_SetString(PyExc_ValueError, "a reading is none of this reader's"), NULL;
+            return PyErr_SetString(PyExc_ValueError, "a reading is not from this reader, or was forgotten"), NULL;
         odd |= reading->odd;
     }
     if (odd || self->busy) Py_RETURN_NONE;
@@ -209,15 +210,15 @@ static PyObject *reader_count(Reader *self, PyObject *const *args, Py_ssize_t na
     return count_shared(self, (Reading *const *)((PyTupleObject *)args[0])->ob_item, count, (Reading *)args[1]);
 }
 
-PyDoc_STRVAR(forget_doc, "forget() makes all readings invalid and starts the numbers anew");
+PyDoc_STRVAR(forget_doc, "forget() invalidates all readings and restarts the numbers");
 
 static PyObject *reader_forget(Reader *self, PyObject *Py_UNUSED(ignored)) {
-    if (self->rules == NULL || self->busy) return PyErr_SetString(PyExc_RuntimeError, "the reader is at work"), NULL;
+    if (self->rules == NULL || self->busy) return PyErr_SetString(PyExc_RuntimeError, "the reader is busy"), NULL;
     if (forget(self) < 0) return NULL;
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(list_set_doc, "list_set(names) -> set(names) as a list, in the order that it has under PYTHONHASHSEED=0");
+PyDoc_STRVAR(list_set_doc, "list_set(names) -> list(set(names)) in its order under PYTHONHASHSEED=0");
 
 static PyObject *reader_list_set(Reader *self, PyObject *names) {
     if (!PyList_Check(names) || self->busy) return PyErr_SetString(PyExc_TypeError, "expected a list"), NULL;

@@ -1,63 +1,69 @@
-/* CodeBLEU's mode `reference` in C: what eval/codebleu's Python modules do, for texts one after the other.
+/* CodeBLEU's mode `reference` in C: the fast implementation of what eval/codebleu/reference specifies in Python.
  *
- * The Python modules say what is counted and why; this says it again for speed, function by function under the same
- * names. It knows of tree-sitter only the Python objects of the package `tree_sitter`, whose methods it calls without
- * the interpreter in between. What is rare is left to Python: reading says so, and the caller takes the other path.
+ * One walk over a syntax tree numbers its subtrees and writes a short program for its dataflow, which then runs without
+ * recursion. During the walk, every token that dataflow treats as a variable adds a step to the program. When a node
+ * with a rule ends, it rearranges what its children added: it drops the target of an assignment, puts a source before
+ * its target, or wraps the program of a loop or branch. So the program is in the order of Python's visits.
+ *
+ * Of tree-sitter only the Python objects of the package `tree_sitter` are used; their methods are called without going
+ * through the interpreter. Rare cases are left to Python: reading says so, and the caller takes the other path.
  *
  *   memory.c  growing arrays, memory of one text, numbers for equal keys
  *   walk.c    tree -> numbers of subtrees, names of tokens, program       (tree.py)
- *   rules.c   what a node with a rule does to the program                 (program.py, instructions.py)
- *   order.c   the order in which a set lists names                        (name_order.py)
+ *   rules.c   what a node with a rule does to the program                 (dataflow.py)
  *   flow.c    runs the program                                            (dataflow.py)
- *   edges.c   ... and finds the edges
- *   text.c    comments, n-grams, what two texts share                     (comments.py, ngrams.py)
- *   module.c  the Python types Reader and Reading                         (scorer.py)
+ *   edges.c   ... and finds the edges                                     (dataflow.py)
+ *   order.c   the order in which a set lists names                        (name_order.py)
+ *   text.c    comments, n-grams, what two texts share                     (comments.py, reader.py)
+ *   module.c  the Python types Reader and Reading                         (../_native.pyi, native.py)
  *
- * Nothing here calls itself, whatever the depth of a tree. A function that finds no memory or a Python error jumps to
- * `Reader.bail`; Python objects that are held at that moment are in `Reader.held`.
+ * No function is recursive, whatever the depth of a tree. A function that runs out of memory or meets a Python error
+ * jumps to `Reader.bail`; Python objects held at that moment are in `Reader.held`.
  */
 #ifndef CODEBLEU_NATIVE_H
 #define CODEBLEU_NATIVE_H
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <setjmp.h>
-#include <stdint.h>
+#include "memory.h"
 
-#define NATIVE_VERSION 1 /* of what native.py hands over; equal to its VERSION */
+#include <setjmp.h>
+
+#define NATIVE_VERSION 2 /* of the arguments from native.py; equal to its VERSION */
 
 #define ERROR_KIND 0xFFFF
 #define KINDS (ERROR_KIND + 1)
-#define FIRST_NUMBER KINDS /* smaller numbers are kinds, without named children */
-#define DEEPEST 992
-#define LONGEST (1 << 28) /* bytes of text; offsets and numbers are int32_t */
+#define FIRST_NUMBER KINDS /* smaller numbers stand for kinds without named children */
+#define MAX_DEPTH 992
+#define MAX_BYTES (1 << 28) /* bytes of text; offsets and numbers are int32_t */
 
-/* Growing arrays. */
-typedef struct { int32_t *at; int32_t n, room; } Ints;
-
-typedef struct { int32_t op, arg; } Step;
-typedef struct { Step *at; int32_t n, room; } Steps;
-
-/* A step is a token (arg its number) or an instruction of instructions.py. Of these, ASSIGN, DEFINE and LOOP have their
- * operands in `Reader.operands`, from arg on:
+/* A step is a token (arg is its number) or an instruction:
+ *   ASSIGN                      gives the target tokens the value of the source tokens
+ *   DEFINE                      introduces names without a value
+ *   FORK, SIDE, SIDE_END, JOIN  alternatives, each of which starts from the state at FORK
+ *   LOOP, AGAIN, LOOP_END       a loop; AGAIN jumps back once
+ *   ONCE, SKIP                  skip steps: ONCE in the second round of a loop, SKIP always
+ *   BROKEN                      a node lacks a part that its rule needs
+ * ASSIGN, DEFINE and LOOP have their operands in `Reader.operands`, from arg on:
  *   ASSIGN  target tokens from, to, source tokens from, to, relation, apart
  *   DEFINE  tokens from, to
  *   LOOP    tokens from, to, steps to skip (arg is -1 while the loop is open)
  * JOIN has "keep base" as arg, AGAIN, ONCE and SKIP a number of steps. */
-enum { IDENTIFIER_TOKEN, OTHER_TOKEN, ASSIGN, DEFINE, FORK, SIDE, SIDE_END, JOIN, LOOP, LOOP_END, AGAIN, ONCE, SKIP, BROKEN };
+enum {
+    IDENTIFIER_TOKEN, OTHER_TOKEN, ASSIGN, DEFINE, FORK, SIDE, SIDE_END, JOIN, LOOP, LOOP_END, AGAIN, ONCE, SKIP, BROKEN
+};
 enum { COMES_FROM, COMPUTED_FROM };
 
-/* What a kind of node means to the walk, as in tree.py. */
+/* What the walk does with a kind of node. PLAIN is an anonymous token whose text is the name of its kind. Missing nodes
+ * and text that is not ASCII need the careful table, which has no PLAIN and IDENTIFIER. */
 enum { PLAIN, IDENTIFIER, NAMED, COMMENT, CHECKED_IDENTIFIER, RULE, ANONYMOUS };
 
-/* What a node with a rule does, named as in program.py; SIDES, LISTED and NAMELESS are SideContext, Context and
- * AnonymousContext. */
+/* What a context does with the steps of its children: the rules of native.py; the SIDES of a tuple assignment,
+ * whose parts are listed; a node whose children are only LISTED; an anonymous node with children. */
 enum {
     STRING_NODE, CLAUSES_FIRST, REPEATED, FOREACH, COUNTED, BRANCH, INCREMENT, ASSIGNMENT, TUPLE, CLAUSE, PATTERN_LOOP,
     DEFINITION, SIDES, LISTED, NAMELESS
 };
 
-/* Flags of a kind of node. */
+/* Flags of a kind. */
 enum { IS_ALTERNATIVE = 1, IS_ELSE = 2, IS_CLAUSE = 4, IS_COMMA = 8, IS_BLOCK = 16, IS_STRING = 32 };
 
 /* A child: by position (from the end if negative) or by field (-1: no such field). */
@@ -86,33 +92,17 @@ struct Context {
     char has_raw, lists, asks, has_else, beside, aside;
 };
 
-/* Numbers for equal keys, in order of first sight: slots lead to entries, entries to bytes. */
-typedef struct { uint32_t hash; int32_t entry; } Slot; /* entry + 1; 0: free */
-typedef struct { int64_t start; int32_t length, tag; } Entry;
-typedef struct {
-    Slot *slots;
-    Entry *entries;
-    unsigned char *bytes;
-    int64_t used, bytes_room;
-    int32_t n, room;
-    uint32_t mask;
-} Interner;
-
 /* Tags of keys in Reader.shapes. */
 enum { SUBTREE, EDGE, SOURCES_OF_EDGE, PRINTED };
-
-/* Memory that is given back all at once. */
-typedef struct Chunk Chunk;
-typedef struct { Chunk *chunk; size_t used; } Arena;
 
 /* A part of the text: what CPython stores for the same str, `width` bytes a character. */
 typedef struct { const void *data; int32_t length, width; } Slice;
 
-typedef struct {
+struct Reader {
     PyObject_HEAD
-    /* The language; all but the last line is indexed by kind. */
+    /* The language; arrays are indexed by kind. */
     PyObject *spec;
-    const uint8_t *fast, *broken, *careful, *flags;
+    const uint8_t *fast, *careful, *flags;
     const uint8_t *rule_of;
     const int32_t *same_name; /* the first kind with the same name */
     PyObject *kind_names;
@@ -124,9 +114,9 @@ typedef struct {
     PyObject *keywords;
     Interner shapes, words;
     int32_t keyword_count;
-    Ints tally; /* number -> how often, all zero between two calls */
-    int64_t era; /* number of resets: readings of different eras have nothing to do with each other */
-    /* Of the text that is read. */
+    Ints tally; /* number -> count, all zero between calls */
+    int64_t era; /* number of resets; readings of different eras cannot be compared */
+    /* Of the text being read. */
     Arena arena;
     Interner names;
     Ints shape; /* of all open nodes: kind and numbers of the children; a field is a negative number before its child */
@@ -138,7 +128,7 @@ typedef struct {
     const char *source; /* UTF-8 */
     int32_t source_length;
     PyObject *pad;     /* borrowed; NULL, or the padded text where it is not ASCII */
-    PyObject *held[8]; /* what is given back when the text is read or reading fails */
+    PyObject *held[8]; /* released when the text is read or reading fails */
     Ints found_words;
     /* text.c, order.c and flow.c */
     struct Gram *grams;
@@ -150,7 +140,9 @@ typedef struct {
     struct Flow *flow;
     jmp_buf bail;
     int busy;
-} Reader;
+};
+
+static inline void *arena_take(Reader *reader, size_t size) { return arena_allocate(reader, &reader->arena, size); }
 
 typedef struct {
     PyObject_HEAD
@@ -161,34 +153,6 @@ typedef struct {
     int32_t mass;  /* of the words, in fifths */
     int32_t odd; /* left to Python */
 } Reading;
-
-/* memory.c */
-void bail_out(Reader *reader) __attribute__((noreturn));
-void no_memory(Reader *reader) __attribute__((noreturn));
-void grow(Reader *reader, void **at, int32_t *room, int32_t wanted, size_t size);
-void *arena_take(Reader *reader, size_t size);
-void arena_reset(Arena *arena);
-void arena_free(Arena *arena);
-int32_t intern(Reader *reader, Interner *interner, const void *key, int32_t length, int32_t tag);
-void interner_clear(Interner *interner);
-void interner_free(Interner *interner);
-void push_many(Reader *reader, Ints *ints, const int32_t *values, int32_t count);
-void push_steps(Reader *reader, Steps *steps, const Step *more, int32_t count);
-
-static inline void push(Reader *reader, Ints *ints, int32_t value) {
-    if (ints->n == ints->room) grow(reader, (void **)&ints->at, &ints->room, ints->n + 1, sizeof *ints->at);
-    ints->at[ints->n++] = value;
-}
-
-static inline void push_step(Reader *reader, Steps *steps, int32_t op, int32_t arg) {
-    if (steps->n == steps->room) grow(reader, (void **)&steps->at, &steps->room, steps->n + 1, sizeof *steps->at);
-    steps->at[steps->n].op = op;
-    steps->at[steps->n++].arg = arg;
-}
-
-static inline void reserve(Reader *reader, Ints *ints, int32_t wanted) {
-    if (ints->room < wanted) grow(reader, (void **)&ints->at, &ints->room, wanted, sizeof *ints->at);
-}
 
 /* walk.c */
 int find_cursor_methods(PyObject *tree_sitter);

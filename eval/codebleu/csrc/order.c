@@ -1,7 +1,7 @@
-/* The order in which a CPython set of names lists them under PYTHONHASHSEED=0: name_order.py in C.
+/* The order in which a CPython set lists names under PYTHONHASHSEED=0.
  *
- * A set made from a list is played through slot by slot, as Objects/setobject.c of CPython 3.11 to 3.13 fills it; when
- * the module is loaded, native.py compares the outcome with real sets.
+ * The set is simulated slot by slot, as CPython 3.11 to 3.13 fills one from a list; when the module is loaded,
+ * native.py compares the outcome with real sets.
  */
 #include "native.h"
 
@@ -9,7 +9,7 @@
 
 #define LINEAR_PROBES 9
 #define PERTURB_SHIFT 5
-#define MOST_STEPS 4000000 /* joining more names one by one takes too long */
+#define MAX_STEPS 4000000 /* adding more names than this one by one takes too long */
 
 static uint64_t rotate(uint64_t x, int by) { return x << by | x >> (64 - by); }
 
@@ -47,7 +47,7 @@ uint64_t siphash13(const unsigned char *data, size_t length) {
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
-/* hash() of the name's text; names are hashed when they are first asked for. */
+/* hash() of the name's text, computed when first needed. */
 static uint64_t hash_of(Reader *reader, int32_t name) {
     while (reader->hash_count <= name) {
         const Entry *entry = &reader->names.entries[reader->hash_count];
@@ -82,7 +82,7 @@ static int32_t *clear_table(Reader *reader, Ints *table, uint32_t mask) {
     return table->at;
 }
 
-/* Lists set(left + right) in `list`, and tells whether every name has the slot that its hash asks for. */
+/* Lists set(left + right) in `list`; returns whether no names collided, so that each is in the slot of its hash. */
 static int list_set(Reader *reader, Names left, Names right, Ints *list) {
     uint32_t mask = 7, used = 0;
     int32_t *table = clear_table(reader, &reader->set_table, mask);
@@ -111,14 +111,14 @@ static int list_set(Reader *reader, Names left, Names right, Ints *list) {
     return all_at_home;
 }
 
-/* A copy that lasts as long as the text is read. */
+/* A copy that lasts until the text is read. */
 static Names keep_names(Reader *reader, const Ints *list) {
     int32_t *copy = arena_take(reader, (size_t)list->n * sizeof *copy);
     memcpy(copy, list->at, (size_t)list->n * sizeof *copy);
     return (Names){copy, list->n};
 }
 
-/* Whether all names are one, which needs no order. */
+/* Whether all names are the same, so that no order is needed. */
 static int is_single(Names left, Names right, Names *single) {
     const int32_t *first = left.n ? left.at : right.at;
     for (int32_t i = 0; i < left.n; i++)
@@ -143,13 +143,13 @@ Names extend_names(Reader *reader, const Names *before, Names more) {
     Ints *order = reader->order;
     int which = 0;
     if (is_single(known, more, &single)) return single;
-    if (list_set(reader, known, more, &order[0])) /* where no names meet, only the last step counts */
+    if (list_set(reader, known, more, &order[0])) /* without collisions only the last step counts */
         return keep_names(reader, &order[0]);
     if (before == NULL) {
         known.n = 1;
         more = (Names){more.at + 1, more.n - 1};
     }
-    if ((int64_t)more.n * ((int64_t)more.n + known.n) > MOST_STEPS) {
+    if ((int64_t)more.n * ((int64_t)more.n + known.n) > MAX_STEPS) {
         list_set(reader, known, more, &order[0]);
         return keep_names(reader, &order[0]);
     }

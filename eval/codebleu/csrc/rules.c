@@ -1,9 +1,9 @@
-/* What a node with a rule does to the program that its children have added: program.py and instructions.py in C. */
+/* What a node with a rule does to the program that its children have added. */
 #include "native.h"
 
 #include <string.h>
 
-#define LONG_TAIL 256 /* moving more of the program than this costs more than a SKIP */
+#define LONG_TAIL 256 /* a SKIP is cheaper than moving more steps than this */
 
 typedef struct { int32_t from, to; } Range;
 
@@ -39,7 +39,7 @@ static Child *child_of_name(const Reader *reader, Child *child, int32_t name) {
 
 static int has_flag(const Reader *reader, const Child *child, int flag) { return reader->flags[child->kind] & flag; }
 
-/* The program's length becomes that of what was there before the context's children, and `more` is appended. */
+/* Replaces what the context's children have added. */
 static void replace_all(Reader *reader, const Context *context, const Step *more, int32_t count) {
     reader->program.n = context->first_step;
     push_steps(reader, &reader->program, more, count);
@@ -50,7 +50,7 @@ static void give_up(Reader *reader, const Context *context) {
     push_step(reader, &reader->program, BROKEN, 0);
 }
 
-/* Leaves of what the children have added only the part of one of them. */
+/* Keeps only what one of the children has added. */
 static void keep(Reader *reader, const Context *context, const Child *child) {
     Steps *program = &reader->program;
     Range part = steps_of(reader, child);
@@ -112,11 +112,11 @@ Context *open_context(Reader *reader, int32_t opener, const Rule *rule, int32_t 
 static Context *begin_side(Reader *reader, Context *context, int32_t kind, int32_t field, int32_t token) {
     if (field == 0 || (field != reader->left && field != reader->right)) return NULL;
     for (Child *child = context->first; child; child = child->next)
-        if (child->inner && child->inner->count == 0) return NULL; /* nothing to match the right side's parts with */
+        if (child->inner && child->inner->count == 0) return NULL; /* no parts to match those of the right side with */
     return open_context(reader, SIDES, NULL, kind, token);
 }
 
-/* Called when a child begins, if the context asks for it; gives what lists the child's own children, or NULL. */
+/* Called when a child begins, if the context asks for it; returns what lists the child's own children, or NULL. */
 Context *begin_child(Reader *reader, Context *context, int32_t kind, int32_t field, int32_t token) {
     if (context->opener == COUNTED) {
         if (!reader->update || reader->same_name[kind] != context->rule->option) return NULL;
@@ -131,7 +131,7 @@ Context *begin_child(Reader *reader, Context *context, int32_t kind, int32_t fie
     return NULL;
 }
 
-/* Notes the program that the children have added, without commas, for the tuple assignment that this is a side of. */
+/* Copies what the children have added, without commas, for the tuple assignment that this is a side of. */
 static void note_raw(Reader *reader, Context *context) {
     Context *side = context->parts_of;
     Steps *raw = &reader->scratch;
@@ -139,7 +139,7 @@ static void note_raw(Reader *reader, Context *context) {
     for (Child *child = context->first; child; child = child->next) {
         Range part = steps_of(reader, child);
         if (has_flag(reader, child, IS_COMMA)) continue;
-        if (context->opener == BRANCH) /* leave out what belongs to the branch itself */
+        if (context->opener == BRANCH) /* drop the steps of the branch itself */
             while (part.from < part.to && (reader->program.at[part.to - 1].op == SIDE ||
                                            reader->program.at[part.to - 1].op == SIDE_END))
                 part.to--;
@@ -167,7 +167,7 @@ static Child *next_piece(const Reader *reader, Child *part) {
     return part;
 }
 
-/* Takes the commas that are tokens (they can be where text is not ASCII) out of the program of the right side. */
+/* Drops commas that are tokens, as can happen in text that is not ASCII, from the program of the right side. */
 static void keep_without_commas(Reader *reader, const Context *context, const Child *right) {
     Ints *commas = &reader->set_list;
     const Context *inner = right->inner;
@@ -185,7 +185,7 @@ static void keep_without_commas(Reader *reader, const Context *context, const Ch
     kept->n = 0;
     for (int32_t i = part.from; i < part.to; i++) {
         Step step = reader->program.at[i];
-        int32_t low = 0, high = commas->n; /* they are in order */
+        int32_t low = 0, high = commas->n; /* sorted */
         while (low < high) {
             int32_t middle = (low + high) / 2;
             if (commas->at[middle] < step.arg) low = middle + 1;
@@ -197,7 +197,7 @@ static void keep_without_commas(Reader *reader, const Context *context, const Ch
     replace_all(reader, context, kept->at, kept->n);
 }
 
-/* Leaves the program of the right side and appends the assignments of a tuple assignment. */
+/* Keeps the program of the right side and appends the assignments of a tuple assignment. */
 static void pair_sides(Reader *reader, const Context *context, Child *left, Child *right, int32_t token) {
     int32_t count = count_pieces(reader, left);
     if (count == 0 || count != count_pieces(reader, right)) {
@@ -208,7 +208,7 @@ static void pair_sides(Reader *reader, const Context *context, Child *left, Chil
     }
     int whole_left = has_flag(reader, left, IS_STRING), whole_right = has_flag(reader, right, IS_STRING);
     if (count > 1 && (whole_left || whole_right)) {
-        give_up(reader, context); /* the parts of a string literal are no tokens */
+        give_up(reader, context); /* the parts of a string are not tokens */
         return;
     }
     if (right->inner->has_raw) replace_all(reader, context, right->inner->raw, right->inner->raw_count);

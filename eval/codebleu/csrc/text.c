@@ -1,4 +1,4 @@
-/* Comments, words, and what two texts share: comments.py and ngrams.py in C. */
+/* Comments, words, and what two texts share. */
 #include "native.h"
 
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 /* Whitespace of str.split and str.isspace, in ASCII. */
 static int is_space(unsigned char c) { return c == ' ' || (c >= 9 && c <= 13) || (c >= 28 && c <= 31); }
 
-/* Copies without the lines that hold only whitespace; returns the length. The copy may be in place. */
+/* Copies text without blank lines, possibly in place; returns the length. */
 static Py_ssize_t drop_blank_lines(char *to, const char *text, Py_ssize_t size) {
     Py_ssize_t length = 0;
     for (Py_ssize_t start = 0; start < size;) {
@@ -37,11 +37,11 @@ static Py_ssize_t close_literal(const char *text, Py_ssize_t start, Py_ssize_t s
     return 0;
 }
 
-/* A comment of ASCII text becomes one space; quoted literals stay. */
+/* Replaces comments in ASCII text with one space; skips quoted literals. */
 PyObject *strip_c_like(PyObject *code) {
     Py_ssize_t size = PyUnicode_GET_LENGTH(code), length = 0, start = 0, last_close = -1;
     const char *text = PyUnicode_DATA(code);
-    char unclosed[2] = {0, 0}; /* a quote that was not closed once is not closed later either */
+    char unclosed[2] = {0, 0}; /* once a quote is not closed, no later one of its kind is */
     char *copy = PyMem_Malloc((size_t)size + 1);
     if (copy == NULL) return PyErr_NoMemory();
     for (Py_ssize_t i = size - 2; i >= 0 && last_close < 0; i--)
@@ -104,7 +104,7 @@ int32_t split_words(Reader *reader, PyObject *text, Ints *words) {
     return mass;
 }
 
-/* The n-grams of the hypothesis are numbered: an n-gram is the one without its last word, and that word. */
+/* N-grams of the hypothesis are numbered; an n-gram is identified by the one without its last word, and that word. */
 struct Gram { uint64_t key; uint32_t round; int32_t number; };
 
 static struct Gram *find_gram(Reader *reader, int32_t shorter, int32_t word) {
@@ -126,10 +126,10 @@ static void zero(Reader *reader, Ints *ints, int32_t count) {
     ints->n = count;
 }
 
-/* Numbers the n-grams of the hypothesis: gram_orders has the order of each less 1, gram_said how often it occurs. */
+/* Numbers the n-grams of the hypothesis: gram_orders has their order minus 1, gram_said how often they occur. */
 static void number_grams(Reader *reader, const int32_t *words, int32_t count) {
     uint32_t wanted = 64;
-    if (count > LONGEST / 16) no_memory(reader);
+    if (count > MAX_BYTES / 16) no_memory(reader);
     while (wanted < (uint32_t)count * 2 * ORDERS) wanted *= 2;
     if (reader->grams == NULL || reader->gram_mask + 1 < wanted) {
         free(reader->grams);
@@ -178,7 +178,7 @@ static void match_grams(Reader *reader, const int32_t *words, int32_t count, int
         if (meant->at[i] > reader->gram_most.at[i]) reader->gram_most.at[i] = meant->at[i];
 }
 
-/* How many of `wanted` are in `found`: as often as they are there (`clipped`), or if they are there at all. */
+/* How many of `wanted` are in `found`; each element of `found` matches only one if `clipped`. */
 static int64_t count_matches(Reader *reader, const int32_t *wanted, int32_t wants, const int32_t *found, int32_t finds,
                              int clipped) {
     int32_t *tally = reader->tally.at;

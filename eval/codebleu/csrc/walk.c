@@ -1,4 +1,4 @@
-/* One walk over a syntax tree: numbers of subtrees, names of tokens, and the program of the dataflow. tree.py in C. */
+/* One walk over a syntax tree: numbers of subtrees, names of tokens, and the dataflow program. */
 #include "native.h"
 
 #include <string.h>
@@ -9,7 +9,7 @@ struct Frame {
     int32_t in_string;
 };
 
-/* The C functions behind what tree_sitter shows in Python, found and checked once when the module is made. */
+/* The C functions behind tree_sitter's Python methods, looked up and checked once when the module is initialized. */
 typedef struct { getter get; void *closure; } Property;
 static PyTypeObject *cursor_type, *node_type;
 static PyCFunction go_down, go_right, go_up;
@@ -37,7 +37,7 @@ static Property find_property(PyObject *type, const char *name) {
     return property;
 }
 
-/* Fails with an exception if tree_sitter's types are not made as is expected here. */
+/* Returns -1 with an exception if tree_sitter's types are not laid out as expected. */
 int find_cursor_methods(PyObject *tree_sitter) {
     PyObject *cursor = PyObject_GetAttrString(tree_sitter, "TreeCursor");
     PyObject *node = PyObject_GetAttrString(tree_sitter, "Node");
@@ -51,14 +51,14 @@ int find_cursor_methods(PyObject *tree_sitter) {
         start_of = find_property(node, "start_byte");
         end_of = find_property(node, "end_byte");
         if (go_down && go_right && go_up && node_of.get && field_of.get && kind_of.get && start_of.get && end_of.get) {
-            cursor_type = (PyTypeObject *)cursor; /* both are kept for as long as the process lives */
+            cursor_type = (PyTypeObject *)cursor; /* both references are kept forever */
             node_type = (PyTypeObject *)node;
             return 0;
         }
     }
     Py_XDECREF(cursor);
     Py_XDECREF(node);
-    PyErr_SetString(PyExc_ImportError, "tree_sitter's cursor is not made as expected");
+    PyErr_SetString(PyExc_ImportError, "tree_sitter's cursor is not laid out as expected");
     return -1;
 }
 
@@ -142,16 +142,16 @@ static void add_token(Reader *reader, int32_t op, Slice name) {
     push(reader, &reader->tokens, intern(reader, &reader->names, name.data, name.length, name.width));
 }
 
-/* The number of a subtree that is known by what tree-sitter prints for it. */
+/* The number of a subtree given by what tree-sitter prints for it. */
 static int32_t printed_number(Reader *reader, PyObject *printed) {
     Py_ssize_t length;
     const char *text = PyUnicode_AsUTF8AndSize(printed, &length);
     if (text == NULL) bail_out(reader);
-    if (length > LONGEST) no_memory(reader);
+    if (length > MAX_BYTES) no_memory(reader);
     return FIRST_NUMBER + intern(reader, &reader->shapes, text, (int32_t)length, PRINTED);
 }
 
-/* A leaf of broken text that shows more than its kind in print; returns how many missing nodes that is: 0 or 1. */
+/* Numbers a leaf of broken text that prints more than its kind; returns 1 if it is a missing node. */
 static int read_broken_leaf(Reader *reader, PyObject *node, int32_t kind, int32_t field, int nameless) {
     PyObject *name = PyTuple_GET_ITEM(reader->kind_names, kind);
     PyObject *printed = PyObject_CallFunctionObjArgs(reader->print_leaf, node, nameless ? Py_True : Py_False, name, NULL);
@@ -168,7 +168,7 @@ static int read_broken_leaf(Reader *reader, PyObject *node, int32_t kind, int32_
     return strncmp(PyUnicode_AsUTF8(printed), "(MISSING", 8) == 0;
 }
 
-/* Tokens without width are one where they are at one place: the last one. They are in the order of the text. */
+/* Zero-width tokens at one place count as one, the last of them. They are in the order of the text. */
 static void note_same(Reader *reader) {
     Ints *same = &reader->same, *empty = &reader->empty;
     same->n = 0;
@@ -181,7 +181,7 @@ static void note_same(Reader *reader) {
     }
 }
 
-/* Puts one token in the place of those of a string literal. */
+/* Replaces the tokens of a string literal with one. */
 static void close_string(Reader *reader, const Context *context) {
     int32_t token = context->first_token;
     reader->program.n = context->first_step;
@@ -223,7 +223,7 @@ static void read_leaf(Reader *reader, PyObject *node, int32_t kind, int32_t fiel
     add_token(reader, meaning == CHECKED_IDENTIFIER ? IDENTIFIER_TOKEN : OTHER_TOKEN, name);
 }
 
-/* Ends the open node, on which the cursor stands again; gives the context of its parent. */
+/* Ends the open node, to which the cursor has returned; returns the context of its parent. */
 static Context *close_node(Reader *reader, PyObject *cursor, Context *context, int *printed) {
     Ints *shape = &reader->shape;
     struct Frame frame = reader->frames[--reader->frames_n];
@@ -267,12 +267,11 @@ static int is_broken(Reader *reader, PyObject *tree) {
     return broken == Py_True;
 }
 
-/* Reads the tree of reader->source (and reader->pad). Returns 1 if only the printed form shows what is in it. */
+/* Reads the tree of reader->source (and reader->pad). Returns 1 if its subtrees can only be compared in print. */
 int read_tree(Reader *reader, PyObject *tree) {
     int broken = is_broken(reader, tree), printed = 0;
     long missing = broken ? call_for_number(reader, reader->count_missing, tree) : 0;
-    const uint8_t *meanings = !broken ? reader->fast : missing ? reader->careful : reader->broken;
-    if (reader->pad) meanings = reader->careful;
+    const uint8_t *meanings = missing || reader->pad ? reader->careful : reader->fast;
     PyObject *cursor = PyObject_CallMethod(tree, "walk", NULL);
     if (cursor == NULL) bail_out(reader);
     Py_XSETREF(reader->held[0], cursor);
@@ -305,7 +304,7 @@ int read_tree(Reader *reader, PyObject *tree) {
                 int in_string = (depth && reader->frames[depth - 1].in_string) || (reader->flags[kind] & IS_STRING);
                 reader->frames[depth] = (struct Frame){context, reader->shape.n, in_string};
                 reader->frames_n++;
-                if (!in_string && depth + 2 > DEEPEST) reader->too_deep = 1; /* levels: the root is the first */
+                if (!in_string && depth + 2 > MAX_DEPTH) reader->too_deep = 1; /* levels: the root is the first */
                 push(reader, &reader->shape, kind);
                 context = meaning >= RULE ? open_node(reader, node, kind, meaning, inner) : inner;
                 continue;

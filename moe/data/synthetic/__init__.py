@@ -1,27 +1,17 @@
-"""Text-to-code tasks made up by rules: a description, solutions in four languages and test cases for each problem.
+"""Synthetic text-to-code tasks: a description, solutions in four languages and executable tests for each problem.
 
-No data set is needed for the embedded default of this project: families of small tasks over numbers, strings, lists,
-maps and matrices are combined from known parts (predicates, transforms, aggregates, directions ...). Which of train,
-validation and test a problem belongs to is decided by a hash of its family and parameters alone, so no rewording of a
-held-out problem, in any language, is ever in the training split.
+The embedded default of this project trains on them, so it needs no data set. The package is a data set in the shape of
+code and stands apart from the model: only the names below are imported from outside it.
+
+Families of small tasks over numbers, strings, lists, maps and matrices (``families/``) combine known parts (``parts``:
+predicates, transforms, aggregates ...) into blueprints (``family``); ``generate`` draws pairs from them by seed and
+``program`` renders a solution with its test cases as a complete program. A hash of a problem's family and parameters
+alone decides whether it belongs to train, validation or test, so no rewording of a held-out problem, in any language,
+is ever in the training split.
 """
 
-from moe.data.synthetic.family import LANGUAGES, SPLITS, Case, Family, Part, Signature
-from moe.data.synthetic.generate import Problem, families, generate_pairs, generate_problems
-from moe.data.synthetic.program import entry_point, render_program, render_suite
+from moe.data.synthetic.family import SPLITS, TASK_LANGUAGES
+from moe.data.synthetic.generate import generate_pairs
+from moe.data.synthetic.program import render_program
 
-__all__ = [
-    "LANGUAGES",
-    "SPLITS",
-    "Case",
-    "Family",
-    "Part",
-    "Problem",
-    "Signature",
-    "entry_point",
-    "families",
-    "generate_pairs",
-    "generate_problems",
-    "render_program",
-    "render_suite",
-]
+__all__ = ["SPLITS", "TASK_LANGUAGES", "generate_pairs", "render_program"]

@@ -11,12 +11,7 @@ def _char_class(key: str, name: str, python: str, java: str, javascript: str, cp
 
 
 def _letter(c: str) -> Part:
-    code = {
-        "python": f'@v == "{c}"',
-        "java": f"@v == '{c}'",
-        "javascript": f'@v === "{c}"',
-        "cpp": f"@v == '{c}'",
-    }
+    code = {"python": f'@v == "{c}"', "java": f"@v == '{c}'", "javascript": f'@v === "{c}"', "cpp": f"@v == '{c}'"}
     return Part(f"letter {c}", f"letters {c}", f"letters {c}", code, lambda v: v == c, before=True)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from moe.data.synthetic.types import cpp_parameter, cpp_type, java_type, parse_type, to_json
 
-LANGUAGES = ("python", "java", "javascript", "cpp")
+TASK_LANGUAGES = ("python", "java", "javascript", "cpp")
 SPLITS = ("train", "validation", "test")
 _HELD_OUT_PERCENT = 8  # of a family's problems, for each of validation and test
 _SMALLEST_SPLIT_FAMILY = 8  # families with fewer problems than this are for training only

@@ -1,77 +1,35 @@
-"""Draws problems and pairs from the families, deterministically by seed and split."""
+"""Draws pairs from the families, deterministically by seed and split."""
 
 from __future__ import annotations
 
 import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from moe.data.pairs import Pair
 from moe.data.synthetic.families import ALL
-from moe.data.synthetic.family import LANGUAGES, SPLITS, Blueprint, Case, Family, Signature, describe
+from moe.data.synthetic.family import SPLITS, TASK_LANGUAGES, Blueprint, Case, Family, Signature, describe
 from moe.errors import UserError, did_you_mean
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One task with its solution in every language.
-
-    ``parameters`` are the semantic parameters as (name, value) strings: two problems of a family with equal parameters
-    differ only in wording. ``signature`` maps each language to the function's name, parameters and result.
-    """
-
-    family: str
-    category: str
-    parameters: tuple[tuple[str, str], ...]
-    text: str
-    solutions: dict[str, str]
-    tests: tuple[Case, ...]
-    signature: dict[str, Signature]
-
-    @property
-    def id(self) -> str:
-        return _identifier(self.family, self.parameters)
-
-    def tests_for(self, language: str) -> dict[str, Any]:
-        """The test cases as ``render_program`` and ``eval.execution.programs`` take them, for one language."""
-        return json.loads(_tests_json(self.signature[language], _cases_json(self.tests)))
-
-
-def families() -> tuple[Family, ...]:
-    """All families, in a fixed order."""
-    return ALL
-
-
-def generate_problems(count: int, seed: int = 0, split: str = "train") -> list[Problem]:
-    """Draws ``count`` problems of a split, no two of them with the same text.
-
-    Families take turns, larger families more often (by the square root of their size) and smaller ones until they are
-    exhausted; the rewordings of one problem come after all other problems of its family, and in a held-out split after
-    all other problems. Raises ``UserError`` when the split has fewer than ``count``.
-    """
-    problems = []
-    for family, parameters, blueprint, surface in _draw(count, seed, split):
-        solutions = {language: blueprint.solution(language, surface) for language in LANGUAGES}
-        signatures = {language: blueprint.signature(language, surface) for language in LANGUAGES}
-        text = blueprint.text(surface)
-        problems.append(
-            Problem(family.name, family.category, parameters, text, solutions, blueprint.cases(), signatures)
-        )
-    return problems
 
 
 def generate_pairs(language: str, count: int, seed: int = 0, split: str = "train") -> list[Pair]:
     """Draws ``count`` text-to-code pairs in one language; the i-th pair is the same problem in every language.
 
-    ``Pair.tests`` is a JSON object: ``function``, ``parameters`` (name and type), ``returns``, ``cases``. Arguments as
-    for :func:`generate_problems`.
+    No two pairs of a draw have the same text. Families take turns, larger families more often (by the square root of
+    their size) and smaller ones until they are exhausted; the rewordings of one problem come after all other problems
+    of its family, and in a held-out split after all other problems.
+
+    ``Pair.id`` is ``FAMILY(PARAMETERS)#WORDING``; ``Pair.tests`` a JSON object with ``function``, ``parameters`` (name
+    and type), ``returns`` and ``cases``.
+
+    Raises:
+        UserError: an unknown language or split, or a split with fewer than ``count`` texts.
     """
-    if language not in LANGUAGES:
+    if language not in TASK_LANGUAGES:
         raise UserError(
-            f"the embedded task generator does not write {language!r}{did_you_mean(language, LANGUAGES)}; "
-            f"it writes {', '.join(LANGUAGES)}"
+            f"the embedded task generator does not write {language!r}{did_you_mean(language, TASK_LANGUAGES)}; "
+            f"it writes {', '.join(TASK_LANGUAGES)}"
         )
     pairs = []
     cases: dict[int, str] = {}  # by blueprint: rewordings share their test cases

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-INT_LISTS = (
+INT_LISTS: tuple[tuple[list[int]], ...] = (
     ([],),
     ([4],),
     ([7, -3],),
@@ -18,10 +18,9 @@ PICKED_INT_LISTS = (  # short lists in which few elements match, for searches
     ([21, 35, 49, 2, 16, 60],),
     ([-7, -6, -15, -20],),
 )
-NONEMPTY_INT_LISTS = INT_LISTS[1:]
 INTS = tuple((x,) for x in (0, 1, 2, -3, 5, 6, 7, 8, 9, -10, 12, 14, 15, 20, 21, 28, 45, 50, 64, 105))
 LIMITS = ((0,), (1,), (2,), (7,), (12,), (20,), (31,), (60,))
-WORD_LISTS = (
+WORD_LISTS: tuple[tuple[list[str]], ...] = (
     ([],),
     (["a"],),
     (["tree", "sand"],),
@@ -63,7 +62,7 @@ SQUARE_MATRICES = (
     ([[60, 12, 9], [-4, -100, 7], [21, 51, 16]],),
     ([[-55, 50, 10], [90, -20, 28], [15, 42, -1]],),
 )
-STOCKS = (
+STOCKS: tuple[tuple[dict[str, int]], ...] = (
     ({},),
     ({"anna": 4},),
     ({"bob": 12, "tea": -3},),

@@ -2,7 +2,28 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from moe.data.synthetic.family import Part, same_code
+
+# How the oracles reduce a list, by the goal's name.
+AGGREGATES: Mapping[str, Callable[..., Any]] = {
+    **dict.fromkeys(("sum", "sums"), sum),
+    **dict.fromkeys(("count", "number"), len),
+    **dict.fromkeys(("largest", "max", "maximum", "maxima"), max),
+    **dict.fromkeys(("smallest", "min", "minima"), min),
+    "product": math.prod,
+    "list": list,
+}
+PAIRWISE: Mapping[str, Callable[[int, int], int]] = {
+    "sum": lambda x, y: x + y,
+    "difference": lambda x, y: x - y,
+    "product": lambda x, y: x * y,
+    "larger": max,
+    "smaller": min,
+}
 
 # --- nouns: ``xs`` and ``x`` for lists, one name for scalars ------------------------------------------------------
 
@@ -106,17 +127,7 @@ def _times(k: int) -> Part:
 PLUS = tuple(_plus(k) for k in (1, 3, 5, 10))
 MINUS = tuple(_minus(k) for k in (1, 2, 4))
 TIMES = tuple(_times(k) for k in (4, 5, 10))
-INT_TRANSFORMS = (
-    SQUARE,
-    CUBE,
-    DOUBLE,
-    TRIPLE,
-    NEGATE,
-    ABSOLUTE,
-    *PLUS,
-    *MINUS,
-    *TIMES,
-)
+INT_TRANSFORMS = (SQUARE, CUBE, DOUBLE, TRIPLE, NEGATE, ABSOLUTE, *PLUS, *MINUS, *TIMES)
 CHANGES = (SQUARE, DOUBLE, NEGATE, PLUS[0], PLUS[3], MINUS[1], TIMES[2])
 MAYBE_TRANSFORMS = (SAME, *INT_TRANSFORMS)
 
@@ -209,12 +220,7 @@ STR_TRANSFORMS = (
         "first letter",
         "cut to the first letter",
         "first letter of",
-        {
-            "python": "@v[:1]",
-            "java": "@v.substring(0, 1)",
-            "javascript": "@v.slice(0, 1)",
-            "cpp": "@v.substr(0, 1)",
-        },
+        {"python": "@v[:1]", "java": "@v.substring(0, 1)", "javascript": "@v.slice(0, 1)", "cpp": "@v.substr(0, 1)"},
         lambda v: v[:1],
     ),
     Part(
@@ -229,12 +235,7 @@ STR_TRANSFORMS = (
             f"suffix {c}",
             f"followed by {name}",
             "suffixed",
-            {
-                "python": f'@v + "{c}"',
-                "java": f'@v + "{c}"',
-                "javascript": f'@v + "{c}"',
-                "cpp": f'@v + "{c}"',
-            },
+            {"python": f'@v + "{c}"', "java": f'@v + "{c}"', "javascript": f'@v + "{c}"', "cpp": f'@v + "{c}"'},
             lambda v, c=c: v + c,
         )
         for c, name in (("!", "an exclamation mark"), ("?", "a question mark"), (".", "a full stop"), ("s", "an s"))

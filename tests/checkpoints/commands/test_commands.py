@@ -106,7 +106,7 @@ def test_collapse_is_the_weighted_mean(tmp_path, trained, our_logits, form):
 
 
 def test_an_upcycled_mixture_collapses_to_its_base(tmp_path, mistral_directory):
-    assert run_main("upcycle", mistral_directory, tmp_path / "moe", "--form", "full", "--no-proof") == 0
+    assert run_main("upcycle", mistral_directory, tmp_path / "moe", "--expert-form", "full", "--no-proof") == 0
     assert run_main("collapse", tmp_path / "moe", tmp_path / "dense") == 0
     assert run_main("diff", mistral_directory, tmp_path / "dense") == 0
     assert run_main("diff", mistral_directory, tmp_path / "moe") == 1
@@ -176,13 +176,15 @@ def test_memory_to_run_mistral_7b_with_four_experts():
 @pytest.fixture
 def written(tmp_path, mistral_directory):
     out = tmp_path / "out"
-    assert run_main("upcycle", mistral_directory, out, "--form", "full", "--no-proof", "--max-shard", "60kb") == 0
+    assert (
+        run_main("upcycle", mistral_directory, out, "--expert-form", "full", "--no-proof", "--max-shard", "60kb") == 0
+    )
     return out
 
 
 def test_verify_finds_every_kind_of_damage(written, tmp_path, capsys):
     assert run_main("verify", written) == 0
-    assert "is whole" in capsys.readouterr().out
+    assert "is complete" in capsys.readouterr().out
     shard = sorted(written.glob("*.safetensors"))[1]
     content = bytearray(shard.read_bytes())
 

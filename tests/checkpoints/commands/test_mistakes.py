@@ -27,7 +27,7 @@ def place(tmp_path, mistral_directory, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mistral_directory.rename("base")
     assert main(["upcycle", "base", "delta", "--rank", "4", "--no-proof"]) == 0
-    assert main(["upcycle", "base", "full", "--form", "full", "--no-proof"]) == 0
+    assert main(["upcycle", "base", "full", "--expert-form", "full", "--no-proof"]) == 0
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
     (tmp_path / "letters").mkdir()
@@ -95,7 +95,7 @@ def test_commands_on_models_of_another_kind(refused):
     assert "python -m checkpoints merge delta out" in refused("convert", "delta", "out")
     assert "python -m checkpoints merge delta" in refused("quantize", "delta", "out")
     for wrong in ("base", "file", "empty", "gone"):
-        assert "no delta directory" in refused("relink", wrong, "base")
+        assert "not a delta directory" in refused("relink", wrong, "base")
     assert "does not exist" in refused("relink", "delta", "gone")
     assert "is not the base" in refused("relink", "delta", "full")
     assert "is a file" in refused("verify", "file")
@@ -112,16 +112,18 @@ def test_commands_on_models_of_another_kind(refused):
     [
         (["--languages", "python", "python"], "twice"),
         (["--languages", "Python"], "did you mean 'python'"),
-        (["--languages", "python"], "add --experts-per-token 1"),
-        (["--experts-per-token", "5"], "5 experts per token, of 4"),
-        (["--rank", "0"], "--rank: '0' is no whole number of at least 1"),
+        (["--languages", "python"], "add --num-experts-per-tok 1"),
+        (["--num-experts-per-tok", "5"], "5 experts per token, of 4"),
+        (["--rank", "0"], "--rank: '0', expected an integer of at least 1"),
         (["--rank", "64"], "the model's width of 32"),
         (["--shared-rank", "-1"], "at least 0"),
         (["--router-std", "nan"], "no standard deviation"),
         (["--router", "ridge"], "no tokenizer"),
         (["--router-prompts", "0"], "at least 1"),
         (["--template", "foo"], "templates: "),
-        (["--form", "dense"], "invalid choice"),
+        (["--expert-form", "dense"], "invalid choice"),
+        (["--form", "full"], "it is now called --expert-form"),
+        (["--layers", "1-3"], "it is now called --moe-layers"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -136,7 +138,7 @@ def test_weights_of_collapse_that_cannot_be(refused):
 
 
 def test_settings_that_change_nothing_are_told(place, capsys):
-    flags = ["--form", "full", "--rank", "4", "--router-prompts", "5", "--dry-run"]
+    flags = ["--expert-form", "full", "--rank", "4", "--router-prompts", "5", "--dry-run"]
     assert main(["upcycle", "base", "out", *flags]) == 0
     warnings = capsys.readouterr().err
     assert "--rank is ignored" in warnings and "--router-prompts is ignored" in warnings
@@ -176,7 +178,7 @@ def test_links_into_another_directory_are_sources_too(refused, place):
 
 
 def test_a_finished_job_is_not_trusted_blindly(refused, place):
-    line = ["upcycle", "base", "again", "--form", "full", "--no-proof"]
+    line = ["upcycle", "base", "again", "--expert-form", "full", "--no-proof"]
     assert main(line) == 0 and main(line) == 0, "the same job again"
     assert "exists already" in refused(*line, "--template", "chatml")
     path = place / "again" / "model.safetensors"

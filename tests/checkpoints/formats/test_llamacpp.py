@@ -24,20 +24,21 @@ SCRIPT = os.environ.get("CONVERT_HF_TO_GGUF", "")
 
 @pytest.mark.skipif(not SCRIPT, reason="CONVERT_HF_TO_GGUF does not name llama.cpp's converter")
 @pytest.mark.parametrize(("form", "layers"), [("dense", ""), ("full", "all"), ("full", "1")])
-def test_the_converter_takes_what_is_written(tmp_path, tiny_config, make_model, form, layers):
+@pytest.mark.parametrize("template", ["plain", "mistral-instruct"])
+def test_the_converter_takes_what_is_written(tmp_path, tiny_config, make_model, form, layers, template):
     mistral_common = pytest.importorskip("mistral_common")
     from moe.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1")
     config = replace(tiny_config, vocab_size=tokenizer.vocab_size)
-    save_model(make_model(config, dtype=torch.float32), tokenizer, tmp_path / "dense", template="mistral-instruct")
+    save_model(make_model(config, dtype=torch.float32), tokenizer, tmp_path / "dense", template=template)
     if form == "full":
-        flags = ["--form", "full", "--layers", layers, "--no-proof"]
+        flags = ["--expert-form", "full", "--moe-layers", layers, "--no-proof"]
         assert main(["upcycle", str(tmp_path / "dense"), str(tmp_path / "full"), *flags]) == 0
     command = [sys.executable, SCRIPT, str(tmp_path / form), "--outfile", str(tmp_path / "a.gguf"), "--outtype", "f32"]
     subprocess.run(command, check=True, capture_output=True)
     ours, back = load_model(tmp_path / form), load_model(tmp_path / "a.gguf")
-    assert back.template == ours.template and back.config.num_experts == ours.config.num_experts
+    assert back.template == ours.template == template and back.config.num_experts == ours.config.num_experts
     text = "def add(a, b):\n\treturn a + b  # é\n"
     assert back.tokenizer.encode(text) == ours.tokenizer.encode(text)
     tokens = torch.tensor([ours.tokenizer.encode(text)])

@@ -1,4 +1,4 @@
-"""Directories appear whole or not at all, whatever happens on the way."""
+"""Directories are written atomically, whatever happens on the way."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_a_job_goes_on_after_a_kill(tmp_path, run_child):
     assert run_child(job("undisturbed", "log2")) == 0
     assert snapshot(out) == snapshot(tmp_path / "undisturbed")
     assert not (tmp_path / ".out.partial").exists()
-    assert run_child(job("out", "log")) == 0, "a finished job is recognised"
+    assert run_child(job("out", "log")) == 0, "a finished job is recognized"
     assert len((tmp_path / "log").read_text().split()) == 5
 
 
@@ -214,14 +214,14 @@ def test_two_processes_do_not_write_the_same_directory(tmp_path):
 
 def test_small_files_go_along(tmp_path, tiny_config, make_model):
     class Words:
-        vocab_size, bos_id, eos_id, pad_id, add_bos = 97, 1, 2, 0, True
+        vocab_size, bos_id, eos_id, pad_id, add_bos, adds_prefix_space = 97, 1, 2, 0, True, True
 
         def special_id(self, token):
             return 5 if token == "<|im_end|>" else None
 
-        def save(self, directory):
-            (directory / "tokenizer.json").write_text("{}")
-            (directory / "tokenizer_config.json").write_text('{"kind": "fast"}')
+        def files(self, chat_template):
+            config = json.dumps({"kind": "fast", "chat_template": chat_template})
+            return {"tokenizer.json": b"{}", "tokenizer_config.json": config.encode()}
 
     save_model(make_model(tiny_config), Words(), tmp_path / "out", template="chatml", files={"README.md": b"# card"})
     out = tmp_path / "out"

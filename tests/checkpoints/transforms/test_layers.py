@@ -25,7 +25,7 @@ from tests.checkpoints.command_line import run_main
 
 LANGUAGES = ("python", "java", "cpp")
 MIXED = (0, 2)  # of three layers
-FORMS = {"full": {"form": "full"}, "delta": {"form": "delta", "expert_rank": 2, "shared_rank": 3}}
+FORMS = {"full": {"expert_form": "full"}, "delta": {"expert_form": "delta", "expert_rank": 2, "shared_rank": 3}}
 
 
 @pytest.fixture
@@ -56,7 +56,9 @@ def trained(tmp_path, base):
 
 
 def upcycle(base, out, form, layers="0,2", *more) -> int:
-    return run_main("upcycle", base, out, "--form", form, "--languages", *LANGUAGES, "--layers", layers, *more)
+    return run_main(
+        "upcycle", base, out, "--expert-form", form, "--languages", *LANGUAGES, "--moe-layers", layers, *more
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -215,7 +217,7 @@ def test_ridge_routers_go_to_the_layers_named(tmp_path, tiny_config, make_model,
     tokenizer = train_sentencepiece(texts, 400, tmp_path / "tokenizer")
     config = replace(tiny_config, n_layers=3, dim=64, vocab_size=tokenizer.vocab_size, max_seq_len=1024)
     save_model(make_model(config, dtype=torch.float32), tokenizer, tmp_path / "base", template="plain")
-    options = ("--router", "ridge", "--router-prompts", 16, "--experts-per-token", 1)
+    options = ("--router", "ridge", "--router-prompts", 16, "--num-experts-per-tok", 1)
     assert upcycle(tmp_path / "base", tmp_path / "out", "delta", "2", *options) == 0
     assert "held-out tokens to their language" in capsys.readouterr().out
     stored = load_file(tmp_path / "out" / "experts.safetensors")

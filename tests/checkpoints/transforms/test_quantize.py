@@ -122,7 +122,7 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(saved):
     assert perplexity(model, rows) == pytest.approx(float(torch.tensor(losses).mean().exp()), rel=1e-5)
 
 
-def test_incomplete_pairs_are_told(tmp_path, saved):
+def test_incomplete_pairs_are_refused(tmp_path, saved):
     path, _ = saved()
     assert run_main("quantize", path, tmp_path / "int4", "--no-perplexity") == 0
     file = tmp_path / "int4" / "model.safetensors"
@@ -139,7 +139,7 @@ def test_incomplete_pairs_are_told(tmp_path, saved):
             open_checkpoint(tmp_path / "int4")
 
 
-def test_other_quantisations_are_refused(saved):
+def test_other_quantizations_are_refused(saved):
     path, _ = saved()
     settings = json.loads((path / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq"}}
     (path / "config.json").write_text(json.dumps(settings))
@@ -162,7 +162,7 @@ def test_real_pairs_calibrate_and_measure(tmp_path, monkeypatch, capsys, make_mo
     printed = capsys.readouterr().out
     assert "calibrated on 20 prompts" in printed and "on 12 held-out prompts" in printed
     read = []
-    monkeypatch.setattr(quantize, "write_rewritten", lambda *a, job, **k: read.append(job))
+    monkeypatch.setattr(quantize, "write_rewritten", lambda rewrite, *rest: read.append(rewrite.job))
     monkeypatch.setattr(quantize, "directory_bytes", lambda path: 0)
     for more in ([], ["--data", data], ["--data", data]):
         flags = ["--no-perplexity", *limits, *more]

@@ -1,4 +1,4 @@
-"""Routers fitted to labelled prompts go to disk like random ones, and leave the model's function as it was."""
+"""Routers fitted to labeled prompts go to disk like random ones, and leave the model's function as it was."""
 
 from __future__ import annotations
 
@@ -28,10 +28,21 @@ def base(tmp_path, tiny_config, make_model):
 @pytest.mark.parametrize("form", ["full", "delta"])
 def test_ridge_routers_tell_languages_apart(tmp_path, base, capsys, form):
     out = tmp_path / "out"
-    languages = ["--languages", *LANGUAGES, "--experts-per-token", "1"]
+    languages = ["--languages", *LANGUAGES, "--num-experts-per-tok", "1"]
     assert (
         main(
-            ["upcycle", str(base), str(out), "--form", form, *languages, "--router", "ridge", "--router-prompts", "24"]
+            [
+                "upcycle",
+                str(base),
+                str(out),
+                "--expert-form",
+                form,
+                *languages,
+                "--router",
+                "ridge",
+                "--router-prompts",
+                "24",
+            ]
         )
         == 0
     )

@@ -16,7 +16,9 @@ from checkpoints.model_io import load_model, read_config, save_model
 from checkpoints.proof import prompt_ids, prove
 from checkpoints.storage.safetensors_file import load_tensors, save_tensors
 from checkpoints.streamed_proof import prove_directories, prove_streamed, streamed_logits
+from checkpoints.transforms.initialize import Initialization
 from checkpoints.transforms.merge import open_any
+from checkpoints.transforms.rewrite import OutputOptions
 from checkpoints.transforms.upcycle import parameter_counts, upcycle_directory, upcycle_model, upcycled_config
 from moe.config import ModelConfig
 from moe.errors import UserError
@@ -25,11 +27,11 @@ from tests.checkpoints.command_line import run_main
 
 LANGUAGES = ("python", "java", "javascript", "cpp")
 FORMS = {
-    "full": {"form": "full"},
-    "full top-1": {"form": "full", "experts_per_token": 1},
-    "full top-3": {"form": "full", "experts_per_token": 3},
-    "delta": {"form": "delta", "expert_rank": 4},
-    "delta shared": {"form": "delta", "expert_rank": 2, "shared_rank": 3},
+    "full": {"expert_form": "full"},
+    "full top-1": {"expert_form": "full", "num_experts_per_tok": 1},
+    "full top-3": {"expert_form": "full", "num_experts_per_tok": 3},
+    "delta": {"expert_form": "delta", "expert_rank": 4},
+    "delta shared": {"expert_form": "delta", "expert_rank": 2, "shared_rank": 3},
 }
 
 
@@ -74,7 +76,7 @@ def test_models_too_large_for_memory_are_compared_layer_by_layer(tmp_path, tiny_
 
 def test_a_changed_mixture_fails_the_proof(tiny_config, make_model):
     dense = make_model(tiny_config)
-    mixture = upcycle_model(dense, LANGUAGES, form="full")
+    mixture = upcycle_model(dense, LANGUAGES, expert_form="full")
     with torch.no_grad():
         mixture.layers[1].feed_forward.experts.w2[2] += 0.05
     proof = prove(dense, mixture, greedy_tokens=4)
@@ -102,7 +104,7 @@ def test_in_bf16_the_feed_forward_is_bit_equal_to_the_dense_one():
 def test_experts_train_apart_and_the_dense_model_stays(tiny_config, make_model):
     dense = make_model(tiny_config)
     before = {name: p.detach().clone() for name, p in dense.named_parameters()}
-    mixture = upcycle_model(dense, LANGUAGES, form="full")
+    mixture = upcycle_model(dense, LANGUAGES, expert_form="full")
     tokens = torch.randint(0, 97, (2, 16))
     mixture(tokens, forced_experts=torch.ones(32, dtype=torch.int64)).logits.square().mean().backward()
     with torch.no_grad():
@@ -138,10 +140,10 @@ def test_the_seed_decides_routers_and_deltas(tiny_config, make_model):
     [
         ({"languages": ("python", "pyhton")}, "unknown language 'pyhton'.*did you mean 'python'"),
         ({"languages": ("python", "python")}, "once"),
-        ({"languages": (), "form": "full"}, "at least one language"),
-        ({"languages": LANGUAGES, "experts_per_token": 5}, "5 experts per token, of"),
+        ({"languages": (), "expert_form": "full"}, "at least one language"),
+        ({"languages": LANGUAGES, "num_experts_per_tok": 5}, "5 experts per token, of"),
         ({"languages": LANGUAGES, "expert_rank": 0}, "expert_rank"),
-        ({"languages": LANGUAGES, "form": "half"}, "expert_form"),
+        ({"languages": LANGUAGES, "expert_form": "half"}, "expert_form"),
     ],
 )
 def test_what_cannot_be_upcycled(tiny_config, settings, message):
@@ -159,7 +161,9 @@ def test_a_mixture_is_not_upcycled_again(tiny_config):
 def test_disk_and_memory_give_the_same_bits(tmp_path, mistral_directory, form):
     base = open_checkpoint(mistral_directory)
     config = upcycled_config(base.config, LANGUAGES, **FORMS[form])
-    upcycle_directory(base, tmp_path / "out", config, seed=3, max_shard_bytes=50_000)
+    upcycle_directory(
+        base, tmp_path / "out", config, Initialization(seed=3), options=OutputOptions(max_shard_bytes=50_000)
+    )
     loaded = load_model(tmp_path / "out")
     expected = upcycle_model(load_model(mistral_directory).model, LANGUAGES, seed=3, **FORMS[form])
     assert loaded.config == expected.config
@@ -294,7 +298,7 @@ def test_the_command_writes_the_mixture_and_its_proof(tmp_path, mistral_director
     from transformers import AutoModelForCausalLM
 
     out = tmp_path / "out"
-    options = ["--form", form, "--rank", 4, "--shared-rank", 2, "--languages", "python", "cpp"]
+    options = ["--expert-form", form, "--rank", 4, "--shared-rank", 2, "--languages", "python", "cpp"]
     assert run_main("upcycle", mistral_directory, out, *options, "--proof-dtype", "float64") == 0
     printed = capsys.readouterr().out
     assert "same greedy text: yes, 8 of 8 prompts" in printed
@@ -314,7 +318,7 @@ def test_the_command_refuses_in_one_line(tmp_path, mistral_directory, capsys):
         ((mistral_directory, tmp_path / "there"), "exists already.*--force"),
         ((tmp_path / "nothing", tmp_path / "out"), "does not exist"),
         ((mistral_directory, tmp_path / "out", "--languages", "pascal"), "unknown language"),
-        ((mistral_directory, tmp_path / "out", "--form", "half"), "invalid choice"),
+        ((mistral_directory, tmp_path / "out", "--expert-form", "half"), "invalid choice"),
         ((mistral_directory, tmp_path / "out", "--rnk", "3"), "did you mean '--rank'"),
         ((mistral_directory, tmp_path / "out", "--max-shard", "big"), "is no size"),
     ):
@@ -327,7 +331,7 @@ def test_the_command_refuses_in_one_line(tmp_path, mistral_directory, capsys):
 
 def test_a_dry_run_writes_nothing(tmp_path, mistral_directory, capsys):
     for form in ("full", "delta"):
-        assert run_main("upcycle", mistral_directory, tmp_path / "out", "--form", form, "--dry-run") == 0
+        assert run_main("upcycle", mistral_directory, tmp_path / "out", "--expert-form", form, "--dry-run") == 0
         assert "would write" in capsys.readouterr().out
     assert [p.name for p in tmp_path.iterdir()] == ["mistral"]
 
@@ -341,6 +345,13 @@ def test_parameter_counts_of_mistral_7b():
 
 
 def test_flat_tensors_cover_the_model(tiny_config, make_model):
-    model = upcycle_model(make_model(tiny_config), LANGUAGES, form="full")
+    model = upcycle_model(make_model(tiny_config), LANGUAGES, expert_form="full")
     flat = list(flat_tensors(model))
     assert sum(t.nbytes for t in flat) == sum(p.nbytes for p in model.parameters())
+
+
+@pytest.mark.parametrize("form", ["full", "delta"])
+def test_the_proof_holds_for_converted_tensors(tmp_path, mistral_directory, form):
+    out, flags = tmp_path / form, ["--expert-form", form, "--rank", "2", "--dtype", "bfloat16"]
+    assert run_main("upcycle", mistral_directory, out, *flags) == 0
+    assert json.loads((out / "proof.json").read_text())["max_abs_logit_difference"] < 1e-5

@@ -18,7 +18,7 @@ GOOD = [
 ]
 BAD = {
     "nope": "not JSON",
-    "[1]": "no JSON object",
+    "[1]": "not a JSON object",
     '{"id": "n", "lang": "python", "hypothesis": "x"}': "'references' is missing",
     '{"id": "r", "lang": "python", "hypothesis": "x", "references": []}': "no reference",
     '{"id": "l", "lang": "pyton", "hypothesis": "x", "references": ["x"]}': "did you mean 'python'?",
@@ -59,8 +59,9 @@ def test_bad_lines_are_errors_and_the_others_are_scored(pairs, capsys):
     assert good == {"id": "p", **score(GOOD[0])}
     for number, (line, reason) in enumerate(zip(bad, BAD.values(), strict=True), start=1):
         assert line["error"].startswith(f"line {number} (id {line['id']}): ") and reason in line["error"]
-    assert err.startswith(f"error: {len(BAD)} of {len(BAD) + 1} pairs were not scored; first: line 1 ")
-    assert err.count("\n") == 1
+    *means, error = err.splitlines()
+    assert error.startswith(f"error: {len(BAD)} of {len(BAD) + 1} pairs were not scored; first: line 1 ")
+    assert [line.split()[:2] for line in means[1:]] == [["python", "1"], ["all", "1"]]
 
 
 def test_pool_gives_what_one_process_gives(pairs, tmp_path):
@@ -72,6 +73,28 @@ def test_pool_gives_what_one_process_gives(pairs, tmp_path):
         texts.append(output.read_text())
     assert texts[0] == texts[1] and texts[0].count("\n") == 8 * (len(GOOD) + len(BAD))
     assert not list(tmp_path.glob("*.partial")) and not list(tmp_path.glob(".*"))
+
+
+def test_ends_with_means_by_language(pairs, tmp_path, capsys):
+    path, output = pairs(map(json.dumps, GOOD)), tmp_path / "scores.jsonl"
+    assert main(["codebleu", "--pairs", path]) == 0
+    shown = capsys.readouterr()
+    assert main(["codebleu", "--pairs", path, "--output", str(output)]) == 0
+    out, err = capsys.readouterr()
+    assert out == shown.err and not err and output.read_text() == shown.out  # standard output has scores or means
+    rows = [json.loads(line) for line in shown.out.splitlines()]
+    header, *means = [line.split() for line in out.splitlines()]
+    assert header == ["mean", "of", "pairs", "CodeBLEU", "n-gram", "weighted", "syntax", "dataflow"]
+    for line, name, ids in zip(means, ("python", "java", "all"), ("pq", "j", "pqj"), strict=True):
+        scores = [list(row.values())[1:] for row in rows if row["id"] in ids]
+        assert line == [name, str(len(ids)), *[f"{sum(column) / len(ids):.4f}" for column in zip(*scores)]]
+    assert main(["codebleu", "--pairs", path, "--corpus"]) == 0
+    assert "mean of" not in "".join(capsys.readouterr())
+
+
+def test_no_means_where_nothing_was_scored(pairs, capsys):
+    assert main(["codebleu", "--pairs", pairs(["nope"])]) == 1
+    assert capsys.readouterr().err.startswith("error: 1 of 1 pairs were not scored")
 
 
 def test_corpus_has_one_score_for_each_language(pairs, capsys):

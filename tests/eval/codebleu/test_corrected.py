@@ -1,12 +1,12 @@
-"""Mode ``corrected``: every mend that its module lists, beside what mode ``reference`` does there."""
+"""Mode ``corrected``: every fix that its module lists, next to what mode ``reference`` does."""
 
 from __future__ import annotations
 
 import pytest
 
 from eval.codebleu import CodeBLEUError, codebleu
-from eval.codebleu.corrected import CorrectedScorer
-from eval.codebleu.dataflow import RELATIONS
+from eval.codebleu.corrected.scorer import CorrectedScorer
+from eval.codebleu.reference.dataflow import RELATIONS
 
 C_LIKE = ("java", "javascript", "cpp", "c", "c_sharp", "go", "rust")
 
@@ -164,6 +164,11 @@ def test_11_one_more_variable_does_not_rename_all_others():
     text = "b = a\nc = b\nd = c\n"
     corrected, reference = both(text, "e = 0\nprint(e, e)\n" + text)
     assert corrected.dataflow_match_score == 1 > reference.dataflow_match_score
+
+
+def test_nul_characters_are_scored():
+    text = "\0 = 1\nx = \0\nfor y in x: z = \0 + y\n"
+    assert codebleu([text], [text], "python", mode="corrected").codebleu == 1
 
 
 def test_12_typescript():

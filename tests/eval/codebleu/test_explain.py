@@ -11,9 +11,9 @@ import pytest
 
 from eval.__main__ import main
 from eval.codebleu import CodeBLEUError, codebleu
-from eval.codebleu.explain import explain
-from eval.codebleu.explain_html import render_html
-from eval.codebleu.explain_text import write_text
+from eval.codebleu.explain.explanation import explain
+from eval.codebleu.explain.html import render_html
+from eval.codebleu.explain.text import write_text
 
 REFERENCE = "def f(a, b):\n    c = a + b\n    if c > 1:\n        return c\n    return '<i>é</i>' & a\n"
 HYPOTHESIS = "def f(a, b):\n    c = a\n    return c & b\n"

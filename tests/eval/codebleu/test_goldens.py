@@ -1,26 +1,27 @@
-"""Every recorded score of the published metric, on the grammars with which it was recorded."""
+"""Every recorded score of the published metric, with the grammars it was recorded with."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from eval.codebleu import CodeBLEUError, CodeBLEUScore, codebleu
-from eval.codebleu.native import SWITCH, describe_native, native_module
+from eval.codebleu import EQUAL_WEIGHTS, CodeBLEUError, CodeBLEUScore, codebleu
+from eval.codebleu.reference.native import SWITCH, describe_native, native_module
 
 TOLERANCE = 1e-9
 PARTS = ("ngram_match_score", "weighted_ngram_match_score", "syntax_match_score", "dataflow_match_score")
-OWN = json.loads((Path(__file__).parent / "own_goldens.json").read_text(encoding="utf-8"))
+OWN = [json.loads(line) for line in Path(__file__).with_name("goldens.jsonl").read_text("utf-8").splitlines()]
 
 
 @pytest.fixture(params=["C", "Python"], autouse=True)
 def code_in_use(request, monkeypatch) -> None:
-    """Every score is checked with the extension, if it is built, and without."""
+    """Checks every score without the extension, and with it if it is built."""
     if request.param == "Python":
         monkeypatch.setenv(SWITCH, "0")
     elif native_module() is None:
@@ -29,7 +30,7 @@ def code_in_use(request, monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def grammars(root) -> None:
-    """Skips when a grammar is not the one with which the scores were recorded."""
+    """Skips if a grammar is not the one that the scores were recorded with."""
     pins = dict(re.findall(r"^(tree-sitter\S*)==(\S+)", (root / "constraints.txt").read_text("utf-8"), re.MULTILINE))
     assert pins
     for package, wanted in pins.items():
@@ -57,12 +58,12 @@ def recorded(shared_data) -> dict[str, dict[str, Any]]:
 
 
 def total(weights: list[float], parts: list[float]) -> float:
-    """As published: no dataflow match counts as a full one."""
+    """As published: a dataflow match of 0 counts as 1."""
     return sum(weight * part for weight, part in zip(weights, [*parts[:3], parts[3] or 1.0]))
 
 
 def differences(row: dict[str, Any]) -> list[str]:
-    """In what our score of a golden is not the recorded one."""
+    """How our score of a golden differs from the recorded one."""
     weights = row["weights"]
     try:
         score = codebleu(row["references"], row["predictions"], row["lang"], weights)
@@ -104,9 +105,11 @@ def test_corpora(recorded, grammars):
 
 @pytest.mark.parametrize("row", OWN, ids=[row["id"] for row in OWN])
 def test_own_pairs(grammars, row):
-    score = codebleu([row["references"]], [row["hypothesis"]], row["lang"], row["weights"])
+    score = codebleu([row["references"]], [row["hypothesis"]], row["lang"], row.get("weights", EQUAL_WEIGHTS))
     assert score.as_dict() == pytest.approx(row["scores"], abs=TOLERANCE)
 
 
 def test_own_pairs_cover_all_languages():
-    assert len({row["lang"] for row in OWN}) == 10 and len({row["id"] for row in OWN}) == len(OWN)
+    counts = Counter(row["lang"] for row in OWN)
+    assert len(counts) == 10 and all(counts[language] >= 10 for language in ("python", "java", "javascript", "cpp"))
+    assert len({row["id"] for row in OWN}) == len(OWN)

@@ -1,4 +1,4 @@
-"""What holds for all texts."""
+"""Properties that hold for all texts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from eval.codebleu import LANGUAGES, codebleu
 from eval.codebleu.counts import EQUAL_WEIGHTS, merge_all, reference_score
+from eval.codebleu.reference.native import SWITCH
 from eval.codebleu.score import make_scorer
 
 WORDS = st.sampled_from(["x", "y", "=", "+", "1", "if", "(", ")", "{", "}", ";", ":", "\n", "return", "'s'", "#", "é"])
@@ -62,6 +63,15 @@ def test_the_hash_seed_changes_nothing(root):
         for seed in ("0", "1")
     }
     assert len(found) == 1 and "CodeBLEUScore" in found.pop()
+
+
+@pytest.mark.parametrize("switch", ["0", "1"])
+@pytest.mark.parametrize("mode", ["reference", "corrected"])
+def test_nested_loops_take_no_exponential_time(monkeypatch, mode, switch):
+    monkeypatch.setenv(SWITCH, switch)
+    depth = 40  # 2**40 visits of the innermost loop if every loop were visited twice
+    text = "int f(int a) {" + "while (a > 0) { a = b + c; if (c) b = a; " * depth + "}" * depth + "}"
+    assert codebleu([text], [text], "java", mode=mode).dataflow_match_score == 1
 
 
 @pytest.mark.parametrize("language", ["python", "java", "cpp"])

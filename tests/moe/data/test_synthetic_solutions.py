@@ -6,7 +6,9 @@ from collections import defaultdict
 import pytest
 
 from eval.execution.programs import missing_tools, run_program
-from moe.data.synthetic import LANGUAGES, entry_point, families, render_program, render_suite
+from moe.data.synthetic import TASK_LANGUAGES, render_program
+from moe.data.synthetic.families import ALL
+from moe.data.synthetic.program import entry_point, render_suite
 from moe.data.synthetic.types import literal, parse_type, to_json
 
 
@@ -33,19 +35,19 @@ def _verdicts(language, suite):
     return [found[i] for i in range(len(suite))]
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", TASK_LANGUAGES)
 def test_solutions_of_every_family_pass_and_wrong_ones_fail(language):
     if missing := missing_tools(language):
         pytest.skip(f"{language} needs {' and '.join(missing)} on the path")
     right, wrong = [], []
-    for index, family in enumerate(families()):
+    for index, family in enumerate(ALL):
         # Other points of the grid and another surface in each language, so that the languages test more together.
         points = list(family.points())
-        start = (7 * index + 13 * LANGUAGES.index(language)) % len(points)
+        start = (7 * index + 13 * TASK_LANGUAGES.index(language)) % len(points)
         points = points[start:] + points[:start]
         for point in _covering(points):
             blueprint = family.build(**point)
-            surface = (index + 5 * LANGUAGES.index(language)) % blueprint.surfaces
+            surface = (index + 5 * TASK_LANGUAGES.index(language)) % blueprint.surfaces
             tests = _tests(blueprint, language, surface)
             right.append((blueprint.solution(language, surface), tests))
         if index % 8:
@@ -56,7 +58,7 @@ def test_solutions_of_every_family_pass_and_wrong_ones_fail(language):
                 function = other.signature(language, 0).name
                 wrong.append((other.solution(language, 0), {**tests, "function": function}))
                 break
-    assert len(right) >= 2 * len(families())
+    assert len(right) >= 2 * len(ALL)
     assert len(wrong) >= 8
     verdicts = _verdicts(language, right + wrong)
     for (code, _), found in zip(right, verdicts):
@@ -86,9 +88,9 @@ def _answers(blueprint, asked):
 
 
 def test_oracles_tell_the_problems_of_a_family_apart():
-    """Test cases are worth something only if a neighbouring problem's solution fails them."""
+    """Test cases are worth something only if a neighboring problem's solution fails them."""
     apart = together = 0
-    for family in families():
+    for family in ALL:
         points = list(family.points())
         for first, second in zip(points[::5], points[1::5]):
             one, other = family.build(**first), family.build(**second)
@@ -151,7 +153,7 @@ vector<int> other(vector<int>& xs) {
 }
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("language", TASK_LANGUAGES)
 def test_harness_takes_answers_in_other_styles(language):
     """Another name, a class around it, imports, arguments changed in place, other map types, nearly equal floats."""
     if missing := missing_tools(language):

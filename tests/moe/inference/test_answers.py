@@ -1,9 +1,8 @@
-"""Answers as text: stop strings, streaming, sessions, routing shares, files of prompts."""
+"""Answers as text: stop strings, streaming, routing shares, files of prompts and answers."""
 
 from __future__ import annotations
 
 import gzip
-import io
 import json
 from dataclasses import replace
 
@@ -15,9 +14,8 @@ from hypothesis import strategies as st
 from moe.data.prompt import encode_prompt, instruction_for
 from moe.errors import UserError
 from moe.inference.answers import Answer, Question, TextStream, Writer
-from moe.inference.chat import Session
 from moe.inference.generation import generate, generate_many
-from moe.inference.questions import check_output, read_questions
+from moe.inference.questions import answer_rows, read_questions
 from moe.inference.sampling import Sampling
 from moe.routing_stats import RoutingShares, expert_names
 from moe.tokenizer import train_sentencepiece
@@ -166,61 +164,6 @@ def test_routing_shares_count_the_tokens_of_the_answer(writer):
     assert expert_names(replace(model.config, expert_languages=())) == ["expert 0", "expert 1", "expert 2"]
 
 
-# ------------------------------------------------------------------------------------------------------ sessions
-
-
-def converse(text: str, language: str | None = None, fail: type[BaseException] | None = None):
-    asked, out = [], io.StringIO()
-
-    def answer(question: Question, number: int) -> None:
-        asked.append((question.text, question.language, number))
-        if fail is not None and question.text == "fail":
-            raise fail("as told")
-
-    session = Session(answer, language, io.StringIO(text), out)
-    return session, asked, out
-
-
-def test_a_session():
-    session, asked, out = converse("first\n\n/language cpp\n  second \n/language none\nthird\n/quit\nnever\n", "python")
-    assert session.run() == 0
-    assert asked == [("first", "python", 0), ("second", "cpp", 1), ("third", None, 2)]
-    assert out.getvalue() == "language: cpp\nlanguage: none named\n"
-
-
-def test_mistakes_do_not_end_a_session():
-    lines = "/language pyton\n/halp\n/\n/language\nfail\nnext"
-    session, asked, out = converse(lines, fail=UserError)
-    assert session.run() == 0
-    assert [text for text, _, _ in asked] == ["fail", "next"]
-    said = out.getvalue()
-    assert "did you mean 'python'" in said and "did you mean 'help'" in said and "error: as told" in said
-    assert "/language NAME" in said and "language: none named" in said
-
-
-def test_interrupting_an_answer(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    lines = iter(["fail", "next"])
-
-    def typed(prompt: str) -> str:
-        try:
-            return next(lines)
-        except StopIteration:
-            raise EOFError from None
-
-    monkeypatch.setattr("builtins.input", typed)
-    session, asked, out = converse("", fail=KeyboardInterrupt)
-    session._lines = Terminal()
-    assert session.run() == 0
-    assert [text for text, _, _ in asked] == ["fail", "next"] and "stopped; /quit" in out.getvalue()
-    piped, asked, _ = converse("fail\nnext\n", fail=KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        piped.run()
-
-
 # ------------------------------------------------------------------------------------------------------ files
 
 
@@ -279,14 +222,14 @@ def test_prompt_files_that_cannot_be_read(tmp_path):
             read_questions(tmp_path / "p.txt.gz")
 
 
-def test_output_files(tmp_path):
-    path = tmp_path / "out.jsonl"
-    assert check_output(path) == path
-    path.write_text("{}")
-    with pytest.raises(UserError, match="exists; give another --output or --force"):
-        check_output(path)
-    assert check_output(path, force=True) == path
-    with pytest.raises(UserError, match="is a directory"):
-        check_output(tmp_path, force=True)
-    with pytest.raises(UserError, match="mkdir -p"):
-        check_output(tmp_path / "none" / "out.jsonl")
+def test_rows_of_an_answers_file(writer):
+    questions = [Question("a", "cpp", "x"), Question("b")]
+    answers = {1: Answer("two", "stop", 5, 2, 0.5), 0: Answer("one", "length", 4, 1, 0.1)}
+    first = {"id": "x", "language": "cpp", "text": "a", "answer": "one", "finished": "length"}
+    assert answer_rows(questions, answers)[0] == {**first, "prompt_tokens": 4, "tokens": 1}
+    del answers[0]
+    shares = RoutingShares(writer.model.config, 2)
+    shares.gates[1, :, 1] = 2.0
+    (row,) = answer_rows(questions, answers, shares)
+    assert (row["id"], row["text"], row["answer"]) == (None, "b", "two")
+    assert row["routing"] == {"python": 0.0, "java": 1.0, "cpp": 0.0}

@@ -190,14 +190,6 @@ def test_ids_outside_the_vocabulary_are_shown_not_hidden(tokenizer: Tokenizer) -
     assert tokenizer.decode([*ids, tokenizer.vocab_size, -1]) == "x\ufffd\ufffd"
 
 
-def test_tokenizers_have_fingerprints_of_their_own(tokenizers: dict[str, Tokenizer]) -> None:
-    prints = [tokenizer.fingerprint for tokenizer in tokenizers.values()]
-    assert len(set(prints)) == len(prints)
-    assert all(len(bytes.fromhex(fingerprint)) == 32 for fingerprint in prints)
-    assert byte_level().fingerprint == tokenizers["byte-level"].fingerprint
-    assert byte_level(pre="gpt-2").fingerprint != tokenizers["byte-level"].fingerprint
-
-
 def test_a_tokenizer_without_a_begin_token_says_so() -> None:
     tokenizer = byte_level(bos_token_id=None)
     assert tokenizer.bos_id is None

@@ -108,7 +108,6 @@ def test_control_tokens_that_a_fine_tune_added(directory: Path, tmp_path: Path) 
     assert tokenizer.eos_id == tokenizer.special_id("<|im_end|>") == size
     assert [tokenizer.encode(text) for text in TEXTS] == [base.encode(text) for text in TEXTS]
     assert tokenizer.decode([size, *base.encode("x"), size + 1, size + 2]) == "x"
-    assert tokenizer.fingerprint != base.fingerprint
     tokenizer.save(tmp_path / "again")
     for again in (load_tokenizer(tmp_path / "again"), load_tokenizer(tmp_path / "again" / "tokenizer.json")):
         assert again.special_tokens == tokenizer.special_tokens
@@ -179,7 +178,7 @@ NORMALIZER = {1: b"identity", sentencepiece_model.REMOVE_EXTRA_SPACES: 0}
     [
         (PIECES, {**TRAINER, sentencepiece_model.MODEL_TYPE: 1}, NORMALIZER, "of another kind than BPE"),
         (PIECES, {**TRAINER, sentencepiece_model.BYTE_FALLBACK: 0}, NORMALIZER, "has no byte fallback"),
-        (PIECES, TRAINER, {**NORMALIZER, sentencepiece_model.CHARSMAP: b"\0" * 8}, "normalises characters"),
+        (PIECES, TRAINER, {**NORMALIZER, sentencepiece_model.CHARSMAP: b"\0" * 8}, "normalizes characters"),
         (PIECES, TRAINER, {1: b"identity"}, "removes extra spaces"),
         (PIECES, TRAINER, {**NORMALIZER, sentencepiece_model.ESCAPE_SPACES: 0}, "writes spaces in a way"),
         (PIECES[:-1], TRAINER, NORMALIZER, "lacks '\u2581'"),

@@ -7,7 +7,16 @@ from dataclasses import fields
 import pytest
 
 from moe.errors import UserError
-from moe.training.config import RunConfig, load_preset, load_settings, make_config, parse_setting, preset_names
+from moe.training.config import (
+    RENAMED,
+    RunConfig,
+    load_preset,
+    load_settings,
+    make_config,
+    parse_setting,
+    preset_names,
+    setting_types,
+)
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -76,6 +85,25 @@ def test_files_of_settings_that_are_wrong(tmp_path, content, message):
         load_settings(path)
 
 
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_settings_of_earlier_versions_are_named_as_they_are_now(tmp_path, old, new):
+    assert new in setting_types() and old not in setting_types()
+    message = f"the setting '{old}' is now called '{new}'"
+    with pytest.raises(UserError, match=message):
+        parse_setting(old, "1")
+    path = tmp_path / "my.toml"
+    path.write_text(f"{old} = 1\n")
+    with pytest.raises(UserError, match=f"my.toml: {message}"):
+        load_settings(path)
+
+
+def test_a_run_of_an_earlier_version_says_what_to_rename():
+    values = RunConfig().to_dict()
+    values["recompute"], values["clip"] = values.pop("activation_checkpointing"), values.pop("max_grad_norm")
+    with pytest.raises(UserError, match="rename in that file 'recompute' to 'activation_checkpointing', 'clip' to"):
+        RunConfig.from_dict(values, "runs/old/run.json")
+
+
 def test_a_file_of_settings(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text('branch_lr = 1\nlanguages = ["python", "cpp"]\n')
@@ -93,4 +121,4 @@ def test_paths_become_absolute_and_names_do_not(tmp_path, monkeypatch):
 
 
 def test_the_baseline_has_as_many_active_parameters():
-    assert RunConfig(shared_rank=48, expert_rank=16, experts_per_token=2).adapter_rank == 80
+    assert RunConfig(shared_rank=48, expert_rank=16, num_experts_per_tok=2).adapter_rank == 80

@@ -28,7 +28,7 @@ MISTRAL = ModelConfig(
 def test_counts_equal_a_real_model(tiny_config, changes):
     config = replace(tiny_config, **changes)
     model = Transformer(config).reset(0)
-    plan = plan_memory(config, 64, torch.float32, recompute=False)
+    plan = plan_memory(config, 64, torch.float32, activation_checkpointing=False)
     assert plan.parameters == count_parameters(model)
     assert plan.trainable == sum(p.numel() for p in choose_trainable(model, "branch").values())
     assert plan.weights == 4 * plan.parameters and plan.optimizer == 8 * plan.trainable
@@ -36,15 +36,17 @@ def test_counts_equal_a_real_model(tiny_config, changes):
 
 def test_mistral_7b_fits_24_gb_with_deltas_and_not_with_full_experts():
     delta = replace(MISTRAL, num_experts=4, expert_form="delta", shared_rank=32, expert_rank=8)
-    plan = plan_memory(delta, 4096, torch.bfloat16, recompute=True)
+    plan = plan_memory(delta, 4096, torch.bfloat16, activation_checkpointing=True)
     assert 7.2e9 < plan.parameters < 7.4e9
     assert 13.4 < plan.weights / GIB < 14.5  # bf16 base of 13.5 GiB, float32 deltas
     assert plan.total < 22 * GIB
-    full = plan_memory(replace(MISTRAL, num_experts=4), 4096, torch.bfloat16, recompute=True)
+    full = plan_memory(replace(MISTRAL, num_experts=4), 4096, torch.bfloat16, activation_checkpointing=True)
     assert 24.0e9 < full.parameters < 24.3e9 and full.total > 80 * GIB
 
 
 def test_recomputation_saves_most_activations():
     delta = replace(MISTRAL, num_experts=4, expert_form="delta", shared_rank=32, expert_rank=8)
-    kept, recomputed = (plan_memory(delta, 4096, torch.bfloat16, recompute=r).activations for r in (False, True))
+    kept, recomputed = (
+        plan_memory(delta, 4096, torch.bfloat16, activation_checkpointing=r).activations for r in (False, True)
+    )
     assert recomputed < kept / 4

@@ -80,8 +80,7 @@ def test_a_dense_model_has_no_branch_stage(tiny_config, make_model):
 
 def test_branch_learns_what_each_language_alone_can(delta, batches):
     frozen = {n: p.clone() for n, p in delta.named_parameters() if "_delta" not in n}
-    reports = []
-    Trainer(delta, make_stage("branch", CONFIG), batches, LANGUAGES, CONFIG).run(reports.append)
+    reports = list(Trainer(delta, make_stage("branch", CONFIG), batches, LANGUAGES, CONFIG).run())
     assert len(reports) == 30 and reports[-1].step == 30
     assert reports[-1].loss < 0.7 * reports[0].loss
     assert all(loss is not None for loss in reports[-1].language_losses)
@@ -93,8 +92,7 @@ def test_branch_learns_what_each_language_alone_can(delta, batches):
 
 def test_mix_moves_routers_alone_and_reports_routing(delta, batches):
     before = {n: p.clone() for n, p in delta.named_parameters()}
-    reports = []
-    Trainer(delta, make_stage("mix", CONFIG), batches, LANGUAGES, CONFIG).run(reports.append)
+    reports = list(Trainer(delta, make_stage("mix", CONFIG), batches, LANGUAGES, CONFIG).run())
     for name, parameter in delta.named_parameters():
         assert torch.equal(parameter, before[name]) != is_router(name), name
     assert reports[0].routing.shape == (2, 2)
@@ -135,7 +133,7 @@ def test_resumed_training_equals_uninterrupted_training(delta, batches):
     config = replace(CONFIG, branch_steps=8, accumulate=2)
     stage = make_stage("branch", config)
     start = {n: p.detach().clone() for n, p in delta.named_parameters()}
-    Trainer(delta, stage, batches, LANGUAGES, config).run()
+    list(Trainer(delta, stage, batches, LANGUAGES, config).run())
     wanted = {n: p.detach().clone() for n, p in delta.named_parameters()}
 
     delta.load_state_dict(start)
@@ -148,7 +146,7 @@ def test_resumed_training_equals_uninterrupted_training(delta, batches):
     resumed = Trainer(delta, stage, batches, LANGUAGES, config)
     resumed.restore(state)
     assert resumed.step == 3
-    resumed.run()
+    list(resumed.run())
     for name, parameter in delta.named_parameters():
         assert torch.equal(parameter, wanted[name]), name
 
@@ -160,7 +158,7 @@ def test_branch_and_mix_together_use_the_batches_of_the_baseline(delta, batches,
         trainer = Trainer(delta, make_stage(name, config), batches, LANGUAGES, config)
         seen = used.setdefault(name, [])
         monkeypatch.setattr(MixedBatches, "__getitem__", lambda self, i, seen=seen: seen.append(i) or _batch(self, i))
-        trainer.run()
+        list(trainer.run())
     assert used["branch"] + used["mix"] == used["adapter"] == list(range(10))
 
 
@@ -176,7 +174,7 @@ def test_a_state_of_another_stage_is_refused(delta, batches):
 
 def test_accumulated_batches_give_the_gradient_of_their_tokens_together(delta, batches):
     """Batches with different numbers of response tokens: every token weighs the same."""
-    config = replace(CONFIG, accumulate=3, clip=0.0)
+    config = replace(CONFIG, accumulate=3, max_grad_norm=0.0)
     trainer = Trainer(delta, make_stage("branch", config), batches, LANGUAGES, config)
     losses = torch.cat([batch_losses(delta, forward_batch(delta, batches[i], True), batches[i]) for i in range(3)])
     wanted = torch.autograd.grad(losses.mean(), list(trainer.parameters.values()))
@@ -239,14 +237,14 @@ def test_learning_rate_rises_and_falls():
 
 def test_experts_follow_one_cosine_over_branch_and_mix(delta):
     config = replace(
-        CONFIG, branch_steps=60, mix_steps=40, warmup=0.1, branch_lr=1.0, mix_lr=2.0, mix_trains_experts=True
+        CONFIG, branch_steps=60, mix_steps=40, warmup_ratio=0.1, branch_lr=1.0, mix_lr=2.0, mix_trains_experts=True
     )
 
     def rates(name):
         stage, result = make_stage(name, config), []
         optimizer = make_optimizer(choose_trainable(delta, name, True), 0.1, stage)
         for step in range(stage.steps):
-            set_learning_rates(optimizer, stage, step, config.warmup, config.min_lr)
+            set_learning_rates(optimizer, stage, step, config.warmup_ratio, config.min_lr_ratio)
             result.append([group["lr"] for group in optimizer.param_groups])
         return torch.tensor(result)
 

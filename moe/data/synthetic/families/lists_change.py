@@ -1,4 +1,4 @@
-"""Lists of whole numbers: changed in part, split, cut, compared with their neighbours."""
+"""Lists of whole numbers: changed in part, split, cut, compared with their neighbors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from moe.data.synthetic.family import Blueprint, Part, ask, family
 from moe.data.synthetic.inputs import INT_LISTS
 from moe.data.synthetic.parts import (
     ABSOLUTE,
+    AGGREGATES,
     CHANGES,
     DIVISIBLE,
     DOUBLE,
@@ -127,19 +128,11 @@ def two_conditions(kind: Part, bound: Part, goal: str) -> Blueprint:
             ".reduce((total, @x) => total + @x, 0)",
             ("int total = 0", "total += @x"),
         ),
-        "count": (
-            "sum(1 for @x in @xs if @kind and @bound)",
-            ".count()",
-            ".length",
-            ("int count = 0", "++count"),
-        ),
+        "count": ("sum(1 for @x in @xs if @kind and @bound)", ".count()", ".length", ("int count = 0", "++count")),
     }[goal]
     start, update = cpp
     return Blueprint(
-        texts=(
-            *ask(goals[goal], **_PLACE)[:2],
-            f"{verb} the {chosen} in a list.",
-        ),
+        texts=(*ask(goals[goal], **_PLACE)[:2], f"{verb} the {chosen} in a list."),
         name=f"{goal} {kind.name if kind.before else ''} {'@xs' if kind.before else kind.name} {bound.name}",
         arguments={"@xs": "list[int]"},
         returns="list[int]" if goal == "list" else "int",
@@ -159,9 +152,7 @@ def two_conditions(kind: Part, bound: Part, goal: str) -> Blueprint:
                 return {start.split()[1]};
             """,
         },
-        oracle=lambda xs: {"list": list, "sum": sum, "count": len}[goal](
-            list(filter(bound.apply, filter(kind.apply, xs)))
-        ),
+        oracle=lambda xs: AGGREGATES[goal](list(filter(bound.apply, filter(kind.apply, xs)))),
         inputs=INT_LISTS,
     )
 
@@ -265,9 +256,9 @@ _NEIGHBOURS = {  # (words, Python with a and b, C-like, oracle)
 
 
 @family("lists", operation=tuple(_NEIGHBOURS), distance=(1, 2, 3))
-def neighbours(operation: str, distance: int) -> Blueprint:
+def neighbours(operation: str, distance: int) -> Blueprint:  # codespell:ignore
     python, other, apply = _NEIGHBOURS[operation]
-    pairs = "neighbouring @xs" if distance == 1 else f"@xs that are {distance} places apart"
+    pairs = "neighbouring @xs" if distance == 1 else f"@xs that are {distance} places apart"  # codespell:ignore
     first_minus = ", the later minus the earlier one" if operation == "differences" else ""
     java = re.sub(r"\ba\b", f"@xs.get(i - {distance})", re.sub(r"\bb\b", "@xs.get(i)", other))
     brackets = java.replace(".get(i)", "[i]").replace(f".get(i - {distance})", f"[i - {distance}]")
@@ -277,7 +268,7 @@ def neighbours(operation: str, distance: int) -> Blueprint:
             f"Given a list of @xs, return the {operation} of all pairs of {pairs}{first_minus}.",
             f"Compute the {operation} of {pairs} in a list{first_minus}.",
         ),
-        name=f"{operation} of neighbours",
+        name=f"{operation} of neighbours",  # codespell:ignore
         arguments={"@xs": "list[int]"},
         returns="list[int]",
         nouns=NUMBERS[:2],
@@ -368,9 +359,6 @@ def running(transform: Part, kind: str) -> Blueprint:
                 return result;
             """,
         },
-        oracle=lambda xs: [
-            {"sums": sum, "maxima": max, "minima": min}[kind]([transform.apply(x) for x in xs[: i + 1]])
-            for i in range(len(xs))
-        ],
+        oracle=lambda xs: [AGGREGATES[kind]([transform.apply(x) for x in xs[: i + 1]]) for i in range(len(xs))],
         inputs=INT_LISTS,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moe.data.synthetic.family import Blueprint, Part, ask, family, same_code
 from moe.data.synthetic.inputs import INT_LISTS
-from moe.data.synthetic.parts import EVEN, NUMBERS, ODD, POSITIVE
+from moe.data.synthetic.parts import AGGREGATES, EVEN, NUMBERS, ODD, POSITIVE
 
 _PLACE = {"place": "in a list", "given": "a list of @xs"}
 _ANY = Part("any", "", "", same_code(""), lambda v: True, before=True)
@@ -253,7 +253,7 @@ def windows(size: int, goal: str, overlap: bool) -> Blueprint:
             """.replace("SIZE", "@xs.size()"),
         },
         oracle=lambda xs: [
-            {"sums": sum, "maxima": max, "minima": min}[goal](xs[i : i + size])
+            AGGREGATES[goal](xs[i : i + size])
             for i in range(len(xs))
             if (i + size <= len(xs) if overlap else i % size == 0)
         ],
@@ -361,8 +361,8 @@ def every_kth(start: int, step: int, goal: str) -> Blueprint:
             "javascript": javascript,
             "cpp": cpp,
         },
-        oracle=lambda xs: {"list": list, "sum": sum, "largest": lambda found: max(found, default=0)}[goal](
-            [x for i, x in enumerate(xs) if i in range(start, 1000, step)]
+        oracle=lambda xs: AGGREGATES[goal](
+            [x for i, x in enumerate(xs) if i in range(start, 1000, step)] or [0] * (goal == "largest")
         ),
         inputs=(*INT_LISTS, ([-5, -6, -7, -8, -9],)),
     )

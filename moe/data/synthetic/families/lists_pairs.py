@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from moe.data.synthetic.family import Blueprint, Part, family
 from moe.data.synthetic.inputs import INT_LISTS
-from moe.data.synthetic.parts import ABSOLUTE, NUMBERS, SAME, SQUARE
+from moe.data.synthetic.parts import ABSOLUTE, AGGREGATES, NUMBERS, PAIRWISE, SAME, SQUARE
 
 _PAIRS = {
-    "sum": ("x + y", lambda a, b: a + b),
-    "difference": ("x - y", lambda a, b: a - b),
-    "product": ("x * y", lambda a, b: a * b),
-    "larger": ("max(x, y)", max),
-    "smaller": ("min(x, y)", min),
+    "sum": "x + y",
+    "difference": "x - y",
+    "product": "x * y",
+    "larger": "max(x, y)",
+    "smaller": "min(x, y)",
 }
 _LOOP = """
     DECLARE;
@@ -27,7 +28,7 @@ _LOOP = """
 
 @family("lists", operation=tuple(_PAIRS), goal=("list", "sum", "maximum"), transform=(SAME, SQUARE, ABSOLUTE))
 def combine_lists(operation: str, goal: str, transform: Part) -> Blueprint:
-    expression, apply = _PAIRS[operation]
+    expression, apply = _PAIRS[operation], PAIRWISE[operation]
     of = {"larger": "larger ones", "smaller": "smaller ones"}.get(operation, f"{operation}s")
     how = f", each {transform.text}" if transform.text else ""
     what = f"{'a' if goal == 'list' else 'the'} {goal} of the {of} of the elements of"
@@ -69,9 +70,7 @@ def combine_lists(operation: str, goal: str, transform: Part) -> Blueprint:
             "javascript": _with(javascript, items),
             "cpp": _with(cpp, items).replace("Math.", "std::"),
         },
-        oracle=lambda a, b: {"list": list, "sum": sum, "maximum": max}[goal](
-            [transform.apply(apply(a[i], b[i])) for i in range(len(a))]
-        ),
+        oracle=lambda a, b: AGGREGATES[goal]([transform.apply(apply(a[i], b[i])) for i in range(len(a))]),
         inputs=(([4], [6]), ([1, 2, 3], [4, 5, 6]), ([3, -5, 0, 12, -7], [-2, 8, 9, -4, -7]), ([-9, -1], [-3, -2])),
     )
 
@@ -195,7 +194,7 @@ def distinct(goal: str) -> Blueprint:
         ),
     }[goal]
 
-    def oracle(xs: list[int]) -> list[int] | int:
+    def oracle(xs: list[int]) -> Any:
         firsts = [x for i, x in enumerate(xs) if x not in xs[:i]]
         return {
             "dedupe": firsts,

@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from moe.data.synthetic.family import Blueprint, Part, ask, family
 from moe.data.synthetic.inputs import STOCKS
-from moe.data.synthetic.parts import (
-    CHANGES,
-    INT_PREDICATES,
-    STOCK,
-    STR_PREDICATES,
-)
+from moe.data.synthetic.parts import CHANGES, INT_PREDICATES, PAIRWISE, STOCK, STR_PREDICATES
 
 _PLACE = {"place": "in a map from @ks to @vs", "given": "a map from @ks to @vs"}
 
@@ -125,12 +120,12 @@ def filter_keys(predicate: Part, keep: bool) -> Blueprint:
     )
 
 
-_MERGES = {  # how two values become one: (words, Python and JavaScript, Java, C++, oracle)
-    "sum": ("a[key] + b[key]", lambda x, y: x + y),
-    "difference": ("a[key] - b[key]", lambda x, y: x - y),
-    "product": ("a[key] * b[key]", lambda x, y: x * y),
-    "larger": ("max(a[key], b[key])", max),
-    "smaller": ("min(a[key], b[key])", min),
+_MERGES = {  # how two values become one, in C-like code
+    "sum": "a[key] + b[key]",
+    "difference": "a[key] - b[key]",
+    "product": "a[key] * b[key]",
+    "larger": "max(a[key], b[key])",
+    "smaller": "min(a[key], b[key])",
 }
 
 
@@ -141,7 +136,7 @@ _MERGES = {  # how two values become one: (words, Python and JavaScript, Java, C
     allowed=lambda operation, keys: keys == "both" or operation != "difference",
 )
 def merge_maps(operation: str, keys: str) -> Blueprint:
-    expression, apply = _MERGES[operation]
+    expression, apply = _MERGES[operation], PAIRWISE[operation]
     both = keys == "both"
     value = {"sum": "the sum", "difference": "the value in a minus the value in b", "product": "the product"}.get(
         operation, f"the {operation}"

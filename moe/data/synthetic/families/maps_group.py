@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from moe.data.synthetic.family import Blueprint, Part, ask, family
 from moe.data.synthetic.inputs import INT_LISTS, WORD_LISTS
-from moe.data.synthetic.parts import (
-    INT_PREDICATES,
-    NUMBERS,
-    STR_PREDICATES,
-    WORDS,
-)
+from moe.data.synthetic.parts import AGGREGATES, INT_PREDICATES, NUMBERS, STR_PREDICATES, WORDS
 
 _REPEATED = (["stone", "apple", "boy", "stone", "at", "boy", "tea", "stone", "tide", "at"],)
 
@@ -98,9 +95,9 @@ def group_words(predicate: Part, key: str, goal: str) -> Blueprint:
         "cpp": f"groups[{cpp}].push_back(@x);" if listed else f"++groups[{cpp}];",
     }
 
-    def oracle(xs: list[str]) -> dict[int | str, list[str] | int]:
+    def oracle(xs: list[str]) -> dict[Any, Any]:
         chosen = [x for x in xs if predicate.apply(x)]
-        keys = [{"length": len(x), "first letter": x[:1]}.get(key, x[-1:]) for x in chosen]
+        keys: list[Any] = [{"length": len(x), "first letter": x[:1]}.get(key, x[-1:]) for x in chosen]
         groups = {k: [x for x, other in zip(chosen, keys) if other == k] for k in keys}
         return groups if listed else {k: len(group) for k, group in groups.items()}
 
@@ -181,7 +178,7 @@ def group_numbers(divisor: int, goal: str) -> Blueprint:
 
     def oracle(xs: list[int]) -> dict[int, list[int] | int]:
         groups = {r: [x for x in xs if x - x // divisor * divisor == r] for r in range(divisor)}
-        return {r: {"list": list, "count": len, "sum": sum}[goal](group) for r, group in groups.items() if group}
+        return {r: AGGREGATES[goal](group) for r, group in groups.items() if group}
 
     return Blueprint(
         texts=(
@@ -288,11 +285,9 @@ def index_words(predicate: Part, value: str) -> Blueprint:
 @family("maps", predicate=INT_PREDICATES, goal=("sum", "largest", "number"))
 def totals(predicate: Part, goal: str) -> Blueprint:
     what = f"a map from each @k to the {goal} of its @vs that {predicate.plural}, without @ks that have none"
-    initial, update = {
-        "sum": ("0", "{old} + @v"),
-        "largest": ("@v", "max({old}, @v)"),
-        "number": ("0", "{old} + 1"),
-    }[goal]
+    initial, update = {"sum": ("0", "{old} + @v"), "largest": ("@v", "max({old}, @v)"), "number": ("0", "{old} + 1")}[
+        goal
+    ]
     python = update.format(old=f"result.get(@k, {initial})")
     javascript = update.format(old=f"(result.get(@k) ?? {initial})").replace("max((", "Math.max((")
     javascript = javascript.replace("Math.max((result.get(@k) ?? @v), @v)", "Math.max(result.get(@k) ?? @v, @v)")
@@ -310,7 +305,7 @@ def totals(predicate: Part, goal: str) -> Blueprint:
 
     def oracle(ks: list[str], vs: list[int]) -> dict[str, int]:
         groups = {k: [v for other, v in zip(ks, vs) if other == k and predicate.apply(v)] for k in ks}
-        return {k: {"sum": sum, "largest": max, "number": len}[goal](group) for k, group in groups.items() if group}
+        return {k: AGGREGATES[goal](group) for k, group in groups.items() if group}
 
     return Blueprint(
         texts=(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from moe.data.synthetic.family import Blueprint, Part, ask, family
 from moe.data.synthetic.inputs import STOCKS
 from moe.data.synthetic.parts import (
+    AGGREGATES,
     DOUBLE,
     INT_PREDICATES,
     MINUS,
@@ -57,7 +58,7 @@ def aggregate_values(predicate: Part, goal: str) -> Blueprint:
                 return {start.split()[1]};
             """,
         },
-        oracle=lambda m: {"sum": sum, "count": len}[goal](list(filter(predicate.apply, m.values()))),
+        oracle=lambda m: AGGREGATES[goal](list(filter(predicate.apply, m.values()))),
         inputs=STOCKS,
     )
 

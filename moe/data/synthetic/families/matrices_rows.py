@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from moe.data.synthetic.family import Blueprint, Part, ask, family
 from moe.data.synthetic.inputs import MATRICES
-from moe.data.synthetic.parts import (
-    INT_PREDICATES,
-    MATRIX,
-)
+from moe.data.synthetic.parts import AGGREGATES, INT_PREDICATES, MATRIX
 
 
 @family("matrices", axis=("row", "column"), aggregate=("sum", "largest element", "smallest element"))
@@ -68,9 +67,7 @@ def aggregate_axis(axis: str, aggregate: str) -> Blueprint:
         returns="list[int]",
         nouns=MATRIX,
         code=by_row if axis == "row" else by_column,
-        oracle=lambda m: [
-            {"sum": sum, "max": max, "min": min}[function](line) for line in (m if axis == "row" else zip(*m))
-        ],
+        oracle=lambda m: [AGGREGATES[function](line) for line in (m if axis == "row" else zip(*m))],
         inputs=MATRICES,
     )
 
@@ -156,7 +153,7 @@ def axis_totals(predicate: Part, axis: str, goal: str) -> Blueprint:
             **(by_row if axis == "row" else by_column),
         },
         oracle=lambda m: [
-            {"sum": sum, "count": len}[goal]([v for v in line if predicate.apply(v)])
+            AGGREGATES[goal]([v for v in line if predicate.apply(v)])
             for line in (m if axis == "row" else [[row[j] for row in m] for j in range(len(m[0]))])
         ],
         inputs=MATRICES,
@@ -181,9 +178,8 @@ def filter_rows(predicate: Part, measure: str) -> Blueprint:
         "first element": ("row[0]", "row[0]", "row[0]", "row[0]"),
         "last element": ("row[-1]", "row[row.length - 1]", "row[row.length - 1]", "row.back()"),
     }[measure]
-    measured = {"sum": sum, "largest element": max}.get(
-        measure, lambda row: row[0 if measure[0] == "f" else len(row) - 1]
-    )
+    measures: dict[str, Callable[..., int]] = {"sum": sum, "largest element": max}
+    measured = measures.get(measure, lambda row: row[0 if measure[0] == "f" else len(row) - 1])
     return Blueprint(
         texts=(
             f"Return the rows of a @m whose {measure} {predicate.singular}.",
@@ -222,7 +218,7 @@ def filter_rows(predicate: Part, measure: str) -> Blueprint:
                 return result;
             """,
         },
-        oracle=lambda m: list(filter(lambda row: predicate.apply(measured(row)), m)),
+        oracle=lambda m: [row for row in m if predicate.apply(measured(row))],
         inputs=(*MATRICES, ([[-5, -1], [40, 60], [-9, 3]],)),
     )
 

@@ -6,7 +6,7 @@ import re
 
 from moe.data.synthetic.family import Blueprint, Part, family, grid_like
 from moe.data.synthetic.inputs import MATRICES, SQUARE_MATRICES
-from moe.data.synthetic.parts import ABSOLUTE, CUBE, DOUBLE, INT_PREDICATES, MATRIX, SAME, SQUARE
+from moe.data.synthetic.parts import ABSOLUTE, AGGREGATES, CUBE, DOUBLE, INT_PREDICATES, MATRIX, PAIRWISE, SAME, SQUARE
 
 
 @family(
@@ -58,7 +58,7 @@ def diagonal(which: str, goal: str, transform: Part) -> Blueprint:
         nouns=MATRIX,
         parts={"out": (transform, "value"), "python_out": (transform, python_item)},
         code={"python": f"return [{inner}]" if goal == "list" else f"return {function}({inner})", **code},
-        oracle=lambda m: {"sum": sum, "largest": max, "smallest": min, "list": list}[goal](
+        oracle=lambda m: AGGREGATES[goal](
             [transform.apply(row[i] if which == "main" else row[len(m) - 1 - i]) for i, row in enumerate(m)]
         ),
         inputs=SQUARE_MATRICES,
@@ -175,13 +175,7 @@ def combine_matrices(operation: str, transform: Part) -> Blueprint:
     if transform is SAME:
         body = re.sub(r" *const int value.*\n", "", body).replace("@out", other)
     code = grid_like(body)
-    apply = {
-        "sum": lambda x, y: x + y,
-        "difference": lambda x, y: x - y,
-        "product": lambda x, y: x * y,
-        "larger": max,
-        "smaller": min,
-    }[operation]
+    apply = PAIRWISE[operation]
     return Blueprint(
         texts=(
             f"Given two matrices a and b of equal size, return a matrix with {of} at each place{how}.",
@@ -253,7 +247,7 @@ def edge_total(edge: str, predicate: Part, goal: str) -> Blueprint:
             "row_pred": (predicate, f"row[{'0' if edge.startswith('first') else '-1'}]"),
         },
         code={"python": python_body, **code},
-        oracle=lambda m: {"sum": sum, "count": len}[goal](
+        oracle=lambda m: AGGREGATES[goal](
             [
                 m[i][j]
                 for i in range(len(m))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from moe.data.synthetic.family import Blueprint, Part, c_like, family, same_code
-from moe.data.synthetic.parts import EVEN, INT_PREDICATES, NUMBER, ODD
+from moe.data.synthetic.parts import AGGREGATES, EVEN, INT_PREDICATES, NUMBER, ODD
 
 _DIGITS = (
     EVEN,
@@ -76,7 +76,7 @@ def digits(predicate: Part, goal: str) -> Blueprint:
             """,
             "cpp": java_like.replace("count++", "++count"),
         },
-        oracle=lambda x: {"sum": sum, "count": len, "product": math.prod}[goal](
+        oracle=lambda x: AGGREGATES[goal](
             [d for d in (x // 10**i % 10 for i in range(len(str(x)))) if predicate.apply(d)]
         ),
         inputs=_INPUTS,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 from moe.data.synthetic.family import Blueprint, c_like, family
+from moe.data.synthetic.parts import AGGREGATES
 
 
 @family("numbers", kind=("", "proper", "even", "odd"), goal=("sum", "number", "list", "product"))
@@ -50,7 +51,7 @@ def divisors(kind: str, goal: str) -> Blueprint:
     def oracle(n: int) -> int | list[int]:
         all_of = [i for i in range(1, n + 1) if n % i == 0]
         some = {"": all_of, "proper": all_of[:-1]}.get(kind, [i for i in all_of if i % 2 == (kind == "odd")])
-        return {"sum": sum, "number": len, "list": list, "product": math.prod}[goal](some)
+        return AGGREGATES[goal](some)
 
     return Blueprint(
         texts=(
@@ -161,7 +162,7 @@ def primes(goal: str) -> Blueprint:
         """,
     }[goal]
 
-    def oracle(n: int) -> bool | int | list[int]:
+    def oracle(n: int) -> Any:
         known = [p for p in range(2, 200) if all(p % d for d in range(2, p))]
         small = [p for p in known if p <= n]
         return {"check": n in known, "count": len(small), "list": small, "next": min(set(known) - set(small))}[goal]

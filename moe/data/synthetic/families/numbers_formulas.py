@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from moe.data.synthetic.family import Blueprint, Part, c_like, family
 from moe.data.synthetic.inputs import INTS
-from moe.data.synthetic.parts import (
-    MAYBE_TRANSFORMS,
-    NUMBER,
-)
+from moe.data.synthetic.parts import MAYBE_TRANSFORMS, NUMBER
 
 
 @family("numbers", threshold=(20, 50, 100, 200, 500), percent=(5, 10, 15, 20, 25), side=("above", "below"))
@@ -25,12 +22,7 @@ def adjust_price(threshold: int, percent: int, side: str) -> Blueprint:
         arguments={"price": "float"},
         returns="float",
         nouns=({},),
-        code={
-            "python": f"return {changed} if {test} else price",
-            "java": choice,
-            "javascript": choice,
-            "cpp": choice,
-        },
+        code={"python": f"return {changed} if {test} else price", "java": choice, "javascript": choice, "cpp": choice},
         oracle=lambda price: (
             price + {"-": -1, "+": 1}[sign] * price * percent / 100
             if (price > threshold if side == "above" else price < threshold)
@@ -108,10 +100,9 @@ def formula(plus: int, times: int, minus: int, first: str) -> Blueprint:
         "add": f"Add {plus} to a @x, multiply the result by {times} and subtract {minus}",
         "multiply": f"Multiply a @x by {times}, add {plus} to the result and subtract {minus} times the @x",
     }[first]
-    expression = {
-        "add": f"(@x + {plus}) * {times} - {minus}",
-        "multiply": f"@x * {times} + {plus} - {minus} * @x",
-    }[first]
+    expression = {"add": f"(@x + {plus}) * {times} - {minus}", "multiply": f"@x * {times} + {plus} - {minus} * @x"}[
+        first
+    ]
     return Blueprint(
         texts=(f"{steps}.", f"Given a @x, do this: {steps[0].lower()}{steps[1:].replace('a @x', 'it', 1)}."),
         name="apply formula",

@@ -6,7 +6,19 @@ import math
 
 from moe.data.synthetic.family import Blueprint, Part, c_like, family
 from moe.data.synthetic.inputs import LIMITS
-from moe.data.synthetic.parts import COUNT, CUBE, DIVISIBLE, DOUBLE, EVEN, ODD, SAME, SQUARE, TRIPLE, transformed
+from moe.data.synthetic.parts import (
+    AGGREGATES,
+    COUNT,
+    CUBE,
+    DIVISIBLE,
+    DOUBLE,
+    EVEN,
+    ODD,
+    SAME,
+    SQUARE,
+    TRIPLE,
+    transformed,
+)
 
 _RANGE_PREDICATES = (EVEN, ODD, *DIVISIBLE)
 
@@ -139,7 +151,6 @@ def between_bounds(predicate: Part, aggregate: str) -> Blueprint:
         "count": ("count = 0", "count++", "return sum(1 for i in range(low, high + 1) if @pred)"),
         "product": ("product = 1", "product *= i", "return math.prod(i for i in range(low, high + 1) if @pred)"),
     }[aggregate]
-    function = {"sum": sum, "count": len, "product": math.prod}[aggregate]
     return Blueprint(
         texts=(
             f"Return {ask} {chosen}.",
@@ -163,7 +174,7 @@ def between_bounds(predicate: Part, aggregate: str) -> Blueprint:
                 return {start.split()[0]};
             """),
         },
-        oracle=lambda low, high: function([i for i in range(low, high + 1) if predicate.apply(i)]),
+        oracle=lambda low, high: AGGREGATES[aggregate]([i for i in range(low, high + 1) if predicate.apply(i)]),
         inputs=((1, 1), (5, 2), (2, 10), (-3, 4), (7, 13), (12, 20), (21, 29), (30, 37)),
     )
 

@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from moe.data.synthetic.family import Blueprint, Part, c_like, family
 from moe.data.synthetic.inputs import INTS
-from moe.data.synthetic.parts import (
-    DOUBLE,
-    INT_PREDICATES,
-    MINUS,
-    NEGATE,
-    NUMBER,
-    PLUS,
-    SQUARE,
-    TIMES,
-)
+from moe.data.synthetic.parts import DOUBLE, INT_PREDICATES, MINUS, NEGATE, NUMBER, PLUS, SQUARE, TIMES
 
 _BRANCHES = (SQUARE, DOUBLE, NEGATE, PLUS[1], MINUS[0], TIMES[2])
 
@@ -105,10 +96,7 @@ def label_multiples(first: int, second: int, labels: tuple[str, str]) -> Bluepri
     one, two = labels
     rule = f'"{one}" if a @x is divisible by {first}, "{two}" if it is divisible by {second}, "{one}{two}" if by both'
     return Blueprint(
-        texts=(
-            f"Return {rule}, and otherwise the @x as a string.",
-            f"Give {rule}, else the @x as text.",
-        ),
+        texts=(f"Return {rule}, and otherwise the @x as a string.", f"Give {rule}, else the @x as text."),
         name=f"{one} {two}",
         arguments={"@x": "int"},
         returns="str",
@@ -222,10 +210,7 @@ def leap_rule(often: int, skip: int, again: int) -> Blueprint:
         arguments={"@x": "int"},
         returns="bool",
         nouns=({"x": "year"}, {"x": "number"}),
-        code={
-            "python": f"return {test.replace('&&', 'and').replace('||', 'or')}",
-            **c_like(f"return {test};"),
-        },
+        code={"python": f"return {test.replace('&&', 'and').replace('||', 'or')}", **c_like(f"return {test};")},
         oracle=lambda x: x % kept == 0 or (x % often == 0 and x % skipped > 0),
         inputs=(
             (1,),

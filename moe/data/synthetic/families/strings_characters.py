@@ -144,10 +144,7 @@ def find_character(chars: Part, side: str) -> Blueprint:
         arguments={"@s": "str"},
         returns="int",
         nouns=TEXT,
-        parts={
-            "pred": (chars, "@s[i]"),
-            "java_pred": (chars, "@s.charAt(i)"),
-        },
+        parts={"pred": (chars, "@s[i]"), "java_pred": (chars, "@s.charAt(i)")},
         code={
             "python": f"return next((i for i in {order} if @pred), -1)",
             "java": f"""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from moe.data.synthetic.characters import SEPARATORS
 from moe.data.synthetic.family import Blueprint, family
 from moe.data.synthetic.inputs import SENTENCES, TEXTS
@@ -134,7 +136,12 @@ def wrap_text(wrapper: tuple[str, str, str], form: str) -> Blueprint:
             return "{left}" + result + "{right}";
         """,
     )
-    changed = {"in upper case": str.upper, "in lower case": str.lower, "without outer spaces": str.strip}.get(form, str)
+    changes: dict[str, Callable[[str], str]] = {
+        "in upper case": str.upper,
+        "in lower case": str.lower,
+        "without outer spaces": str.strip,
+    }
+    changed = changes.get(form, str)
     return Blueprint(
         texts=(
             f"Return a @s {form} between {said}.".replace("  ", " "),

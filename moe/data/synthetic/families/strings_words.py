@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 
 from moe.data.synthetic.family import Blueprint, Part, ask, family
 from moe.data.synthetic.inputs import SENTENCES, WORD_LISTS
@@ -227,10 +228,7 @@ def edit_words(predicate: Part, edit: str) -> Blueprint:
         java_edit, javascript_edit, cpp_add = ".filter(@x -> !(@pred))", ".filter((@x) => !(@pred))", "result += @x;"
     cpp_skip = "if (@pred) {\n    continue;\n}" if drop else ""
     return Blueprint(
-        texts=(
-            f"Return a @s in which {each} is {edit}.",
-            f"Given a @s, return it with {each} {edit}.",
-        ),
+        texts=(f"Return a @s in which {each} is {edit}.", f"Given a @s, return it with {each} {edit}."),
         name=f"{edit.split()[0] if not drop else 'drop'} words {predicate.name}",
         arguments={"@s": "str"},
         returns="str",
@@ -277,6 +275,8 @@ def nth_word(place: int, end: str, form: str) -> Blueprint:
     which = f"{ordinal} word" if end == "beginning" else ("last word" if place == 1 else f"{ordinal} word from the end")
     index = "@SIZE - " + str(place) if end == "end" else str(place - 1)
     python = f"parts[{place - 1 if end == 'beginning' else -place}]"
+    changes: dict[str, Callable[[str], str]] = {"in upper case": str.upper, "reversed": lambda w: w[::-1]}
+    change = changes.get(form, str)
     suffix = {"in upper case": ".upper()", "reversed": "[::-1]"}.get(form, "")
     java = f"parts[{index.replace('@SIZE', 'parts.length')}]"
     javascript = f"parts[{place - 1}]" if end == "beginning" else f"parts[parts.length - {place}]"
@@ -323,7 +323,7 @@ def nth_word(place: int, end: str, form: str) -> Blueprint:
             "cpp": "std::istringstream stream(@s);\nstd::vector<std::string> parts;\n"
             "for (std::string @x; stream >> @x;) {\n    parts.push_back(@x);\n}\n" + returned,
         },
-        oracle=lambda s: {"": str, "in upper case": str.upper, "reversed": lambda w: "".join(reversed(w))}[form](
+        oracle=lambda s: change(
             dict(enumerate(s.split(" ") if end == "beginning" else reversed(s.split(" ")), 1)).get(place, "")
         ),
         inputs=SENTENCES,

@@ -1,0 +1,1 @@
+"""Mode ``reference``: the numbers of the published metric."""
