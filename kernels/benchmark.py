@@ -66,6 +66,7 @@ def cannot_write(path: Path, folder: bool) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and measures; the exit code: 1 where a result is wrong, 2 for mistakes."""
     parser = argparse.ArgumentParser(
         prog="python -m kernels.benchmark", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )

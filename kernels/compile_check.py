@@ -223,6 +223,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line and compiles; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kernels.compile_check", description=__doc__)
     parser.add_argument("--arch", nargs="+", default=list(tile_tables.TABLES), help="architectures to compile for")
     parser.add_argument("--json", action="store_true", help="print rows as JSON instead of a table")

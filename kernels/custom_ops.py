@@ -23,7 +23,9 @@ from kernels.cpu import experts as cpu
 from kernels.int4 import Int4Weight
 from kernels.types import DeltaWeights, ExpertDispatch, LowRank, Needs, Saved
 
+# constants, as torch.compile cannot trace the search for a module
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def uses_triton(tensor: Tensor) -> bool:
@@ -33,7 +35,7 @@ def uses_triton(tensor: Tensor) -> bool:
     """
     if tensor.dtype == torch.float64 or not HAS_TRITON:
         return False
-    return tensor.is_cuda or os.environ.get("TRITON_INTERPRET", "0") == "1"
+    return tensor.is_cuda or INTERPRETED
 
 
 def _given(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:

@@ -11,10 +11,10 @@ from kernels.types import ExpertDispatch
 
 
 def sort_by_expert(expert_ids: Tensor, num_experts: int) -> ExpertDispatch:
-    """Sort the T*K slots of ``expert_ids`` [T, K] (or [R]) by expert; stable, no host synchronization on a GPU.
+    """Sorts the T*K slots of ``expert_ids`` [T, K] (or [R]) by expert; stable, no host synchronization on a GPU.
 
-    Raises ValueError for ids that are not integers or, on the CPU, lie outside ``[0, num_experts)``. On a GPU a bad id
-    makes the offsets not span the rows, which the kernels answer with NaN in every output.
+    Raises ValueError for ids that are not integers or, on the CPU, lie outside ``[0, num_experts)``. On a GPU the
+    offsets then do not span the rows, and the kernels fill every output with NaN.
     """
     if expert_ids.is_floating_point() or expert_ids.dtype == torch.bool:
         raise ValueError(f"expert_ids: expected an integer tensor, got {expert_ids.dtype}")

@@ -1,12 +1,12 @@
-"""Int4 weights in groups of 128: one packing that serves the forward, the decode and the gradient of the input.
+"""Int4 weights in groups of 128: one packing for the forward, decode and the gradient of the input.
 
-A group is 128 neighbors along the inner width K with one bf16 scale; values are q - 8 for q in 0..15. Byte j of a
-group holds weight j in its low and weight 64 + j in its high half, so a kernel reads two runs of 64 weights without
-shuffling. Groups are the outer dimension: ``packed`` [E, K / 128, N, 64] uint8, ``scales`` [E, K / 128, N] bf16, which
-makes one step of the inner loop one contiguous read. 0.516 bytes a weight.
-
-Shape legend: E experts (1 for a dense weight), N output columns, K inner width, G = K / 128 groups.
+A group is 128 neighbors along the inner width K with one bf16 scale; values are q - 8 for q in 0..15. Byte j of a group
+holds weight j in its low and weight 64 + j in its high half, so a kernel reads two runs of 64 weights without
+shuffling. Groups come before columns, ``packed`` [E, K / 128, N, 64] uint8 and ``scales`` [E, K / 128, N] bf16, so that
+one step of the inner loop is one contiguous read. A weight takes 0.516 bytes.
 """
+
+# E experts (1 for a dense weight), N output columns, K inner width, G = K / 128 groups
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Int4Weight(NamedTuple):
 
 
 def pack(weight: Tensor) -> Int4Weight:
-    """Quantise weight [E, N, K] (or [N, K], then E = 1): symmetric, scale = the group's largest magnitude / 7.
+    """Quantizes a weight [E, N, K], or [N, K] as E = 1: symmetric, scale = the group's largest magnitude / 7.
 
     Raises ValueError where K is not a multiple of 128 or the weight is not finite.
     """

@@ -1,10 +1,10 @@
 """Every operation of this package in plain torch: the definition of correct.
 
-Nothing here is fast. Any floating dtype works; float64 gives the values the tests and the benchmark compare against.
-
-Shape legend: T tokens, K experts per token, R = T*K routed rows, E experts, D model width, F hidden width, r rank,
-N output columns of a linear layer, G = 128 weights per int4 group.
+Nothing here is fast, and no product code imports it. Any floating dtype works; in float64 it gives the values that the
+tests and benchmarks compare with.
 """
+
+# T tokens, D model dim, F hidden dim, E experts, K top-k, R = T*K routed rows, N output columns, r rank
 
 from __future__ import annotations
 

@@ -78,11 +78,17 @@ def draw_low_rank(a: Tensor, generator: torch.Generator | None = None) -> Tensor
 class MoEFeedForward(nn.Module):
     """A router and its experts in place of a dense feed-forward; without experts, a dense one with an adapter.
 
-    For a token x whose router chose the experts e with gates g_e (they sum to 1), the output is
+    The layer in plain torch, for tokens x [T, D] that visit K of E experts (`kernels.ops` computes it faster)::
 
-        y = sum_e g_e * W2_e (silu(W1_e x) * W3_e x)
+        gates, expert_ids = select_top_k(gate(x), K)  # [T, K]; a token's gates sum to 1
+        out = torch.zeros_like(x)  # [T, D]
+        for e in range(E):
+            token, choice = torch.where(expert_ids == e)
+            rows = x[token]
+            hidden = F.silu(rows @ w1[e].T) * (rows @ w3[e].T)  # [rows, F]
+            out[token] += gates[token, choice, None] * (hidden @ w2[e].T)
 
-    ``full``: every expert owns W1_e, W2_e, W3_e. ``delta``: each of them is ``W + delta_scale * (B0 A0 + B_e A_e)``,
+    ``full``: every expert e owns w1, w2, w3 [e]. ``delta``: each of them is ``W + delta_scale * (B0 A0 + B_e A_e)``,
     with W frozen and shared. An adapter is the delta form without experts: ``W + delta_scale * B0 A0``, gate 1.
     """
 

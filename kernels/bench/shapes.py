@@ -18,4 +18,5 @@ class ModelShape(NamedTuple):
 
 MISTRAL_7B = ModelShape(vocab_size=32000, dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, hidden_dim=14336)
 SMOLLM2_135M = ModelShape(vocab_size=49152, dim=576, n_layers=30, n_heads=9, n_kv_heads=3, hidden_dim=1536)
-EXPERTS, TOP_K, RANK = 4, 2, 64  # one expert a language; the rank of the preset for 80 GB
+EXPERTS, TOP_K = 4, 2  # one expert per language
+RANK = 64  # of low-rank deltas

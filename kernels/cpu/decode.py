@@ -1,9 +1,9 @@
-"""The CPU path of decoding: one token, no gradient, where reading the weights is the work and calls are the overhead.
+"""The CPU path of decoding: one token, no gradient. Reading the weights is the work, operator calls are the overhead.
 
-Nothing is sorted or gathered, and few operators are called, as each takes as long as reading some tens of kilobytes.
-
-Shape legend: K experts per token, E experts, D model width, F hidden width; P blocks of a matrix's rows.
+Nothing is sorted or gathered, and few operators are called: a call takes as long as reading some tens of kilobytes.
 """
+
+# D model dim, F hidden dim, E experts, K top-k, P blocks of a matrix's rows
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def has_avx512() -> bool:
 
 
 def row_blocks(w: Tensor) -> int:
-    """In how many equal blocks of rows :func:`matvec` takes w [..., N, D]; 0 where it has no fast way."""
+    """The number of equal row blocks in which `matvec` multiplies w [..., N, D]; 0 where it has no fast way."""
     rows = w.shape[-2]
     dense = w.stride(-1) == 1 and w.stride(-2) == w.shape[-1]
     return 0 if rows % 2 or not dense else 8 if rows % 8 == 0 else 2
@@ -32,10 +32,10 @@ def row_blocks(w: Tensor) -> int:
 def _times_row(blocks: Tensor, row: Tensor) -> Tensor:
     """blocks [P, n, D] of a matrix's rows, each times ``row`` (D values without gaps) -> P * n products, dense.
 
-    A batch is spread over the threads. What reads the matrix at the memory's speed depends on the processor: in float32
-    with AVX-512, and for narrow matrices, the row as a column that says that it is a row transposed (a stride of D
-    where any would do), three times as fast as other columns and as a plain matrix-vector product; with AVX2 alone and
-    in other dtypes the row from the left.
+    The batch is spread over the threads. What reads the matrix at the memory's speed depends on the processor: in
+    float32 with AVX-512, and for narrow matrices, the row as a column with a stride of D, which torch takes for a
+    transposed row: three times as fast as other columns and as a plain matrix-vector product. With AVX2 alone and in
+    other dtypes it is the row on the left.
     """
     parts, _, width = blocks.shape
     if row.dtype == torch.float32 and (width < 1024 or has_avx512()):
@@ -52,7 +52,7 @@ def matvec(x: Tensor, w: Tensor) -> Tensor:
 
 
 def chosen_experts(expert_ids: Tensor, num_experts: int) -> list[int]:
-    """The ids [1, K] as numbers; ValueError for one that no expert has."""
+    """The ids [1, K] as numbers; ValueError for an id outside [0, E)."""
     chosen = expert_ids.tolist()[0]
     for e in chosen:
         if not 0 <= e < num_experts:
@@ -61,8 +61,8 @@ def chosen_experts(expert_ids: Tensor, num_experts: int) -> list[int]:
 
 
 def weighted_sum(values: Iterable[Tensor], gates: list[float], dtype: torch.dtype) -> Tensor:
-    """``sum_j gates[j] * values[j]`` in float32 (float64 for float64), as `kernels.cpu.experts.sum_rows` does:
-    where all are equal and the gates sum to 1, that value to the last bit."""
+    """``sum_j gates[j] * values[j]`` in float32 (float64 for float64), as in `kernels.cpu.experts.sum_rows`: where all
+    values are equal and the gates sum to 1, the result is that value to the last bit."""
     acc = accumulation_dtype(dtype)
     first, *others = (v.to(acc) for v in values)
     total = first * sum(gates)

@@ -2,7 +2,7 @@
 
 The down projection is linear, so with gates g_j and activations a_j of a token's experts
 ``sum_j g_j (W2 + B2_j A2_j) a_j = W2 (sum_j g_j a_j) + sum_j B2_j (g_j A2_j a_j)``: base and shared delta run once per
-token, whatever K is. With K = 1 the tokens themselves are put in expert order, so no F-wide tensor is ever gathered.
+token, whatever K is. With K = 1 the tokens themselves are sorted by expert, so no tensor of width F is gathered.
 """
 
 # T tokens, D model dim, F hidden dim, E experts, K top-k, R = T*K rows sorted by expert, r rank
@@ -83,7 +83,7 @@ def _add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> T
 
 
 def delta_experts_decode(x: Tensor, weights: DeltaWeights[Tensor], gates: Tensor, expert_ids: Tensor) -> Tensor:
-    """:func:`delta_experts_fwd` for one token without a gradient: x [1, D] -> [1, D], nothing sorted or gathered."""
+    """`delta_experts_fwd` for one token without a gradient: x [1, D] -> [1, D], nothing sorted or gathered."""
     w1, w2, w3, shared, experts, scale, shared_scale = weights
     row, gate = x[0], gates.tolist()[0]  # [D]
     h1, h3 = linear(x, w1)[0], linear(x, w3)[0]  # [F]
@@ -120,7 +120,7 @@ def _add_token_sums(y: Tensor, rows: Tensor, dispatch: ExpertDispatch, top_k: in
 def delta_experts_bwd(
     dout: Tensor, x: Tensor, weights: DeltaWeights[Tensor], gates: Tensor, saved: Saved, needs: Needs
 ) -> Gradients:
-    """Every wanted gradient; products of low rank are recomputed, frozen base weights cost no product."""
+    """Every wanted gradient; low-rank products are recomputed, frozen base weights cost no product."""
     w1, w2, w3, shared, experts, scale, shared_scale = weights
     h1, h3, dispatch = saved
     top_k = gates.shape[1]
@@ -153,7 +153,7 @@ def delta_experts_bwd(
     dh1, dh3 = swiglu_backward(da.mul_(gate), h1, h3, silu)  # [R, F]
 
     dxs = torch.zeros_like(xs) if needs.x and top_k > 1 and runs else None
-    later = []  # with K = 1 the rows' part of dx is added to the base's, which comes after the weights' gradients
+    later = []  # with K = 1 the experts' parts of dx are added to the base's, once that is there
     for run, own in runs:
         inputs = run.rows(xs)
         for dh, a, b, which in ((dh1, own.a1, own.b1, 1), (dh3, own.a3, own.b3, 3)):

@@ -25,9 +25,9 @@ class Window(NamedTuple):
     """An expert's rows ``start:end`` and the rows around them, ``first:last``, that its products are computed on.
 
     oneDNN generates code for every new row count, which takes longer than a small product itself, and routing gives
-    new counts in every layer of every step. So a product runs over a few rows more, of which there are 16 counts an
-    octave at most; what they give is cut off (:meth:`own`) or kept from having an effect (:meth:`only_own`). A row that
-    is infinite makes its neighbours' weight gradients NaN, too; outputs keep to their rows.
+    new counts in every layer of every step. So a product covers a few rows more, such that at most 16 counts an octave
+    occur; the results of those rows are cut off (`own`) or zeroed (`only_own`). An infinite row also makes its
+    neighbors' weight gradients NaN; outputs are not affected.
     """
 
     expert: int
@@ -76,10 +76,10 @@ def has_onednn_linear() -> bool:
 def linear(x: Tensor, w: Tensor) -> Tensor:
     """``x @ w.T`` for x [M, D], w [N, D], either of them with any strides.
 
-    In float32 torch goes to MKL, whose kernels for few rows run on one thread and, on AMD processors, without AVX-512;
-    oneDNN, which torch carries too, is up to twice as fast there and never slower in what we measured. On processors
+    In float32 torch uses MKL, whose kernels for few rows run on one thread and, on AMD processors, without AVX-512.
+    oneDNN, which torch ships too, is up to twice as fast there and was never slower in our measurements. On processors
     with AVX2 alone that holds for contiguous weights; with transposed ones oneDNN takes up to twice as long as MKL.
-    A single row goes to :func:`matvec`.
+    A single row goes to `matvec`.
     """
     if x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[0] > 0 and has_onednn_linear():
         if x.shape[0] == 1 and row_blocks(w):
@@ -90,15 +90,15 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
 
 
 def part_linear(x: Tensor, w: Tensor) -> Tensor:
-    """:func:`linear` for some rows of a larger batch, with the bits that they have in the product of the whole batch.
+    """`linear` for some rows of a larger batch, with the bits that they have in the product of the whole batch.
 
-    oneDNN rounds a single row otherwise than each row of two or more, so a single one is multiplied twice.
+    oneDNN rounds a single row differently from each row of two or more, so a single row is doubled.
     """
     return linear(x, w) if x.shape[0] != 1 or x.dtype != torch.float32 else linear(torch.cat((x, x)), w)[:1]
 
 
 def zero_unused(stacked: Tensor, used: set[int]) -> None:
-    """Zeros for the experts without rows; the others are about to be, or have been, written whole."""
+    """Zeros for experts without rows; all others are fully written by their products."""
     for e in range(stacked.shape[0]):
         if e not in used:
             stacked[e].zero_()
@@ -112,7 +112,7 @@ def sum_rows(rows: Tensor, dispatch: ExpertDispatch, top_k: int, weights: Tensor
     """Sum over a token's rows, ``sum_j weights[t, j] * rows[inverse[t, j]]``, in float32 (float64 for float64).
 
     With weights it is computed as ``s a_0 + sum_j w_j (a_j - a_0)``, s the weights' sum: where all rows of a token are
-    equal and s is 1, the result is that row to the last bit, so experts that are copies give back the dense network.
+    equal and s is 1, the result is that row to the last bit, so experts that are copies equal the dense network.
     """
     acc = accumulation_dtype(rows.dtype)
     slots = dispatch.inverse.view(-1, top_k)  # [T, K]
@@ -138,9 +138,9 @@ def swiglu_backward(
 
 
 def row_dots(a: Tensor, b: Tensor, dtype: torch.dtype, in_place: bool = False) -> Tensor:
-    """``<a[r], b[r]>`` of each row, in ``dtype``: a product and a sum, a third of the time of a batch of dot products.
+    """``<a[r], b[r]>`` of each row, in ``dtype``: a product and a sum, which take a third of the time of batched dots.
 
-    ``in_place`` lets ``a`` be overwritten.
+    ``in_place`` overwrites ``a``.
     """
     a, b = a.to(dtype), b.to(dtype)
     return (a.mul_(b) if in_place else a * b).sum(1)  # [R]

@@ -1,4 +1,4 @@
-"""Settings of the C library's allocator that a program on a CPU wants."""
+"""Settings of the C library's allocator for programs on a CPU."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 
 def keep_freed_memory(device: torch.device) -> bool:
-    """Makes glibc's malloc keep large freed blocks for this process instead of giving them back at once; true if done.
+    """Makes glibc's malloc keep large freed blocks instead of returning them to the system; True if done.
 
-    Each step on a CPU makes and drops the same temporaries, tens of megabytes each, and by default every one is mapped
-    anew and filled with zero pages by the kernel: a fifth of a float32 training step of a 135 M model. On a GPU and
-    with other C libraries nothing is changed.
+    Each step on a CPU allocates and frees the same temporaries, tens of megabytes each, and by default the kernel maps
+    and zeroes each of them anew: a fifth of a float32 training step of a 135 M model. On a GPU and with other C
+    libraries nothing changes.
     """
     if device.type != "cpu" or sys.platform != "linux":
         return False

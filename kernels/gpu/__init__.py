@@ -1,1 +1,1 @@
-"""Triton kernels. Import of this package's modules needs triton; `kernels.ops` does so only where a GPU is used."""
+"""Triton kernels. These modules need Triton, so `kernels.custom_ops` imports them only where a GPU is used."""

@@ -5,7 +5,7 @@ raw bits, casts from integers copy the bits, and casts from float32 truncate ins
 and `cast` know about it. On a GPU they are the plain Triton operations.
 
 Rows are sorted by expert; ``offsets`` [E + 1] says where each expert's rows start. No kernel needs other metadata,
-padding, or a value read by the host: every program finds its expert and tile by scanning the offsets, and the grid is
+padding or a value read by the host: every program finds its expert and tile by scanning the offsets, and the grid is
 an upper bound, ``(ceil(R / BM) + E - 1) * column tiles``, whose surplus programs exit at once.
 """
 

@@ -15,8 +15,8 @@ def route_kernel(
 ):
     """Counting sort of ids [R] by expert. Every program counts all ids (they fit L2), then places its own block.
 
-    Rows with an id outside [0, E) come last and are in no segment: the last offset falls short of R, which turns every
-    result into NaN. ``order`` is a permutation all the same, so that nothing is read from outside a tensor.
+    Rows with an id outside [0, E) come last and belong to no expert: the last offset falls short of R, which turns
+    every result into NaN. ``order`` is still a permutation, so that nothing outside a tensor is read.
     """
     pid = tl.program_id(0)
     experts = tl.arange(0, E_PAD)

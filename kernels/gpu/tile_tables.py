@@ -1,9 +1,9 @@
 """Which tile a kernel runs with: checked-in tables by architecture, never a search in production.
 
-A table maps an operation to rules ``(rows per expert up to, Tile)``. `select` takes the first rule that fits. The tiles
-here are those that compile without a spill and within 99 KB of shared memory on sm_86 (``python -m
-kernels.compile_check``); ``python -m kernels.benchmark --tune FILE`` measures candidates on the card it runs on and
-writes a table that ``KERNELS_TUNING_TABLE=FILE`` makes `select` use.
+A table maps an operation to rules ``(rows per expert up to, Tile)``; `select` takes the first rule that fits. The tiles
+here compile without a spill and within 99 KB of shared memory on sm_86 (``python -m kernels.compile_check``); none has
+been measured on a card. ``python -m kernels.benchmark --tune FILE`` measures candidates on the card at hand and writes
+a table, which `select` uses where the environment has ``KERNELS_TUNING_TABLE=FILE``.
 """
 
 from __future__ import annotations
@@ -71,13 +71,10 @@ _SM_90: Table = {
 
 TABLES: dict[str, Table] = {"sm_86": _SM_86, "sm_90": _SM_90}
 
-# Rows in all up to which an int4 layer decodes without sorting, rows per expert up to which tokens are the narrow
-# operand (swap-AB), and above which one pass of dequantization costs less than decoding inside the product.
-W4_GEMV_SLOTS = 4
-W4_SWAP_ROWS = 32
-W4_DEQUANTIZE_ROWS = 512
-# Rows per expert from which the persistent descriptor kernels are used where the table has them.
-PERSISTENT_ROWS = 256
+W4_GEMV_SLOTS = 4  # up to so many rows in all an int4 layer decodes without a sort
+W4_SWAP_ROWS = 32  # up to so many rows per expert tokens are the narrow operand of an int4 product (swap-AB)
+W4_DEQUANTIZE_ROWS = 512  # above, one pass of dequantization costs less than decoding inside the product
+PERSISTENT_ROWS = 256  # from so many rows per expert on the persistent kernels run, where the table has them
 
 
 def parse_arch(arch: str) -> int:
@@ -90,9 +87,9 @@ def parse_arch(arch: str) -> int:
 
 @functools.cache
 def nearest_table(arch: str) -> str:
-    """The architecture whose table serves ``arch``: its own, or the nearest older (else the oldest), with a warning.
+    """The architecture whose table ``arch`` uses: its own, else the nearest older (or the oldest), with a warning.
 
-    A table made for an older architecture fits a newer one's larger shared memory, not the other way round.
+    A table for an older architecture fits a newer one's larger shared memory, not the other way round.
     """
     if arch in TABLES:
         return arch
@@ -101,9 +98,7 @@ def nearest_table(arch: str) -> str:
     older = [name for name in known if parse_arch(name) <= number]
     choice = older[-1] if older else known[0]
     if parse_arch(choice) == 90 and number != 90:
-        choice = (
-            "sm_86"  # sm_90's tiles count on 227 KB of shared memory and wgmma, which sm_100 and sm_120 do not share
-        )
+        choice = "sm_86"  # sm_90's tiles need 227 KB of shared memory and wgmma, which sm_100 and sm_120 lack
     warnings.warn(
         f"no tile table for {arch}: using {choice}'s; `python -m kernels.benchmark --tune FILE` writes one",
         stacklevel=2,
@@ -118,7 +113,7 @@ def write_table(path: str | Path, arch: str, table: Table) -> None:
 
 
 def read_table(path: str | Path, arch: str | None = None) -> Table:
-    """Reads a table written by ``--tune``; ValueError where the file is not one or is for another architecture."""
+    """Reads a table written by ``--tune``; ValueError for other files and for other architectures' tables."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         table = {op: [(int(n), Tile(*tile)) for n, tile in rules] for op, rules in content["table"].items()}
@@ -139,7 +134,7 @@ def _table(arch: str, override: str | None) -> Table:
 
 
 def table_of(arch: str) -> Table:
-    """The architecture's table, with what KERNELS_TUNING_TABLE replaces."""
+    """The architecture's table, with the rules of KERNELS_TUNING_TABLE in place of its own."""
     return _table(arch, os.environ.get("KERNELS_TUNING_TABLE"))
 
 

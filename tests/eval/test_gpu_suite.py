@@ -72,7 +72,7 @@ def test_what_a_gpu_machine_runs_needs_torch_and_triton_alone():
     subprocess.run([sys.executable, "-c", code], cwd=gpu_suite.ROOT, check=True)
 
 
-def test_a_failing_check_is_written_and_told(tmp_path, monkeypatch):
+def test_a_failing_check_is_written_and_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(gpu_suite.OWN, "correctness", lambda output, deadline: {"a": {"ok": False}})
     assert gpu_suite.run_own("correctness", tmp_path, 5) == 1
     assert json.loads((tmp_path / "correctness.json").read_text()) == {"a": {"ok": False}}

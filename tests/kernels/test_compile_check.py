@@ -22,6 +22,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_every_tile_compiles_clean_for_both_architectures():
     pytest.importorskip("triton", reason="triton is not installed")
     result = run("--arch", "sm_86", "sm_90", "--json")
@@ -46,14 +47,15 @@ def test_what_makes_a_kernel_unfit():
     assert compile_check.problem(row | {"error": "CompilationError: x"}) == "CompilationError: x"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("op", "tile", "told"),
+    ("op", "tile", "message"),
     [
         ("swiglu", (128, 256, 32, 4, 2), "spill instructions"),
         ("gemm", (128, 256, 64, 8, 4), "KB of shared memory, 99 allowed"),
     ],
 )
-def test_a_bad_tile_ends_with_exit_code_1(op, tile, told):
+def test_a_bad_tile_gives_exit_code_1(op, tile, message):
     pytest.importorskip("triton", reason="triton is not installed")
     code = (
         "from kernels import compile_check\nfrom kernels.gpu import tile_tables\n"
@@ -65,7 +67,7 @@ def test_a_bad_tile_ends_with_exit_code_1(op, tile, told):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert told in result.stdout and "FAIL" in result.stdout and "\n0 of 1 kernels clean" in result.stdout
+    assert message in result.stdout and "FAIL" in result.stdout and "\n0 of 1 kernels clean" in result.stdout
 
 
 def test_resident_blocks():
@@ -74,11 +76,12 @@ def test_resident_blocks():
     assert compile_check.resident_blocks(90, 32, 0, 4) == 16  # warps bind
 
 
-def test_an_unknown_architecture_is_told():
+def test_an_unknown_architecture_is_an_error():
     result = run("--arch", "sm_75")
     assert result.returncode == 2 and result.stderr.strip() == "error: no tile table for sm_75; tables: sm_86, sm_90"
 
 
+@pytest.mark.slow
 def test_what_the_driver_runs_of_sm_86_gets_its_arguments():
     """`kernels.bench.ptx_jit` passes as many arguments as the PTX declares before Triton's two scratch pointers."""
     pytest.importorskip("triton", reason="triton is not installed")

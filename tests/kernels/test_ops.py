@@ -82,7 +82,7 @@ def test_int4_on_a_gpu_wants_bf16(monkeypatch):
     ops._check_int4_input(types.SimpleNamespace(is_cuda=True, dtype=torch.bfloat16))
 
 
-def test_bad_input_is_told_in_one_line():
+def test_bad_input_is_a_one_line_error():
     x, gates, ids = torch.randn(3, 4), torch.ones(3, 1), torch.zeros(3, 1, dtype=torch.long)
     w1, w2, w3 = (w.detach() for w in full_weights(2, 4, 6, torch.float32))
     with pytest.raises(ValueError, match=r"w2: expected shape \[2, 4, 6\]"):

@@ -16,6 +16,7 @@ from checkpoints.model_io import load_model, save_model
 from checkpoints.storage.files import sha256_file
 from checkpoints.transforms.merge import expert_shares
 from checkpoints.transforms.upcycle import upcycle_model
+from kernels.bench.shapes import MISTRAL_7B
 from moe.config import ModelConfig
 from moe.errors import UserError
 from tests.checkpoints.command_line import run_main
@@ -164,9 +165,7 @@ def test_inspect_tells_what_is_there(trained, capsys, form):
 
 def test_memory_to_run_mistral_7b_with_four_experts():
     """24.15 B parameters, of them 22.55 B in feed-forwards; 4,096 tokens of cache are 0.5 GiB."""
-    config = ModelConfig(
-        vocab_size=32000, dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, hidden_dim=14336, num_experts=4
-    )
+    config = ModelConfig(**MISTRAL_7B._asdict(), num_experts=4)
     inner, rest = 4 * 32 * 3 * 4096 * 14336, 1_606_000_000
     cache = 2 * 32 * 8 * 128 * 4096 * 2
     for sizes, expected in (((2.0, 2.0), 2 * (inner + rest)), ((0.515625, 2.0), 0.515625 * inner + 2 * rest)):

@@ -20,6 +20,7 @@ from checkpoints.transforms.initialize import Initialization
 from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.rewrite import OutputOptions
 from checkpoints.transforms.upcycle import parameter_counts, upcycle_directory, upcycle_model, upcycled_config
+from kernels.bench.shapes import MISTRAL_7B
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.layers import FeedForward
@@ -337,7 +338,7 @@ def test_a_dry_run_writes_nothing(tmp_path, mistral_directory, capsys):
 
 
 def test_parameter_counts_of_mistral_7b():
-    config = ModelConfig(32000, 4096, 32, 32, 8, 14336)
+    config = ModelConfig(**MISTRAL_7B._asdict())
     total, active = parameter_counts(config)
     assert total == active == 7_241_732_096
     total, active = parameter_counts(upcycled_config(config, LANGUAGES, "full"))

@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed")
 
 
+@pytest.mark.slow
 def test_every_kernel_matches_the_reference_in_the_interpreter():
     cases = Path(__file__).with_name("interpreter_cases.py")
     root = cases.parents[3]

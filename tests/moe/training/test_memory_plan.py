@@ -7,14 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kernels.bench.shapes import MISTRAL_7B
 from moe.config import ModelConfig
 from moe.model import Transformer, count_parameters
 from moe.training.memory_plan import GIB, plan_memory
 from moe.training.stages import choose_trainable
 
-MISTRAL = ModelConfig(
-    vocab_size=32000, dim=4096, n_layers=32, n_heads=32, n_kv_heads=8, hidden_dim=14336, max_seq_len=32768
-)
+MISTRAL = ModelConfig(**MISTRAL_7B._asdict(), max_seq_len=32768)
 
 
 @pytest.mark.parametrize(
