@@ -82,7 +82,7 @@ def measure_prompts(loaded: LoadedModel, pairs: Mapping[str, Sequence[Pair]], ki
 @torch.inference_mode()
 def measure_change(
     loaded: LoadedModel, pairs: Mapping[str, Sequence[Pair]], kind: str, count: int
-) -> tuple[float, Tensor | None]:
+) -> tuple[float, float, Tensor | None]:
     """Two pairs of different languages, one after the other in one document.
 
     Args:
@@ -90,14 +90,14 @@ def measure_change(
         count: documents per ordered pair of languages.
 
     Returns:
-        the loss of the second response in nats per token, and [W] the mean gate weight on the second language's expert
-        by tokens since the second prompt began (None without experts).
+        the loss of the second response in nats per token; the mean gate weight on the second language's expert in that
+        response; and [W] the same by tokens since the second prompt began (None without experts).
     """
     config = loaded.config
     first, second = (encode(pairs, loaded, k, config.max_seq_len // 2) for k in ("named", kind))
     languages = list(pairs)
     shares, seen = torch.zeros(WINDOW, dtype=torch.float64), torch.zeros(WINDOW, dtype=torch.float64)
-    total, tokens = 0.0, 0
+    total, weight, tokens = 0.0, 0.0, 0
     for i, before in enumerate(languages):
         for j, after in enumerate(languages):
             for k in range(count if i != j else 0):
@@ -110,10 +110,11 @@ def measure_change(
                 tokens += len(losses)
                 if output.routing:
                     own = torch.stack([(r.gates * (r.expert_ids == j)).sum(-1) for r in output.routing]).mean(0)
+                    weight += own[batch.positions].double().sum().item()
                     own = own[len(a.tokens) :][:WINDOW].double().cpu()
                     shares[: len(own)] += own
                     seen[: len(own)] += 1
-    return total / max(1, tokens), shares / seen if config.is_moe else None
+    return total / max(1, tokens), weight / max(1, tokens), shares / seen if config.is_moe else None
 
 
 def tokens_to_switch(shares: Tensor) -> int | None:
@@ -174,16 +175,17 @@ def main(arguments: argparse.Namespace) -> int:
         own = f"{sum(found.own_share.values()) / len(found.own_share):.1%}" if found.own_share else "-"
         table.add_row(kind, f"{mean:.3f}", *(f"{x:.3f}" for x in found.loss.values()), own, f"{found.bits:.2f}", "")
     for kind in ("named", "unnamed"):
-        loss, shares = measure_change(loaded, pairs, kind, arguments.changes)
+        loss, share, shares = measure_change(loaded, pairs, kind, arguments.changes)
         steps = None if shares is None else tokens_to_switch(shares)
         results[f"change, {kind}"] = {
             "loss": loss,
+            "own_share": share,
             "tokens_to_switch": steps,
-            "own_share": None if shares is None else [round(x, 4) for x in shares.tolist()],
+            "own_share_by_token": None if shares is None else [round(x, 4) for x in shares.tolist()],
         }
         shown = "-" if shares is None else f"over {WINDOW}" if steps is None else str(steps)
-        blanks = [""] * (len(languages) + 2)
-        table.add_row(f"second language, {kind}", f"{loss:.3f}", *blanks, shown)
+        own = "-" if shares is None else f"{share:.1%}"
+        table.add_row(f"second language, {kind}", f"{loss:.3f}", *[""] * len(languages), own, "", shown)
     console.print(table)
     if arguments.output:
         replace_file(arguments.output, json_bytes({"model": str(path), "seed": arguments.seed, **results}))

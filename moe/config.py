@@ -138,6 +138,11 @@ class ModelConfig:
         return self.num_experts > 0
 
     @property
+    def is_mixtral(self) -> bool:
+        """Whether every sparse layer routes each token by its own state, as Mixtral and its readers do."""
+        return self.is_moe and self.router_context == "none" and self.router_layers == "each"
+
+    @property
     def is_delta(self) -> bool:
         """Whether low-rank deltas change a shared dense feed-forward."""
         return self.expert_form == "delta" and (self.num_experts > 0 or self.shared_rank > 0)
@@ -164,6 +169,9 @@ class ModelConfig:
             "shared_rank": 0,
             "expert_rank": 0,
             "moe_layers": None,
+            "router_context": "none",
+            "router_half_life": 64.0,
+            "router_layers": "each",
         }
         return replace(self, expert_form="full", **nothing)
 

@@ -27,7 +27,7 @@ from moe.training.trainer import Trainer
 from tests.pair_files import write_pairs
 
 SMALL = (
-    "--train-pairs 60 --pretrain-steps 3 --branch-steps 3 --mix-steps 2 --ridge-batches 1 --eval-pairs 2 "
+    "--train-pairs 60 --pretrain-steps 3 --branch-steps 3 --mix-steps 2 --router-documents 40 --eval-pairs 2 "
     "--loss-pairs 4 --max-new-tokens 8 --languages python cpp --shared-rank 2 --expert-rank 2"
 ).split(" ")
 

@@ -26,10 +26,10 @@ from checkpoints.proof import PROOF_FILE
 from checkpoints.storage.files import directory_bytes, format_bytes
 from checkpoints.storage.writer import add_to_directory
 from checkpoints.streamed_proof import prove_directories
+from checkpoints.transforms.fitted_routers import describe_accuracies, fitted_gates
 from checkpoints.transforms.initialize import DEFAULT_START, ROUTER_STD, Initialization
 from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.rewrite import OutputOptions
-from checkpoints.transforms.ridge_inputs import describe_accuracies, ridge_gates
 from checkpoints.transforms.upcycle import parameter_counts, upcycle_directory, upcycled_config, upcycled_tensors
 from moe.config import ALL_LAYERS, describe_layers, parse_layers
 from moe.data.synthetic import generate_pairs
@@ -75,16 +75,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument(
         "--router",
-        choices=("random", "ridge"),
+        choices=("random", "fitted"),
         default="random",
-        help="ridge: fitted on labeled prompts, which loads the dense model",
+        help="fitted: by logistic regression on labeled prompts, which loads the dense model",
     )
     parser.add_argument(
         "--router-prompts",
         type=integer_at_least(1),
         metavar="N",
         default=48,
-        help="ridge: generated prompts per language",
+        help="fitted: generated prompts per language",
     )
     parser.add_argument(
         "--router-std", type=standard_deviation, default=ROUTER_STD, help="standard deviation of random routers"
@@ -113,7 +113,7 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.shared_rank,
         moe_layers=parse_layers(arguments.moe_layers, base.config.n_layers),
     )
-    check_output(arguments, base, strict=arguments.router == "ridge")
+    check_output(arguments, base, strict=arguments.router == "fitted")
     warn_of_ignored(arguments)
     dtype = chosen_dtype(arguments.dtype)
     written = sum(tensor.nbytes for tensor in upcycled_tensors(base, config, DEFAULT_START, dtype))
@@ -128,10 +128,10 @@ def main(arguments: argparse.Namespace) -> int:
     if only_planned(arguments, written + copied):
         return 0
     routers = None
-    if arguments.router == "ridge":
+    if arguments.router == "fitted":
         seed, count = arguments.seed, arguments.router_prompts
         pairs = {language: generate_pairs(language, count, seed) for language in config.expert_languages}
-        routers, accuracies = ridge_gates(base, pairs, seed, config.moe_layers)
+        routers, accuracies = fitted_gates(base, pairs, seed, config.moe_layers)
         print(describe_accuracies(accuracies, base.path))
     with byte_progress(written, "upcycle") as progress:
         upcycle_directory(
@@ -165,7 +165,7 @@ def warn_of_ignored(arguments: argparse.Namespace) -> None:
     if arguments.expert_form == "full":
         warn_ignored(given("rank", "shared_rank", "copy_base"), "full experts have neither deltas nor a base")
     if arguments.router == "random":
-        warn_ignored(given("router_prompts"), "only --router ridge reads prompts")
+        warn_ignored(given("router_prompts"), "only --router fitted reads prompts")
     else:
         warn_ignored(given("router_std"), "the router is fitted, not drawn")
     if arguments.no_proof:

@@ -19,15 +19,24 @@ from checkpoints.storage.files import read_json_object
 from moe.config import ModelConfig
 from moe.errors import UserError, did_you_mean
 
-MODEL_TYPES = ("mistral", "llama", "mixtral")
+# Mixtral whose routers see context. Its own name, so that no other program takes it for Mixtral and routes by token.
+CONTEXT_MODEL_TYPE = "context_mixtral"
+MODEL_TYPES = ("mistral", "llama", "mixtral", CONTEXT_MODEL_TYPE)
 DELTA_MODEL_TYPE = "mixtral_delta"  # our own format: low-rank experts and a reference to their base
-_CAUSAL = {"mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM", "llama": "LlamaForCausalLM"}
+_CAUSAL = {
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "context_mixtral": "ContextMixtralForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
 # transformers' defaults for keys that an older config.json omits
+ROUTER_KEYS = ("router_context", "router_half_life", "router_layers")
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 131072, "sliding_window": 4096},
     "mixtral": {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 131072, "sliding_window": None},
     "llama": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048, "sliding_window": None},
 }
+_DEFAULTS[CONTEXT_MODEL_TYPE] = _DEFAULTS["mixtral"]
 _MAX_SIZE = 1 << 31
 
 
@@ -129,7 +138,7 @@ def parse_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
     if settings.get("head_dim") is None and dim % heads:
         raise reader.fail("num_attention_heads", heads, f"a divisor of hidden_size {dim}, or head_dim to be given")
     moe: dict[str, Any] = {}
-    if model_type == "mixtral":
+    if model_type in ("mixtral", CONTEXT_MODEL_TYPE):
         languages = settings.get("expert_languages") or []
         if not isinstance(languages, list) or not all(isinstance(name, str) for name in languages):
             raise reader.fail("expert_languages", languages, "a list of language names")
@@ -140,6 +149,9 @@ def parse_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
             "expert_languages": tuple(languages),
             "moe_layers": settings.get("moe_layers"),
         }
+        if model_type == CONTEXT_MODEL_TYPE:
+            moe |= {name: str(settings.get(name)) for name in ("router_context", "router_layers")}
+            moe["router_half_life"] = reader.number("router_half_life")
         for theirs, ours in (("router_aux_loss_coef", "balance_loss_weight"), ("router_z_loss_coef", "z_loss_weight")):
             value = settings.get(theirs)
             if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
@@ -185,6 +197,8 @@ def to_config_json(
     """
     assert config.num_experts == 0 or config.expert_form == "full", "delta experts have their own directory format"
     model_type = "mixtral" if config.num_experts else "mistral"
+    if config.num_experts and not config.is_mixtral:
+        model_type = CONTEXT_MODEL_TYPE
     document: dict[str, Any] = {
         "architectures": [_CAUSAL[model_type]],
         "model_type": model_type,
@@ -218,6 +232,8 @@ def to_config_json(
             "router_z_loss_coef": config.z_loss_weight,
             "expert_languages": list(config.expert_languages),
         }
+    if model_type == CONTEXT_MODEL_TYPE:
+        document |= {name: getattr(config, name) for name in ROUTER_KEYS}
     if config.moe_layers is not None:
         document["moe_layers"] = list(config.moe_layers)
     return document | dict(extra or {})

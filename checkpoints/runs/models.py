@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.formats import open_checkpoint
+from checkpoints.formats.config_json import ROUTER_KEYS
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_io import LoadedModel, load_model, save_model
@@ -109,7 +110,7 @@ def make_adapter(dense: Transformer, config: RunConfig) -> Transformer:
 def _upcycle(
     dense: Transformer, config: RunConfig, languages: Sequence[str], form: str, top_k: int, rank: int, shared_rank: int
 ) -> Transformer:
-    router = {name: getattr(config, name) for name in ("router_context", "router_half_life", "router_layers")}
+    router = {name: getattr(config, name) for name in ROUTER_KEYS if languages}
     model = upcycle_model(
         dense,
         languages,

@@ -39,7 +39,7 @@ class Initialization:
     def describe(self) -> str:
         """The routers' start, in words."""
         if self.routers is not None:
-            return "ridge regression on labeled prompts"
+            return "logistic regression on labeled prompts"
         return f"normal, standard deviation {self.router_std:g}"
 
     def identity(self) -> list[object]:

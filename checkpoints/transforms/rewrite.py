@@ -160,7 +160,16 @@ def _identity(
 
 
 def merge_rewrite(delta: DeltaCheckpoint, dtype: torch.dtype | None = None, base_id: str | None = None) -> Rewrite:
-    """The Mixtral model (for a lone adapter the dense one) that a delta model is merged into."""
+    """The Mixtral model (for a lone adapter the dense one) that a delta model is merged into.
+
+    Raises:
+        UserError: its routers see context, which no reader of Mixtral does: it would route by token, and badly.
+    """
+    if delta.config.is_moe and not delta.config.is_mixtral:
+        raise UserError(
+            f"{delta.path} routes by document context (router_context {delta.config.router_context}), which readers of "
+            "Mixtral do not; use it as it is, or train with --router-context none --router-layers each to merge"
+        )
     return Rewrite(
         delta,
         full_config(delta.config),

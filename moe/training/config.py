@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from moe.config import ALL_LAYERS, EXPERT_FORMS, parse_layers
+from moe.config import ALL_LAYERS, EXPERT_FORMS, ROUTER_CONTEXTS, ROUTER_LAYERS, parse_layers
 from moe.data.prompt import check_template
 from moe.data.sources import AUTO, SYNTHETIC
 from moe.errors import UserError, did_you_mean
@@ -146,6 +146,16 @@ class RunConfig:
             raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected at least one split, each once")
         if AUTO in self.test_sets and len(self.test_sets) > 1:
             raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected {AUTO} alone or names of splits")
+        for name, known in (("router_context", ROUTER_CONTEXTS), ("router_layers", ROUTER_LAYERS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if self.router_half_life == 0:
+            raise UserError("router_half_life is 0, expected a positive number of tokens")
+        if self.merge and (self.router_context != "none" or self.router_layers != "each"):
+            raise UserError(
+                "merge writes a Mixtral model, which routes each token by itself; set router_context to none and "
+                "router_layers to each, or leave merge out"
+            )
         if not self.languages:
             raise UserError("languages is empty, expected at least one, such as python")
         if len(set(self.languages)) != len(self.languages):

@@ -68,6 +68,20 @@ def test_balance_loss_pushes_towards_the_neglected_expert():
     assert logits.grad.sum(0)[0] > 0
 
 
+def test_balance_follows_the_share_of_the_languages():
+    """With targets the loss is 1 at the targets' load, and a batch of one language stays with its expert."""
+    targets = torch.tensor([0.7, 0.2, 0.1])
+    logits = targets.log().expand(50, 3)
+    assert balance_loss(logits, targets, targets).item() == pytest.approx(1.0)
+    even = torch.full((4,), 0.25)
+    logits, fractions = torch.randn(50, 4, generator=generator()), torch.tensor([0.5, 0.1, 0.2, 0.2])
+    assert balance_loss(logits, fractions, even).item() == pytest.approx(balance_loss(logits, fractions).item())
+    for targets, rises in ((torch.tensor([1.0, 0, 0, 0]), True), (None, False)):
+        logits = torch.zeros(50, 4, requires_grad=True)
+        balance_loss(logits, torch.tensor([0.7, 0.1, 0.1, 0.1]), targets).backward()
+        assert (logits.grad.sum(0)[0] < 0) == rises  # descending raises the only language's expert
+
+
 def test_every_slot_is_counted():
     assert expert_counts(torch.tensor([[0, 2], [2, 3], [2, 0]]), 5).tolist() == [2, 0, 3, 1, 0]
 

@@ -88,6 +88,24 @@ def test_a_stage_is_trained_once_and_its_result_loaded_afterwards(tmp_path, new_
     assert equal(weights(again), weights(model))
 
 
+def test_mix_goes_on_with_the_averages_of_branch(tmp_path, new_model, batches, monkeypatch):
+    started = {}
+    train_step = Trainer.train_step
+
+    def first_step(trainer):
+        name = "layers.0.feed_forward.expert_deltas.b1"
+        state = trainer.optimizer.state.get(trainer.parameters[name], {})
+        started.setdefault(trainer.stage.name, int(state.get("step", 0)))
+        return train_step(trainer)
+
+    monkeypatch.setattr(Trainer, "train_step", first_step)
+    run = StagedRun(RunDirectory.create(tmp_path / "run", CONFIG, []), CONFIG, Monitor(), pytest.fail)
+    model = new_model()
+    run.train(model, "branch", batches)
+    run.train(model, "mix", batches)
+    assert started == {"branch": 0, "mix": CONFIG.branch_steps}
+
+
 def test_states_are_saved_by_the_clock_and_at_the_end(tmp_path, new_model, batches, monkeypatch):
     saved = []
     monkeypatch.setattr(RunDirectory, "save_state", lambda self, state: saved.append(state.step))

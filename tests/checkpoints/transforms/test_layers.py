@@ -212,12 +212,12 @@ def test_layers_that_the_model_lacks_are_refused_before_anything_is_written(tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_ridge_routers_go_to_the_layers_named(tmp_path, tiny_config, make_model, capsys):
+def test_fitted_routers_go_to_the_layers_named(tmp_path, tiny_config, make_model, capsys):
     texts = [f"{pair.text}\n{pair.code}" for name in LANGUAGES for pair in generate_pairs(name, 20)]
     tokenizer = train_sentencepiece(texts, 400, tmp_path / "tokenizer")
     config = replace(tiny_config, n_layers=3, dim=64, vocab_size=tokenizer.vocab_size, max_seq_len=1024)
     save_model(make_model(config, dtype=torch.float32), tokenizer, tmp_path / "base", template="plain")
-    options = ("--router", "ridge", "--router-prompts", 16, "--num-experts-per-tok", 1)
+    options = ("--router", "fitted", "--router-prompts", 16, "--num-experts-per-tok", 1)
     assert upcycle(tmp_path / "base", tmp_path / "out", "delta", "2", *options) == 0
     assert "held-out tokens to their language" in capsys.readouterr().out
     stored = load_file(tmp_path / "out" / "experts.safetensors")

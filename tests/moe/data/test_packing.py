@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from moe.data.packing import Example, MixedBatches, make_batch
+from moe.data.packing import Example, MixedBatches, encode_pairs, make_batch
+from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
+from moe.tokenizer import train_sentencepiece
 
 
 def examples(lengths, language: int) -> list[Example]:
@@ -28,6 +30,24 @@ def test_a_batch_predicts_each_response_token_from_the_one_before():
     assert batch.languages.tolist() == [0] * 4 + [3] * 3
     assert batch.positions.tolist() == [1, 2, 4, 5]
     assert batch.targets.tolist() == [9, 10, 2, 3]
+
+
+def test_a_share_of_the_prompts_does_not_name_the_language(tmp_path):
+    pairs = {x: generate_pairs(x, 60, 0) for x in ("python", "cpp")}
+    tokenizer = train_sentencepiece([pair.code for pair in pairs["cpp"]], 300, tmp_path)
+
+    def unnamed(share: float, seed: int = 0) -> list[bool]:
+        found = []
+        for language, items in encode_pairs(pairs, tokenizer, "plain", 4096, share, seed).examples.items():
+            name = {"python": "Python", "cpp": "C++"}[language]
+            prompts = (tokenizer.decode(item.tokens[: item.response_start]) for item in items)
+            found += [f"Write a {name} function" not in prompt for prompt in prompts]
+        return found
+
+    assert not any(unnamed(0.0)) and all(unnamed(1.0))
+    half = unnamed(0.5)
+    assert 40 < sum(half) < 80 and half[:60] != half[60:]
+    assert unnamed(0.5) == half != unnamed(0.5, seed=1)
 
 
 def test_batches_fill_up_and_mix_languages(data):

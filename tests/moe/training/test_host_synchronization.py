@@ -23,9 +23,16 @@ CONFIG = RunConfig(languages=LANGUAGES, tokens_per_batch=96, max_tokens=64)
 FORMS = {
     "full": {"num_experts": 2},
     "delta": {"num_experts": 2, "expert_form": "delta", "shared_rank": 4, "expert_rank": 4},
+    "context": {
+        **{"num_experts": 2, "num_experts_per_tok": 1, "expert_form": "delta", "shared_rank": 4, "expert_rank": 4},
+        **{"router_context": "ema", "router_layers": "first"},
+    },
     "adapter": {"expert_form": "delta", "shared_rank": 4},
 }
-STAGES = [("full", "branch"), ("full", "mix"), ("delta", "branch"), ("delta", "mix"), ("adapter", "adapter")]
+STAGES = [
+    *(("full", "branch"), ("full", "mix"), ("delta", "branch"), ("delta", "mix")),
+    *(("context", "branch"), ("context", "mix"), ("adapter", "adapter")),
+]
 # What gives the host a value of a tensor, or a result whose size depends on one.
 READS = ("item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__", "__index__", "__array__")
 

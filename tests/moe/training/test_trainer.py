@@ -14,7 +14,6 @@ from moe.experts import widen_trainable
 from moe.losses import token_losses
 from moe.training.config import RunConfig
 from moe.training.optimizer import make_optimizer, schedule, set_learning_rates
-from moe.training.ridge import ridge_routers
 from moe.training.stages import choose_trainable, is_router, make_stage
 from moe.training.trainer import Trainer, batch_losses, forward_batch
 
@@ -201,31 +200,6 @@ def test_a_gradient_that_is_not_finite_stops_training(delta, batches):
         delta.layers[0].feed_forward.shared_delta.a1.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite in step 1"):
         trainer.train_step()
-
-
-def test_ridge_routers_know_the_language(delta, batches):
-    accuracy = ridge_routers(delta, [batches[i] for i in range(6)], ridge=1e-4)
-    assert len(accuracy) == 2 and min(accuracy) > 0.6
-    with pytest.raises(ValueError, match="at least 2 batches"):
-        ridge_routers(delta, [batches[0]])
-
-
-def test_ridge_is_the_closed_form(delta, batches):
-    """One batch to fit and one held out: the weights solve the normal equations up to the temperature."""
-    fit, held = batches[0], batches[1]
-    ridge_routers(delta, [fit, held], ridge=0.1)
-    states = {}
-    delta(
-        fit.tokens, documents=fit.documents, forced_experts=fit.languages, observer=lambda i, x: states.update({i: x})
-    )
-    x = states[1][0].double()
-    y = torch.nn.functional.one_hot(fit.languages, 2).double()
-    moment = x.T @ x
-    wanted = torch.linalg.solve(moment + 0.1 * moment.diagonal().mean() * torch.eye(32), x.T @ y).T
-    got = delta.layers[1].feed_forward.gate.weight.double()
-    ratio = got.norm() / wanted.norm()
-    assert torch.allclose(got, ratio * wanted, atol=1e-3 * got.abs().max().item())
-    assert ratio >= 1 - 1e-3
 
 
 def test_learning_rate_rises_and_falls():

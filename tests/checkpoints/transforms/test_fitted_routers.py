@@ -26,7 +26,7 @@ def base(tmp_path, tiny_config, make_model):
 
 
 @pytest.mark.parametrize("form", ["full", "delta"])
-def test_ridge_routers_tell_languages_apart(tmp_path, base, capsys, form):
+def test_fitted_routers_tell_languages_apart(tmp_path, base, capsys, form):
     out = tmp_path / "out"
     languages = ["--languages", *LANGUAGES, "--num-experts-per-tok", "1"]
     assert (
@@ -39,7 +39,7 @@ def test_ridge_routers_tell_languages_apart(tmp_path, base, capsys, form):
                 form,
                 *languages,
                 "--router",
-                "ridge",
+                "fitted",
                 "--router-prompts",
                 "24",
             ]
@@ -62,6 +62,6 @@ def test_ridge_routers_tell_languages_apart(tmp_path, base, capsys, form):
 
 def test_a_base_without_tokenizer_cannot_be_calibrated(tmp_path, mistral_directory, capsys):
     with pytest.raises(SystemExit):
-        main(["upcycle", str(mistral_directory), str(tmp_path / "out"), "--router", "ridge"])
+        main(["upcycle", str(mistral_directory), str(tmp_path / "out"), "--router", "fitted"])
     assert "has no tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Routers for a mixture on disk by ridge regression on labeled prompts, in place of random ones."""
+"""Routers for a mixture on disk, fitted on labeled prompts, in place of random ones."""
 
 # E experts, D model dim
 
@@ -15,12 +15,12 @@ from checkpoints.transforms.upcycle import upcycle_model
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.pairs import Pair
 from moe.errors import UserError
-from moe.training.ridge import ridge_routers
+from moe.training.router_start import fit_routers
 
 TOKENS_PER_BATCH = 2048
 
 
-def ridge_gates(
+def fitted_gates(
     base: Checkpoint,
     pairs: Mapping[str, Sequence[Pair]],
     seed: int = 0,
@@ -48,7 +48,7 @@ def ridge_gates(
     batches = MixedBatches(data.examples, TOKENS_PER_BATCH, seed)
     count = max(2, round(batches.epoch_batches))
     model = upcycle_model(loaded.model, tuple(pairs), expert_rank=1, num_experts_per_tok=1, moe_layers=moe_layers)
-    accuracies = ridge_routers(model, [batches[index] for index in range(count)])
+    accuracies = fit_routers(model, [batches[index] for index in range(count)], held_out=1, seed=seed)
     gates = {n: model.get_parameter(f"layers.{n}.feed_forward.gate.weight") for n in model.config.sparse_layers}
     return {layer: gate.detach().clone() for layer, gate in gates.items()}, accuracies
 
@@ -56,4 +56,4 @@ def ridge_gates(
 def describe_accuracies(accuracies: Sequence[float], path: Path) -> str:
     """One line about how well the routers tell languages apart."""
     mean, worst = sum(accuracies) / len(accuracies), min(accuracies)
-    return f"ridge routers for {path}: {mean:.1%} of held-out tokens to their language (worst layer {worst:.1%})"
+    return f"fitted routers for {path}: {mean:.1%} of held-out tokens to their language (worst layer {worst:.1%})"

@@ -1,0 +1,83 @@
+"""Models whose routers see context, on disk: they come back whole and never pass for Mixtral."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from checkpoints.model_io import load_model, read_config, save_model
+from checkpoints.transforms.upcycle import upcycle_model
+from moe.errors import UserError
+from tests.checkpoints.command_line import run_main
+
+LANGUAGES = ("python", "cpp")
+CONTEXTS = [("mean", "first"), ("ema", "each")]
+
+
+@pytest.fixture(params=CONTEXTS, ids="-".join)
+def saved(request, tmp_path, tiny_config, make_model):
+    """Makes a trained mixture of a form and writes it: the model and its directory."""
+    context, layers = request.param
+    base = save_model(make_model(tiny_config, dtype=torch.float32), None, tmp_path / "base")
+
+    def make(form: str):
+        settings = {"router_context": context, "router_layers": layers, "router_half_life": 7.0}
+        ranks = {"expert_rank": 2, "shared_rank": 2} if form == "delta" else {}
+        model = upcycle_model(load_model(base).model, LANGUAGES, form, 1, **ranks, **settings)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+        reference = base if form == "delta" else None
+        return model, save_model(model, None, tmp_path / form, base=reference)
+
+    return make
+
+
+@pytest.mark.parametrize("form", ["full", "delta"])
+def test_a_context_routed_model_comes_back(saved, form):
+    model, directory = saved(form)
+    loaded = load_model(directory)
+    assert loaded.config == model.config == read_config(directory)
+    tokens = torch.randint(0, 97, (2, 20))
+    torch.testing.assert_close(loaded.model(tokens).logits, model(tokens).logits)
+    assert run_main("verify", directory) == 0
+
+
+def test_full_experts_do_not_claim_to_be_mixtral(saved):
+    _, directory = saved("full")
+    document = json.loads((directory / "config.json").read_text())
+    assert document["model_type"] == "context_mixtral" and document["architectures"] == ["ContextMixtralForCausalLM"]
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(ValueError, match="context_mixtral"):
+        transformers.AutoConfig.from_pretrained(directory)
+
+
+def test_a_context_routed_model_is_not_merged(saved, tmp_path, capsys):
+    _, directory = saved("delta")
+    with pytest.raises(SystemExit) as caught:
+        run_main("merge", directory, tmp_path / "merged")
+    assert caught.value.code == 2 and "routes by document context" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_damaged_context_is_named(saved):
+    _, directory = saved("full")
+    document = json.loads((directory / "config.json").read_text())
+    for key, value in (("router_context", "max"), ("router_layers", None), ("router_half_life", -1)):
+        (directory / "config.json").write_text(json.dumps(document | {key: value}))
+        with pytest.raises(UserError, match=key):
+            read_config(directory)
+
+
+def test_inspect_says_how_a_model_routes(saved, capsys):
+    model, directory = saved("delta")
+    assert run_main("inspect", directory) == 0
+    assert f"by {model.config.router_context} of the document" in capsys.readouterr().out
+
+
+def test_the_dense_config_has_no_router(tiny_config):
+    sparse = replace(tiny_config, num_experts=2, router_context="mean", router_layers="first")
+    assert not sparse.is_mixtral and sparse.dense() == tiny_config

@@ -1,0 +1,58 @@
+"""The router's start: logistic regression on what the router sees."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moe.data.packing import Example, MixedBatches
+from moe.training.router_start import _logistic, fit_routers
+
+SIZES = {"num_experts": 2, "num_experts_per_tok": 1, "expert_form": "delta", "expert_rank": 2}
+
+
+@pytest.fixture
+def batches():
+    """Two languages with the same tokens but for one in each document, which comes first."""
+    generator = torch.Generator().manual_seed(0)
+    examples = {}
+    for index, language in enumerate(("python", "cpp")):
+        rows = torch.randint(5, 90, (200, 11), generator=generator).tolist()
+        examples[language] = [Example((90 + index, *row), 2, index) for row in rows]
+    return MixedBatches(examples, 96, 0)
+
+
+@pytest.mark.parametrize(
+    ("context", "layers", "least"), [("none", "each", 0.5), ("mean", "each", 0.9), ("mean", "first", 0.9)]
+)
+def test_context_tells_languages_apart_that_tokens_do_not(tiny_config, make_model, batches, context, layers, least):
+    config = replace(tiny_config, router_context=context, router_layers=layers, **SIZES)
+    model = make_model(config, dtype=torch.float32)
+    accuracy = fit_routers(model, [batches[i] for i in range(40)], held_out=8)
+    assert len(accuracy) == len(config.router_places)
+    assert accuracy[0] > least and (context != "none" or accuracy[0] < 0.75)
+    batch = batches[60]  # the accuracy is that of the model's own routing
+    routing = model(batch.tokens, documents=batch.documents).routing[0]
+    right = (routing.expert_ids[:, 0] == batch.languages)[batch.positions].float().mean().item()
+    assert right == pytest.approx(accuracy[0], abs=0.2)
+
+
+def test_the_fit_is_the_optimum():
+    """The gradient of cross-entropy and penalty is zero, in the whitened space in which the penalty is taken."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(300, 6, generator=generator), torch.randint(0, 3, (300,), generator=generator)
+    weight = _logistic(x, y, 3).double().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(x.double() @ weight.T, y)
+    moment = x.double().T @ x.double() / len(x)
+    moment += 1e-4 * moment.diagonal().mean() * torch.eye(6)
+    loss = loss + 1e-4 * (weight @ moment * weight).sum()
+    assert torch.autograd.grad(loss, weight)[0].abs().max() < 1e-5
+
+
+def test_batches_are_needed_on_both_sides(tiny_config, make_model, batches):
+    model = make_model(replace(tiny_config, **SIZES), dtype=torch.float32)
+    for held_out in (0, 2):
+        with pytest.raises(ValueError, match="at least one of each kind"):
+            fit_routers(model, [batches[0], batches[1]], held_out)
