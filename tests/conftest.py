@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Two test processes on two cores: more threads than cores only wait for each other.
 torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else (os.cpu_count() or 1))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# A shell that starts a job in the background has it ignore Ctrl-C, which tests send to themselves and to programs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):
