@@ -10,10 +10,11 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from moe.errors import Notice, UserError, did_you_mean
+from moe.errors import Notice, UserError
 from moe.version import __version__
 
 SCRIPTS = ("train", "generate")
@@ -44,9 +45,11 @@ class ArgumentParser(argparse.ArgumentParser):
             self.add_argument("--version", action="version", version=f"language-experts {__version__}")
 
     def error(self, message: str) -> NoReturn:
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        words = [word.split("=")[0] for word in re.findall(r"(?<!\S)--?[\w-]+(?:=\S*)?", message)[:1]]
-        hint = "".join(did_you_mean(word, flags) for word in words if word not in flags)
+        flags = {flag.lstrip("-"): flag for action in self._actions for flag in action.option_strings}
+        unknown = [word for word in re.findall(r"(?<!\S)--?[\w-]+", message)[:1] if word not in flags.values()]
+        # Compared without dashes, which would make all flags alike.
+        close = [name for word in unknown for name in get_close_matches(word.lstrip("-"), flags, n=1)]
+        hint = "".join(f" (did you mean {flags[name]!r}?)" for name in close)
         print(f"error: {' '.join(message.split())}{hint}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(2)
 

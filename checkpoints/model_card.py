@@ -53,7 +53,7 @@ def is_hub_id(text: str) -> bool:
 def check_hub_id(text: str) -> str:
     """Returns ``text``; raises :class:`UserError` unless it is a hub id."""
     if not is_hub_id(text):
-        raise UserError(f"{text[:120]!r} is no hub id; expected ORG/NAME, such as mistralai/Mistral-7B-v0.3")
+        raise UserError(f"{text[:120]!r} is not a hub id; expected ORG/NAME, such as mistralai/Mistral-7B-v0.3")
     return text
 
 
@@ -131,8 +131,8 @@ def run_facts(directory: Path) -> RunFacts | None:
 
 def _score_rows(results: Mapping[str, Any], model: str) -> tuple[tuple[str, ...], ...]:
     def found(name: str) -> Mapping[str, Any]:
-        noted = results.get(f"scores of {name}")
-        scores = noted.get("scores") if isinstance(noted, Mapping) else None
+        entry = results.get(f"scores of {name}")
+        scores = entry.get("scores") if isinstance(entry, Mapping) else None
         return scores if isinstance(scores, Mapping) else {}
 
     mine, base = found(model), found("base")

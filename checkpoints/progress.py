@@ -19,7 +19,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-PLAIN_SECONDS = 10.0  # between two lines where the output is no terminal
+PLAIN_SECONDS = 10.0  # between two lines where the output is not a terminal
 
 
 class CountDisplay:

@@ -96,7 +96,7 @@ def running_sum(x: Tensor, decay: float, before: Tensor | None = None) -> Tensor
 
 def _decays(ages: Tensor, decay: float) -> Tensor:
     """``decay ** age``, and 0 for what lies in the future (a negative age)."""
-    powers = torch.tensor(decay, dtype=torch.float64, device=ages.device) ** ages.clamp_min(0)
+    powers = torch.full_like(ages, decay, dtype=torch.float64) ** ages.clamp_min(0)
     return torch.where(ages >= 0, powers, 0.0)
 
 
@@ -124,14 +124,13 @@ class RouterContext:
         self.inside: Tensor | None = None
         batch, length = shape
         if documents is not None:
-            lengths = torch.tensor(documents, device=device)
-            places = torch.arange(max(documents), device=device)
-            starts = torch.cumsum(lengths, 0) - lengths
-            self.inside = places < lengths[:, None]  # [N, longest]
-            self.index = torch.where(self.inside, starts[:, None] + places, 0)
-            # [S] row and column of each token in the table of documents
-            self.row = torch.repeat_interleave(torch.arange(len(documents), device=device), lengths, output_size=length)
-            self.column = torch.arange(length, device=device) - starts[self.row]
+            # Row and column [S] of each token in a table of documents, and its inverse [N, longest].
+            self.row = torch.cat([torch.full((n,), i, device=device) for i, n in enumerate(documents)])
+            self.column = torch.cat([torch.arange(n, device=device) for n in documents])
+            self.index = torch.zeros(len(documents), max(documents), dtype=torch.int64, device=device)
+            self.index[self.row, self.column] = torch.arange(length, device=device)
+            self.inside = torch.zeros_like(self.index, dtype=torch.bool)
+            self.inside[self.row, self.column] = True
             counted = self.column + 1
         else:
             positions = torch.arange(length, device=device)[None] if cache is None else cache.positions(length)

@@ -59,7 +59,15 @@ def make(root: Path, *arguments: str) -> list[str]:
     """The commands that make would run."""
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    ours = ("PYTHON", "VENV", "TORCH_INDEX", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")  # of the make that runs the tests
+    ours = (
+        "PYTHON",
+        "VENV",
+        "TORCH_INDEX",
+        "MAKEFLAGS",
+        "MAKEOVERRIDES",
+        "MAKELEVEL",
+        "MFLAGS",
+    )  # of the make that runs the tests
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     command = ["make", "--dry-run", "--always-make", *arguments]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)

@@ -19,16 +19,13 @@ from checkpoints.formats.quantized import is_quantized
 from checkpoints.model_io import LoadedModel, load_model
 from checkpoints.progress import byte_progress
 from checkpoints.storage.files import directory_bytes, format_bytes
+from checkpoints.transforms.gptq import InputMoments, gptq_rounder, perplexity, sample_sequences
 from checkpoints.transforms.quantize import (
-    InputMoments,
     Rounder,
-    gptq_rounder,
     is_quantizable,
-    perplexity,
     quantization_settings,
     quantized_tensors,
     round_to_nearest,
-    sample_sequences,
 )
 from checkpoints.transforms.rewrite import OutputOptions, Rewrite, write_rewritten
 from moe.data.pairs import load_split

@@ -85,7 +85,7 @@ def manifest_files(directory: Path) -> dict[str, dict[str, Any]]:
     path = directory / MANIFEST
     if not path.is_file():
         if not any((directory / name).is_file() for name in MODEL_FILES):
-            raise UserError(f"{directory} holds no model; give a model directory")
+            raise UserError(f"{directory} is not a model; give a model directory")
         raise UserError(
             f"{directory} has no {MANIFEST}, so its bytes cannot be checked; write one with: "
             f"python -m checkpoints verify {shlex.quote(str(directory))} --write"

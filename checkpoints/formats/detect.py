@@ -28,7 +28,7 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
     if not path.exists():
         raise UserError(f"{path} does not exist; give {FORMATS}")
     if path.is_file():
-        raise UserError(f"{path} is a file of no known format; give {FORMATS}")
+        raise UserError(f"{path} is not in a known format; give {FORMATS}")
     has_shards = any((path / name).is_file() for name in (INDEX, WEIGHTS))
     if (path / "config.json").is_file() and (has_shards or not (path / PARAMS).is_file()):
         return open_huggingface(path)
@@ -39,4 +39,4 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         return open_gguf(found[0])
     if len(found) > 1:
         raise UserError(f"{path} has {len(found)} GGUF files; name one of them, for example {found[0]}")
-    raise UserError(f"{path} is of no known format; give {FORMATS}")
+    raise UserError(f"{path} is not in a known format; give {FORMATS}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from checkpoints.storage.safetensors_file import StoredTensor
 from moe.config import ModelConfig
 from moe.errors import UserError
+from moe.hardware import dtype_name
 
 _TOP = {
     "model.embed_tokens.weight": "tok_embeddings.weight",
@@ -126,7 +127,7 @@ def check_tensors(
             )
         if not tensor.dtype.is_floating_point:
             raise UserError(
-                f"{source}: tensor {shown(name)!r} has dtype {str(tensor.dtype).removeprefix('torch.')}; expected a "
+                f"{source}: tensor {shown(name)!r} has dtype {dtype_name(tensor.dtype)}; expected a "
                 "floating-point dtype: give the unquantized checkpoint"
             )
         known.add(name)

@@ -26,7 +26,7 @@ from moe.errors import UserError
 
 MAX_HEADER_BYTES = 32 << 20  # the format allows 100 MB; this holds 200,000 tensors and keeps parsing small
 MAX_DIMENSIONS = 16
-DTYPES: dict[str, torch.dtype] = {
+STORED_DTYPES: dict[str, torch.dtype] = {  # by their names in files
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -39,7 +39,7 @@ DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 PART_ELEMENTS = 512 << 10  # of one part of a tensor: 1 to 4 MB
-DTYPE_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
+_STORED_NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -198,14 +198,14 @@ class SafetensorsFile:
 
     def _stored(self, name: str, described: Any, offset: int) -> StoredTensor:
         dtype_name, shape = described.get_dtype(), tuple(described.get_shape())
-        if dtype_name not in DTYPES:
+        if dtype_name not in STORED_DTYPES:
             raise UserError(
-                f"{self.path}: tensor {name!r} has dtype {dtype_name!r}; supported: {', '.join(DTYPES)}: "
+                f"{self.path}: tensor {name!r} has dtype {dtype_name!r}; supported: {', '.join(STORED_DTYPES)}: "
                 "convert the checkpoint first"
             )
         if len(shape) > MAX_DIMENSIONS or math.prod(max(size, 1) for size in shape) >= 1 << 62:  # 0 x 2^62 x 2^62
             raise UserError(f"{self.path}: tensor {name!r} has the shape {str(list(shape))[:80]}; download it again")
-        dtype = DTYPES[dtype_name]
+        dtype = STORED_DTYPES[dtype_name]
         where = ByteRange(self.path, offset, math.prod(shape) * dtype.itemsize)
         return StoredTensor(name, dtype, shape, lambda: read_range(where, dtype, shape), where)
 
@@ -229,7 +229,7 @@ def encode_header(tensors: Iterable[StoredTensor], metadata: dict[str, str]) -> 
     for tensor in tensors:
         assert tensor.name not in header, f"{tensor.name} would be written twice"
         header[tensor.name] = {
-            "dtype": DTYPE_NAMES[tensor.dtype],
+            "dtype": _STORED_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, offset + tensor.nbytes],
         }

@@ -69,9 +69,9 @@ class ShardFile:
         """Appends bytes."""
         view = memoryview(data)
         while view:
-            room = self._room()
-            count = min(len(room), len(view))
-            room[:count] = view[:count]
+            free = self._free_part()
+            count = min(len(free), len(view))
+            free[:count] = view[:count]
             self._advance(count, True)
             view = view[count:]
 
@@ -81,9 +81,9 @@ class ShardFile:
         with open(where.path, "rb", buffering=0) as source:
             source.seek(where.offset)
             while left:
-                room = self._room()[:left]  # raises errors of earlier writes
+                free = self._free_part()[:left]  # raises errors of earlier writes
                 with readable(where.path):
-                    count = source.readinto(room)
+                    count = source.readinto(free)
                 if not count:
                     raise UserError(f"{where.path} ended early; the file was cut while it was read: copy it again")
                 self._advance(count, where not in self.known)
@@ -109,7 +109,7 @@ class ShardFile:
         os.fsync(self.descriptor)
         return self.digest.hexdigest()
 
-    def _room(self) -> memoryview:
+    def _free_part(self) -> memoryview:
         """The free part of the buffer being filled."""
         if self.filled == 0:
             self._wait(self.busy[self.number % BUFFERS])

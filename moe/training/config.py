@@ -100,10 +100,10 @@ class RunConfig:
     )
 
     balance_loss_weight: float = setting(0.01, "weight of the load-balancing loss", group="router")
-    z_loss_weight: float = setting(0.001, "weight of the router z-loss")
-    language_loss_weight: float = setting(0.01, "weight of the cross-entropy between router logits and the language")
+    z_loss_weight: float = setting(0.0001, "weight of the router z-loss")
+    language_loss_weight: float = setting(0.1, "weight of the cross-entropy between router logits and the language")
     router_context: str = setting(
-        "mean",
+        "ema",
         "what a token's routing sees: itself (none), its document so far (mean), or that fading (ema)",
     )
     router_half_life: float = setting(64.0, "tokens in which the fading mean (ema) forgets half")

@@ -52,6 +52,14 @@ def test_a_subcommand_reports_unknown_flags(capsys):
     assert "unrecognized arguments: --forse (did you mean '--force'?)" in error and "see tool copy --help" in error
 
 
+def test_flags_that_share_only_their_dashes_are_not_alike(capsys):
+    parser = CommandParser(prog="tool")
+    parser.commands.add_parser("copy").add_argument("--layers")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["copy", "--lr", "1"])
+    assert capsys.readouterr().err == "error: unrecognized arguments: --lr 1; see tool copy --help\n"
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_of_bytes_is_for_terminals(monkeypatch, capsys, terminal):
     monkeypatch.setattr(

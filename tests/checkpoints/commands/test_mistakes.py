@@ -23,7 +23,7 @@ WRITERS = {
 
 @pytest.fixture
 def place(tmp_path, mistral_directory, monkeypatch):
-    """A folder with a dense model, a delta and a full mixture of it, and things that are no models."""
+    """A folder with a dense model, a delta and a full mixture of it, and things that are not models."""
     monkeypatch.chdir(tmp_path)
     mistral_directory.rename("base")
     assert main(["upcycle", "base", "delta", "--rank", "4", "--no-proof"]) == 0
@@ -63,7 +63,8 @@ def refused(place, capsys):
 @pytest.mark.parametrize("command", WRITERS)
 def test_sources_and_outputs_that_cannot_be(refused, command):
     source, extra = WRITERS[command]
-    for wrong, words in {"file": "no known format", "empty": "no known format", "gone": "does not exist"}.items():
+    unknown = "not in a known format"
+    for wrong, words in {"file": unknown, "empty": unknown, "gone": "does not exist"}.items():
         assert words in refused(command, wrong, "out", *extra)
     assert "model_type is 'bert'" in refused(command, "bert", "out", *extra)
     for flags in ([], ["--dry-run"]):
@@ -72,8 +73,8 @@ def test_sources_and_outputs_that_cannot_be(refused, command):
         assert "is a file" in refused(command, source, "file/out", *extra, *flags)
         assert "is read from" in refused(command, source, source, "--force", *extra, *flags)
         assert "is read from" in refused(command, source, ".", "--force", *extra, *flags)
-        assert "no model" in refused(command, source, "letters", "--force", *extra, *flags)
-    assert "is no size" in refused(command, source, "out", "--max-shard", "0")
+        assert "not a model's" in refused(command, source, "letters", "--force", *extra, *flags)
+    assert "is not a size" in refused(command, source, "out", "--max-shard", "0")
     assert "did you mean '--force'" in refused(command, source, "out", "--forse")
 
 
@@ -99,7 +100,7 @@ def test_commands_on_models_of_another_kind(refused):
     assert "does not exist" in refused("relink", "delta", "gone")
     assert "is not the base" in refused("relink", "delta", "full")
     assert "is a file" in refused("verify", "file")
-    assert "holds no model" in refused("verify", "empty")
+    assert "is not a model;" in refused("verify", "empty")
     assert "does not exist" in refused("verify", "gone")
     assert "no manifest.json" in refused("verify", "bert")
     for wrong in ("file", "empty", "gone", "bert"):
@@ -117,7 +118,7 @@ def test_commands_on_models_of_another_kind(refused):
         (["--rank", "0"], "--rank: '0', expected an integer of at least 1"),
         (["--rank", "64"], "the model's width of 32"),
         (["--shared-rank", "-1"], "at least 0"),
-        (["--router-std", "nan"], "no standard deviation"),
+        (["--router-std", "nan"], "not a standard deviation"),
         (["--router", "fitted"], "no tokenizer"),
         (["--router-prompts", "0"], "at least 1"),
         (["--template", "foo"], "templates: "),

@@ -228,10 +228,10 @@ def test_missing_extra_and_integer_tensors(mistral_directory):
 def test_paths_that_are_no_model(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         load_model(tmp_path / "nothing")
-    with pytest.raises(UserError, match="no known format"):
+    with pytest.raises(UserError, match="not in a known format"):
         load_model(tmp_path)
     (tmp_path / "file.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match="no known format"):
+    with pytest.raises(UserError, match="not in a known format"):
         load_model(tmp_path / "file.bin")
 
 

@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from checkpoints.storage.safetensors_file import DTYPES, SafetensorsFile, load_tensors, save_tensors
+from checkpoints.storage.safetensors_file import STORED_DTYPES, SafetensorsFile, load_tensors, save_tensors
 from moe.errors import UserError
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     result = {}
-    for i, (name, dtype) in enumerate(DTYPES.items()):
+    for i, (name, dtype) in enumerate(STORED_DTYPES.items()):
         value = torch.randint(0, 2, (3, i + 1), generator=generator)
         result[name] = value.to(dtype)
     return result | {"empty": torch.zeros(0, 4), "scalar": torch.tensor(3.5)}

@@ -14,8 +14,9 @@ from checkpoints.model_io import load_model, save_model
 from checkpoints.proof import prove
 from checkpoints.storage.writer import MANIFEST
 from checkpoints.streamed_proof import prove_streamed
+from checkpoints.transforms.gptq import InputMoments, gptq, gptq_rounder
 from checkpoints.transforms.merge import open_any
-from checkpoints.transforms.quantize import InputMoments, gptq, gptq_rounder, quantized_tensors
+from checkpoints.transforms.quantize import quantized_tensors
 from checkpoints.transforms.upcycle import upcycle_model
 from kernels.int4 import pack, unpack
 from moe.data.synthetic import generate_pairs

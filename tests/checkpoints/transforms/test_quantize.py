@@ -13,7 +13,8 @@ from checkpoints.commands import quantize
 from checkpoints.formats import open_checkpoint
 from checkpoints.model_io import load_model, save_model
 from checkpoints.storage.safetensors_file import load_tensors, save_tensors
-from checkpoints.transforms.quantize import InputMoments, gptq, gptq_rounder, perplexity, quantized_tensors
+from checkpoints.transforms.gptq import InputMoments, gptq, gptq_rounder, perplexity
+from checkpoints.transforms.quantize import quantized_tensors
 from kernels.int4 import pack, unpack
 from moe.config import ModelConfig
 from moe.data.synthetic import generate_pairs

@@ -34,7 +34,7 @@ def test_a_batch_predicts_each_response_token_from_the_one_before():
 
 def test_a_share_of_the_prompts_does_not_name_the_language(tmp_path):
     pairs = {x: generate_pairs(x, 60, 0) for x in ("python", "cpp")}
-    tokenizer = train_sentencepiece([pair.code for pair in pairs["cpp"]], 300, tmp_path)
+    tokenizer = train_sentencepiece([pair.code for pair in pairs["cpp"]], 400, tmp_path)
 
     def unnamed(share: float, seed: int = 0) -> list[bool]:
         found = []

@@ -25,14 +25,14 @@ def batches():
 
 
 @pytest.mark.parametrize(
-    ("context", "layers", "least"), [("none", "each", 0.5), ("mean", "each", 0.9), ("mean", "first", 0.9)]
+    ("context", "layers", "least"), [("none", "each", 0.5), ("mean", "each", 0.95), ("mean", "first", 0.95)]
 )
 def test_context_tells_languages_apart_that_tokens_do_not(tiny_config, make_model, batches, context, layers, least):
     config = replace(tiny_config, router_context=context, router_layers=layers, **SIZES)
     model = make_model(config, dtype=torch.float32)
     accuracy = fit_routers(model, [batches[i] for i in range(40)], held_out=8)
     assert len(accuracy) == len(config.router_places)
-    assert accuracy[0] > least and (context != "none" or accuracy[0] < 0.75)
+    assert accuracy[0] > least and (context != "none" or accuracy[0] < 0.9)
     batch = batches[60]  # the accuracy is that of the model's own routing
     routing = model(batch.tokens, documents=batch.documents).routing[0]
     right = (routing.expert_ids[:, 0] == batch.languages)[batch.positions].float().mean().item()

@@ -115,7 +115,7 @@ def test_balance_is_measured_over_the_last_steps(delta, batches, monkeypatch):
     """A step's expert fractions hold what earlier steps chose, and a restored trainer remembers them."""
     seen = []
     balance = trainer_module.balance_loss
-    monkeypatch.setattr(trainer_module, "balance_loss", lambda x, f: (seen.append(f.clone()), balance(x, f))[1])
+    monkeypatch.setattr(trainer_module, "balance_loss", lambda x, f, t: (seen.append(f.clone()), balance(x, f, t))[1])
     trainer = Trainer(delta, make_stage("mix", CONFIG), batches, LANGUAGES, CONFIG)
     trainer.train_step()
     first = trainer.chosen.clone()
@@ -224,8 +224,7 @@ def test_experts_follow_one_cosine_over_branch_and_mix(delta):
 
     whole, branch, mix = (rates(name) for name in ("adapter", "branch", "mix"))
     torch.testing.assert_close(branch[:, 0], whole[:60, 0])
-    torch.testing.assert_close(mix[4:, 0], whole[64:, 0])
-    assert mix[0, 0] < mix[1, 0] < mix[2, 0] < mix[3, 0] <= whole[63, 0]
+    torch.testing.assert_close(mix[:, 0], whole[60:, 0])
     assert mix[:, -1].max() == 2.0 and mix[-1, -1] == pytest.approx(0.2)
     alone = replace(config, mix_trains_experts=False)
     assert make_stage("branch", alone).after == 0
