@@ -1,6 +1,6 @@
 """What is written goes through llama.cpp's converter, where there is one, and comes back with the same logits.
 
-    CONVERT_HF_TO_GGUF=PATH/TO/convert_hf_to_gguf.py python -m pytest tests/checkpoints/test_llamacpp.py
+    CONVERT_HF_TO_GGUF=PATH/TO/convert_hf_to_gguf.py python -m pytest tests/checkpoints/formats/test_llamacpp.py
 
 The script is in llama.cpp's repository, and in the source distribution of llama-cpp-python (vendor/llama.cpp).
 """
