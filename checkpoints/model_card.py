@@ -53,7 +53,7 @@ def is_hub_id(text: str) -> bool:
 def check_hub_id(text: str) -> str:
     """Returns ``text``; raises :class:`UserError` unless it is a hub id."""
     if not is_hub_id(text):
-        raise UserError(f"{text[:120]!r} is no hub id; expected ORG/NAME, such as mistralai/Mistral-7B-v0.3")
+        raise UserError(f"{text[:120]!r} is not a hub id; expected ORG/NAME, such as mistralai/Mistral-7B-v0.3")
     return text
 
 

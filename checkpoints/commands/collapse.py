@@ -25,7 +25,7 @@ def language_weight(text: str) -> tuple[str, float]:
     try:
         return name, float(value if equals else "1")
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no weight; write for example python=2") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a weight; write for example python=2") from None
 
 
 def by_language(weights: Sequence[tuple[str, float]] | None) -> dict[str, float] | None:

@@ -35,7 +35,7 @@ def byte_size(text: str) -> int:
     except (ValueError, OverflowError):
         value = 0
     if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 4GiB or 500MB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write for example 4GiB or 500MB")
     return value
 
 
@@ -61,7 +61,7 @@ def standard_deviation(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no standard deviation; write for example 0.02")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a standard deviation; write for example 0.02")
     return value
 
 

@@ -72,8 +72,8 @@ def test_sources_and_outputs_that_cannot_be(refused, command):
         assert "is a file" in refused(command, source, "file/out", *extra, *flags)
         assert "is read from" in refused(command, source, source, "--force", *extra, *flags)
         assert "is read from" in refused(command, source, ".", "--force", *extra, *flags)
-        assert "no model" in refused(command, source, "letters", "--force", *extra, *flags)
-    assert "is no size" in refused(command, source, "out", "--max-shard", "0")
+        assert "replaces models only" in refused(command, source, "letters", "--force", *extra, *flags)
+    assert "is not a size" in refused(command, source, "out", "--max-shard", "0")
     assert "did you mean '--force'" in refused(command, source, "out", "--forse")
 
 

@@ -321,7 +321,7 @@ def test_the_command_refuses_in_one_line(tmp_path, mistral_directory, capsys):
         ((mistral_directory, tmp_path / "out", "--languages", "pascal"), "unknown language"),
         ((mistral_directory, tmp_path / "out", "--expert-form", "half"), "invalid choice"),
         ((mistral_directory, tmp_path / "out", "--rnk", "3"), "did you mean '--rank'"),
-        ((mistral_directory, tmp_path / "out", "--max-shard", "big"), "is no size"),
+        ((mistral_directory, tmp_path / "out", "--max-shard", "big"), "is not a size"),
     ):
         assert run_main("upcycle", *arguments) == 2
         error = capsys.readouterr().err
