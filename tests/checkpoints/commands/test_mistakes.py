@@ -117,7 +117,7 @@ def test_commands_on_models_of_another_kind(refused):
         (["--rank", "0"], "--rank: '0', expected an integer of at least 1"),
         (["--rank", "64"], "the model's width of 32"),
         (["--shared-rank", "-1"], "at least 0"),
-        (["--router-std", "nan"], "no standard deviation"),
+        (["--router-std", "nan"], "not a standard deviation"),
         (["--router", "ridge"], "no tokenizer"),
         (["--router-prompts", "0"], "at least 1"),
         (["--template", "foo"], "templates: "),
