@@ -52,7 +52,7 @@ def set_learning_rates(
     """Sets every group's learning rate for ``step`` of ``stage`` (see :func:`schedule`).
 
     Routers follow a schedule of the stage's own length. Experts continue the schedule of the stages before, with a new
-    warm-up because AdamW's averages start anew.
+    warm-up because AdamW's averages start from zero.
     """
     own = schedule(step, stage.steps, warmup_ratio, min_lr_ratio)
     whole = schedule(stage.before + step, stage.before + stage.steps + stage.after, warmup_ratio, min_lr_ratio)
