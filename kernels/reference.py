@@ -64,7 +64,7 @@ def delta_experts_forward(
     scale: float = 1.0,
     shared_scale: float = 1.0,
 ) -> Tensor:
-    """Experts ``W + shared_scale * B0 @ A0 + scale * B_e @ A_e`` on one base: the unfactorised definition.
+    """Experts ``W + shared_scale * B0 @ A0 + scale * B_e @ A_e`` on one base: the unfactorized definition.
 
     x [T, D], w1, w3 [F, D], w2 [D, F]; every product is built as a full matrix, every expert runs on every token.
     """

@@ -209,7 +209,7 @@ def parse_layers(text: str, n_layers: int | None = None) -> tuple[int, ...] | No
     for part in text.split(","):
         match = _RANGE.fullmatch(part.strip())
         if match is None:
-            what = f"{part.strip()!r} is no layer" if part.strip() else f"{text!r} names no layer"
+            what = f"{part.strip()!r} is not a layer" if part.strip() else f"{text!r} names no layer"
             raise UserError(f"{what}; {_EXAMPLE}, or {ALL_LAYERS}")
         first = last = int(match[1])
         if match[3]:

@@ -210,7 +210,7 @@ def test_dry_run_writes_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
     (tmp_path / "file").write_text("")
     done = train("--dry-run", "--runs", tmp_path / "file", *SMALL, check=False)
-    assert done.returncode == 2 and "is no directory" in done.stderr
+    assert done.returncode == 2 and "is not a directory" in done.stderr
     (tmp_path / "runs" / "taken").mkdir(parents=True)
     done = train("--dry-run", "--runs", tmp_path / "runs", "--name", "taken", *SMALL, check=False)
     assert done.returncode == 2 and "taken exists" in done.stderr and "--resume" in done.stderr
@@ -314,7 +314,7 @@ def test_a_run_of_an_earlier_version_says_what_to_rename(finished, tmp_path):
         (["--num-experts-per-tok", "9"], "expected 1 to the number of languages"),
         (["--data", "missing"], "missing"),
         (["--preset", "mistral-7b-24gb"], "--data DIR"),
-        (["--resume", "missing"], "is no run"),
+        (["--resume", "missing"], "is not a run"),
         (["--resume", ""], "--resume is empty"),
         (["--config", ""], "--config is empty"),
         (["--device", "cuda:99"], "choose cpu or auto"),
@@ -329,7 +329,7 @@ def test_a_run_of_an_earlier_version_says_what_to_rename(finished, tmp_path):
         (["--max-tokens", "1"], "token"),
         (["--expert-form", "full", "--dtype", "bfloat16"], "add --dtype float32"),
         (["--moe-layers", "3-9"], "this model has the layers 0 to 3"),
-        (["--moe-layers", "upper"], "'upper' is no layer"),
+        (["--moe-layers", "upper"], "'upper' is not a layer"),
         (["--dtype", "float16"], "expected bfloat16 or float32"),
         (["--base-id", "mistral"], "expected ORG/NAME"),
     ],

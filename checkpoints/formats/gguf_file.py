@@ -91,7 +91,7 @@ class GGUFFile:
     """The checked header of a GGUF file: ``fields`` (metadata as plain values) and ``tensors`` by name.
 
     Raises:
-        UserError: naming the file and, where it is about one, the tensor.
+        UserError: naming the file and the tensor, if one is at fault.
     """
 
     def __init__(self, path: Path) -> None:

@@ -66,14 +66,14 @@ class RunDirectory:
             raise UserError(f"{path} exists; give another --name, or continue that run with: {resume_command(path)}")
         parent = next(folder for folder in path.absolute().parents if folder.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            what = "a directory that cannot be written to" if parent.is_dir() else "no directory"
+            what = "a directory that cannot be written to" if parent.is_dir() else "not a directory"
             raise UserError(f"{path} cannot be made ({parent} is {what}); give another --runs directory")
 
     @classmethod
     def resume(cls, path: Path) -> RunDirectory:
         """Opens a run that was interrupted (or is finished)."""
         if not (path / RUN_FILE).is_file():
-            raise UserError(f"{path} is no run: it has no {RUN_FILE}; expected a directory created by train.py")
+            raise UserError(f"{path} is not a run: it has no {RUN_FILE}; expected a directory created by train.py")
         results = read_json_object(path / RESULTS_FILE) if (path / RESULTS_FILE).is_file() else {}
         settings = read_json_object(path / RUN_FILE)
         config = RunConfig.from_dict(settings.get("config"), str(path / RUN_FILE))
@@ -89,7 +89,7 @@ class RunDirectory:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise UserError(f"{self.path} is being trained by another process; wait for it or end it") from None
+                raise UserError(f"{self.path} is being trained by another process; wait for it or stop it") from None
             except OSError:
                 pass  # a file system without locks
             try:

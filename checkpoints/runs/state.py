@@ -78,7 +78,7 @@ def has_train_state(directory: Path | str) -> bool:
 
 
 def load_train_state(directory: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Loads the newest whole state: tensors by name (on the CPU) and the meta object.
+    """Loads the newest undamaged state: tensors by name (on the CPU) and the meta object.
 
     Raises:
         UserError: there is no state, or every state there is damaged.
@@ -99,4 +99,4 @@ def load_train_state(directory: Path | str) -> tuple[dict[str, Tensor], dict[str
             problem = problem or UserError(f"{state} lacks {TENSORS}; it is damaged")
         except UserError as error:
             problem = problem or error
-    raise UserError(f"no whole training state in {directory}: {problem}")
+    raise UserError(f"no undamaged training state in {directory}: {problem}")

@@ -216,8 +216,8 @@ def require_new(target: Path, force: bool, reads: Iterable[Path] = ()) -> None:
     found = [path.name for path in target.iterdir()]
     if found and not any(name in MODEL_FILES or name.endswith(".safetensors") for name in found):
         raise UserError(
-            f"{target} holds files that are not a model's, for example {min(found)}; --force keeps them: give "
-            "another output directory"
+            f"{target} holds files of something else, such as {min(found)}; --force replaces models only: give another "
+            "output directory"
         )
 
 

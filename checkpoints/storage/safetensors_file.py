@@ -178,7 +178,7 @@ class SafetensorsFile:
     length, no duplicate names, and dtypes and shapes that torch can hold.
 
     Raises:
-        UserError: naming the file and, where it is about one, the tensor.
+        UserError: naming the file and the tensor, if one is at fault.
     """
 
     def __init__(self, path: Path) -> None:

@@ -167,12 +167,17 @@ def _check(args: argparse.Namespace) -> None:
         raise CodeBLEUError(f"--jobs is {args.jobs}; it must be at least 1")
     if args.lang:
         args.lang = find_language(args.lang)
-    for path in (args.pairs, args.hyp, *(args.refs or ())):
-        if path and not path.is_file():
+    inputs = [path for path in (args.pairs, args.hyp, *(args.refs or ())) if path]
+    for path in inputs:
+        if not path.is_file():
             raise CodeBLEUError(f"{path} is not a file; expected one with pairs")
     for path in (args.output, args.html):
+        if path and path.is_dir():
+            raise CodeBLEUError(f"{path} is a directory; expected the name of a file to write")
         if path and not path.parent.is_dir():
             raise CodeBLEUError(f"{path.parent} is not a directory; create it, or give another path")
+        if path and path.exists() and any(path.samefile(read) for read in inputs):
+            raise CodeBLEUError(f"{path} is where pairs are read from; give another file to write")
 
 
 def _rows(args: argparse.Namespace) -> Iterator[PairRow]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
@@ -37,8 +38,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit code."""
     for flag, value in (("--timeout", args.timeout), ("--workers", args.workers or 1), ("--k", min(args.k))):
-        if value <= 0:
-            raise UserError(f"{flag} is {value:g}; it must be greater than 0")
+        if not 0 < value < math.inf:
+            raise UserError(f"{flag} is {value:g}; it must be greater than 0 and finite")
     if args.output and args.output.exists():
         raise UserError(f"{args.output} exists; give another --output")
     pairs = read_pairs(args.pairs, args.limit)

@@ -84,7 +84,7 @@ def _train_medians(blocks: MixtralBlocks, tokens: int, width: int, hidden: int, 
     x = torch.randn(tokens, width, requires_grad=True)
 
     def new_routing() -> None:
-        # Every round routes anew, as every layer of every step does: what code for new row counts costs is measured.
+        # Every round draws new routing, as every layer of every step does: code for new row counts is part of the cost.
         with torch.no_grad():
             x.normal_()
 

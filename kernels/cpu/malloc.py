@@ -12,7 +12,7 @@ def keep_freed_memory(device: torch.device) -> bool:
     """Makes glibc's malloc keep large freed blocks instead of returning them to the system; True if done.
 
     Each step on a CPU allocates and frees the same temporaries, tens of megabytes each, and by default the kernel maps
-    and zeroes each of them anew: a fifth of a float32 training step of a 135 M model. On a GPU and with other C
+    and zeroes each of them again: a fifth of a float32 training step of a 135 M model. On a GPU and with other C
     libraries nothing changes.
     """
     if device.type != "cpu" or sys.platform != "linux":

@@ -49,7 +49,7 @@ def read_pairs(path: str | Path, limit: int | None = None) -> list[Pair]:
     """
     path = Path(path)
     if limit is not None and limit < 1:
-        raise UserError(f"a limit of {limit} pairs was asked for; it must be at least 1")
+        raise UserError(f"limit is {limit}, expected at least 1 pair")
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: pairs are read from a file named *.jsonl or *.jsonl.gz")
     pairs: list[Pair] = []

@@ -100,16 +100,16 @@ class RunConfig:
     )
 
     balance_loss_weight: float = setting(0.01, "weight of the load-balancing loss", group="router")
-    z_loss_weight: float = setting(0.0001, "weight of the router z-loss")
-    language_loss_weight: float = setting(0.1, "weight of the cross-entropy between router logits and the language")
+    z_loss_weight: float = setting(0.001, "weight of the router z-loss")
+    language_loss_weight: float = setting(0.0, "weight of the cross-entropy between router logits and the language")
     router_context: str = setting(
-        "ema",
+        "none",
         "what a token's routing sees: itself (none), its document so far (mean), or that fading (ema)",
     )
     router_half_life: float = setting(64.0, "tokens in which the fading mean (ema) forgets half")
-    router_layers: str = setting("first", "which layers decide: each sparse layer, or the first for all")
+    router_layers: str = setting("each", "which layers decide: each sparse layer, or the first for all")
     router_documents: int = setting(1000, "documents that the router's start is fitted on")
-    unnamed_share: float = setting(0.5, "share of training prompts that do not name the language")
+    unnamed_share: float = setting(0.0, "share of training prompts that do not name the language")
 
     test_sets: tuple[str, ...] = setting(
         (AUTO,), "splits that are scored at the end; auto: test and every other test* split there is", group="scoring"

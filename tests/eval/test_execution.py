@@ -191,7 +191,8 @@ def test_command_line_mistakes(tmp_path):
     write_pairs([_pair("a", "x", None)], tmp_path / "pairs.jsonl")
     with pytest.raises(UserError, match="none of its 1 pairs has tests"):
         main(_arguments("--pairs", tmp_path / "pairs.jsonl"))
-    with pytest.raises(UserError, match="--timeout is 0"):
-        main(_arguments("--pairs", tmp_path / "pairs.jsonl", "--timeout", 0))
+    for seconds in (0, "nan", "inf"):
+        with pytest.raises(UserError, match=f"--timeout is {seconds}"):
+            main(_arguments("--pairs", tmp_path / "pairs.jsonl", "--timeout", seconds))
     with pytest.raises(UserError, match="no such file"):
         main(_arguments("--pairs", tmp_path / "absent.jsonl"))

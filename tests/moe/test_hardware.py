@@ -99,7 +99,7 @@ def test_freed_memory_is_kept_on_cpus_alone():
         "print(kept, start <= address < end)\n"
     )
     if not sys.platform.startswith("linux"):
-        pytest.skip("glibc alone is told")
+        pytest.skip("only glibc has this setting")
     kept, in_heap = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     ).stdout.split()

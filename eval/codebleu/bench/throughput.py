@@ -4,11 +4,11 @@
 
 Both score the same pairs in one process, taking turns. Figures are pairs per second of CPU time, medians over rounds:
 
-- ``each new``: one call per pair, so every text is read anew;
+- ``each new``: one call per pair, so every text is parsed again;
 - ``N per reference``: one call per N hypotheses of a reference, as in an evaluation with N samples per task.
 
 The baseline is the package ``codebleu`` 0.7.0, which runs on the newest tree-sitter if installed with ``--no-deps``. It
-reads every text anew each time. Without ``--pairs``, pairs are made from built-in samples.
+parses every text each time. Without ``--pairs``, pairs are made from built-in samples.
 """
 
 from __future__ import annotations

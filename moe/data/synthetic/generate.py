@@ -66,7 +66,7 @@ def _draw(count: int, seed: int, split: str) -> Iterator[tuple[Family, tuple[tup
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}{did_you_mean(split, SPLITS)}; known splits: {', '.join(SPLITS)}")
     if count < 0:
-        raise UserError(f"{count} problems were asked for; the number cannot be negative")
+        raise UserError(f"count is {count}, expected 0 or more problems")
     places: list[tuple[int, float, int, int, int]] = []  # (round if held out, priority, family, problem, round)
     available = 0
     built: list[list[Blueprint]] = []
@@ -90,7 +90,7 @@ def _draw(count: int, seed: int, split: str) -> Iterator[tuple[Family, tuple[tup
             if position > count:
                 break
     if count > available:
-        raise UserError(f"{count} problems were asked for; the {split} split has {available} texts")
+        raise UserError(f"count is {count}, but the {split} split has only {available} problems")
     places.sort()
     for _, _, index, problem, turn in places[:count]:
         family, blueprint = ALL[index], built[index][problem]

@@ -73,7 +73,7 @@ def test_sources_and_outputs_that_cannot_be(refused, command):
         assert "is a file" in refused(command, source, "file/out", *extra, *flags)
         assert "is read from" in refused(command, source, source, "--force", *extra, *flags)
         assert "is read from" in refused(command, source, ".", "--force", *extra, *flags)
-        assert "not a model's" in refused(command, source, "letters", "--force", *extra, *flags)
+        assert "replaces models only" in refused(command, source, "letters", "--force", *extra, *flags)
     assert "is not a size" in refused(command, source, "out", "--max-shard", "0")
     assert "did you mean '--force'" in refused(command, source, "out", "--forse")
 

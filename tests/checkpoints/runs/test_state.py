@@ -52,7 +52,7 @@ def test_a_damaged_state_falls_back_to_an_older_one(tmp_path):
     path.unlink()
     assert load_train_state(tmp_path)[1]["step"] == 1
     (tmp_path / "step-00000001" / "state.json").write_text("{")
-    with pytest.raises(UserError, match="no whole training state"):
+    with pytest.raises(UserError, match="no undamaged training state"):
         load_train_state(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -144,6 +145,17 @@ def test_unusable_arguments_exit_with_2(pairs, capsys, flags):
         main(["codebleu", *path, *flags])
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_scoring(pairs, tmp_path, capsys):
+    source = pairs([json.dumps(GOOD[0])])
+    for flags in (["--output"], ["--explain", "--html"]):
+        for output, problem in ((str(tmp_path), "is a directory"), ("", "is a directory"), (source, "are read from")):
+            with pytest.raises(SystemExit) as stop:
+                main(["codebleu", "--pairs", source, *flags, output])
+            out, err = capsys.readouterr()
+            assert stop.value.code == 2 and not out and problem in err and err.count("\n") == 1
+    assert json.loads(Path(source).read_text()) == GOOD[0]
 
 
 def test_drop_in():
