@@ -260,7 +260,7 @@ def test_force_replaces_models_and_nothing_else(tmp_path):
     letters.mkdir()
     (letters / "a.txt").write_text("dear")
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match=r"not a model's, for example a\.txt"):
+    with pytest.raises(UserError, match=r"files of something else, such as a\.txt"):
         write_model_directory(letters, Output(tensors(1), {}), force=True)
     with pytest.raises(UserError, match="is a file"):
         write_model_directory(letters / "a.txt" / "below", Output(tensors(1), {}))

@@ -182,7 +182,7 @@ def test_same_pairs_whatever_the_hash_seed():
         (lambda: generate_pairs("pyton", 1), "did you mean 'python'"),
         (lambda: generate_pairs("go", 1), "it writes python, java, javascript, cpp"),
         (lambda: generate_pairs("java", 1, split="valid"), "unknown split 'valid'"),
-        (lambda: generate_pairs("java", -1), "cannot be negative"),
+        (lambda: generate_pairs("java", -1), "expected 0 or more"),
         (lambda: generate_pairs("cpp", 10**6, split="test"), "the test split has"),
     ],
 )
