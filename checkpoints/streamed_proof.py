@@ -71,7 +71,7 @@ def streamed_hidden(source: Source, prompts: list[list[int]], dtype: torch.dtype
             length = x.shape[1]
             cos, sin = rope_angles(torch.arange(length)[None], config.head_dim, config.rope_theta, dtype)
             pattern = make_pattern(length, config.sliding_window, None, x.device)
-            states[index] = block(x, cos, sin, pattern, None, layer, None, None)[0]
+            states[index] = block(x, cos, sin, pattern, None, layer, None, None, 0, None)[0]
     norm = RMSNorm(config.dim, config.norm_eps)
     norm.weight = nn.Parameter(_find(source, "norm.weight").to(dtype))
     return [norm(x)[0] for x in states]

@@ -17,7 +17,7 @@ import torch
 
 import train as train_script
 from checkpoints.cli import run
-from checkpoints.model_io import save_model
+from checkpoints.model_io import load_model, save_model
 from moe.config import ModelConfig
 from moe.data.sources import load_data
 from moe.languages import DEFAULT_LANGUAGES
@@ -30,6 +30,8 @@ SMALL = (
     "--train-pairs 60 --pretrain-steps 3 --branch-steps 3 --mix-steps 2 --router-documents 40 --eval-pairs 2 "
     "--loss-pairs 4 --max-new-tokens 8 --languages python cpp --shared-rank 2 --expert-rank 2"
 ).split(" ")
+CONTEXT = SMALL  # as the preset routes
+SMALL = [*SMALL, *"--router-context none --router-layers each --merge".split(" ")]
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,23 @@ def test_a_run_prints_its_tables_and_writes_everything(finished):
     assert len(lines) == 4 and {"id", "lang", "hypothesis", "references"} <= set(json.loads(lines[0]))
 
 
+def test_the_preset_routes_by_context(tmp_path):
+    """The router is fitted before training, decides once for all layers, and the model written routes the same way."""
+    done = train(*CONTEXT, "--runs", tmp_path, "--name", "context", "--no-baseline")
+    assert done.returncode == 0, done.stderr
+    assert "router fitted: held-out tokens sent to their language" in done.stdout
+    assert done.stdout.index("router fitted") < done.stdout.index("branch 1/3")
+    loaded = load_model(tmp_path / "context" / "model")
+    assert (loaded.config.router_context, loaded.config.router_layers) == ("ema", "first")
+    assert len([name for name, _ in loaded.model.named_parameters() if name.endswith("gate.weight")]) == 1
+    assert not (tmp_path / "context" / "mixtral").exists()
+    refused = train(*CONTEXT, "--runs", tmp_path, "--name", "merged", "--merge")
+    assert refused.returncode == 2 and "set router_context to none" in refused.stderr
+    assert not (tmp_path / "merged").exists()
+
+
 def test_transformers_reads_what_training_wrote(finished):
     transformers = pytest.importorskip("transformers")
-    from checkpoints.model_io import load_model
 
     directory, _ = finished
     ours = load_model(directory / "model")
