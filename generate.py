@@ -111,6 +111,8 @@ def warn(arguments: argparse.Namespace, sampling: Sampling, config: ModelConfig,
         console.print("warning: at temperature 0 --top-k, --top-p and --seed do nothing; add --temperature 0.8")
     if arguments.show_routing and not config.is_moe:
         console.print("warning: this model has no experts, so --show-routing shows nothing")
+    if arguments.base is not None and not config.is_delta:
+        console.print("warning: this model is not made of deltas, so --base does nothing")
     if arguments.language and config.expert_languages and arguments.language not in config.expert_languages:
         names = ", ".join(config.expert_languages)
         console.print(f"warning: this model has experts for {names}; none for {arguments.language}")

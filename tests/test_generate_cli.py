@@ -94,8 +94,9 @@ def test_routing_is_shown(call, runs):
     code, out, err = call(PROMPT, "--max-new-tokens", "5", "--show-routing")
     assert out == call(PROMPT, "--max-new-tokens", "5")[1]
     assert code == 0 and "python" in err and "cpp" in err and "all" in err and "%" in err
-    dense = call(PROMPT, "--max-new-tokens", "5", "--show-routing", "--model", str(runs.parent / f"{runs.name}-dense"))
-    assert dense[0] == 0 and "no experts" in dense[2]
+    model = str(runs.parent / f"{runs.name}-dense")
+    dense = call(PROMPT, "--max-new-tokens", "5", "--show-routing", "--model", model, "--base", model)
+    assert dense[0] == 0 and "no experts" in dense[2] and "--base does nothing" in dense[2]
     assert "none for java" in call(PROMPT, "--max-new-tokens", "1", "--language", "java")[2]
 
 
