@@ -154,6 +154,8 @@ def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunCon
     for flag in ("config", "name", "runs", "resume"):
         if getattr(arguments, flag) == "":
             parser.error(f"--{flag} is empty")
+    if arguments.name and (Path(arguments.name).name != arguments.name or arguments.name == ".."):
+        parser.error(f"--name is {arguments.name!r}, expected a plain name; --runs DIR says where it goes")
     if not arguments.resume:
         return None, *read_settings(arguments)
     others = (arguments.config, arguments.preset, arguments.name, arguments.epochs)
