@@ -73,6 +73,11 @@ def main(arguments: argparse.Namespace) -> int:
     source = open_full(arguments.source, merged=Path("FULL"))
     if is_quantized(source.settings):
         raise UserError(f"{source.path} is in int4 already; give the model that it was made from")
+    if arguments.method == "gptq" and source.config.is_moe and not source.config.is_mixtral:
+        raise UserError(
+            f"{arguments.source} routes by document context, which gptq's calibration does not follow; give "
+            "--method nearest"
+        )
     check_output(arguments, source, strict=arguments.method == "gptq")
     feed_forward = [(n, s) for n, s in expected_tensors(source.config) if ".feed_forward." in n and ".gate." not in n]
     rounded = sum(is_quantizable(name, shape) for name, shape in feed_forward)

@@ -21,6 +21,11 @@ from moe.languages import DEFAULT_LANGUAGES, get_language
 
 TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
 PRESETS = Path(__file__).resolve().parent / "presets"
+# Settings of earlier versions that are gone, and what to do.
+REMOVED = {
+    "ridge": "the router is fitted by logistic regression, which has no such penalty; leave it out",
+    "ridge_batches": "the router is fitted on documents; set router_documents in its place",
+}
 # Settings of earlier versions by what they are called now; their values mean the same.
 RENAMED = {
     "form": "expert_form",
@@ -207,6 +212,10 @@ class RunConfig:
         old = [f"{name!r} to {RENAMED[name]!r}" for name in values if name in RENAMED]
         if old:
             raise UserError(f"{source} is of an older version; to resume the run rename in that file {', '.join(old)}")
+        if gone := [name for name in values if name in REMOVED]:
+            raise UserError(
+                f"{source} is of an older version with another recipe (it has {gone[0]!r}); start a new run"
+            )
         return cls(**check_settings(values, source))
 
     def without_effect(self, given: Collection[str]) -> list[str]:
@@ -216,6 +225,7 @@ class RunConfig:
             "merge": full and "full experts are written as a Mixtral directory anyway",
             "expert_rank": full and "full experts have no rank; the baseline's adapter alone uses it",
             "delta_scale": full and not self.baseline and "full experts have no deltas",
+            "router_half_life": self.router_context != "ema" and "only router_context ema forgets",
             "pretrain_steps": not tiny and "only the tiny base is trained from scratch",
             "pretrain_lr": not tiny and "only the tiny base is trained from scratch",
         }
@@ -236,6 +246,8 @@ def unknown_setting(name: str) -> str:
     """What is wrong with a name that is no setting: what it is called now, or which setting is like it."""
     if name in RENAMED:
         return f"the setting {name!r} is now called {RENAMED[name]!r}"
+    if name in REMOVED:
+        return f"the setting {name!r} is gone: {REMOVED[name]}"
     return f"unknown setting {name!r}{did_you_mean(name, setting_types())}"
 
 

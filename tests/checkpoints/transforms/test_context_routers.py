@@ -62,6 +62,12 @@ def test_a_context_routed_model_is_not_merged(saved, tmp_path, capsys):
     assert not (tmp_path / "merged").exists()
 
 
+def test_gptq_refuses_a_router_that_its_calibration_does_not_follow(saved, tmp_path, capsys):
+    _, directory = saved("full")
+    assert run_main("quantize", directory, tmp_path / "int4", "--method", "gptq") == 2
+    assert "--method nearest" in capsys.readouterr().err and not (tmp_path / "int4").exists()
+
+
 def test_a_damaged_context_is_named(saved):
     _, directory = saved("full")
     document = json.loads((directory / "config.json").read_text())

@@ -122,3 +122,14 @@ def test_paths_become_absolute_and_names_do_not(tmp_path, monkeypatch):
 
 def test_the_baseline_has_as_many_active_parameters():
     assert RunConfig(shared_rank=48, expert_rank=16, num_experts_per_tok=2).adapter_rank == 80
+
+
+def test_settings_that_are_gone_say_what_to_do(tmp_path):
+    (tmp_path / "old.toml").write_text("ridge_batches = 8\n")
+    with pytest.raises(UserError, match=r"'ridge_batches' is gone.*set router_documents"):
+        load_settings(tmp_path / "old.toml")
+    with pytest.raises(UserError, match="'ridge' is gone"):
+        parse_setting("ridge", "0.1")
+    with pytest.raises(UserError, match=r"run\.json is of an older version with another recipe.*start a new run"):
+        RunConfig.from_dict(RunConfig().to_dict() | {"ridge": 0.01}, "run.json")
+    assert "only router_context ema" in RunConfig().without_effect(["router_half_life"])[0]
