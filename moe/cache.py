@@ -48,9 +48,9 @@ class KVCache:
         shape = (config.n_layers, batch, config.n_kv_heads, self.capacity, config.head_dim)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        # Sums of router logits over the tokens so far, for routers that see context: [routers, B, E].
+        # What routers remember of the tokens so far: sums of logits, or log beliefs up to a constant, [routers, B, E].
         routers = len(config.router_places) if config.router_context != "none" else 0
-        self.router_sums = torch.zeros(routers, batch, config.num_experts, dtype=torch.float64, device=device)
+        self.router_states = torch.zeros(routers, batch, config.num_experts, dtype=torch.float64, device=device)
         self.length = 0  # tokens seen, the same for all rows
         self.padding = padding.to(device) if padding is not None and bool((padding > 0).any()) else None
 
@@ -123,7 +123,7 @@ class KVCache:
         """A cache of some of the rows that shares this one's memory but advances on its own."""
         part = copy.copy(self)
         part.keys, part.values = self.keys[:, start:stop], self.values[:, start:stop]
-        part.router_sums = self.router_sums[:, start:stop]
+        part.router_states = self.router_states[:, start:stop]
         if self.padding is not None:
             padding = self.padding[start:stop]
             part.padding = padding if bool((padding > 0).any()) else None
@@ -144,6 +144,6 @@ class KVCache:
             self.keys, self.values = self.keys[:, : len(places)], self.values[:, : len(places)]
         else:
             self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self.router_sums = self.router_sums[:, rows]
+        self.router_states = self.router_states[:, rows]
         if self.padding is not None:
             self.padding = self.padding[rows]

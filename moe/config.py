@@ -11,7 +11,7 @@ from typing import Any
 from moe.errors import UserError
 
 EXPERT_FORMS = ("full", "delta")
-ROUTER_CONTEXTS = ("none", "mean", "ema")
+ROUTER_CONTEXTS = ("none", "mean", "ema", "filter")
 ROUTER_LAYERS = ("each", "first")
 ALL_LAYERS = "all"
 _RANGE = re.compile(r"(\d{1,6})(?:(-)(\d{1,6})?)?", re.ASCII)
@@ -52,7 +52,8 @@ class ModelConfig:
     ``moe_layers`` names the layers that have experts (or the adapter); the others stay dense. None: all layers.
 
     ``router_context`` is what a token's routing decision sees: its own state (``none``, Mixtral's router), the mean of
-    its document so far (``mean``), or an exponential mean that forgets half in ``router_half_life`` tokens (``ema``).
+    its document so far (``mean``), an exponential mean (``ema``), or a Bayes filter over it (``filter``). Within
+    ``router_half_life`` tokens without evidence the last two forget half of what they know.
     ``router_layers`` says who decides: each sparse layer, or the first for all of them.
 
     Raises :class:`UserError` for sizes that do not fit together.

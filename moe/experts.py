@@ -117,7 +117,7 @@ class MoEFeedForward(nn.Module):
             return None
         router_logits = self.gate(x.to(self.gate.weight.dtype))  # [T, E]
         if context is not None:
-            router_logits = context.mean(router_logits, slot)
+            router_logits = context.decide(router_logits, slot)
         return Routing(router_logits, *select_top_k(router_logits, self.top_k))
 
     def forward(

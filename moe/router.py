@@ -1,8 +1,10 @@
-"""Top-k routing, by a token's own state or by the mean of its document so far.
+"""Top-k routing, by a token's own state or by its document so far.
 
 A single token rarely says which language it belongs to (a bracket is a bracket); the tokens before it nearly always do.
-So a router may decide by the causal running mean of its logits over the document. The mean of logits is the logit of
-the mean state: the weights keep Mixtral's shape, and each token still gets a decision of its own.
+So a router may decide by the causal running mean of its logits over the document, or by a Bayes filter: the logits of
+each token are evidence, and at every token the language may change with a small probability. A filter knows the
+language as surely as a mean does and follows a change within a few tokens, since one telling token outweighs many mute
+ones. Both keep the shape of Mixtral's weights, and each token still gets a decision of its own.
 """
 
 # B rows, S positions, T = B*S tokens, N documents, D model dim, E experts, K top-k
@@ -19,6 +21,7 @@ from moe.cache import KVCache
 from moe.config import ModelConfig
 
 BLOCK = 64  # positions summed by one small triangular product
+FILTER_BLOCK = 32  # positions that the Bayes filter passes in sequence; blocks of them run side by side
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Routing:
     """The decision of one layer's router.
 
     Attributes:
-        router_logits: [T, E] the decision was made by (their running mean where the router sees context); None where
-            the experts were forced.
+        router_logits: [T, E] the decision was made by (of the document so far where the router sees context); None
+            where the experts were forced.
         gates: [T, K] float32 (float64 in a float64 model), each row sums to 1.
         expert_ids: [T, K] int64.
     """
@@ -94,6 +97,44 @@ def running_sum(x: Tensor, decay: float, before: Tensor | None = None) -> Tensor
     return whole.view(rows, -1, width)[:, :length]
 
 
+def filter_beliefs(logits: Tensor, keep: float, before: Tensor | None = None) -> Tensor:
+    """The forward filter of a hidden Markov model whose state is the document's expert.
+
+    ``p[t] ~ (keep * p[t - 1] + (1 - keep) / E) * softmax(logits[t])``, starting from the uniform belief.
+
+    The recursion is linear up to scale, so each block runs from all E starts at once, side by side with the others, and
+    a loop over blocks puts them together.
+
+    Args:
+        logits: [N, S, E].
+        keep: probability that a token belongs to the expert of the token before for that reason alone.
+        before: [N, E] log beliefs after the earlier positions, up to a constant; None: uniform.
+
+    Returns:
+        [N, S, E] float64 log beliefs; their exponentials sum to 1.
+    """
+    rows, length, width = logits.shape
+    block = min(length, FILTER_BLOCK)
+    blocks = -(-length // block)
+    padded = torch.nn.functional.pad(logits.double(), (0, 0, 0, blocks * block - length))
+    evidence = padded.softmax(-1).view(rows, blocks, block, 1, width)
+    state = torch.eye(width, dtype=torch.float64, device=logits.device).expand(rows, blocks, width, width)
+    states = []
+    for t in range(block):
+        state = (keep * state + (1.0 - keep) / width * state.sum(-1, keepdim=True)) * evidence[:, :, t]
+        state = state / state.amax((-1, -2), keepdim=True)  # only the scale; nothing underflows
+        states.append(state)
+    belief = padded.new_full((rows, width), 1.0 / width) if before is None else before.softmax(-1)
+    starts = []
+    for b in range(blocks):
+        starts.append(belief)
+        belief = (belief[:, None] @ state[:, b])[:, 0]  # [N, E]
+        belief = belief / belief.sum(-1, keepdim=True)
+    beliefs = torch.stack(starts, 1)[:, :, None, None] @ torch.stack(states, 2)  # [N, blocks, block, 1, E]
+    beliefs = beliefs.view(rows, -1, width)[:, :length]
+    return (beliefs / beliefs.sum(-1, keepdim=True)).log()
+
+
 def _decays(ages: Tensor, decay: float) -> Tensor:
     """``decay ** age``, and 0 for what lies in the future (a negative age)."""
     powers = torch.full_like(ages, decay, dtype=torch.float64) ** ages.clamp_min(0)
@@ -101,13 +142,13 @@ def _decays(ages: Tensor, decay: float) -> Tensor:
 
 
 class RouterContext:
-    """Running means over documents, for one forward pass.
+    """What routers remember of each document, for one forward pass.
 
     Args:
         config: ``router_context`` and ``router_half_life``.
         shape: (B, S) of the pass.
         documents: lengths of documents packed in one row (B = 1); None: each row is one document.
-        cache: sums of earlier tokens, updated in place; its left padding counts as nothing.
+        cache: sums or beliefs of earlier tokens, updated in place; its left padding counts as nothing.
     """
 
     def __init__(
@@ -118,6 +159,7 @@ class RouterContext:
         documents: Sequence[int] | None = None,
         cache: KVCache | None = None,
     ):
+        self.filters = config.router_context == "filter"
         self.decay = 1.0 if config.router_context == "mean" else 0.5 ** (1.0 / config.router_half_life)
         self.shape, self.cache = shape, cache
         self.index: Tensor | None = None
@@ -142,19 +184,23 @@ class RouterContext:
             counted = (1.0 - self.decay**counted) / (1.0 - self.decay)
         self.weight = counted[:, None]  # [T, 1]
 
-    def mean(self, values: Tensor, slot: int = 0) -> Tensor:
-        """The mean of values [T, E] over each token's document so far, [T, E]; ``slot`` is the router's cache slot."""
+    def decide(self, values: Tensor, slot: int = 0) -> Tensor:
+        """The router logits [T, E] that token logits values [T, E] give after each token's document so far.
+
+        Means of the values, or log beliefs shifted so that their logsumexp is that of the token's own logits, which is
+        what the z-loss holds down. ``slot`` is the router's place in the cache.
+        """
         if self.index is not None:
-            assert self.inside is not None
-            table = values[self.index] * self.inside[..., None]  # [N, longest, E]
-            sums = running_sum(table, self.decay)[self.row, self.column]  # [T, E]
+            table = values[self.index]  # [N, longest, E]
         else:
             table = values.view(*self.shape, -1)  # [B, S, E]
-            if self.inside is not None:
-                table = table * self.inside[..., None]
-            before = None if self.cache is None else self.cache.router_sums[slot]
-            sums = running_sum(table, self.decay, before)
-            if self.cache is not None:
-                self.cache.router_sums[slot].copy_(sums[:, -1])
-            sums = sums.reshape(values.shape)
-        return (sums / self.weight).to(values.dtype)
+        if self.inside is not None:
+            table = table * self.inside[..., None]  # a zero adds nothing to a mean and is no evidence
+        before = None if self.cache is None else self.cache.router_states[slot]
+        states = (filter_beliefs if self.filters else running_sum)(table, self.decay, before)
+        if self.cache is not None:
+            self.cache.router_states[slot].copy_(states[:, -1])
+        states = states[self.row, self.column] if self.index is not None else states.reshape(values.shape)
+        if self.filters:
+            return (states + values.double().logsumexp(-1, keepdim=True)).to(values.dtype)
+        return (states / self.weight).to(values.dtype)

@@ -72,7 +72,8 @@ def describe(path: Path) -> list[tuple[str, str]]:
     if config.num_experts:
         rows.append(("per token", str(config.num_experts_per_tok)))
         if not config.is_mixtral:
-            memory = f", fading by half in {config.router_half_life:g} tokens" if config.router_context == "ema" else ""
+            fades = config.router_context in ("ema", "filter")
+            memory = f", fading by half in {config.router_half_life:g} tokens" if fades else ""
             who = "the first sparse layer for all" if config.router_layers == "first" else "each sparse layer"
             rows.append(("routing", f"by {config.router_context} of the document{memory}; decided by {who}"))
         rows.append(("languages", ", ".join(config.expert_languages) or "not named"))

@@ -109,12 +109,14 @@ class RunConfig:
     language_loss_weight: float = setting(0.0, "weight of the cross-entropy between router logits and the language")
     router_context: str = setting(
         "none",
-        "what a token's routing sees: itself (none), its document so far (mean), or that fading (ema)",
+        "what a token's routing sees: itself (none), the mean of its document so far (mean), a fading mean (ema), "
+        "or a Bayes filter over it (filter)",
     )
-    router_half_life: float = setting(64.0, "tokens in which the fading mean (ema) forgets half")
+    router_half_life: float = setting(64.0, "tokens in which ema and filter forget half")
     router_layers: str = setting("each", "which layers decide: each sparse layer, or the first for all")
     router_documents: int = setting(1000, "documents that the router's start is fitted on")
     unnamed_share: float = setting(0.0, "share of training prompts that do not name the language")
+    joined_share: float = setting(0.0, "share of training batches whose documents hold two examples each")
 
     test_sets: tuple[str, ...] = setting(
         (AUTO,), "splits that are scored at the end; auto: test and every other test* split there is", group="scoring"
@@ -138,7 +140,7 @@ class RunConfig:
                 raise UserError(f"{item.name} is {value}, expected a finite number")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}, expected a number below 2**63")
-        for name in ("warmup_ratio", "min_lr_ratio", "unnamed_share"):
+        for name in ("warmup_ratio", "min_lr_ratio", "unnamed_share", "joined_share"):
             if getattr(self, name) > 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
         if self.dtype in ("float16", "fp16"):
@@ -225,7 +227,8 @@ class RunConfig:
             "merge": full and "full experts are written as a Mixtral directory anyway",
             "expert_rank": full and "full experts have no rank; the baseline's adapter alone uses it",
             "delta_scale": full and not self.baseline and "full experts have no deltas",
-            "router_half_life": self.router_context != "ema" and "only router_context ema forgets",
+            "router_half_life": self.router_context not in ("ema", "filter")
+            and "only router_context ema and filter forget",
             "pretrain_steps": not tiny and "only the tiny base is trained from scratch",
             "pretrain_lr": not tiny and "only the tiny base is trained from scratch",
         }

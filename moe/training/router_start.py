@@ -4,11 +4,11 @@ Run before training, on documents whose language is known. A softmax of the fitt
 gates need no temperature. Features are whitened first, which makes the problem well conditioned: L-BFGS takes seconds.
 """
 
-# S tokens of a packed row, N sampled tokens, D model dim, E experts (one per language)
+# S tokens of a packed row, N tokens that are fitted on, D model dim, E experts (one per language)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,12 @@ from moe.model import Transformer
 from moe.router import RouterContext
 from moe.training.config import RunConfig
 
-TOKENS_PER_DOCUMENT = 32
+TOKENS_PER_DOCUMENT = 32  # drawn at random
+FILTER_TOKENS = 512  # the first of each document: a filter is fitted on whole sequences
 MAX_FEATURE_BYTES = 2 << 30
 SHRINKAGE = 1e-4  # of the features' second moment, relative to its mean
 WEIGHT_PENALTY = 1e-4
+MAX_ITERATIONS = 60
 
 
 def fit_routers(model: Transformer, batches: Sequence[Batch], held_out: int, seed: int = 0) -> list[float]:
@@ -40,31 +42,22 @@ def fit_routers(model: Transformer, batches: Sequence[Batch], held_out: int, see
     """
     if not 0 < held_out < len(batches):
         raise ValueError(f"held_out is {held_out} of {len(batches)} batches; expected at least one of each kind")
-    config = model.config
-    layers = list(config.router_places)
-    documents = sum(len(batch.documents) for batch in batches[:-held_out])
-    wanted = MAX_FEATURE_BYTES // (4 * config.dim * len(layers) * max(1, documents))
-    per_document = max(1, min(TOKENS_PER_DOCUMENT, wanted))
-    generator = torch.Generator().manual_seed(seed)
-    features: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    labels = []
-    for batch in batches[:-held_out]:
-        chosen = _sample(batch.documents, per_document, generator).to(model.device)  # [N]
-        labels.append(batch.languages.to(model.device)[chosen])
-        for layer, states in _router_inputs(model, batch, layers).items():
-            features[layer].append(states[chosen])
-    y = torch.cat(labels)
-    weights = {layer: _logistic(torch.cat(parts), y, config.num_experts) for layer, parts in features.items()}
+    layers = list(model.config.router_places)
+    fitted, measured = batches[:-held_out], batches[-held_out:]
+    # A filter needs whole sequences of each layer's states, so its layers take turns.
+    filters = model.config.router_context == "filter"
+    for group in [[layer] for layer in layers] if filters else [layers]:
+        for layer, weight in _fit(model, fitted, group, seed).items():
+            with torch.no_grad():
+                model.get_parameter(f"layers.{layer}.feed_forward.gate.weight").copy_(weight)
     right, total = dict.fromkeys(layers, 0), 0
-    for batch in batches[-held_out:]:
+    for batch in measured:
         batch = batch.to(model.device)
         total += len(batch.positions)
         for layer, states in _router_inputs(model, batch, layers).items():
-            found = (states[batch.positions] @ weights[layer].T).argmax(-1)
+            logits = states @ model.get_parameter(f"layers.{layer}.feed_forward.gate.weight").float().T
+            found = _decide(model, batch.documents, logits).argmax(-1)[batch.positions]
             right[layer] += int((found == batch.languages[batch.positions]).sum())
-    with torch.no_grad():
-        for layer, weight in weights.items():
-            model.get_parameter(f"layers.{layer}.feed_forward.gate.weight").copy_(weight)
     return [right[layer] / total for layer in layers]
 
 
@@ -82,28 +75,56 @@ def fit_router(model: Transformer, batches: MixedBatches, first: int, config: Ru
     return fit_routers(model, chosen, HELD_OUT_BATCHES, config.seed)
 
 
-def _sample(documents: Sequence[int], count: int, generator: torch.Generator) -> Tensor:
-    """Up to ``count`` places of each document in the packed row."""
+def _fit(model: Transformer, batches: Sequence[Batch], layers: Sequence[int], seed: int) -> dict[int, Tensor]:
+    """The weights [E, D] of some layers' routers."""
+    config = model.config
+    filters = config.router_context == "filter"
+    documents = sum(len(batch.documents) for batch in batches)
+    wanted = MAX_FEATURE_BYTES // (4 * config.dim * len(layers) * documents)
+    per_document = max(1, min(FILTER_TOKENS if filters else TOKENS_PER_DOCUMENT, wanted))
+    generator = torch.Generator().manual_seed(seed)
+    features: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    labels, lengths = [], []
+    for batch in batches:
+        chosen = _choose(batch.documents, per_document, None if filters else generator).to(model.device)  # [N]
+        labels.append(batch.languages.to(model.device)[chosen])
+        lengths += [min(length, per_document) for length in batch.documents]
+        for layer, states in _router_inputs(model, batch, layers).items():
+            features[layer].append((states if filters else _decide(model, batch.documents, states))[chosen])
+
+    def decide(logits: Tensor) -> Tensor:
+        return _decide(model, lengths, logits) if filters else logits
+
+    y = torch.cat(labels)
+    return {layer: _logistic(torch.cat(parts), y, config.num_experts, decide) for layer, parts in features.items()}
+
+
+def _choose(documents: Sequence[int], count: int, generator: torch.Generator | None) -> Tensor:
+    """Up to ``count`` places of each document in the packed row: at random, or without a generator the first."""
     places, start = [], 0
     for length in documents:
-        places.append(start + torch.randperm(length, generator=generator)[:count])
+        inside = torch.arange(length) if generator is None else torch.randperm(length, generator=generator)
+        places.append(start + inside[:count])
         start += length
     return torch.cat(places)
 
 
+def _decide(model: Transformer, documents: Sequence[int], values: Tensor) -> Tensor:
+    """What the model's router context makes of values [S, ...] of packed documents."""
+    if model.config.router_context == "none":
+        return values
+    return RouterContext(model.config, (1, len(values)), values.device, documents).decide(values)
+
+
 @torch.no_grad()
 def _router_inputs(model: Transformer, batch: Batch, layers: Sequence[int]) -> dict[int, Tensor]:
-    """What the router of each layer decides by, [S, D] float32: token states, or their running means."""
+    """The token states that the router of each layer sees, [S, D] float32."""
     batch = batch.to(model.device)
     found: dict[int, Tensor] = {}
-    context = None
-    if model.config.router_context != "none":
-        context = RouterContext(model.config, (1, batch.tokens.shape[1]), model.device, batch.documents)
 
     def observe(layer: int, x: Tensor) -> None:
         if layer in layers:
-            states = x[0].float()  # [S, D]
-            found[layer] = states if context is None else context.mean(states)
+            found[layer] = x[0].float()
 
     model(
         batch.tokens,
@@ -116,19 +137,22 @@ def _router_inputs(model: Transformer, batch: Batch, layers: Sequence[int]) -> d
     return found
 
 
-def _logistic(x: Tensor, y: Tensor, classes: int) -> Tensor:
-    """Multinomial logistic regression without intercept: x [N, D], y [N] int64 -> [E, D] float32."""
+def _logistic(x: Tensor, y: Tensor, classes: int, decide: Callable[[Tensor], Tensor]) -> Tensor:
+    """Multinomial logistic regression without intercept: x [N, D], y [N] int64 -> [E, D] float32.
+
+    ``decide`` turns token logits [N, E] into the logits that are compared with y.
+    """
     x = x.double()
     moment = x.T @ x / len(x)  # [D, D]
     moment.diagonal().add_(SHRINKAGE * moment.diagonal().mean())
     factor = torch.linalg.cholesky(moment)
     white = torch.linalg.solve_triangular(factor, x.T, upper=False).T  # [N, D]
     weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(white @ weight.T, y) + WEIGHT_PENALTY * weight.pow(2).sum()
+        loss = F.cross_entropy(decide(white @ weight.T), y) + WEIGHT_PENALTY * weight.pow(2).sum()
         loss.backward()
         return loss
 

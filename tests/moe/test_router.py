@@ -11,9 +11,9 @@ from moe.cache import KVCache
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.inference.generation import generate
-from moe.router import BLOCK, running_sum
+from moe.router import BLOCK, FILTER_BLOCK, filter_beliefs, running_sum
 
-CONTEXTS = [("mean", "each"), ("mean", "first"), ("ema", "each"), ("ema", "first")]
+CONTEXTS = [(context, layers) for context in ("mean", "ema", "filter") for layers in ("each", "first")]
 
 
 @pytest.fixture(params=CONTEXTS, ids="-".join)
@@ -49,8 +49,43 @@ def test_the_running_sum_is_the_loop(length, decay):
         torch.testing.assert_close(running_sum(x, decay, start), torch.stack(wanted, 1), atol=1e-11, rtol=1e-11)
 
 
+@pytest.mark.parametrize("length", [1, 2, FILTER_BLOCK, FILTER_BLOCK + 1, 3 * FILTER_BLOCK + 7])
+@pytest.mark.parametrize("keep", [0.999, 0.9, 0.1])
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_the_filter_is_the_loop(length, keep, scale):
+    x, before = scale * torch.randn(3, length, 4), torch.randn(3, 4, dtype=torch.float64)
+    for start in (None, before):
+        belief = torch.full((3, 4), 0.25, dtype=torch.float64) if start is None else start.softmax(-1)
+        wanted = []
+        for t in range(length):
+            belief = (keep * belief + (1 - keep) / 4) * x[:, t].double().softmax(-1)
+            belief = belief / belief.sum(-1, keepdim=True)
+            wanted.append(belief)
+        torch.testing.assert_close(filter_beliefs(x, keep, start).exp(), torch.stack(wanted, 1), atol=1e-11, rtol=1e-9)
+
+
+def test_a_filter_follows_a_change_that_a_mean_misses():
+    """Many tokens that say little for one expert, then two that say much for another."""
+    logits = torch.zeros(1, 62, 2)
+    logits[0, :60, 0], logits[0, 60:, 1] = 1.0, 6.0
+    assert filter_beliefs(logits, 0.99)[0, [59, 61]].argmax(-1).tolist() == [0, 1]
+    assert running_sum(logits, 1.0)[0, [59, 61]].argmax(-1).tolist() == [0, 0]
+
+
+def test_filtered_logits_keep_the_size_of_the_tokens_own(model):
+    """What the z-loss sees: beliefs alone would have logsumexp 0 whatever the weights are."""
+    if model.config.router_context != "filter":
+        pytest.skip("of the filter alone")
+    seen = []
+    output = model(torch.randint(0, 97, (1, 20)), observer=lambda layer, x: seen.append(x))
+    plain = seen[0][0] @ model.layers[0].feed_forward.gate.weight.T
+    torch.testing.assert_close(output.routing[0].router_logits.logsumexp(-1), plain.logsumexp(-1))
+
+
 def test_the_decision_is_the_mean_of_the_tokens_so_far(model):
     """Layer 0 against its definition: the weighted mean of gate logits over the document, newest weight 1."""
+    if model.config.router_context == "filter":
+        pytest.skip("no mean")
     tokens = torch.randint(0, 97, (1, 20))
     seen = []
     output = model(tokens, observer=lambda layer, x: seen.append(x))

@@ -14,7 +14,7 @@ from moe.errors import UserError
 from tests.checkpoints.command_line import run_main
 
 LANGUAGES = ("python", "cpp")
-CONTEXTS = [("mean", "first"), ("ema", "each")]
+CONTEXTS = [("mean", "first"), ("ema", "each"), ("filter", "first")]
 
 
 @pytest.fixture(params=CONTEXTS, ids="-".join)

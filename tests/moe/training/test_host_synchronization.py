@@ -25,7 +25,7 @@ FORMS = {
     "delta": {"num_experts": 2, "expert_form": "delta", "shared_rank": 4, "expert_rank": 4},
     "context": {
         **{"num_experts": 2, "num_experts_per_tok": 1, "expert_form": "delta", "shared_rank": 4, "expert_rank": 4},
-        **{"router_context": "ema", "router_layers": "first"},
+        **{"router_context": "filter", "router_layers": "first"},
     },
     "adapter": {"expert_form": "delta", "shared_rank": 4},
 }

@@ -25,7 +25,8 @@ def batches():
 
 
 @pytest.mark.parametrize(
-    ("context", "layers", "least"), [("none", "each", 0.5), ("mean", "each", 0.95), ("mean", "first", 0.95)]
+    ("context", "layers", "least"),
+    [("none", "each", 0.5), ("mean", "each", 0.95), ("mean", "first", 0.95), ("filter", "each", 0.95)],
 )
 def test_context_tells_languages_apart_that_tokens_do_not(tiny_config, make_model, batches, context, layers, least):
     config = replace(tiny_config, router_context=context, router_layers=layers, **SIZES)
@@ -39,11 +40,27 @@ def test_context_tells_languages_apart_that_tokens_do_not(tiny_config, make_mode
     assert right == pytest.approx(accuracy[0], abs=0.2)
 
 
+def test_joined_documents_teach_a_filter_to_follow_a_change(tiny_config, make_model, batches):
+    """The second example's first token alone tells its language; on single documents the filter never learned that."""
+    shares = []
+    for joined in (0.0, 0.5):
+        batches.joined_share = joined
+        config = replace(tiny_config, router_context="filter", router_layers="first", router_half_life=64, **SIZES)
+        model = make_model(config, dtype=torch.float32)
+        fit_routers(model, [batches[i] for i in range(40)], held_out=8)
+        batch = batches[61]  # of joined documents, where there are any
+        pairs = [sum(batch.documents[:2])] * (len(batch.documents) // 2) if not joined else batch.documents
+        batch = replace(batch, documents=tuple(pairs)) if not joined else batch
+        ids = model(batch.tokens, documents=batch.documents).routing[0].expert_ids[:, 0]
+        shares.append((ids == batch.languages).float().mean().item())
+    assert shares[1] > shares[0] + 0.1
+
+
 def test_the_fit_is_the_optimum():
     """The gradient of cross-entropy and penalty is zero, in the whitened space in which the penalty is taken."""
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(300, 6, generator=generator), torch.randint(0, 3, (300,), generator=generator)
-    weight = _logistic(x, y, 3).double().requires_grad_()
+    weight = _logistic(x, y, 3, lambda logits: logits).double().requires_grad_()
     loss = torch.nn.functional.cross_entropy(x.double() @ weight.T, y)
     moment = x.double().T @ x.double() / len(x)
     moment += 1e-4 * moment.diagonal().mean() * torch.eye(6)
