@@ -97,7 +97,7 @@ def make_experts(
     for language, count in encoded.too_long.items():
         if count:
             say(console, f"left out {count} {language} pairs of more than {config.max_tokens} tokens")
-    batches = MixedBatches(encoded.examples, config.tokens_per_batch, config.seed, config.joined_share)
+    batches = MixedBatches(encoded.examples, config.tokens_per_batch, config.seed)
     trained = config.accumulate * (config.branch_steps + config.mix_steps)
     passes = trained / batches.epoch_batches
     say(console, f"one pass over the data is {batches.epoch_batches:,.0f} batches; this run makes {passes:.2f} passes")

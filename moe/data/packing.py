@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -122,22 +122,12 @@ class MixedBatches:
 
     Each language's examples are shuffled and taken in turn, epoch after epoch; the next example always comes from the
     language that has had the fewest tokens so far.
-
-    In ``joined_share`` of the batches every two neighbors are one document, mostly of two languages, as a chat or a web
-    page may be.
     """
 
-    def __init__(
-        self,
-        examples: Mapping[str, Sequence[Example]],
-        tokens_per_batch: int,
-        seed: int,
-        joined_share: float = 0.0,
-    ):
+    def __init__(self, examples: Mapping[str, Sequence[Example]], tokens_per_batch: int, seed: int):
         self.examples = [list(items) for items in examples.values()]
         self.tokens_per_batch = tokens_per_batch
         self.seed = seed
-        self.joined_share = joined_share
         longest = max(len(example.tokens) for items in self.examples for example in items)
         if longest > tokens_per_batch:
             raise UserError(f"tokens_per_batch is {tokens_per_batch}, but an example has {longest} tokens")
@@ -175,11 +165,7 @@ class MixedBatches:
         return self._drawn[index]
 
     def __getitem__(self, index: int) -> Batch:
-        batch = make_batch(self.group(index))
-        if int((index + 1) * self.joined_share) == int(index * self.joined_share):
-            return batch
-        lengths = batch.documents
-        return replace(batch, documents=tuple(sum(lengths[i : i + 2]) for i in range(0, len(lengths), 2)))
+        return make_batch(self.group(index))
 
     @property
     def epoch_batches(self) -> float:

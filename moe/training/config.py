@@ -116,7 +116,6 @@ class RunConfig:
     router_layers: str = setting("each", "which layers decide: each sparse layer, or the first for all")
     router_documents: int = setting(1000, "documents that the router's start is fitted on")
     unnamed_share: float = setting(0.0, "share of training prompts that do not name the language")
-    joined_share: float = setting(0.0, "share of training batches whose documents hold two examples each")
 
     test_sets: tuple[str, ...] = setting(
         (AUTO,), "splits that are scored at the end; auto: test and every other test* split there is", group="scoring"
@@ -140,7 +139,7 @@ class RunConfig:
                 raise UserError(f"{item.name} is {value}, expected a finite number")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}, expected a number below 2**63")
-        for name in ("warmup_ratio", "min_lr_ratio", "unnamed_share", "joined_share"):
+        for name in ("warmup_ratio", "min_lr_ratio", "unnamed_share"):
             if getattr(self, name) > 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
         if self.dtype in ("float16", "fp16"):

@@ -1,7 +1,9 @@
 """The router's start: logistic regression from what the router sees to the language of the document.
 
-Run before training, on documents whose language is known. A softmax of the fitted logits is already calibrated, so the
-gates need no temperature. Features are whitened first, which makes the problem well conditioned: L-BFGS takes seconds.
+Run before training, on documents whose language is known. Routers that forget also read documents of two languages, as
+a chat or a web page may be, and learn to follow the change. A softmax of the fitted logits is already
+calibrated, so the gates need no temperature. Features are whitened first, which makes the problem well conditioned:
+L-BFGS takes seconds.
 """
 
 # S tokens of a packed row, N tokens that are fitted on, D model dim, E experts (one per language)
@@ -9,6 +11,7 @@ gates need no temperature. Features are whitened first, which makes the problem 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,7 @@ from moe.router import RouterContext
 from moe.training.config import RunConfig
 
 TOKENS_PER_DOCUMENT = 32  # drawn at random
+JOINED = 3  # one in so many batches is read as documents of two examples each
 FILTER_TOKENS = 512  # the first of each document: a filter is fitted on whole sequences
 MAX_FEATURE_BYTES = 2 << 30
 SHRINKAGE = 1e-4  # of the features' second moment, relative to its mean
@@ -44,6 +48,8 @@ def fit_routers(model: Transformer, batches: Sequence[Batch], held_out: int, see
         raise ValueError(f"held_out is {held_out} of {len(batches)} batches; expected at least one of each kind")
     layers = list(model.config.router_places)
     fitted, measured = batches[:-held_out], batches[-held_out:]
+    if model.config.router_context in ("ema", "filter"):
+        fitted = [_join(batch) if i % JOINED == JOINED - 1 else batch for i, batch in enumerate(fitted)]
     # A filter needs whole sequences of each layer's states, so its layers take turns.
     filters = model.config.router_context == "filter"
     for group in [[layer] for layer in layers] if filters else [layers]:
@@ -97,6 +103,12 @@ def _fit(model: Transformer, batches: Sequence[Batch], layers: Sequence[int], se
 
     y = torch.cat(labels)
     return {layer: _logistic(torch.cat(parts), y, config.num_experts, decide) for layer, parts in features.items()}
+
+
+def _join(batch: Batch) -> Batch:
+    """The same row with every two neighbors as one document, mostly of two languages."""
+    lengths = batch.documents
+    return replace(batch, documents=tuple(sum(lengths[i : i + 2]) for i in range(0, len(lengths), 2)))
 
 
 def _choose(documents: Sequence[int], count: int, generator: torch.Generator | None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from moe.data.packing import Example, MixedBatches, encode_pairs, make_batch
 from moe.data.synthetic import generate_pairs
@@ -61,17 +60,6 @@ def test_batches_fill_up_and_mix_languages(data):
         for language in (0, 1):
             tokens[language] += int((batch.languages == language).sum())
     assert abs(tokens[0] - tokens[1]) <= 30
-
-
-def test_a_share_of_the_batches_joins_neighbors(data):
-    plain, joined = MixedBatches(data, 100, 0), MixedBatches(data, 100, 0, joined_share=0.25)
-    changed = [i for i in range(12) if plain[i].documents != joined[i].documents]
-    assert changed == [3, 7, 11]
-    for i in changed:
-        assert torch.equal(plain[i].tokens, joined[i].tokens) and torch.equal(plain[i].positions, joined[i].positions)
-        lengths = plain[i].documents
-        assert joined[i].documents[0] == sum(lengths[:2]) and len(joined[i].documents) == -(-len(lengths) // 2)
-        assert sum(joined[i].documents) == sum(lengths)
 
 
 def test_no_example_is_lost_or_repeated_within_a_pass(data):

@@ -132,4 +132,4 @@ def test_settings_that_are_gone_say_what_to_do(tmp_path):
         parse_setting("ridge", "0.1")
     with pytest.raises(UserError, match=r"run\.json is of an older version with another recipe.*start a new run"):
         RunConfig.from_dict(RunConfig().to_dict() | {"ridge": 0.01}, "run.json")
-    assert "only ema and filter" in RunConfig().without_effect(["router_half_life"])[0]
+    assert "ema and filter forget" in RunConfig().without_effect(["router_half_life"])[0]
