@@ -72,11 +72,12 @@ def hub_id(text: str) -> str:
     return text
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of every subcommand that writes a model directory."""
+def add_output_arguments(parser: argparse.ArgumentParser, sharded: bool = True) -> None:
+    """Arguments of every subcommand that writes a model directory; ``sharded`` if its tensors may fill many files."""
     parser.add_argument("--force", action="store_true", help="replace OUT, once the new directory is complete")
     parser.add_argument("--dry-run", action="store_true", help="print sizes and the disk needed, write nothing")
-    parser.add_argument("--max-shard", type=byte_size, default="4GiB", metavar="SIZE", help="largest tensor file")
+    if sharded:
+        parser.add_argument("--max-shard", type=byte_size, default="4GiB", metavar="SIZE", help="largest tensor file")
     parser.add_argument(
         "--base-id",
         type=hub_id,
