@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,9 @@ from checkpoints.progress import byte_progress
 from checkpoints.storage.files import format_bytes, free_bytes, require_free_space, require_new
 from checkpoints.storage.writer import MANIFEST, SMALL_FILES_BYTES
 from checkpoints.transforms.rewrite import OutputOptions, Rewrite, Source, source_files, write_rewritten
+from moe.data.pairs import load_split
+from moe.data.sources import Pairs, sample_all
+from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
 from moe.hardware import DTYPES
 
@@ -95,6 +98,27 @@ def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
 def chosen_dtype(name: str) -> torch.dtype | None:
     """None for ``keep``."""
     return DTYPES.get(name)
+
+
+def add_data_argument(parser: argparse.ArgumentParser, splits: str, purpose: str = "") -> None:
+    """``--data``: a folder of labeled pairs in place of the tasks that come with the project."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help=f"{purpose}pairs in {splits} (LANGUAGE.jsonl[.gz]); default: generated tasks",
+    )
+
+
+def labeled_pairs(data: Path | None, split: str, languages: Sequence[str], count: int, seed: int = 0) -> Pairs:
+    """Up to ``count`` pairs per language of a split of a folder, or of the generated tasks.
+
+    Raises:
+        UserError: the folder lacks the split or a language.
+    """
+    if data is None:
+        return {language: generate_pairs(language, count, seed, split) for language in languages}
+    return sample_all(load_split(data, split, languages), count, seed)
 
 
 def open_full(path: Path, merged: Path) -> Checkpoint:

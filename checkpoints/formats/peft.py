@@ -40,6 +40,7 @@ _NEUTRAL = {
 }
 # Starts that leave the base as it is; the others (pissa, olora, corda, loftq, lora_ga) subtract from it.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}  # settings, and their values for some modules
 
 Place = tuple[int, str]  # layer, and 1, 2 or 3
 
@@ -167,14 +168,9 @@ def _pair(
     if lacking := {"A", "B"} - sides.keys():
         raise UserError(f"{source}: lora_{lacking.pop()} of {name} is missing; save the adapter again")
     a, b = sides["A"], sides["B"]
+    own = {key: _pattern(settings, pattern, name) for key, pattern in _PATTERNS.items()}
     reader = ConfigReader(
-        {
-            key: value if (found := _pattern(settings, pattern, name)) is None else found
-            for key, pattern, value in (
-                ("r", "rank_pattern", settings.get("r")),
-                ("lora_alpha", "alpha_pattern", settings.get("lora_alpha")),
-            )
-        },
+        {key: settings.get(key) if value is None else value for key, value in own.items()},
         source.with_name(ADAPTER_CONFIG),
     )
     rank, alpha = reader.size("r"), reader.number("lora_alpha")

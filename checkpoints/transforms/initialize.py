@@ -30,11 +30,13 @@ class Initialization:
     Attributes:
         router_std: standard deviation of normal routers (0.02: Muennighoff et al., 2024, OLMoE).
         routers: fitted routers [E, D] by layer, in place of random ones.
+        deltas: trained deltas by parameter name, in place of new ones.
     """
 
     seed: int = 0
     router_std: float = ROUTER_STD
     routers: Mapping[int, Tensor] | None = None
+    deltas: Mapping[str, StoredTensor] | None = None
 
     def describe(self) -> str:
         """The routers' start, in words."""
@@ -68,8 +70,11 @@ def new_tensors(config: ModelConfig, layer: int, start: Initialization, dtype: t
     elif layer in config.router_places:
         shape = (config.num_experts, config.dim)
         yield StoredTensor(name, dtype, shape, partial(_normal, name, shape, start, dtype))
-    if config.is_delta:
+    if config.is_delta and start.deltas is None:
         yield from _delta_tensors(config, layer, start.seed, dtype)
+    elif start.deltas is not None:
+        prefix = f"layers.{layer}."
+        yield from (tensor for name, tensor in start.deltas.items() if name.startswith(prefix))
 
 
 def _delta_tensors(config: ModelConfig, layer: int, seed: int, dtype: torch.dtype) -> Iterator[StoredTensor]:
