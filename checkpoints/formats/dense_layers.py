@@ -40,6 +40,11 @@ def zero_router(config: ModelConfig, layer: int, dtype: torch.dtype) -> StoredTe
     return StoredTensor(name, dtype, shape, lambda: torch.zeros(shape, dtype=dtype))
 
 
+def stored_routers(config: ModelConfig) -> set[int]:
+    """The layers with a router in a Mixtral directory: those that decide, and all that stay dense."""
+    return set(range(config.n_layers)) - set(config.sparse_layers) | set(config.router_places)
+
+
 def huggingface_tensors(config: ModelConfig, tensors: Iterable[StoredTensor]) -> Iterator[StoredTensor]:
     """Yields the tensors of a Hugging Face directory for a model's tensors under flat names."""
     for tensor in tensors:

@@ -55,7 +55,7 @@ def adapter_tensors(
     for layer in config.sparse_layers:
         for module, number in MODULES.items():
             for side in "AB":
-                groups = []
+                groups: list[tuple[StoredTensor, int | None]] = []
                 if config.shared_rank:
                     groups.append((delta.tensors[_ours(layer, "shared_delta", side, number)], None))
                 if expert is not None:
@@ -157,7 +157,9 @@ def mixture_of_adapters(
             pairs = [adapter.pairs.get((layer, number)) for adapter in found]
             sizes = (config.hidden_dim, config.dim) if number == "2" else (config.dim, config.hidden_dim)
             for side, size in zip("AB", sizes):
-                groups = [("expert_deltas", (len(pairs),), rank, partial(_own, pairs, shared, scale))]
+                groups: list[tuple[str, tuple[int, ...], int, Any]] = [
+                    ("expert_deltas", (len(pairs),), rank, partial(_own, pairs, shared, scale))
+                ]
                 if shared:
                     groups.append(("shared_delta", (), shared, partial(_shared, pairs[0], shared)))
                 for group, lead, height, fill in groups:

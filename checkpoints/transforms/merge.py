@@ -103,11 +103,13 @@ def _assemble(
     return huggingface_tensors(config, flat())
 
 
-def merged_tensors(delta: DeltaCheckpoint, dtype: torch.dtype | None = None) -> Iterator[StoredTensor]:
-    """Yields the tensors of the merged model under Hugging Face names."""
-    base = _flat_base(delta)
+def merged_tensors(delta: DeltaCheckpoint | Checkpoint, dtype: torch.dtype | None = None) -> Iterator[StoredTensor]:
+    """Yields the tensors of the merged model under Hugging Face names; those of full experts are its own."""
+    base = _flat_base(delta) if isinstance(delta, DeltaCheckpoint) else delta.tensors
 
     def find(name: str) -> StoredTensor:
+        if not isinstance(delta, DeltaCheckpoint):
+            return base[name]
         parts = name.split(".")
         if ".experts." in name:
             layer, expert, weight = int(parts[1]), int(parts[4]), parts[5]
