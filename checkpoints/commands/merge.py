@@ -109,21 +109,18 @@ def refit(arguments: argparse.Namespace, source: Source, dtype: torch.dtype | No
     with CountDisplay(Console(stderr=True), "gates") as show:
         result = refit_routers(source, train, held_out, k, arguments.steps, on_progress=show)
     rows = result.losses()
-    print("held-out loss    context  token gates")
+    print("held-out loss     before  token gates")
     for name, (before, after) in rows.items():
         print(f"{name:<14} {before:9.4f} {after:12.4f}")
     fitted = "fitted by logistic regression" + (f", trained for {arguments.steps} steps" if arguments.steps else "")
-    rewrite = merge_rewrite(result.source, dtype, arguments.base_id)
+    recipe = {
+        f"held-out loss, {name}": f"{before:.4f} before, {after:.4f} here" for name, (before, after) in rows.items()
+    }
     rewrite = replace(
-        rewrite,
-        action="Low-rank experts were written out in full, and token gates fitted in place of routers that saw the "
-        "document so far: held-out losses are below, and higher than those of the source",
+        merge_rewrite(result.source, dtype, arguments.base_id),
+        action="Token gates were fitted in place of routers that saw the document so far, which changes the losses below",
         job=["merge", result.identity()],
-        recipe={"token gates": fitted}
-        | {
-            f"held-out loss of {name}, context -> token gates": f"{old:.4f} -> {new:.4f}"
-            for name, (old, new) in rows.items()
-        },
+        recipe={"token gates": fitted, **recipe},
         same_function=False,
     )
     if write_output(arguments, rewrite) and not arguments.no_proof:

@@ -203,12 +203,13 @@ def planned_mixture(
             f"--languages names {len(names)} languages for {len(arguments.adapters)} adapters; give one each, in the "
             "same order"
         )
+    opened = [open_adapter(path, base.config) for path in arguments.adapters]
     for name, path in zip(names, arguments.adapters):
         if name not in LANGUAGES and arguments.languages is None:
             raise UserError(
                 f"the folder {path} is not named by a language; add --languages, in the order of --adapters"
             )
-    adapters = {name: open_adapter(path, base.config) for name, path in zip(names, arguments.adapters)}
+    adapters = dict(zip(names, opened))
     if len(adapters) < len(names):
         raise UserError(f"languages {' '.join(names)} name one twice; give each language once")
     return mixture_of_adapters(base, adapters, arguments.num_experts_per_tok or 1, **router)

@@ -63,7 +63,7 @@ def fitted_gates(
     for name, tensor in (deltas or {}).items():
         set_parameter(model, name, tensor.read().to(model.dtype))
     accuracies = fit_routers(model, [batches[index] for index in range(count)], held_out=1, seed=seed)
-    gates = {n: model.get_parameter(f"layers.{n}.feed_forward.gate.weight") for n in model.config.sparse_layers}
+    gates = {n: model.get_parameter(f"layers.{n}.feed_forward.gate.weight") for n in model.config.router_places}
     return {layer: gate.detach().clone() for layer, gate in gates.items()}, accuracies
 
 

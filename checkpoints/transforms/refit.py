@@ -33,6 +33,7 @@ from moe.training.router_start import fit_router
 from moe.training.stages import Stage, is_router
 from moe.training.trainer import Trainer
 
+DOCUMENTS = 1000  # that gates are fitted on, if there are as many
 LEARNING_RATE = 1e-2
 LANGUAGE_LOSS_WEIGHT = 0.1  # with one expert per token the gates get no gradient from the text
 
@@ -93,6 +94,7 @@ def refit_routers(
         num_experts_per_tok=model.config.num_experts_per_tok,
         mix_trains_experts=False,
         language_loss_weight=LANGUAGE_LOSS_WEIGHT,
+        router_documents=min(DOCUMENTS, sum(map(len, data.examples.values()))),
         seed=seed,
     )
     fit_router(model, batches, 0, config)
