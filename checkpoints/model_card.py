@@ -185,6 +185,11 @@ def model_card(
     languages = [language_name(key) for key in config.expert_languages]
     if config.is_delta:
         kind = "set of low-rank changes to a dense model, without which it cannot be used"
+    elif config.is_moe and not config.is_mixtral:
+        kind = (
+            "sparse mixture of experts (Mixtral's, routed by the document so far, so that other programs need its code: "
+            "transformers with `trust_remote_code=True`)"
+        )
     else:
         kind = "sparse mixture of experts (Mixtral)" if config.num_experts else "dense model (Mistral architecture)"
     lines = [
@@ -196,7 +201,8 @@ def model_card(
         "pipeline_tag: text-generation",
         "tags:",
         "- code",
-        *(["- mixtral", "- moe"] if config.num_experts else ["- mistral"]),
+        *(["- mixtral"] if config.is_mixtral else []),
+        "- moe" if config.is_moe else "- mistral",
         "---",
         "",
         f"# {base}" + (f" with experts for {', '.join(languages)}" if languages else ""),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.extras import checkpoint_tokenizer
 from checkpoints.formats.peft import open_adapter
 from checkpoints.formats.smollm2 import resolve_model_path
+from checkpoints.model_card import base_name
 from checkpoints.progress import byte_progress
 from checkpoints.proof import PROOF_FILE
 from checkpoints.storage.files import directory_bytes, format_bytes
@@ -210,6 +212,13 @@ def planned_mixture(
                 f"the folder {path} is not named by a language; add --languages, in the order of --adapters"
             )
     adapters = dict(zip(names, opened))
+    own = {base_name(base, arguments.base_id), base_name(base), base.path.resolve().name}
+    for adapter in opened:
+        if adapter.base and Path(adapter.base).name.lower() not in {Path(name).name.lower() for name in own}:
+            warn = (
+                f"{adapter.path} was trained on {adapter.base}; the base here is {base.path}: check that they are one"
+            )
+            print(f"warning: {warn}", file=sys.stderr)
     if len(adapters) < len(names):
         raise UserError(f"languages {' '.join(names)} name one twice; give each language once")
     return mixture_of_adapters(base, adapters, arguments.num_experts_per_tok or 1, **router)

@@ -60,10 +60,11 @@ class LowRankPair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter on disk, opened and checked; tensors are read later."""
+    """An adapter on disk, opened and checked; tensors are read later. ``base`` is what it names as its base, or empty."""
 
     path: Path
     pairs: Mapping[Place, LowRankPair]
+    base: str
 
 
 def tensor_name(layer: int, module: str, side: str) -> str:
@@ -119,7 +120,8 @@ def open_adapter(directory: Path, config: ModelConfig | None = None) -> Adapter:
         sides.setdefault((int(match[1]), MODULES[match[2]]), {})[match[3]] = tensor
     if not sides:
         raise UserError(f"{weights} has no tensors; expected {_EXPECTED}")
-    return Adapter(directory, {place: _pair(place, sides[place], settings, weights, config) for place in sorted(sides)})
+    pairs = {place: _pair(place, sides[place], settings, weights, config) for place in sorted(sides)}
+    return Adapter(directory, pairs, str(settings.get("base_model_name_or_path") or ""))
 
 
 def _check_settings(settings: Mapping[str, Any], source: Path) -> None:
