@@ -187,8 +187,8 @@ def model_card(
         kind = "set of low-rank changes to a dense model, without which it cannot be used"
     elif config.is_moe and not config.is_mixtral:
         kind = (
-            "sparse mixture of experts (Mixtral's, routed by the document so far, so that other programs need its code: "
-            "transformers with `trust_remote_code=True`)"
+            "sparse mixture of experts (Mixtral's, routed by the document so far: transformers loads it with "
+            "`trust_remote_code=True`)"
         )
     else:
         kind = "sparse mixture of experts (Mixtral)" if config.num_experts else "dense model (Mistral architecture)"

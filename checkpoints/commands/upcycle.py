@@ -215,10 +215,7 @@ def planned_mixture(
     own = {base_name(base, arguments.base_id), base_name(base), base.path.resolve().name}
     for adapter in opened:
         if adapter.base and Path(adapter.base).name.lower() not in {Path(name).name.lower() for name in own}:
-            warn = (
-                f"{adapter.path} was trained on {adapter.base}; the base here is {base.path}: check that they are one"
-            )
-            print(f"warning: {warn}", file=sys.stderr)
+            print(f"warning: {adapter.path} was trained on {adapter.base}, not on {base.path}", file=sys.stderr)
     if len(adapters) < len(names):
         raise UserError(f"languages {' '.join(names)} name one twice; give each language once")
     return mixture_of_adapters(base, adapters, arguments.num_experts_per_tok or 1, **router)

@@ -60,7 +60,7 @@ class LowRankPair:
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter on disk, opened and checked; tensors are read later. ``base`` is what it names as its base, or empty."""
+    """An adapter on disk, opened and checked; tensors are read later. ``base`` is the base that it names, or empty."""
 
     path: Path
     pairs: Mapping[Place, LowRankPair]

@@ -227,6 +227,31 @@ def test_models_without_deltas_have_no_adapters(tmp_path, base, mixture, capsys)
     assert "is a dense model" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@torch.no_grad()
+def test_a_lone_adapter_is_one(tmp_path, base):
+    peft = pytest.importorskip("peft")
+    model = upcycle_model(load_model(base).model, (), shared_rank=3)
+    for name, parameter in model.named_parameters():
+        if "_delta" in name:
+            parameter += 0.1
+    save_model(model, None, tmp_path / "mixture", base=base)
+    assert run_main("adapters", tmp_path / "mixture", tmp_path / "out") == 0
+    adapted = peft.PeftModel.from_pretrained(transformers_model(base), tmp_path / "out" / "adapter")
+    expected = model(TOKENS).logits
+    assert (adapted(TOKENS).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_an_adapter_of_another_base_is_told(tmp_path, base, mixture, capsys):
+    mixture()
+    assert run_main("adapters", tmp_path / "mixture", tmp_path / "ad", "--base-id", "org/Base-7B") == 0
+    capsys.readouterr()
+    line = ("upcycle", base, tmp_path / "out", "--dry-run", "--adapters", tmp_path / "ad" / "java")
+    assert run_main(*line) == 0 and "was trained on org/Base-7B" in capsys.readouterr().err
+    assert run_main(*line, "--base-id", "org/Base-7B") == 0 and "was trained" not in capsys.readouterr().err
+    assert run_main("upcycle", "--base", base, tmp_path / "out") == 2
+    assert "the base comes first" in capsys.readouterr().err
+
+
 def test_writing_adapters_is_all_or_nothing(tmp_path, base, mixture, capsys, monkeypatch):
     mixture()
     line = ("adapters", tmp_path / "mixture", tmp_path / "out")

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from checkpoints.model_io import load_model, read_config, save_model
+from checkpoints.streamed_proof import prove_streamed, streamed_logits
+from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.upcycle import upcycle_model
 from moe.errors import UserError
 from tests.checkpoints.command_line import run_main
@@ -53,6 +55,41 @@ def test_full_experts_do_not_claim_to_be_mixtral(saved):
     transformers = pytest.importorskip("transformers")
     with pytest.raises(ValueError, match="trust_remote_code"):  # test_modeling.py loads it
         transformers.AutoConfig.from_pretrained(directory)
+
+
+@pytest.mark.parametrize("command", ["convert", "quantize"])
+def test_what_is_made_of_it_does_not_claim_to_be_mixtral(saved, tmp_path, command):
+    _, directory = saved("full")
+    assert run_main(command, directory, tmp_path / "out", *(["--no-perplexity"] if command == "quantize" else [])) == 0
+    document = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert document["model_type"] == "context_mixtral" and (tmp_path / "out" / "modeling_context_mixtral.py").is_file()
+    assert read_config(tmp_path / "out") == read_config(directory) and run_main("verify", tmp_path / "out") == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "trust_remote_code" in card and "- mixtral" not in card
+    assert run_main("collapse", directory, tmp_path / "dense") == 0
+    assert "auto_map" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["full", "delta"])
+def test_a_model_on_disk_runs_layer_by_layer_with_its_context(saved, form):
+    model, directory = saved(form)
+    tokens = torch.randint(0, 97, (70,)).tolist()
+    found = next(streamed_logits(open_any(directory), [tokens], torch.float64))
+    torch.testing.assert_close(found, model.double()(torch.tensor([tokens])).logits[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["full", "delta"])
+@pytest.mark.parametrize("layers", ["all", "1"])
+def test_upcycling_with_context_is_proved(saved, tmp_path, capsys, form, layers):
+    saved("delta")
+    flags = ["--expert-form", form, "--rank", "4", "--moe-layers", layers, "--router-context", "ema"]
+    assert run_main("upcycle", tmp_path / "base", tmp_path / "new", *flags) == 0
+    assert "same greedy text: yes" in capsys.readouterr().out
+    config = read_config(tmp_path / "new")
+    assert (config.router_context, config.router_layers) == ("ema", "first")
+    dense, mixture = (open_any(tmp_path / name) for name in ("base", "new"))
+    assert prove_streamed(dense, mixture, None, torch.float32).holds
 
 
 def test_a_context_routed_model_is_not_merged(saved, tmp_path, capsys):
