@@ -78,7 +78,7 @@ def test_sources_and_outputs_that_cannot_be(refused, command):
         assert "replaces models only" in refused(command, source, "letters", "--force", *extra, *flags)
     if command != "adapters":  # each is one small file
         assert "is not a size" in refused(command, source, "out", "--max-shard", "0")
-    assert "did you mean '--force'" in refused(command, source, "out", "--forse")
+    assert "did you mean '--force'" in refused(command, source, "out", *extra, "--forse")
 
 
 def test_what_the_system_refuses(refused):

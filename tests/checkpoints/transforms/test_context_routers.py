@@ -23,7 +23,8 @@ CONTEXTS = [("mean", "first"), ("ema", "each")]
 def saved(request, tmp_path, tiny_config, make_model):
     """Makes a trained mixture of a form and writes it: the model and its directory."""
     context, layers = request.param
-    base = save_model(make_model(tiny_config, dtype=torch.float32), None, tmp_path / "base")
+    config = replace(tiny_config, hidden_dim=128)  # wide enough for int4
+    base = save_model(make_model(config, dtype=torch.float32), None, tmp_path / "base")
 
     def make(form: str):
         settings = {"router_context": context, "router_layers": layers, "router_half_life": 7.0}
