@@ -118,7 +118,7 @@ def refit(arguments: argparse.Namespace, source: Source, dtype: torch.dtype | No
     }
     rewrite = replace(
         merge_rewrite(result.source, dtype, arguments.base_id),
-        action="Token gates replaced routers that saw the document so far, which changed the losses below",
+        action="Merged, with token gates in place of routers that saw the document so far, at the losses below",
         job=["merge", result.identity()],
         recipe={"token gates": fitted, **recipe},
         same_function=False,

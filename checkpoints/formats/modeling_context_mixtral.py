@@ -128,6 +128,8 @@ class ContextMixtralModel(MixtralModel):
     ):
         if attention_mask is not None and (not isinstance(attention_mask, Tensor) or attention_mask.dim() != 2):
             raise ValueError("attention_mask must be [batch, tokens], of 1 and 0: the routers read it, too")
+        if attention_mask is None and position_ids is not None and bool((position_ids.diff(dim=-1) != 1).any()):
+            raise ValueError("position_ids restart: the routers take each row for one document; pad rows, do not pack")
         use_cache = self.config.use_cache if use_cache is None else use_cache
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)

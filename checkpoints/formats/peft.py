@@ -41,6 +41,7 @@ _NEUTRAL = {
 # Starts that leave the base as it is; the others (pissa, olora, corda, loftq, lora_ga) subtract from it.
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}  # settings, and their values for some modules
+_PLAIN_PATTERN = re.compile(r"\^?(?:\w|\\?\.)+", re.ASCII)
 
 Place = tuple[int, str]  # layer, and 1, 2 or 3
 
@@ -149,12 +150,18 @@ def _foreign(name: str, source: Path) -> UserError:
     return UserError(f"{source}: tensor {name[:160]!r} is not one that an expert can represent; {_REMEDY}")
 
 
-def _pattern(settings: Mapping[str, Any], key: str, module: str) -> Any:
-    """The value of ``rank_pattern`` or ``alpha_pattern`` for a module, found as PEFT does; None without one."""
+def _pattern(settings: Mapping[str, Any], key: str, module: str, source: Path) -> Any:
+    """The value of ``rank_pattern`` or ``alpha_pattern`` for a module, found as PEFT does; None without one.
+
+    Names alone are taken: a regular expression in a hostile file may take forever.
+    """
     patterns = settings.get(key) or {}
-    if not isinstance(patterns, Mapping):
-        return None
-    return next((value for name, value in patterns.items() if re.match(rf"(.*\.)?({name})$", module)), None)
+    names = list(patterns) if isinstance(patterns, Mapping) else [str(patterns)]
+    strange = next((name for name in names if not _PLAIN_PATTERN.fullmatch(name)), None)
+    if strange is not None or not isinstance(patterns, Mapping):
+        found = str(patterns if strange is None else strange)[:80]
+        raise UserError(f"{source}: {key} has {found!r}; expected names of modules, such as layers.3.mlp.up_proj")
+    return next((patterns[name] for name in names if re.match(rf"(.*\.)?({name})$", module)), None)
 
 
 def _pair(
@@ -170,10 +177,10 @@ def _pair(
     if lacking := {"A", "B"} - sides.keys():
         raise UserError(f"{source}: lora_{lacking.pop()} of {name} is missing; save the adapter again")
     a, b = sides["A"], sides["B"]
-    own = {key: _pattern(settings, pattern, name) for key, pattern in _PATTERNS.items()}
+    config_file = source.with_name(ADAPTER_CONFIG)
+    own = {key: _pattern(settings, pattern, name, config_file) for key, pattern in _PATTERNS.items()}
     reader = ConfigReader(
-        {key: settings.get(key) if value is None else value for key, value in own.items()},
-        source.with_name(ADAPTER_CONFIG),
+        {key: settings.get(key) if value is None else value for key, value in own.items()}, config_file
     )
     rank, alpha = reader.size("r"), reader.number("lora_alpha")
     inner, outer = a.shape[-1:], b.shape[:1]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.formats import Checkpoint
-from checkpoints.formats.delta import DeltaCheckpoint
+from checkpoints.formats.delta import DeltaCheckpoint, is_own
 from checkpoints.formats.peft import (
     ADAPTER_CONFIG,
     ADAPTER_STEM,
@@ -43,6 +43,7 @@ from checkpoints.transforms.merge import expert_names
 from checkpoints.transforms.rewrite import DEFAULT_OUTPUT, OutputOptions, source_files
 from checkpoints.transforms.upcycle import upcycled_config
 from moe.config import ModelConfig
+from moe.errors import UserError
 
 LONE = "adapter"  # the folder of a model that has the shared delta alone
 
@@ -92,8 +93,13 @@ def write_adapters(
     """Writes one adapter folder per language into ``target``, all or none of them.
 
     Raises:
-        UserError: the target exists, or the disk is too small.
+        UserError: the target exists, the disk is too small, or the model changes more of its base than adapters hold.
     """
+    if changed := next((name for name in delta.tensors if not is_own(name)), None):
+        raise UserError(
+            f"{delta.path} changes the base's {changed}, too, which no adapter of a feed-forward holds; take experts out "
+            "with python -m checkpoints extract"
+        )
     config, base = delta.config, delta.base
     rank = config.shared_rank + (config.expert_rank if config.is_moe else 0)
     name = base_name(base, base_id or stated_base(delta.path))

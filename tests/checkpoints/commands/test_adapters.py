@@ -125,7 +125,7 @@ def test_adapters_of_others_become_experts(tmp_path, base, trained):
     made = [
         trained("python", 1),
         trained("java", 2, r=2, lora_alpha=5, use_rslora=True, target_modules=["down_proj"], layers_to_transform=[1]),
-        trained("cpp", 3, r=3, rank_pattern={"up_proj": 7}, alpha_pattern={"layers.0.mlp.up_proj": 40}),
+        trained("cpp", 3, r=3, rank_pattern={"up_proj": 7}, alpha_pattern={r"layers\.0\.mlp.up_proj": 40}),
     ]
     paths = [path for path, _ in made]
     assert run_main("upcycle", base, tmp_path / "out", "--adapters", *paths, "--num-experts-per-tok", "2") == 0
@@ -198,6 +198,9 @@ def test_damaged_and_foreign_adapters_are_told(tmp_path, base, mixture, hf_model
         ({"lora_alpha": "many"}, "lora_alpha is 'many'"),
         ({"lora_alpha": None}, "lora_alpha is 'None'"),
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; expected 'LORA'"),
+        ({"rank_pattern": {"(a+)+": 3}}, "rank_pattern has '(a+)+'"),
+        ({"alpha_pattern": ["x"]}, "alpha_pattern has"),
+        ({"rank_pattern": "up_proj"}, "rank_pattern has 'up_proj'"),
         ({"something_new": {"rank": 3}}, "something_new is {'rank': 3}, which an expert cannot represent"),
     ):
         config.write_text(json.dumps(settings | change))
@@ -225,6 +228,12 @@ def test_models_without_deltas_have_no_adapters(tmp_path, base, mixture, capsys)
     assert "full experts, which no low-rank adapter holds" in capsys.readouterr().err
     assert run_main("adapters", base, tmp_path / "out") == 2
     assert "is a dense model" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    model = load_model(tmp_path / "mixture").model
+    with torch.no_grad():
+        model.norm.weight += 0.5
+    save_model(model, None, tmp_path / "more", base=base)
+    assert run_main("adapters", tmp_path / "more", tmp_path / "out") == 2
+    assert "changes the base's norm.weight, too" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @torch.no_grad()

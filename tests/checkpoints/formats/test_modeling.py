@@ -106,3 +106,5 @@ def test_what_it_cannot_route_by_is_refused(both):
         theirs.generate(TOKENS, max_new_tokens=2, cache_implementation="static", pad_token_id=0)
     with pytest.raises(ValueError, match="attention_mask"):
         theirs(TOKENS, attention_mask=torch.ones(3, 1, 40, 40))
+    with pytest.raises(ValueError, match="do not pack"):
+        theirs(TOKENS[:1], position_ids=torch.cat((torch.arange(15), torch.arange(25)))[None])
