@@ -50,6 +50,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         action="store_true",
         help="for routers that see context: fit token gates, print the held-out loss with both; loads the model",
     )
+    parser.add_argument(
+        "--keep-context",
+        action="store_true",
+        help="for routers that see context: keep them; read by this project, and transformers with trust_remote_code",
+    )
     add_data_argument(parser, "DIR/train and DIR/test", "refit: ")
     parser.add_argument(
         "--steps",
@@ -73,12 +78,14 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
     source = open_any(resolve_model_path(model_of(arguments.source)))
     sees_context = source.config.is_moe and not source.config.is_mixtral
-    if not isinstance(source, DeltaCheckpoint) and not sees_context:
+    if not isinstance(source, DeltaCheckpoint) and not (sees_context and arguments.refit_router):
         raise UserError(
             f"{arguments.source} has no delta experts; merge takes what upcycle --expert-form delta or train.py wrote"
         )
     check_output(arguments, source, strict=arguments.refit_router)
     dtype, base_id = chosen_dtype(arguments.dtype), arguments.base_id
+    if arguments.refit_router and arguments.keep_context:
+        raise UserError("--refit-router and --keep-context exclude each other; give one of them")
     if arguments.refit_router and sees_context:
         return refit(arguments, source, dtype)
     if arguments.refit_router:
@@ -89,7 +96,9 @@ def main(arguments: argparse.Namespace) -> int:
         "--num-experts-per-tok": arguments.num_experts_per_tok,
     }
     warn_ignored((flag for flag, value in given.items() if value), "only --refit-router uses it")
-    rewrite = merge_rewrite(source, dtype, base_id)
+    if not sees_context:
+        warn_ignored(["--keep-context"] * arguments.keep_context, "its routers see no context")
+    rewrite = merge_rewrite(source, dtype, base_id, arguments.keep_context)
     if write_output(arguments, rewrite) and not arguments.no_proof:
         tokenizer = checkpoint_tokenizer(dense_part(source))
         proof, how = prove_directories(source, open_any(arguments.out), tokenizer, torch.float32)

@@ -97,8 +97,8 @@ def write_adapters(
     """
     if changed := next((name for name in delta.tensors if not is_own(name)), None):
         raise UserError(
-            f"{delta.path} changes the base's {changed}, too, which no adapter of a feed-forward holds; take experts out "
-            "with python -m checkpoints extract"
+            f"{delta.path} changes the base's {changed}, too, which no adapter of a feed-forward holds; take its "
+            "experts out with python -m checkpoints extract"
         )
     config, base = delta.config, delta.base
     rank = config.shared_rank + (config.expert_rank if config.is_moe else 0)

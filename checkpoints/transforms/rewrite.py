@@ -161,17 +161,20 @@ def _identity(
     return job_identity({"job": [list(rewrite.job), read, shard, planned, documents, small]})
 
 
-def merge_rewrite(delta: Source, dtype: torch.dtype | None = None, base_id: str | None = None) -> Rewrite:
+def merge_rewrite(
+    delta: Source, dtype: torch.dtype | None = None, base_id: str | None = None, keep_context: bool = False
+) -> Rewrite:
     """The Mixtral model (for a lone adapter the dense one) that a delta model is merged into.
 
     Raises:
-        UserError: its routers see context, which no reader of Mixtral does: it would route by token, and badly.
+        UserError: its routers see context, which no reader of Mixtral does: it would route by token, and badly. With
+            ``keep_context`` the result is no Mixtral, and says so.
     """
-    if delta.config.is_moe and not delta.config.is_mixtral:
+    if delta.config.is_moe and not delta.config.is_mixtral and not keep_context:
         raise UserError(
             f"{delta.path} routes by document context (router_context {delta.config.router_context}), which readers of "
-            "Mixtral do not; use it as it is, take one language out (python -m checkpoints extract), or add "
-            "--refit-router --data DIR, which fits token gates at a loss that it prints"
+            "Mixtral do not; add --refit-router --data DIR, which fits token gates and prints the loss, --keep-context "
+            "for this project and transformers alone, or take one language out with python -m checkpoints extract"
         )
     return Rewrite(
         delta,

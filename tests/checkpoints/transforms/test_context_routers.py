@@ -93,6 +93,22 @@ def test_upcycling_with_context_is_proved(saved, tmp_path, capsys, form, layers)
     assert prove_streamed(dense, mixture, None, torch.float32).holds
 
 
+@torch.no_grad()
+def test_a_merged_model_may_keep_its_context(saved, tmp_path, capsys, monkeypatch):
+    transformers = pytest.importorskip("transformers", minversion="5")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model, directory = saved("delta")
+    assert run_main("merge", directory, tmp_path / "merged", "--keep-context") == 0
+    assert "same greedy text: yes" in capsys.readouterr().out
+    expected = replace(model.config, expert_form="full", shared_rank=0, expert_rank=0)
+    assert read_config(tmp_path / "merged") == expected
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", trust_remote_code=True).eval()
+    tokens = torch.randint(0, 97, (2, 40))
+    torch.testing.assert_close(theirs(tokens).logits, model(tokens).logits, rtol=1e-5, atol=1e-4)
+    assert run_main("merge", directory, tmp_path / "no", "--keep-context", "--refit-router") == 2
+    assert "exclude each other" in capsys.readouterr().err
+
+
 def test_a_context_routed_model_is_not_merged(saved, tmp_path, capsys):
     _, directory = saved("delta")
     assert run_main("merge", directory, tmp_path / "merged") == 2
