@@ -28,6 +28,7 @@ from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.progress import CountDisplay
 from checkpoints.proof import PROOF_FILE, Proof, logit_bound
 from checkpoints.runs.finished import model_of
+from checkpoints.storage.safetensors_file import tensors_digest
 from checkpoints.storage.writer import add_to_directory
 from checkpoints.streamed_proof import prove_directories, prove_streamed
 from checkpoints.transforms.merge import open_any
@@ -128,7 +129,7 @@ def refit(arguments: argparse.Namespace, source: Source, dtype: torch.dtype | No
     rewrite = replace(
         merge_rewrite(result.source, dtype, arguments.base_id),
         action="Merged, with token gates in place of routers that saw the document so far, at the losses below",
-        job=["merge", result.identity()],
+        job=["merge", tensors_digest(result.gates.values())],
         recipe={"token gates": fitted, **recipe},
         same_function=False,
     )

@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor, tensor_bytes
+from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor, tensors_digest
 from moe.config import ModelConfig
 from moe.experts import LowRankDelta, draw_low_rank
 
@@ -48,10 +48,7 @@ class Initialization:
         """JSON-able: seed, standard deviation, and the SHA-256 of fitted routers."""
         if self.routers is None:
             return [self.seed, self.router_std, None]
-        digest = hashlib.sha256()
-        for router in self.routers.values():
-            digest.update(tensor_bytes(router))
-        return [self.seed, self.router_std, digest.hexdigest()]
+        return [self.seed, self.router_std, tensors_digest(self.routers.values())]
 
 
 DEFAULT_START = Initialization()

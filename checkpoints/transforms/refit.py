@@ -7,7 +7,6 @@ A token's own state says less about its language than its document does, so the 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -18,7 +17,7 @@ from checkpoints.formats.config_json import ROUTER_KEYS
 from checkpoints.formats.delta import DeltaCheckpoint
 from checkpoints.formats.parameters import meta_model, set_parameter
 from checkpoints.model_io import load_model
-from checkpoints.storage.safetensors_file import memory_tensor, tensor_bytes
+from checkpoints.storage.safetensors_file import memory_tensor
 from checkpoints.transforms.fitted_routers import TOKENS_PER_BATCH, UNNAMED_SHARE
 from checkpoints.transforms.rewrite import Source
 from moe.config import ModelConfig
@@ -52,13 +51,6 @@ class Refit:
         found = {name: (loss.loss, self.after[name].loss) for name, loss in self.before.items()}
         old, new = (sum(values) / len(values) for values in zip(*found.values()))
         return {**found, "mean": (old, new)}
-
-    def identity(self) -> str:
-        """SHA-256 of the gates."""
-        digest = hashlib.sha256()
-        for gate in self.gates.values():
-            digest.update(tensor_bytes(gate))
-        return digest.hexdigest()
 
 
 def refit_routers(
