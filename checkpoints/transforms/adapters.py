@@ -156,7 +156,8 @@ def mixture_of_adapters(
         delta_scale=scale,
         **settings,
     )
-    dtype = reduce(torch.promote_types, (pair.a.dtype for adapter in found for pair in adapter.pairs.values()))
+    tensors = (tensor for adapter in found for pair in adapter.pairs.values() for tensor in (pair.a, pair.b))
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     deltas = {}
     for layer in config.sparse_layers:
         for number in MODULES.values():
