@@ -40,9 +40,9 @@ def zero_router(config: ModelConfig, layer: int, dtype: torch.dtype) -> StoredTe
     return StoredTensor(name, dtype, shape, lambda: torch.zeros(shape, dtype=dtype))
 
 
-def stored_routers(config: ModelConfig) -> set[int]:
-    """The layers with a router in a Mixtral directory: those that decide, and all that stay dense."""
-    return set(range(config.n_layers)) - set(config.sparse_layers) | set(config.router_places)
+def stores_router(config: ModelConfig, layer: int) -> bool:
+    """Whether a layer has a router in a Mixtral directory: those that decide do, and all that stay dense."""
+    return layer in config.router_places or layer not in config.sparse_layers
 
 
 def huggingface_tensors(config: ModelConfig, tensors: Iterable[StoredTensor]) -> Iterator[StoredTensor]:

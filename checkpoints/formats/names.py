@@ -10,7 +10,7 @@ Between formats every tensor is flat, one expert at a time, under the names of M
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from checkpoints.storage.safetensors_file import StoredTensor
@@ -76,11 +76,11 @@ def is_ignored(name: str) -> bool:
 
 
 def expected_tensors(
-    config: ModelConfig, routers: Collection[int] | None = None
+    config: ModelConfig, has_router: Callable[[int], bool] | None = None
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields the flat names and shapes of all tensors of a dense model, or of one with full experts.
 
-    ``routers`` are the layers that have one; None: as the config says.
+    ``has_router`` says which layers have one; None: as the config says.
 
     They repeat what :class:`moe.model.Transformer` builds: building it takes 60 ms on the meta device, and a damaged
     config with a billion layers must cost nothing. As this is a generator, checks stop at the first missing tensor.
@@ -98,7 +98,7 @@ def expected_tensors(
         yield f"{prefix}.ffn_norm.weight", (dim,)
         owners = [f"{prefix}.feed_forward"]
         if config.is_moe and layer in config.sparse_layers:
-            if layer in (config.router_places if routers is None else routers):
+            if layer in config.router_places if has_router is None else has_router(layer):
                 yield f"{prefix}.feed_forward.gate.weight", (config.num_experts, dim)  # [E, D]
             owners = [f"{prefix}.feed_forward.experts.{expert}" for expert in range(config.num_experts)]
         for owner in owners:
@@ -115,14 +115,14 @@ def check_tensors(
     config: ModelConfig,
     source: Path,
     shown: Callable[[str], str],
-    routers: Collection[int] | None = None,
+    has_router: Callable[[int], bool] | None = None,
 ) -> None:
     """Raises :class:`UserError` for the first tensor that is missing, unexpected, misshapen or not floating-point.
 
     ``shown`` maps our names to the names in the file, for the messages.
     """
     known: set[str] = set()
-    for name, shape in expected_tensors(config, routers):
+    for name, shape in expected_tensors(config, has_router):
         if name not in tensors:
             raise UserError(
                 f"{source}: tensor {shown(name)!r} is missing, the config asks for it; download all shards again"
