@@ -13,6 +13,7 @@ from typing import Any
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.delta import find_base, is_delta, open_delta, read_delta_config
 from checkpoints.formats.dense_layers import REMEDY
+from checkpoints.formats.peft import ADAPTER_CONFIG, open_adapter
 from checkpoints.progress import byte_progress
 from checkpoints.storage.files import (
     CHUNK_BYTES,
@@ -118,18 +119,23 @@ def verify_directory(directory: Path, progress: Progress = lambda count: None) -
             raise UserError(f"{path} does not have the SHA-256 of the manifest{where}; copy it again")
         total += size
     check_structure(directory)
-    return total
+    return total + sum(
+        verify_directory(path.parent, progress) for path in sorted(directory.glob(f"*/{ADAPTER_CONFIG}"))
+    )
 
 
 def check_structure(directory: Path) -> None:
     """Opens a directory as a model, which checks names, shapes and dtypes.
 
-    For delta experts it checks the base too, and for a mixture with dense layers that their copies are equal.
+    For delta experts it checks the base too, and for a mixture with dense layers that their copies are equal. Adapters
+    are checked without their base.
     """
     if is_delta(directory):
         find_base(directory, read_delta_config(directory)[1], thorough=True)
         open_delta(directory)
-    else:
+    elif (directory / ADAPTER_CONFIG).is_file():
+        open_adapter(directory)
+    elif not any(directory.glob(f"*/{ADAPTER_CONFIG}")):
         checkpoint = open_checkpoint(directory)
         if checkpoint.config.moe_layers is not None:
             _check_copies(checkpoint)

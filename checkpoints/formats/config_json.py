@@ -21,6 +21,7 @@ from moe.errors import UserError, did_you_mean
 
 # Mixtral whose routers see context. Its own name, so that no other program takes it for Mixtral and routes by token.
 CONTEXT_MODEL_TYPE = "context_mixtral"
+MODELING_FILE = "modeling_context_mixtral.py"  # is copied into such a model's directory, and loads it in transformers
 MODEL_TYPES = ("mistral", "llama", "mixtral", CONTEXT_MODEL_TYPE)
 DELTA_MODEL_TYPE = "mixtral_delta"  # our own format: low-rank experts and a reference to their base
 _CAUSAL = {
@@ -234,6 +235,11 @@ def to_config_json(
         }
     if model_type == CONTEXT_MODEL_TYPE:
         document |= {name: getattr(config, name) for name in ROUTER_KEYS}
+        module = MODELING_FILE.removesuffix(".py")
+        document["auto_map"] = {
+            "AutoConfig": f"{module}.ContextMixtralConfig",
+            "AutoModelForCausalLM": f"{module}.{_CAUSAL[model_type]}",
+        }
     if config.moe_layers is not None:
         document["moe_layers"] = list(config.moe_layers)
     return document | dict(extra or {})

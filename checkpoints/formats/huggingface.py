@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import read_config_json
-from checkpoints.formats.dense_layers import without_copies
+from checkpoints.formats.dense_layers import stores_router, without_copies
 from checkpoints.formats.names import check_tensors, from_huggingface, is_ignored, to_huggingface
 from checkpoints.formats.quantized import is_quantized, join_quantized
 from checkpoints.storage.files import inside, read_json_object
@@ -91,7 +92,7 @@ def open_huggingface(directory: Path) -> Checkpoint:
         if ours == "output.weight" and config.tie_embeddings:
             continue  # some writers store the tied matrix twice
         tensors[ours] = tensor
-    check_tensors(tensors, replace(config, moe_layers=None), source, to_huggingface)
+    check_tensors(tensors, replace(config, moe_layers=None), source, to_huggingface, partial(stores_router, config))
     if config.moe_layers is not None:
         tensors = without_copies(tensors, config, source)
     return Checkpoint(directory, "huggingface", config, tensors, tuple(files), settings)
