@@ -103,8 +103,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--router-context",
         choices=ROUTER_CONTEXTS,
         default="none",
-        help="what a token's routing sees: itself (none, Mixtral's), its document so far (mean), or that fading (ema); "
-        "with mean and ema the first layer with experts decides for all",
+        help="what a token's routing sees: itself (none, Mixtral's), the mean of its document so far (mean), a fading "
+        "mean (ema), or a Bayes filter over it (filter); with these the first layer with experts decides for all",
     )
     parser.add_argument(
         "--router-prompts",

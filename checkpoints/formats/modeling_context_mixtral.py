@@ -1,10 +1,11 @@
 """Mixtral that routes by document context, for transformers 5: AutoModelForCausalLM.from_pretrained(DIRECTORY,
 trust_remote_code=True). A copy of this file lies in every such model's directory.
 
-A token's gate logits are averaged over its document so far, by a plain mean or one that forgets half in
-``router_half_life`` tokens. Each row of a batch is a document; ``attention_mask`` [B, L] marks its left padding. Top-k
-and experts are Mixtral's. The logits of earlier tokens lie in the key/value cache as further layers, so that beam
-search, cropping and batch selection move them along with keys and values.
+A token's gate logits are averaged over its document so far, by a plain mean (``mean``) or one that forgets half in
+``router_half_life`` tokens (``ema``), or they are the evidence of a Bayes filter (``filter``). Each row of a batch is a
+document; ``attention_mask`` [B, L] marks its left padding. Top-k and experts are Mixtral's. The logits (of a filter:
+the log beliefs) of earlier tokens lie in the key/value cache as further layers, so that beam search, cropping and batch
+selection move them along with keys and values.
 """
 
 # B rows, S new tokens, L tokens so far, D hidden size, E experts, K top-k
@@ -28,8 +29,8 @@ register_checkpoint_conversion_mapping("context_mixtral", get_checkpoint_convers
 
 
 class ContextMixtralConfig(MixtralConfig):
-    """Mixtral's settings, and ``router_context`` (mean, ema or none), ``router_half_life``, ``router_layers`` (each,
-    first) and ``moe_layers`` (None: all)."""
+    """Mixtral's settings, and ``router_context`` (mean, ema, filter or none), ``router_half_life``, ``router_layers``
+    (each, first) and ``moe_layers`` (None: all)."""
 
     model_type = "context_mixtral"
 
@@ -38,21 +39,42 @@ class Document:
     """What the routers of one forward pass know about the tokens before theirs."""
 
     def __init__(self, config: Any, mask: Tensor | None, cache: Cache | None):
+        self.filters = config.router_context == "filter"
         self.decay = {"none": 0.0, "mean": 1.0}.get(config.router_context, 0.5 ** (1.0 / config.router_half_life))
         self.mask, self.cache, self.layers = mask, cache, config.num_hidden_layers
         self.decision: tuple[Tensor, Tensor, Tensor] | None = None  # of the first router
 
-    def mean(self, logits: Tensor, slot: int) -> Tensor:
-        """logits [B, S, E] -> their means over each row's tokens so far, [B, S, E]; computed in float64."""
-        length = logits.shape[1]
+    def decide(self, logits: Tensor, slot: int) -> Tensor:
+        """logits [B, S, E] -> those to decide by, after each row's tokens so far, [B, S, E]; computed in float64."""
+        layer: Any = None
         if self.cache is not None:
             while len(self.cache.layers) <= self.layers + slot:
                 self.cache.layers.append(DynamicLayer())
-            # As keys [B, 1, L, E]; the values have no columns.
-            layer: Any = self.cache.layers[self.layers + slot]
-            whole = layer.update(logits[:, None], logits[:, None, :, :0])[0][:, 0]  # [B, L, E]
-        else:
-            whole = logits
+            layer = self.cache.layers[self.layers + slot]  # its keys are [B, 1, L, E], its values have no columns
+        return (self.filtered if self.filters else self.mean)(logits, layer).to(logits.dtype)
+
+    def filtered(self, logits: Tensor, layer: Any) -> Tensor:
+        """Log beliefs, shifted to the logsumexp of the token's own logits."""
+        length, experts = logits.shape[1:]
+        wide = logits.double()
+        real = 1.0 if self.mask is None else self.mask[:, -length:, None].to(wide)
+        evidence = (wide * real).softmax(-1)
+        before = layer is not None and layer.get_seq_length()
+        belief = layer.keys[:, 0, -1].double().softmax(-1) if before else torch.full_like(wide[:, 0], 1.0 / experts)
+        beliefs = []
+        for t in range(length):
+            belief = (self.decay * belief + (1.0 - self.decay) / experts) * evidence[:, t]
+            belief = belief / belief.sum(-1, keepdim=True)
+            beliefs.append(belief)
+        logs = torch.stack(beliefs, 1).log()
+        if layer is not None:
+            layer.update(logs[:, None], logs[:, None, :, :0])
+        return logs + wide.logsumexp(-1, keepdim=True)
+
+    def mean(self, logits: Tensor, layer: Any) -> Tensor:
+        """Means over each row's tokens so far."""
+        length = logits.shape[1]
+        whole = logits if layer is None else layer.update(logits[:, None], logits[:, None, :, :0])[0][:, 0]  # [B, L, E]
         total = whole.shape[1]
         real = whole.new_ones(whole.shape[:2]) if self.mask is None else self.mask[:, -total:].to(whole.device)
         table = torch.cat((whole, real[..., None].to(whole)), -1).double() * real[..., None]  # [B, L, E + 1]
@@ -63,7 +85,7 @@ class Document:
             weights = torch.full_like(ages, self.decay, dtype=torch.float64) ** ages.clamp_min(0) * (ages >= 0)
             sums = weights @ table  # [B, rows, E + 1]; the last column is the sum of the weights
             means.append(sums[..., :-1] / sums[..., -1:].clamp_min(torch.finfo(torch.float64).tiny))
-        return torch.cat(means, 1).to(logits.dtype)
+        return torch.cat(means, 1)
 
 
 class ContextRouter(MixtralTopKRouter):
@@ -76,7 +98,7 @@ class ContextRouter(MixtralTopKRouter):
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         assert self.document is not None, "ContextMixtralModel sets it"
         logits = F.linear(hidden_states.reshape(self.batch, -1, self.hidden_dim), self.weight)  # [B, S, E]
-        logits = self.document.mean(logits, self.slot).view(-1, self.num_experts)
+        logits = self.document.decide(logits, self.slot).view(-1, self.num_experts)
         probabilities = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
         gates, experts = torch.topk(probabilities, self.top_k, dim=-1)  # [B * S, K]
         decision = logits, gates / gates.sum(dim=-1, keepdim=True), experts
@@ -104,6 +126,8 @@ class ContextMixtralModel(MixtralModel):
 
     def __init__(self, config: ContextMixtralConfig):
         super().__init__(config)
+        if config.router_context not in ("mean", "ema", "filter", "none"):
+            raise ValueError(f"router_context is {config.router_context!r}; this code knows mean, ema, filter and none")
         sparse = getattr(config, "moe_layers", None)
         sparse = list(range(config.num_hidden_layers)) if sparse is None else sparse
         self.routers: list[Any] = []  # a plain list: the layers own them

@@ -13,7 +13,7 @@ from moe.cache import KVCache
 from tests.checkpoints.command_line import run_main
 
 transformers = pytest.importorskip("transformers", minversion="5")
-ROUTERS = list(product(("mean", "ema", "none"), ("first", "each")))[:-1]  # the last one is Mixtral
+ROUTERS = list(product(("mean", "ema", "filter", "none"), ("first", "each")))[:-1]  # the last one is Mixtral
 TOKENS = torch.randint(0, 97, (3, 40), generator=torch.Generator().manual_seed(5))
 
 
@@ -57,7 +57,7 @@ def test_logits_are_ours_with_and_without_a_cache(both, context, layers, places)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("context", "layers"), [("ema", "first"), ("mean", "each")])
+@pytest.mark.parametrize(("context", "layers"), [("ema", "first"), ("mean", "each"), ("filter", "first")])
 def test_left_padding_changes_nothing(both, context, layers):
     ours, theirs = both(torch.float64, router_context=context, router_layers=layers, num_experts_per_tok=2)
     lengths = (40, 23, 7)
@@ -69,9 +69,9 @@ def test_left_padding_changes_nothing(both, context, layers):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("window", [None, 8])
-def test_generate_writes_what_ours_writes(both, window):
-    ours, theirs = both(router_context="ema", router_layers="first", sliding_window=window)
+@pytest.mark.parametrize(("context", "window"), [("ema", None), ("ema", 8), ("filter", 8)])
+def test_generate_writes_what_ours_writes(both, context, window):
+    ours, theirs = both(router_context=context, router_layers="first", sliding_window=window)
     lengths = (12, 5)
     mask = torch.stack([torch.arange(12) >= 12 - length for length in lengths]).long()
     prompts = TOKENS[:2, :12].where(mask.bool(), 0)
@@ -87,9 +87,10 @@ def test_generate_writes_what_ours_writes(both, window):
 
 
 @torch.no_grad()
-def test_beams_carry_their_own_context(both):
+@pytest.mark.parametrize("context", ["mean", "filter"])
+def test_beams_carry_their_own_context(both, context):
     """Beam search moves rows of the cache; scores equal those of the same text without a cache."""
-    _, theirs = both(torch.float64, router_context="mean", router_layers="each")
+    _, theirs = both(torch.float64, router_context=context, router_layers="each")
     settings = {"do_sample": False, "max_new_tokens": 12, "num_beams": 4, "eos_token_id": None, "pad_token_id": 0}
     cached = theirs.generate(TOKENS[:2, :9], **settings)
     assert torch.equal(cached, theirs.generate(TOKENS[:2, :9], use_cache=False, **settings))
