@@ -15,7 +15,7 @@ from eval.execution.judge import check_language, judge_many
 from eval.execution.limits import Limits
 from eval.execution.pass_at_k import mean_pass_at_k
 from eval.execution.toolchains import PACKAGES, STATUSES, Verdict, missing_tools
-from moe.data.pairs import Pair, read_places
+from moe.data.rows import Judged, describe_judged, read_judged
 from moe.errors import UserError
 from moe.files import write_json_lines
 
@@ -32,10 +32,16 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "execution",
         help="run code against its test cases",
-        description="Runs the code of each pair against the pair's test cases and prints the pass rate per language. "
-        + CONTAINMENT,
+        description="Runs the answer of each row (in a row without one, the reference) against the row's tests and "
+        "prints the pass rate per language. " + CONTAINMENT,
     )
-    parser.add_argument("--pairs", type=Path, required=True, help="pairs with tests, *.jsonl or *.jsonl.gz")
+    parser.add_argument(
+        "--pairs",
+        type=Path,
+        required=True,
+        help="JSON Lines (also .gz) with language, tests, and answer or reference; the answers of train.py and "
+        "generate.py are such files",
+    )
     parser.add_argument("--limit", type=int, default=None, help="how many pairs to run (default: all)")
     parser.add_argument(
         "--skip-bad-tests", action="store_true", help="leave out rows whose tests are unusable, instead of stopping"
@@ -76,59 +82,60 @@ def main(args: argparse.Namespace) -> int:
     limits = limits_of(args)
     if args.output and args.output.exists():
         raise UserError(f"{args.output} exists; give another --output")
-    places = read_places(args.pairs, args.limit)
-    usable, unusable = _check(places, args.skip_bad_tests)
+    rows = read_judged(args.pairs, args.limit)
+    usable, unusable = _check(rows, args.skip_bad_tests)
     if not usable:
-        raise UserError(f"{args.pairs}: none of its {len(places)} pairs has usable tests; nothing to run")
-    for language in dict.fromkeys(pair.language for pair, _ in usable):
+        raise UserError(f"{args.pairs}: none of its {len(rows)} rows has usable tests; nothing to run")
+    for language in dict.fromkeys(row.language for row, _ in usable):
         if tools := missing_tools(language):
             print(f"{' and '.join(tools)} not found on the path; install {PACKAGES[tools[0]]}", file=sys.stderr)
-    jobs = [(pair.language, pair.code, tests) for pair, tests in usable]
+    jobs = [(row.language, row.code, tests) for row, tests in usable]
     verdicts: list[Verdict] = []
     try:
         for verdict in judge_many(jobs, limits, args.workers):
             verdicts.append(verdict)
     finally:  # an interrupted run keeps what it has
         if args.output and verdicts:
-            rows = [{"id": p.id, "language": p.language, **asdict(v)} for (p, _), v in zip(usable, verdicts)]
-            rows += [{"id": p.id, "language": p.language, "status": "unusable", "detail": why} for p, why in unusable]
-            write_json_lines(args.output, rows)
-    if untested := len(places) - len(usable) - len(unusable):
-        print(f"{untested} of {len(places)} pairs have no tests and were not run")
+            found = [{"id": r.id, "language": r.language, **asdict(v)} for (r, _), v in zip(usable, verdicts)]
+            found += [{"id": r.id, "language": r.language, "status": "unusable", "detail": why} for r, why in unusable]
+            write_json_lines(args.output, found)
+    if untested := len(rows) - len(usable) - len(unusable):
+        print(f"{untested} of {len(rows)} rows have no tests and were not run")
     if unusable:
-        print(f"{len(unusable)} of {len(places)} pairs have unusable tests and were not run")
-    _print_table(args.k, [(pair, verdict) for (pair, _), verdict in zip(usable, verdicts)])
+        print(f"{len(unusable)} of {len(rows)} rows have unusable tests and were not run")
+    print(describe_judged([row for row, _ in usable]))
+    _print_table(args.k, [(row, verdict) for (row, _), verdict in zip(usable, verdicts)])
     return 0
 
 
-def _check(places: list[tuple[str, Pair]], skip: bool) -> tuple[list[tuple[Pair, CaseTests]], list[tuple[Pair, str]]]:
-    """Pairs with their tests, and those whose tests are unusable with the reason; raises it unless ``skip``."""
+def _check(rows: list[Judged], skip: bool) -> tuple[list[tuple[Judged, CaseTests]], list[tuple[Judged, str]]]:
+    """Rows with their tests, and those whose tests are unusable with the reason; raises it unless ``skip``."""
     usable, unusable = [], []
-    for where, pair in places:
-        if not pair.tests:
+    for row in rows:
+        if not row.tests:
             continue
         try:
-            check_language(pair.language)
-            usable.append((pair, CaseTests.parse(pair.tests, pair.language)))
+            check_language(row.language)
+            usable.append((row, CaseTests.parse(row.tests, row.language)))
         except UserError as error:
-            message = f"{where}, id {pair.id!r}: {error}"
+            message = f"{row.where}, id {row.id!r}: {error}"
             if not skip:
                 raise UserError(f"{message}; fix it, or leave such rows out with --skip-bad-tests") from error
             print(f"skipped: {message}", file=sys.stderr)
-            unusable.append((pair, str(error)))
+            unusable.append((row, str(error)))
     return usable, unusable
 
 
-def _print_table(ks: list[int], judged: list[tuple[Pair, Verdict]]) -> None:
+def _print_table(ks: list[int], judged: list[tuple[Judged, Verdict]]) -> None:
     columns = [f"pass@{k}" for k in ks]
     print("  ".join([f"{'language':<12}", *(f"{name:>13}" for name in (*STATUSES, *columns))]))
-    for language in dict.fromkeys(pair.language for pair, _ in judged):
-        found = [(i, pair, verdict) for i, (pair, verdict) in enumerate(judged) if pair.language == language]
+    for language in dict.fromkeys(row.language for row, _ in judged):
+        found = [(i, row, verdict) for i, (row, verdict) in enumerate(judged) if row.language == language]
         counts = Counter(verdict.status for _, _, verdict in found)
-        samples: dict[str, list[bool]] = defaultdict(list)
-        for i, pair, verdict in found:
+        samples: dict[str | int, list[bool]] = defaultdict(list)
+        for i, row, verdict in found:
             if verdict.status != "unavailable":
-                samples[pair.id or f"row {i}"].append(verdict.passed)
+                samples[f"row {i}" if row.id is None else row.id].append(verdict.passed)
         groups = [(len(passed), sum(passed)) for passed in samples.values()]
         least = min((size for size, _ in groups), default=0)
         rates = [f"{mean_pass_at_k(groups, k):.4f}" if k <= least else "too few" for k in ks]
