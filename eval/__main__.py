@@ -14,7 +14,9 @@ from eval.codebleu import CodeBLEUError
 # scoring text needs no torch.
 COMMANDS: dict[str, str] = {
     "codebleu": "eval.codebleu_command",
+    "compare": "eval.compare",
     "execution": "eval.execution.cli",
+    "report": "eval.report",
     "routing": "eval.routing",
 }
 

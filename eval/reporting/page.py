@@ -22,11 +22,11 @@ TEMPLATES = Path(__file__).resolve().parent
 PAGE, TEXT = "report.html", "report.md"
 
 
-def write_report(runs: Sequence[RunRecord], folder: Path, comparison: Sequence[dict[str, str]] = ()) -> list[str]:
+def write_report(runs: Sequence[RunRecord], folder: Path, comparison: dict[str, Any] | None = None) -> list[str]:
     """Writes ``report.html``, ``report.md`` and the plots into ``folder``; returns lines to print.
 
     Args:
-        comparison: rows of a table that compares the runs, shown first.
+        comparison: of several runs (:func:`eval.compare.compare_runs`), with how to read it as ``explained``.
     """
     pages = [_run_page(run, folder, "" if len(runs) == 1 else f"{run.name}-") for run in runs]
     context = {"runs": pages, "comparison": comparison, "title": ", ".join(run.name for run in runs)}

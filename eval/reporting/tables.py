@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from eval.scoring import PARTS, language_names
+from eval.scoring import language_names
 from eval.verdicts import pass_at_1
 
 PART_NAMES = ("CodeBLEU", "n-gram", "weighted n-gram", "syntax", "dataflow")
@@ -22,7 +22,8 @@ def score_table(results: Results, split: str, languages: Sequence[str]) -> Table
     models = results[split]
     rows = score_rows(models, languages)
     what = "CodeBLEU and pass@1" if "pass@1" in rows[0] else "CodeBLEU"
-    table = Table(title=f"{what} on held-out pairs ({split}): {ARROW.join(models)}", title_justify="left")
+    table = Table(title=f"{what} on held-out pairs ({split})", title_justify="left", caption_justify="left")
+    table.caption = ARROW.join(models)
     table.add_column("language")
     for name in list(rows[0])[1:]:
         table.add_column(name, justify="right")
@@ -89,35 +90,3 @@ def routing_table(shares: Sequence[Sequence[float]], languages: Sequence[str], t
         cells = [f"[bold]{share_text(v)}[/bold]" if i == row else share_text(v) for i, v in enumerate(values)]
         table.add_row(name, *cells)
     return table
-
-
-def markdown_report(summary: Mapping[str, Any]) -> str:
-    """Everything that a run measured, as Markdown: scores with their parts, losses, routing, information."""
-    languages, results = summary["languages"], summary["results"]
-    names = language_names(languages)
-    lines = [f"# {summary['name']}", "", f"`{summary['command']}`", "", f"{summary['hardware']}, {summary['date']}", ""]
-    for split, models in results.items():
-        lines += [f"## {split}", "", f"| language | model | {' | '.join(PART_NAMES)} | answers | loss |"]
-        lines += ["|" + "---|" * (len(PART_NAMES) + 4)]
-        for language, name in zip(languages, names, strict=True):
-            for model, scores in models.items():
-                score = scores[language]
-                parts = " | ".join(f"{score[part]:.4f}" for part in PARTS)
-                loss = f"{score['loss']:.4f}" if "loss" in score else "-"
-                lines.append(f"| {name} | {model} | {parts} | {score['answers']} | {loss} |")
-        lines.append("")
-    if summary.get("specialization"):
-        found = summary["specialization"]
-        lines += [
-            "## Routing: gate weight of each expert",
-            "",
-            f"| tokens of | {' | '.join(names)} |",
-            "|" + "---|" * (len(names) + 1),
-        ]
-        for name, row in zip(names, found["table"], strict=True):
-            lines.append(f"| {name} | {' | '.join(f'{share:.1%}' for share in row)} |")
-        information = ", ".join(f"{bits:.2f}" for bits in found["information"])
-        chance = max(found["shuffled"])
-        lines += ["", f"I(language; first-choice expert) in bits, layer by layer: {information}."]
-        lines += [f"With shuffled labels at most {chance:.3f} bits.", ""]
-    return "\n".join(lines)
