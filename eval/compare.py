@@ -52,7 +52,7 @@ def compared(runs: Sequence[RunRecord], allow_different: bool) -> list[str]:
     """
     first = runs[0]
     problems = []
-    for run in runs:
+    for run in runs[1:]:
         mine, theirs = first.results.get("fingerprints"), run.results.get("fingerprints")
         if theirs is None or mine is None:
             problems.append(f"{(run if theirs is None else first).path} has no fingerprints (of an earlier version)")

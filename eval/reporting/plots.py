@@ -56,12 +56,13 @@ def loss_curves(run: RunRecord, theme: str) -> bytes:
             axis.plot(stage.steps, smooth(stage.losses), color=color, linewidth=1.6, label=label)
         axis.set_title(title, color=text, fontsize=10)
         axis.set_xlabel("step", color=text)
+        axis.locator_params(axis="x", integer=True)
         axis.set_ylabel("loss, nats per token", color=text)
         axis.legend(frameon=False, labelcolor=text)
         _recolor(axis, text)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
-    return _png(figure)
+    return _png(figure, theme)
 
 
 def routing_maps(run: RunRecord, theme: str) -> bytes:
@@ -90,7 +91,7 @@ def routing_maps(run: RunRecord, theme: str) -> bytes:
         bar = figure.colorbar(shown, ax=axes, shrink=0.8, label="share of gate weight")
         bar.ax.tick_params(colors=text, labelsize=7)
         bar.set_label("share of gate weight", color=text, fontsize=8)
-    return _png(figure)
+    return _png(figure, theme)
 
 
 def routing_layers(routing: Mapping[str, Any]) -> list[tuple[str, list[list[float]]]]:
@@ -117,7 +118,7 @@ def _recolor(axis: Any, text: str) -> None:
         spine.set_color(text)
 
 
-def _png(figure: Any) -> bytes:
+def _png(figure: Any, theme: str) -> bytes:
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=130, transparent=True)
+    figure.savefig(out, format="png", dpi=130, transparent=theme == "dark")  # the light ones are files, too: on white
     return out.getvalue()
