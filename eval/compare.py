@@ -35,11 +35,15 @@ METRICS = ("loss", "CodeBLEU", "pass@1")
 
 @dataclass(frozen=True)
 class System:
-    """One model of one recipe: what it measured by seed, metric and language, and the rows of its costs."""
+    """One model of one recipe: what it measured by seed, metric and language, and the rows of its costs.
+
+    ``pairs`` is the fingerprint of the held-out pairs; None in runs of earlier versions.
+    """
 
     label: str
     model: str
     recipe: int
+    pairs: str | None
     seeds: dict[int, dict[str, Measured]]
     costs: list[dict[str, str]]
 
@@ -68,19 +72,24 @@ def compared(runs: Sequence[RunRecord], allow_different: bool) -> list[str]:
 
 
 def recipes(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
-    """The runs grouped by their settings; those of one group differ in their seed (or in what they trained)."""
+    """The runs grouped by what they did; those of one group differ in their seed (or in which models they trained)."""
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
-        settings = {name: value for name, value in run.config.items() if name not in FREE}
-        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps(_recipe(run), sort_keys=True), []).append(run)
     return list(groups.values())
+
+
+def _recipe(run: RunRecord) -> dict[str, Any]:
+    settings = {name: value for name, value in run.config.items() if name not in FREE}
+    return {**settings, **run.results.get("fingerprints", {})}
 
 
 def differing_settings(groups: Sequence[Sequence[RunRecord]]) -> list[dict[str, Any]]:
     """For each recipe the settings that others have otherwise."""
-    configs = [group[0].config for group in groups]
-    names = [n for n in configs[0] if n not in FREE and any(c.get(n) != configs[0][n] for c in configs)]
-    return [{name: config.get(name) for name in names} for config in configs]
+    found = [_recipe(group[0]) for group in groups]
+    known = dict.fromkeys(name for recipe in found for name in recipe)
+    names = [name for name in known if any(recipe.get(name) != found[0].get(name) for recipe in found)]
+    return [{name: recipe.get(name) for name in names} for recipe in found]
 
 
 def systems(groups: Sequence[Sequence[RunRecord]], split: str) -> list[System]:
@@ -93,7 +102,8 @@ def systems(groups: Sequence[Sequence[RunRecord]], split: str) -> list[System]:
     for number, group in enumerate(groups):
         suffix = f" {number + 1}" if len(groups) > 1 else ""
         for model in dict.fromkeys(model for run in group for model in run.models):
-            system = System(f"{model}{suffix}", model, number, {}, [])
+            known = group[0].results.get("fingerprints", {}).get("test sets", {}).get(split)
+            system = System(f"{model}{suffix}", model, number, known, {}, [])
             for run in group:
                 if model not in run.models:
                     continue
@@ -141,11 +151,17 @@ def _keys(rows: Iterable[Mapping[str, Any]]) -> tuple[Any, ...]:
 
 
 def wanted_differences(found: Sequence[System]) -> list[tuple[System, System]]:
-    """Each mixture against its adapter and its base (of its own recipe, else of another), and against the first one."""
+    """Each mixture against its adapter and its base (of its own recipe, else of another), and against the first one.
+
+    Only what was measured on the same held-out pairs is compared.
+    """
+
+    def paired(a: System, b: System) -> bool:
+        return a.recipe == b.recipe or (a.pairs is not None and a.pairs == b.pairs)
 
     def other(model: str, system: System) -> System | None:
-        same = sorted((x for x in found if x.model == model), key=lambda x: (x.recipe != system.recipe, x.recipe))
-        return same[0] if same else None
+        same = [x for x in found if x.model == model and paired(x, system)]
+        return min(same, key=lambda x: (x.recipe != system.recipe, x.recipe), default=None)
 
     pairs = []
     mixtures = [x for x in found if x.model == "mixture"]
@@ -154,7 +170,7 @@ def wanted_differences(found: Sequence[System]) -> list[tuple[System, System]]:
             against = other(model, system)
             if against is not None and against is not system:
                 pairs.append((system, against))
-    return pairs + [(system, mixtures[0]) for system in mixtures[1:]]
+    return pairs + [(system, mixtures[0]) for system in mixtures[1:] if paired(system, mixtures[0])]
 
 
 def compare(found: Sequence[System], languages: Sequence[str], resamples: int, seed: int) -> dict[str, Any]:

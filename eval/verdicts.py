@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from eval.execution.programs import ExecutionResult, run_tests
+from eval.execution.programs import run_tests
 from moe.data.rows import Row, parse_row
 from moe.data.sources import sample
 from moe.errors import UserError
@@ -23,22 +23,21 @@ def run_all(jobs: Sequence[Row], on_progress: Callable[[int, int], None] | None 
 
     Rows whose tests cannot be used, or whose language cannot be run, are ``unusable``.
     """
-    done = 0
 
-    def judge(row: Row) -> ExecutionResult | UserError:
-        nonlocal done
+    def judge(row: Row) -> tuple[str, str]:
         try:
-            result: ExecutionResult | UserError = run_tests(row.language or "", row.answer or "", row.tests or "")
+            result = run_tests(row.language or "", row.answer or "", row.tests or "")
         except UserError as error:
-            result = error
-        done += 1
-        if on_progress is not None:
-            on_progress(done, len(jobs))
-        return result
+            return "unusable", str(error)
+        return result.status, result.detail
 
+    found = []
     with ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0)))) as pool:
-        found = list(pool.map(judge, jobs))
-    return [("unusable", str(x)) if isinstance(x, UserError) else (x.status, x.detail) for x in found]
+        for verdict in pool.map(judge, jobs):
+            found.append(verdict)
+            if on_progress is not None:
+                on_progress(len(found), len(jobs))
+    return found
 
 
 def add_verdicts(

@@ -28,7 +28,10 @@ def write_report(runs: Sequence[RunRecord], folder: Path, comparison: dict[str, 
     Args:
         comparison: of several runs (:func:`eval.compare.compare_runs`), with how to read it as ``explained``.
     """
-    pages = [_run_page(run, folder, "" if len(runs) == 1 else f"{run.name}-") for run in runs]
+    names = [run.name for run in runs]
+    alike = len(set(names)) < len(names)
+    prefixes = [f"{number}-{name}-" if alike else f"{name}-" for number, name in enumerate(names, start=1)]
+    pages = [_run_page(run, folder, prefix if len(runs) > 1 else "") for run, prefix in zip(runs, prefixes)]
     context = {"runs": pages, "comparison": comparison, "title": ", ".join(run.name for run in runs)}
     context["no_plots"] = "" if can_plot() else INSTALL
     environment = _environment()
@@ -131,7 +134,7 @@ def _split_page(run: RunRecord, split: str, shown: str) -> dict[str, Any]:
                     **{head: f"{score[part]:.4f}" for head, part in zip(PART_NAMES, PARTS, strict=True)},
                     "answers": str(score["answers"]),
                     "pass@1": "-" if rate is None else f"{rate:.2f} ({score['passed']} of {score['tested']})",
-                    "loss": f"{score['loss']:.4f}",
+                    "loss": f"{score['loss']:.4f}" if "loss" in score else "-",
                 }
             )
     examples = choose_examples(run.answers(shown, split), run.languages)

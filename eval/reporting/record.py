@@ -38,7 +38,9 @@ class RunRecord:
             raise UserError(f"{path} is not a run: it has no {RUN_FILE}; expected a directory created by train.py")
         self.path, self.name = path, path.resolve().name
         self.settings = read_json_object(path / RUN_FILE)
-        self.config: dict[str, Any] = self.settings["config"]
+        self.config: dict[str, Any] = self.settings.get("config", {})
+        if not isinstance(self.config, dict) or not {"languages", "seed"} <= self.config.keys():
+            raise UserError(f"{path / RUN_FILE} has no settings under 'config'; expected what train.py writes")
         self.results = read_json_object(path / RESULTS_FILE) if (path / RESULTS_FILE).is_file() else {}
         self.models = [name for name in MODELS if f"scores of {name}" in self.results]
         if not any(name != "base" for name in self.models):

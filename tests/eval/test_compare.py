@@ -172,7 +172,12 @@ def test_runs_of_different_data_are_refused_without_being_told(tmp_path, changed
     assert f"differ in {named}; compare runs of the same data, test sets and base, or add --allow-different" in err
     assert main([*arguments, "--allow-different"]) == 0
     out, err = capsys.readouterr()
-    assert f"warning: {paths[0]} and {paths[1]} differ in {named}" in err and "mixture − base" in out
+    assert f"warning: {paths[0]} and {paths[1]} differ in {named}" in err and "test: differences" in out
+    same = [write_run(tmp_path / f"{name}0", fingerprints={**FINGERPRINTS, **extra}) for name, extra in
+            (("a", {}), ("b", changed))]  # fmt: skip
+    found = compared(*same, allow_different=True)
+    across = rows(found, "mixture 2", "mixture 1", "loss")
+    assert bool(across) == ("test sets" not in changed), "other pairs are not paired, whatever their ids"
 
 
 def test_older_runs_and_other_languages(tmp_path):

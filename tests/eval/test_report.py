@@ -179,6 +179,9 @@ def test_several_runs_are_compared_in_a_folder_of_their_own(tmp_path, capsys):
     for text in ((folder / "report.md").read_text(), Page((folder / "report.html").read_text()).text):
         assert "mixture − dense adapter" in text and "drawing 2 seeds, then pairs" in text
     assert main(["report", runs[0]]) == 0 and (tmp_path / "seed0" / "report.html").is_file()
+    other = str(write_run(tmp_path / "elsewhere" / "seed1", 2))
+    assert main(["report", runs[1], other, "--output", str(tmp_path / "alike")]) == 0
+    assert len(list((tmp_path / "alike").glob("*-seed1-*.png"))) == 4, "runs of one name keep their plots apart"
     (tmp_path / "file").write_text("")
     for wrong in ([runs[0], "--output", str(tmp_path / "file")], [str(tmp_path)]):
         with pytest.raises(SystemExit) as stopped:
