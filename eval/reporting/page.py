@@ -175,7 +175,7 @@ def _number(value: float | None) -> str:
         return "-"
     for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size:
-            return f"{value / size:.4g}{unit}"
+            return f"{value / size:#.4g}{unit}"
     return f"{value:.4g}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from eval.reporting.record import RunRecord, StageSteps
 from eval.scoring import language_names
 
 INSTALL = "no plots: matplotlib is not installed; pip install matplotlib, then python -m eval report"
-SMOOTHING = 0.1  # weight of a step in the running mean that is drawn
+SMOOTHING = 0.05  # share of the steps that a drawn mean is over
 # Text, lines and a second kind of lines that are readable on a light and on a dark page.
 THEMES = {"light": ("#1f2328", "#0969da", "#bc4c00"), "dark": ("#e6edf3", "#4493f8", "#f0883e")}
 PANELS = 8  # heat maps in one row
@@ -24,10 +25,13 @@ def can_plot() -> bool:
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """A running mean that starts at the first value."""
-    result: list[float] = []
-    for value in values:
-        result.append(value if not result else result[-1] + SMOOTHING * (value - result[-1]))
+    """Each value's mean with its neighbors on both sides, as many as there are on the shorter side."""
+    sums = [0.0, *itertools.accumulate(values)]
+    half = max(1, round(len(values) * SMOOTHING / 2))
+    result = []
+    for place in range(len(values)):
+        reach = min(half, place, len(values) - 1 - place)
+        result.append((sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1))
     return result
 
 
@@ -49,12 +53,12 @@ def loss_curves(run: RunRecord, theme: str) -> bytes:
         lines.append(("mixture", blue, mixture))
     if lines:
         panels.append(("experts and adapter", lines))
-    figure, axes = _figure(max(1, len(panels)), 1, 4.6, 3.0)
+    figure, axes = _figure(1, max(1, len(panels)), 6.4, 2.8)  # one below the other: readable on a phone
     for axis, (title, curves) in zip(axes, panels):
         for label, color, stage in curves:
             axis.plot(stage.steps, stage.losses, color=color, alpha=0.25, linewidth=0.8)
             axis.plot(stage.steps, smooth(stage.losses), color=color, linewidth=1.6, label=label)
-        axis.set_title(title, color=text, fontsize=10)
+        axis.set_title(title, color=text, fontsize=11)
         axis.set_xlabel("step", color=text)
         axis.locator_params(axis="x", integer=True)
         axis.set_ylabel("loss, nats per token", color=text)

@@ -204,7 +204,7 @@ def test_tables_and_json(tmp_path, capsys):
     assert set(numbers["values"]["mixture"]["loss"]["mean"]["seeds"]) == {"0", "1"}
     assert numbers["costs"][2] == {
         "model": "mixture", "parameters": "1.353 M", "trained": "0", "active per token": "1.353 M",
-        "FLOPs per token": "4 M", "steps": "10", "tokens": "1 k", "seconds": "5, 5",
+        "FLOPs per token": "4.000 M", "steps": "10", "tokens": "1.000 k", "seconds": "5, 5",
     }  # fmt: skip
     assert main(["compare", *paths]) == 0
     out = capsys.readouterr().out
