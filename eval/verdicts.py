@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from eval.execution.programs import run_tests
+from eval.execution.cases import CaseTests
+from eval.execution.judge import Job, check_language, judge_many
 from moe.data.rows import Row, parse_row
 from moe.data.sources import sample
 from moe.errors import UserError
@@ -21,23 +20,26 @@ UNJUDGED = ("unavailable", "unusable")  # verdicts that say nothing about the an
 def run_all(jobs: Sequence[Row], on_progress: Callable[[int, int], None] | None = None) -> list[tuple[str, str]]:
     """The verdict of each row's answer, and its detail in one line; ``on_progress`` gets (done, total).
 
-    Rows whose tests cannot be used, or whose language cannot be run, are ``unusable``.
+    Rows whose tests cannot be used, or whose language cannot be run, are ``unusable``; where nothing contains
+    programs all are ``unavailable``.
     """
-
-    def judge(row: Row) -> tuple[str, str]:
+    found: dict[int, tuple[str, str]] = {}
+    usable: dict[int, Job] = {}
+    for place, row in enumerate(jobs):
+        language = row.language or ""
         try:
-            result = run_tests(row.language or "", row.answer or "", row.tests or "")
+            check_language(language)
+            usable[place] = (language, row.answer or "", CaseTests.parse(row.tests or "", language))
         except UserError as error:
-            return "unusable", str(error)
-        return result.status, result.detail
-
-    found = []
-    with ThreadPoolExecutor(max_workers=max(1, len(os.sched_getaffinity(0)))) as pool:
-        for verdict in pool.map(judge, jobs):
-            found.append(verdict)
+            found[place] = ("unusable", str(error))
+    try:
+        for place, verdict in zip(usable, judge_many(usable.values())):
+            found[place] = (verdict.status, verdict.detail)
             if on_progress is not None:
                 on_progress(len(found), len(jobs))
-    return found
+    except UserError as error:
+        found |= {place: ("unavailable", str(error)) for place in usable}
+    return [found[place] for place in range(len(jobs))]
 
 
 def add_verdicts(

@@ -19,7 +19,7 @@ import train as train_script
 from checkpoints.cli import run
 from checkpoints.model_io import load_model, save_model
 from eval.__main__ import main as evaluate
-from eval.execution import programs
+from eval.execution import toolchains
 from moe.config import ModelConfig
 from moe.data.pairs import read_pairs
 from moe.data.sources import load_data
@@ -116,7 +116,7 @@ def test_answers_go_into_the_commands_that_score_them(finished, capsys, tmp_path
     again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["codebleu"] for row in again] == [row["codebleu"] for row in written]
     assert evaluate(["execution", "--pairs", str(path), "--output", str(tmp_path / "verdicts.jsonl")]) == 0
-    assert "judged: 4 answers" in capsys.readouterr().out
+    assert "judged: 4 answers" in capsys.readouterr().err
     verdicts = [json.loads(line)["status"] for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
     assert all(row.get("verdict", verdict) == verdict for row, verdict in zip(written, verdicts, strict=True))
     questions = read_questions(path)
@@ -125,7 +125,7 @@ def test_answers_go_into_the_commands_that_score_them(finished, capsys, tmp_path
 
 
 def test_missing_toolchains_fail_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(programs.shutil, "which", lambda tool: None)
+    monkeypatch.setattr(toolchains.shutil, "which", lambda tool: None if tool == "g++" else tool)
     done = train("--runs", tmp_path, "--name", "bare", *CONTEXT, "--no-baseline")
     assert "test: no cpp tests were run: g++ not found on the path" in done.stdout
     rows = json.loads((tmp_path / "bare" / "results.json").read_text())["tests of mixture"]["test"]

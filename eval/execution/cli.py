@@ -85,7 +85,8 @@ def main(args: argparse.Namespace) -> int:
     rows = read_judged(args.pairs, args.limit)
     usable, unusable = _check(rows, args.skip_bad_tests)
     if not usable:
-        raise UserError(f"{args.pairs}: none of its {len(rows)} rows has usable tests; nothing to run")
+        raise UserError(f"{args.pairs}: none of its {len(rows)} pairs has usable tests; nothing to run")
+    print(describe_judged([row for row, _ in usable]), file=sys.stderr)
     for language in dict.fromkeys(row.language for row, _ in usable):
         if tools := missing_tools(language):
             print(f"{' and '.join(tools)} not found on the path; install {PACKAGES[tools[0]]}", file=sys.stderr)
@@ -100,10 +101,9 @@ def main(args: argparse.Namespace) -> int:
             found += [{"id": r.id, "language": r.language, "status": "unusable", "detail": why} for r, why in unusable]
             write_json_lines(args.output, found)
     if untested := len(rows) - len(usable) - len(unusable):
-        print(f"{untested} of {len(rows)} rows have no tests and were not run")
+        print(f"{untested} of {len(rows)} pairs have no tests and were not run")
     if unusable:
-        print(f"{len(unusable)} of {len(rows)} rows have unusable tests and were not run")
-    print(describe_judged([row for row, _ in usable]))
+        print(f"{len(unusable)} of {len(rows)} pairs have unusable tests and were not run")
     _print_table(args.k, [(row, verdict) for (row, _), verdict in zip(usable, verdicts)])
     return 0
 

@@ -69,8 +69,11 @@ def test_every_command_reads_every_name(tmp_path, capsys, names):
     (question,) = read_questions(path)
     assert (question.references, question.tests) == ((ROW["reference"],), ROW["tests"])
     assert main(["execution", "--pairs", str(path), "--workers", "1"]) == 0
-    judged, _, counts = capsys.readouterr().out.splitlines()
-    assert judged == "judged: 1 answers" and counts.split()[:3] == ["python", "0", "1"], "the wrong answer was run"
+    printed = capsys.readouterr()
+    counts = printed.out.splitlines()[-1]
+    assert printed.err.splitlines() == ["judged: 1 answers"] and counts.split()[:3] == ["python", "0", "1"], (
+        "the wrong answer was run"
+    )
     assert main(["codebleu", "--pairs", str(path)]) == 0
     score = json.loads(capsys.readouterr().out)
     assert score["id"] == "sum/1" and 0.5 < score["codebleu"] < 1
