@@ -55,7 +55,10 @@ def add_verdicts(
         by language: how many answers were ``tested`` and ``passed``, the ``verdicts`` with their counts, and ``why``,
         where none were, the reason in one line. Languages without tests are left out.
     """
-    written = [row for _, row in read_json_lines(path, "a scored answer")]
+    written = [
+        {key: value for key, value in row.items() if key not in ("verdict", "detail")}  # of an earlier try
+        for _, row in read_json_lines(path, "a scored answer")
+    ]
     rows = [parse_row(row) for row in written]
     chosen: list[int] = []
     for language in dict.fromkeys(row.language for row in rows):

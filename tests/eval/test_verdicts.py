@@ -57,6 +57,7 @@ def test_some_of_each_language_are_run(tmp_path):
         assert add_verdicts(path, 2, seed=3)["python"]["tested"] == 2
         written = [json.loads(line) for line in path.read_text().splitlines()]
         drawn.append([x["name"] for x in written if "verdict" in x])
+    assert add_verdicts(path, 1, seed=3)["python"]["tested"] == 1, "verdicts of an earlier try are gone"
     assert drawn[0] == drawn[1] and len(drawn[0]) == 2, "the same ones for each model of a run"
     assert len(written) == 7
 
