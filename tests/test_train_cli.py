@@ -70,6 +70,7 @@ def test_a_run_prints_its_tables_and_writes_everything(finished):
     directory, output = finished
     assert "CodeBLEU and pass@1 on held-out pairs (test)" in output and "base → dense adapter → mixture" in output
     assert "Routing of held-out response tokens" in output and "generate.py" in output
+    assert f"report: {directory / 'report.html'} (and report.md)" in output
     for name in (
         "run.json",
         "results.json",
