@@ -1,6 +1,7 @@
 """Turns a dense code model into a mixture of language experts.
 
-The whole recipe, in order: plan, load, score the base, upcycle, branch, route, mix, score, write, baseline, report.
+The whole recipe, in order: plan, load, score the base, upcycle, branch, route, mix, score, write, baseline, run tests,
+report.
 Each finished step is noted in the run's directory, so `--resume` continues where a run stopped.
 """
 
@@ -20,11 +21,13 @@ from checkpoints.config_flags import add_setting_flags, given_settings, read_set
 from checkpoints.progress import make_console, say
 from checkpoints.proof import prove
 from checkpoints.runs.directory import RunDirectory, resume_command
+from checkpoints.runs.fingerprints import run_fingerprints
 from checkpoints.runs.models import load_base, make_adapter, make_mixture, steps_of_epochs, write_model
 from checkpoints.runs.preflight import base_config, describe_needs, plan_run, require_disk, run_data, run_dtype
 from checkpoints.runs.staged_run import StagedRun
 from eval.evaluate import Evaluation
 from eval.reporting.display import TrainingMonitor
+from eval.reporting.record import MODELS
 from eval.reporting.summary import report
 from moe.config import describe_layers
 from moe.data.packing import MixedBatches, encode_pairs
@@ -91,6 +94,7 @@ def make_experts(
     assert base.tokenizer is not None, "load_base requires one"
     size = count_parameters(base.model) / 1e6
     say(console, f"base {base.path}: {size:,.1f} M parameters, prompts as {base.template}")
+    directory.once("fingerprints", lambda: run_fingerprints(config, base))
     encoded = encode_pairs(
         data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed
     )
@@ -143,9 +147,14 @@ def make_experts(
         evaluation.score(dense, "dense adapter")
         write_model(dense, base, config)
 
-    # 10. Report.
+    # 10. Run the tests of the answers, where the held-out pairs have tests.
+    for name in MODELS:
+        if f"scores of {name}" in directory.results:
+            evaluation.test(name)
+
+    # 11. Report.
     monitor.close()
-    report(directory, config, device, console)
+    report(directory, device, console)
 
 
 def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunConfig, list[str]]:

@@ -1,9 +1,10 @@
-"""Everything that is measured of a run's models on held-out pairs: answers and CodeBLEU, loss, routing."""
+"""Everything that is measured of a run's models on held-out pairs: answers, CodeBLEU and pass@1, loss, routing."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,20 +12,24 @@ from rich.console import Console
 from checkpoints.model_io import LoadedModel
 from checkpoints.progress import CountDisplay, say
 from checkpoints.runs.directory import RunDirectory
+from eval.cost import model_cost
 from eval.scoring import AnswerSettings, save_answers, score_answers, write_answers
 from eval.specialization import RoutingCounter
-from moe.data.packing import encode_pairs
+from eval.verdicts import add_verdicts
+from moe.data.packing import EncodedData, encode_pairs
 from moe.data.pairs import Pair
 from moe.data.sources import sample_all
+from moe.files import write_json_lines
 from moe.training.config import RunConfig
-from moe.training.held_out_loss import held_out_loss
+from moe.training.held_out_loss import HeldOutLoss, held_out_loss
 
 
 class Evaluation:
     """Scores the models of a run on its held-out pairs, each model once.
 
     Args:
-        directory: of the run; keeps the results, and the answers in ``answers/NAME-SPLIT.jsonl``.
+        directory: of the run; keeps the results, the answers in ``answers/NAME-SPLIT.jsonl`` and the loss of each pair
+            in ``losses/NAME-SPLIT.jsonl``.
         held_out: pairs by split and language; a sample drawn by the run's seed is answered, the loss is of all pairs
             (or ``loss_pairs``).
         console: shows progress.
@@ -43,7 +48,7 @@ class Evaluation:
         """Measures a model and notes the result under ``scores of NAME``, unless it is there.
 
         The result is ``{"scores": split -> language -> CodeBLEU, parts, answers, loss, tokens, left_out}``
-        (``left_out``: pairs that do not fit into the context and have no loss), for a mixture also
+        (``left_out``: pairs that do not fit into the context and have no loss), ``"cost"``, and for a mixture
         ``"specialization"`` over all splits.
 
         Args:
@@ -55,6 +60,24 @@ class Evaluation:
             if left_out:
                 say(self.console, f"{split}: {', '.join(left_out)} pairs do not fit into the context and have no loss")
 
+    def test(self, name: str) -> None:
+        """Runs the tests of a model's answers and notes the counts under ``tests of NAME``, unless they are there.
+
+        The result is ``split -> language -> tested, passed, verdicts, why`` (:func:`eval.verdicts.add_verdicts`).
+        """
+        found = self.directory.once(f"tests of {name}", lambda: {s: self._test(name, s) for s in self.held_out})
+        for split, languages in found.items():
+            for language, counts in languages.items():
+                if not counts["tested"]:
+                    say(self.console, f"{split}: no {language} tests were run: {counts['why']}")
+
+    def _test(self, name: str, split: str) -> dict[str, Any]:
+        with CountDisplay(self.console, f"{name}: tests, {split}") as show:
+            return add_verdicts(self._file("answers", name, split), self.config.test_pairs, self.config.seed, show)
+
+    def _file(self, folder: str, name: str, split: str) -> Path:
+        return self.directory.path / folder / f"{name.replace(' ', '-')}-{split}.jsonl"
+
     def _measure(self, loaded: LoadedModel, name: str, chat: bool) -> dict[str, Any]:
         model, tokenizer, template, config = loaded.model, loaded.tokenizer, loaded.template, self.config
         assert tokenizer is not None, "a model that is scored has a tokenizer"
@@ -64,20 +87,41 @@ class Evaluation:
         if model.config.is_moe:
             layers = len(model.config.sparse_layers)
             routing = RoutingCounter(len(config.languages), layers, model.config.num_experts, config.seed)
-        result: dict[str, Any] = {"scores": {}}
+        result: dict[str, Any] = {"scores": {}, "cost": asdict(model_cost(model.config))}
         for split, pairs in self.held_out.items():
             chosen = sample_all(pairs, config.eval_pairs, config.seed)
             with CountDisplay(self.console, f"{name}: answers, {split}") as show:
                 answers = write_answers(model, tokenizer, template, chosen, settings, show)
-            save_answers(answers, self.directory.path / "answers" / f"{name.replace(' ', '-')}-{split}.jsonl")
+            save_answers(answers, self._file("answers", name, split))
             chosen = sample_all(pairs, config.loss_pairs, config.seed)
             encoded = encode_pairs(chosen, tokenizer, template, model.config.max_seq_len)
             with CountDisplay(self.console, f"{name}: loss, {split}") as show:
                 losses = held_out_loss(model, encoded.examples, config.tokens_per_batch, routing, show)
+            save_losses(chosen, encoded, losses, self._file("losses", name, split))
             result["scores"][split] = {
-                language: {**asdict(score), **asdict(losses[language]), "left_out": encoded.too_long[language]}
+                language: {
+                    **asdict(score),
+                    "loss": losses[language].loss,
+                    "tokens": losses[language].tokens,
+                    "examples": losses[language].examples,
+                    "left_out": encoded.too_long[language],
+                }
                 for language, score in score_answers(answers).items()
             }
         if routing is not None:
-            result["specialization"] = asdict(routing.specialization())
+            numbers = list(model.config.sparse_layers)
+            result["specialization"] = {**asdict(routing.specialization()), "layer_numbers": numbers}
         return result
+
+
+def save_losses(
+    pairs: Mapping[str, Sequence[Pair]], encoded: EncodedData, losses: Mapping[str, HeldOutLoss], path: Path
+) -> None:
+    """Writes the loss of each pair as JSON Lines: ``id``, ``language``, ``nats`` of its response and its ``tokens``."""
+    rows = []
+    for language, loss in losses.items():
+        for place, example, nats in zip(encoded.kept[language], encoded.examples[language], loss.nats, strict=True):
+            name = pairs[language][place].id or f"{language}-{place}"
+            tokens = len(example.tokens) - example.response_start
+            rows.append({"id": name, "language": language, "nats": nats, "tokens": tokens})
+    write_json_lines(path, rows)

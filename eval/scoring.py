@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from eval.codebleu import codebleu
+from eval.codebleu import codebleu, codebleu_each
 from moe.data.code_blocks import extract_code
 from moe.data.pairs import Pair
 from moe.data.prompt import encode_prompt, instruction_for, stop_ids
+from moe.data.rows import Row
 from moe.files import write_json_lines
 from moe.inference.generation import Generation, generate_many
 from moe.languages import get_language
@@ -24,15 +26,15 @@ FENCE = "```"
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """One held-out pair and the model's answer: ``raw`` as written, ``hypothesis`` the code in it."""
+    """A held-out pair with the code of the model's answer, in one row; ``raw`` is the answer as written."""
 
-    id: str
-    language: str
-    text: str
-    reference: str
-    hypothesis: str
+    row: Row
     raw: str
     finished: str
+
+    @property
+    def code(self) -> str:
+        return self.row.answer or ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def write_answers(
         raw = tokenizer.decode(generation.tokens)
         code = extract_code(raw, pair.language) if settings.code_only else raw.strip()
         name = pair.id or f"{key}-{len(answers[key])}"
-        answers[key].append(ScoredAnswer(name, pair.language, pair.text, pair.code, code, raw, generation.finished))
+        row = Row(name, pair.language, pair.text, (pair.code,), pair.tests, code)
+        answers[key].append(ScoredAnswer(row, raw, generation.finished))
     return answers
 
 
@@ -114,15 +117,20 @@ def score_answers(answers: Mapping[str, Sequence[ScoredAnswer]]) -> dict[str, Sc
     """Corpus CodeBLEU (mode ``reference``) per language."""
     scores = {}
     for language, items in answers.items():
-        result = codebleu([[a.reference] for a in items], [a.hypothesis for a in items], items[0].language)
+        result = codebleu([a.row.references for a in items], [a.code for a in items], language)
         scores[language] = Score(**{part: getattr(result, part) for part in PARTS}, answers=len(items))
     return scores
 
 
 def save_answers(answers: Mapping[str, Sequence[ScoredAnswer]], path: Path) -> None:
-    """Writes answers as JSON Lines that ``python -m eval codebleu --pairs`` scores again."""
-    found = (answer for items in answers.values() for answer in items)
-    write_json_lines(path, ({**asdict(a), "lang": a.language, "references": [a.reference]} for a in found))
+    """Writes answers as rows (:mod:`moe.data.rows`) with the CodeBLEU of each."""
+    rows: list[dict[str, Any]] = []
+    for language, items in answers.items():
+        scores = codebleu_each([a.row.references for a in items], [a.code for a in items], language)
+        for answer, score in zip(items, scores, strict=True):
+            raw = {} if answer.raw.strip() == answer.code else {"raw": answer.raw}
+            rows.append({**answer.row.to_json(), **raw, "finished": answer.finished, **score.as_dict()})
+    write_json_lines(path, rows)
 
 
 def language_names(languages: Sequence[str]) -> list[str]:

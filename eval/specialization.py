@@ -25,7 +25,7 @@ def mutual_information(counts: Tensor) -> float:
 class RoutingCounter:
     """Counts which experts the response tokens of each language visit, layer by layer.
 
-    Pass it as ``on_output`` to :func:`eval.held_out_loss.held_out_loss`. It keeps a table of gate weight per expert,
+    Pass it as ``on_output`` to :func:`moe.training.held_out_loss.held_out_loss`. It keeps a table of gate weight per expert,
     one of first choices, and one of first choices with a random language per example: the mutual information of the
     last is what chance alone gives with this much data.
     """
@@ -54,10 +54,16 @@ class RoutingCounter:
         """The result once everything is counted."""
         table = self.weights.sum(dim=0)
         return Specialization(
-            table=(table / table.sum(dim=1, keepdim=True).clamp_min(1e-12)).tolist(),
+            table=_shares(table).tolist(),
+            layers=[_shares(layer).tolist() for layer in self.weights],
             information=[mutual_information(layer) for layer in self.first],
             shuffled=[mutual_information(layer) for layer in self.shuffled],
         )
+
+
+def _shares(weights: Tensor) -> Tensor:
+    """[G, E] of gate weight -> the share of each row that each expert has."""
+    return weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-12)
 
 
 def _count(labels: Tensor, chosen: Tensor, weights: Tensor, languages: int, experts: int) -> Tensor:
@@ -73,10 +79,12 @@ class Specialization:
 
     Attributes:
         table: [G][E] share of each language's gate weight that each expert has, over all layers.
+        layers: [L][G][E] the same for each layer.
         information: [L] I(language; first-choice expert) in bits, per layer; at most log2(min(G, E)).
         shuffled: [L] the same with shuffled language labels.
     """
 
     table: list[list[float]]
+    layers: list[list[list[float]]]
     information: list[float]
     shuffled: list[float]

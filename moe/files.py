@@ -76,13 +76,13 @@ def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yields each line that is not blank, with its place (``"FILE, line N"``); ``*.gz`` is unpacked.
+def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yields each line that is not blank with its number from 1; ``*.gz`` is unpacked.
 
     Lines end at LF alone, as other separators may stand inside JSON strings; a byte order mark is dropped.
 
     Raises:
-        UserError: the file is missing or cannot be read, its gzip data are broken, or a line is not UTF-8.
+        UserError: the file is missing or cannot be read, or its gzip data are broken.
     """
     if not path.is_file():
         raise UserError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
@@ -92,14 +92,32 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
             for number, line in enumerate(file, start=1):
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():
-                    yield f"{path}, line {number}", line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        found = f"not UTF-8 (byte {error.start + 1}: {error.reason})"
-        raise UserError(f"{path}, line {number}: {found}; expected UTF-8 text") from error
+                    yield number, line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}, after line {number}: the gzip data are broken or cut short ({error})") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def decode_line(line: bytes) -> str:
+    """The text of a line; raises :class:`UserError`, without naming the line, when it is not UTF-8."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"not UTF-8 (byte {error.start + 1}: {error.reason})"
+        raise UserError(f"{found}; expected UTF-8 text") from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yields each line that is not blank, with its place (``"FILE, line N"``); ``*.gz`` is unpacked.
+
+    Raises:
+        UserError: as for :func:`numbered_lines`, and for a line that is not UTF-8.
+    """
+    for number, line in numbered_lines(path):
+        with named(f"{path}, line {number}"):
+            text = decode_line(line)
+        yield f"{path}, line {number}", text
 
 
 def read_json_lines(path: Path, expected: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -112,17 +130,28 @@ def read_json_lines(path: Path, expected: str) -> Iterator[tuple[str, dict[str, 
         UserError: as for :func:`read_lines`, and for a line that is not a JSON object.
     """
     for where, line in read_lines(path):
-        yield where, parse_object(line, where, expected)
+        with named(where):
+            row = parse_object(line, expected)
+        yield where, row
 
 
-def parse_object(line: str, where: str, expected: str) -> dict[str, Any]:
-    """The JSON object in ``line``; raises :class:`UserError` naming ``where`` for anything else."""
+@contextmanager
+def named(where: str) -> Iterator[None]:
+    """Puts ``where`` before the message of a :class:`UserError`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error.__cause__
+
+
+def parse_object(line: str, expected: str) -> dict[str, Any]:
+    """The JSON object in ``line``; raises :class:`UserError`, without naming the line, for anything else."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); expected one JSON object on each line") from error
+        raise UserError(f"not JSON ({error}); expected one JSON object on each line") from error
     if not isinstance(row, dict):
-        raise UserError(f"{where}: found {json_type(row)}; expected an object with {expected}")
+        raise UserError(f"found {json_type(row)}; expected an object with {expected}")
     return row
 
 

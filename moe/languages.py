@@ -35,11 +35,18 @@ LANGUAGES: dict[str, Language] = {
 DEFAULT_LANGUAGES: tuple[str, ...] = ("python", "java", "javascript", "cpp")
 
 
+_NAMES = {name: found.key for found in LANGUAGES.values() for name in (found.name.lower(), *found.fences)}
+
+
+def language_key(name: str) -> str:
+    """The key of a language by any of its names (Python, C++, js); other text as it is."""
+    return name if name in LANGUAGES else _NAMES.get(name.lower(), name)
+
+
 def get_language(key: str) -> Language:
     """Looks a language up by its key; raises :class:`UserError` with the known keys when there is none."""
     if key not in LANGUAGES:
-        names = {name: found.key for found in LANGUAGES.values() for name in (found.name.lower(), *found.fences)}
-        meant = names.get(key.lower())  # Python, C++, js
-        hint = f" (did you mean {meant!r}?)" if meant else did_you_mean(key, LANGUAGES)
+        meant = language_key(key)
+        hint = f" (did you mean {meant!r}?)" if meant in LANGUAGES else did_you_mean(key, LANGUAGES)
         raise UserError(f"unknown language {key!r}{hint}; known languages: {', '.join(LANGUAGES)}")
     return LANGUAGES[key]

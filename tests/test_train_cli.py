@@ -18,8 +18,12 @@ import torch
 import train as train_script
 from checkpoints.cli import run
 from checkpoints.model_io import load_model, save_model
+from eval.__main__ import main as evaluate
+from eval.execution import toolchains
 from moe.config import ModelConfig
+from moe.data.pairs import read_pairs
 from moe.data.sources import load_data
+from moe.inference.questions import read_questions
 from moe.languages import DEFAULT_LANGUAGES
 from moe.model import Transformer
 from moe.training.tiny_base import train_tiny_tokenizer
@@ -28,7 +32,7 @@ from tests.pair_files import write_pairs
 
 SMALL = (
     "--train-pairs 60 --pretrain-steps 3 --branch-steps 3 --mix-steps 2 --router-documents 40 --eval-pairs 2 "
-    "--loss-pairs 4 --max-new-tokens 8 --languages python cpp --shared-rank 2 --expert-rank 2"
+    "--test-pairs 1 --loss-pairs 4 --max-new-tokens 8 --languages python cpp --shared-rank 2 --expert-rank 2"
 ).split(" ")
 CONTEXT = SMALL  # as the preset routes
 SMALL = [*SMALL, *"--router-context none --router-layers each --merge".split(" ")]
@@ -64,9 +68,20 @@ def finished(tmp_path_factory):
 
 def test_a_run_prints_its_tables_and_writes_everything(finished):
     directory, output = finished
-    assert "CodeBLEU on held-out pairs (test)" in output and "dense adapter" in output
+    assert "CodeBLEU and pass@1 on held-out pairs (test)" in output and "base → dense adapter → mixture" in output
     assert "Routing of held-out response tokens" in output and "generate.py" in output
-    for name in ("run.json", "results.json", "report.md", "metrics.csv", "model", "mixtral", "adapter", "base"):
+    assert f"report: {directory / 'report.html'} (and report.md)" in output
+    for name in (
+        "run.json",
+        "results.json",
+        "report.md",
+        "report.html",
+        "metrics.csv",
+        "model",
+        "mixtral",
+        "adapter",
+        "base",
+    ):
         assert (directory / name).exists(), name
     results = json.loads((directory / "results.json").read_text())
     assert results["proof"]["holds"]
@@ -78,7 +93,46 @@ def test_a_run_prints_its_tables_and_writes_everything(finished):
     assert [row.split(",")[0] for row in rows[1:]] == ["pretrain"] * 3 + ["branch"] * 3 + ["mix"] * 2 + ["adapter"] * 5
     assert list((directory / "tensorboard").glob("events*"))
     lines = (directory / "answers" / "mixture-test.jsonl").read_text().splitlines()
-    assert len(lines) == 4 and {"id", "lang", "hypothesis", "references"} <= set(json.loads(lines[0]))
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == 4
+    for row in rows:
+        assert {"id", "language", "text", "reference", "tests", "answer", "codebleu"} <= set(row)
+    assert [sum("verdict" in row for row in rows if row["language"] == x) for x in ("python", "cpp")] == [1, 1]
+    counts = results["tests of mixture"]["test"]["python"]
+    assert counts["tested"] == 1 and counts["passed"] == 0 and sum(counts["verdicts"].values()) == 1
+    losses = [json.loads(line) for line in (directory / "losses" / "mixture-test.jsonl").read_text().splitlines()]
+    score = results["scores of mixture"]["scores"]["test"]["cpp"]
+    own = [row for row in losses if row["language"] == "cpp"]
+    assert sum(row["tokens"] for row in own) == score["tokens"] and len(own) == score["examples"] == 4
+    assert sum(row["nats"] for row in own) / score["tokens"] == pytest.approx(score["loss"])
+    assert set(results["fingerprints"]) == {"training data", "test sets", "base", "tokenizer"}
+
+
+def test_answers_go_into_the_commands_that_score_them(finished, capsys, tmp_path):
+    """No conversion: CodeBLEU gives the run's numbers again, the judge its verdicts, and generate.py takes the rows."""
+    directory, _ = finished
+    path = directory / "answers" / "dense-adapter-test.jsonl"
+    written = [json.loads(line) for line in path.read_text().splitlines()]
+    assert evaluate(["codebleu", "--pairs", str(path)]) == 0
+    again = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["codebleu"] for row in again] == [row["codebleu"] for row in written]
+    assert evaluate(["execution", "--pairs", str(path), "--output", str(tmp_path / "verdicts.jsonl")]) == 0
+    assert "judged: 4 answers" in capsys.readouterr().err
+    verdicts = [json.loads(line)["status"] for line in (tmp_path / "verdicts.jsonl").read_text().splitlines()]
+    assert all(row.get("verdict", verdict) == verdict for row, verdict in zip(written, verdicts, strict=True))
+    questions = read_questions(path)
+    assert [q.references for q in questions] == [(row["reference"],) for row in written]
+    assert [pair.code for pair in read_pairs(path)] == [row["reference"] for row in written], "never the answers"
+
+
+def test_missing_toolchains_fail_nothing(tmp_path, monkeypatch):
+    which = shutil.which
+    monkeypatch.setattr(toolchains.shutil, "which", lambda tool, *more: None if tool == "g++" else which(tool, *more))
+    done = train("--runs", tmp_path, "--name", "bare", *CONTEXT, "--no-baseline")
+    assert "test: no cpp tests were run: g++ not found on the path" in done.stdout
+    rows = json.loads((tmp_path / "bare" / "results.json").read_text())["tests of mixture"]["test"]
+    assert rows["cpp"]["tested"] == 0 and rows["python"]["tested"] == 1
+    assert re.search(r"C\+\+ .* - → - ", done.stdout)
 
 
 def test_the_preset_routes_by_context(tmp_path):

@@ -8,30 +8,58 @@ from typing import Any
 
 from rich.table import Table
 
-from eval.scoring import PARTS, language_names
+from eval.scoring import language_names
+from eval.verdicts import pass_at_1
 
 PART_NAMES = ("CodeBLEU", "n-gram", "weighted n-gram", "syntax", "dataflow")
+ARROW = " → "
 Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, Any]]]]  # split -> model -> language -> score and loss
 
 
 def score_table(results: Results, split: str, languages: Sequence[str]) -> Table:
-    """CodeBLEU per language of every model scored on ``split``, and the last model's ratio to the first."""
-    models = list(results[split])
-    table = Table(title=f"CodeBLEU on held-out pairs ({split})", title_justify="left")
+    """CodeBLEU per language of every model scored on ``split``, the last one's ratio to the first, and pass@1 where
+    tests were run."""
+    models = results[split]
+    rows = score_rows(models, languages)
+    what = "CodeBLEU and pass@1" if "pass@1" in rows[0] else "CodeBLEU"
+    table = Table(title=f"{what} on held-out pairs ({split})", title_justify="left", caption_justify="left")
+    table.caption = ARROW.join(models)
     table.add_column("language")
-    for model in models:
-        table.add_column(model, justify="right")
-    if len(models) > 1:
-        table.add_column(f"{models[-1]} / {models[0]}", justify="right")
-    for language, name in zip(languages, language_names(languages), strict=True):
-        values = [results[split][model][language]["codebleu"] for model in models]
-        ratio = [f"{values[-1] / values[0]:.2f}" if values[0] else "-"] if len(models) > 1 else []
-        table.add_row(name, *(f"{value:.3f}" for value in values), *ratio)
-    means = [sum(results[split][m][lang]["codebleu"] for lang in languages) / len(languages) for m in models]
-    ratio = [f"{means[-1] / means[0]:.2f}" if means[0] else "-"] if len(models) > 1 else []
-    table.add_section()
-    table.add_row("mean", *(f"{mean:.3f}" for mean in means), *ratio)
+    for name in list(rows[0])[1:]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        if row["language"] == "mean":
+            table.add_section()
+        table.add_row(*row.values())
     return table
+
+
+def score_rows(models: Mapping[str, Mapping[str, Mapping[str, Any]]], languages: Sequence[str]) -> list[dict[str, str]]:
+    """The cells of :func:`score_table` by column, a row for each language and their mean.
+
+    A cell goes from model to model: ``0.156 → 0.434``. ``-`` stands where no tests were run; without any in the whole
+    table there is no column ``pass@1``. Means are over the languages that have a value.
+    """
+    found = list(models.values())
+    bleu = [[scores[language]["codebleu"] for scores in found] for language in languages]
+    passed = [[pass_at_1(scores[language]) for scores in found] for language in languages]
+    tested = any(value is not None for values in passed for value in values)
+    rows = []
+    names = [*language_names(languages), "mean"]
+    for name, scores, rates in zip(names, [*bleu, _means(bleu)], [*passed, _means(passed)], strict=True):
+        row = {"language": name, "CodeBLEU": ARROW.join(f"{x:.3f}" for x in scores)}
+        if len(found) > 1:
+            row["ratio"] = f"{scores[-1] / scores[0]:.2f}" if scores[0] else "-"
+        if tested:
+            row["pass@1"] = ARROW.join("-" if x is None else f"{x:.2f}" for x in rates)
+        rows.append(row)
+    return rows
+
+
+def _means(rows: Sequence[Sequence[float | None]]) -> list[Any]:
+    """The mean of each column over the rows that have a value; None without any."""
+    columns = [[x for x in column if x is not None] for column in zip(*rows, strict=True)]
+    return [sum(column) / len(column) if column else None for column in columns]
 
 
 def loss_table(results: Results, split: str, languages: Sequence[str]) -> Table:
@@ -62,35 +90,3 @@ def routing_table(shares: Sequence[Sequence[float]], languages: Sequence[str], t
         cells = [f"[bold]{share_text(v)}[/bold]" if i == row else share_text(v) for i, v in enumerate(values)]
         table.add_row(name, *cells)
     return table
-
-
-def markdown_report(summary: Mapping[str, Any]) -> str:
-    """Everything that a run measured, as Markdown: scores with their parts, losses, routing, information."""
-    languages, results = summary["languages"], summary["results"]
-    names = language_names(languages)
-    lines = [f"# {summary['name']}", "", f"`{summary['command']}`", "", f"{summary['hardware']}, {summary['date']}", ""]
-    for split, models in results.items():
-        lines += [f"## {split}", "", f"| language | model | {' | '.join(PART_NAMES)} | answers | loss |"]
-        lines += ["|" + "---|" * (len(PART_NAMES) + 4)]
-        for language, name in zip(languages, names, strict=True):
-            for model, scores in models.items():
-                score = scores[language]
-                parts = " | ".join(f"{score[part]:.4f}" for part in PARTS)
-                loss = f"{score['loss']:.4f}" if "loss" in score else "-"
-                lines.append(f"| {name} | {model} | {parts} | {score['answers']} | {loss} |")
-        lines.append("")
-    if summary.get("specialization"):
-        found = summary["specialization"]
-        lines += [
-            "## Routing: gate weight of each expert",
-            "",
-            f"| tokens of | {' | '.join(names)} |",
-            "|" + "---|" * (len(names) + 1),
-        ]
-        for name, row in zip(names, found["table"], strict=True):
-            lines.append(f"| {name} | {' | '.join(f'{share:.1%}' for share in row)} |")
-        information = ", ".join(f"{bits:.2f}" for bits in found["information"])
-        chance = max(found["shuffled"])
-        lines += ["", f"I(language; first-choice expert) in bits, layer by layer: {information}."]
-        lines += [f"With shuffled labels at most {chance:.3f} bits.", ""]
-    return "\n".join(lines)

@@ -57,10 +57,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class EncodedData:
-    """Examples per language, and how many pairs were left out for being longer than ``max_tokens``."""
+    """Examples per language, and how many pairs were left out for being longer than ``max_tokens``.
+
+    ``kept`` has the place in the pairs of each example.
+    """
 
     examples: dict[str, list[Example]]
     too_long: dict[str, int]
+    kept: dict[str, list[int]]
 
 
 def encode_pairs(
@@ -81,21 +85,23 @@ def encode_pairs(
     """
     examples: dict[str, list[Example]] = {}
     too_long: dict[str, int] = {}
+    places: dict[str, list[int]] = {}
     for index, (language, items) in enumerate(pairs.items()):
-        kept = []
+        kept, places[language] = [], []
         draw = random.Random(f"unnamed-{seed}-{language}")
-        for pair in items:
+        for place, pair in enumerate(items):
             named = draw.random() >= unnamed_share
             instruction = instruction_for(pair.text, pair.language if named else None)
             tokens, start = encode_example(tokenizer, template, instruction, pair.code)
             if len(tokens) <= max_tokens:
                 kept.append(Example(tuple(tokens), start, index))
+                places[language].append(place)
         if not kept:
             raise UserError(
                 f"none of the {len(items)} {language} pairs fits into {max_tokens} tokens; set max_tokens higher"
             )
         examples[language], too_long[language] = kept, len(items) - len(kept)
-    return EncodedData(examples, too_long)
+    return EncodedData(examples, too_long, places)
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:

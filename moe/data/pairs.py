@@ -4,23 +4,21 @@ A data directory holds one folder per split and one file per language::
 
     DIR/train/python.jsonl.gz   DIR/train/java.jsonl   ...   DIR/test/python.jsonl.gz
 
-Each line has the keys ``language``, ``text`` (what the code does) and ``code``, and may have ``id``, ``tests`` and
-``license``; other keys are allowed and ignored.
+Each line is a row (:mod:`moe.data.rows`) with ``language``, ``text`` and ``reference`` (or ``code``), and may have
+``id``, ``tests`` and ``license``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from moe.data.rows import Row, read_rows
 from moe.errors import UserError, did_you_mean
-from moe.files import json_type, read_json_lines
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
-REQUIRED_KEYS = ("language", "text", "code")
+REQUIRED_KEYS = ("language", "text", "reference")
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,6 @@ class Pair:
     license: str | None = None
 
 
-PAIR_KEYS = tuple(field.name for field in fields(Pair))
-
-
 def read_pairs(path: str | Path, limit: int | None = None) -> list[Pair]:
     """Reads the pairs of a ``.jsonl`` or ``.jsonl.gz`` file, only the first ``limit`` when that is given.
 
@@ -52,9 +47,7 @@ def read_pairs(path: str | Path, limit: int | None = None) -> list[Pair]:
         raise UserError(f"limit is {limit}, expected at least 1 pair")
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: pairs are read from a file named *.jsonl or *.jsonl.gz")
-    pairs: list[Pair] = []
-    for where, row in islice(read_json_lines(path, ", ".join(REQUIRED_KEYS)), limit):
-        pairs.append(_parse_pair(row, where))
+    pairs = [_pair(row, where) for where, row in read_rows(path, REQUIRED_KEYS, limit)]
     if not pairs:
         raise UserError(f"{path}: holds no pairs; expected at least one line with {', '.join(REQUIRED_KEYS)}")
     return pairs
@@ -110,22 +103,11 @@ def _languages_in(directory: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _parse_pair(row: dict[str, Any], where: str) -> Pair:
-    missing = [key for key in REQUIRED_KEYS if key not in row]
-    if missing:
-        found = ", ".join(map(repr, row)) or "no keys"
-        raise UserError(f"{where}: lacks the key {missing[0]!r}; found {found}; expected {', '.join(REQUIRED_KEYS)}")
-    for key in PAIR_KEYS:
-        value = row.get(key)
-        if value is None and key not in REQUIRED_KEYS:
-            continue
-        if not isinstance(value, str):
-            raise UserError(f"{where}: {key!r} is {json_type(value)}; expected a string")
-        if key in REQUIRED_KEYS and not value.strip():
+def _pair(row: Row, where: str) -> Pair:
+    """The pair in a row; its first reference is the one to learn."""
+    code = row.references[0]
+    for key, value in (("language", row.language), ("text", row.text), ("reference", code)):
+        if value is None or not value.strip():
             raise UserError(f"{where}: {key!r} is empty; expected text")
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:  # JSON can write lone surrogates, which no tokenizer takes
-            raise UserError(f"{where}: {key!r} holds a lone surrogate at character {error.start + 1}") from error
-    values: dict[str, Any] = {key: row.get(key) for key in PAIR_KEYS}
-    return Pair(**values)
+    assert row.language is not None and row.text is not None, "both are required"
+    return Pair(row.language, row.text, code, None if row.id is None else str(row.id), row.tests, row.license)

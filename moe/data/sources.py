@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from moe.data.pairs import SUFFIXES, Pair, load_split
 from moe.data.synthetic import generate_pairs
@@ -16,6 +17,7 @@ SYNTHETIC = "synthetic"  # as the name of a data folder: the tasks that come wit
 SYNTHETIC_TRAIN, SYNTHETIC_HELD_OUT = 10_000, 400  # pairs per language that are drawn unless fewer are asked for
 
 Pairs = dict[str, list[Pair]]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def _test_splits(directory: Path, languages: Sequence[str]) -> list[str]:
     return ["test", *sorted(folder.name for folder in directory.glob("test?*") if whole(folder))]
 
 
-def sample(items: Sequence[Pair], count: int | None, seed: int) -> list[Pair]:
+def sample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
     """``count`` of the items, drawn by ``seed`` and in their old order; all of them when there are no more."""
     if not count or count >= len(items):
         return list(items)

@@ -17,11 +17,16 @@ from moe.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Question:
-    """A description of code and the language to write it in (None mentions none: the router decides)."""
+    """A description of code and the language to write it in (None mentions none: the router decides).
+
+    ``references`` and ``tests`` are not shown to the model; they go with the answer.
+    """
 
     text: str
     language: str | None = None
     id: str | None = None
+    references: tuple[str, ...] = ()
+    tests: str | None = None
 
     def __post_init__(self) -> None:
         if not self.text.strip():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe.data.rows import Row, read_rows
 from moe.errors import UserError
-from moe.files import read_json_lines, read_lines
+from moe.files import named, read_lines
 from moe.inference.answers import Answer, Question
 from moe.languages import get_language
 from moe.routing_stats import RoutingShares, expert_names
@@ -17,16 +17,16 @@ from moe.routing_stats import RoutingShares, expert_names
 def read_questions(path: str | Path, language: str | None = None) -> list[Question]:
     """Reads prompts: JSON Lines from ``*.jsonl``, else plain text, one prompt a line; ``*.gz`` is unpacked.
 
-    A JSON line is an object with ``text``, ``language`` (null mentions none) and perhaps ``id``; other keys are
-    ignored, so a file of pairs is fine. ``language`` is the default for lines without one. Blank lines are skipped.
+    A JSON line is a row (:mod:`moe.data.rows`) with ``text`` and ``language`` (null mentions none), so a file of pairs
+    is fine; ``id``, ``reference`` and ``tests`` go into the answers file. ``language`` is the default for lines without
+    one. Blank lines are skipped.
 
     Raises:
         UserError: with file and line number, for everything that is not such a line, and for a file without prompts.
     """
     path = Path(path)
     if path.name.removesuffix(".gz").endswith(".jsonl"):
-        rows = read_json_lines(path, "'text' and 'language'")
-        questions = [_parse(row, where, language) for where, row in rows]
+        questions = [_question(row, where, language) for where, row in read_rows(path, ("text",))]
     else:
         questions = [Question(line.strip(), language) for _, line in read_lines(path)]
     if not questions:
@@ -34,32 +34,21 @@ def read_questions(path: str | Path, language: str | None = None) -> list[Questi
     return questions
 
 
-def _parse(row: dict[str, Any], where: str, default: str | None) -> Question:
-    found = ", ".join(map(repr, row)) or "no keys"
-    if "text" not in row:
-        raise UserError(f"{where}: lacks the key 'text'; found {found}; expected 'text' and 'language'")
-    if "language" not in row and default is None:
-        raise UserError(
-            f"{where}: lacks the key 'language'; found {found}; add it (null mentions none) or set a default"
-        )
-    values = {"text": row["text"], "language": row.get("language", default), "id": row.get("id")}
-    for key, value in values.items():
-        if isinstance(value, int) and not isinstance(value, bool) and key == "id":
-            values[key] = str(value)
-        elif not (isinstance(value, str) or (value is None and key != "text")):
-            raise UserError(f"{where}: {key!r} is {json.dumps(value)[:40]}; expected a string")
-    try:
-        if values["language"] is not None:
-            get_language(values["language"])
-        return Question(**values)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+def _question(row: Row, where: str, default: str | None) -> Question:
+    language = row.language if row.language is not None or row.no_language else default
+    if language is None and not row.no_language:
+        raise UserError(f"{where}: lacks the key 'language'; add it (null mentions none) or set a default")
+    assert row.text is not None, "it is required"
+    with named(where):
+        if language is not None:
+            get_language(language)
+        return Question(row.text, language, None if row.id is None else str(row.id), row.references, row.tests)
 
 
 def answer_rows(
     questions: Sequence[Question], answers: Mapping[int, Answer], shares: RoutingShares | None = None
 ) -> list[dict[str, Any]]:
-    """The rows of an answers file, for the questions that have an answer.
+    """The rows of an answers file (:mod:`moe.data.rows`), for the questions that have an answer.
 
     Args:
         answers: by the question's index; some may be missing.
@@ -68,7 +57,8 @@ def answer_rows(
     rows = []
     for index, answer in sorted(answers.items()):
         question = questions[index]
-        row: dict[str, Any] = {"id": question.id, "language": question.language, "text": question.text}
+        row: dict[str, Any] = {"id": question.id, "language": question.language}
+        row |= Row(text=question.text, references=question.references, tests=question.tests).to_json()
         row |= {"answer": answer.text, "finished": answer.finished}
         row |= {"prompt_tokens": answer.prompt_tokens, "tokens": answer.tokens}
         if shares is not None:

@@ -121,6 +121,7 @@ class RunConfig:
         (AUTO,), "splits that are scored at the end; auto: test and every other test* split there is", group="scoring"
     )
     eval_pairs: int = setting(100, "held-out pairs per language and split that answers are generated for")
+    test_pairs: int = setting(0, "answers per language and split whose tests are run, 0 for all that have tests")
     loss_pairs: int = setting(0, "held-out pairs per language and split for the loss, 0 for all")
     max_new_tokens: int = setting(256, "longest answer, in tokens")
     eval_batch_size: int = setting(32, "answers generated at once")

@@ -14,19 +14,23 @@ from moe.training.trainer import batch_losses, forward_batch
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Mean cross-entropy in nats per response token, over ``tokens`` tokens of ``examples`` examples."""
+    """Mean cross-entropy in nats per response token, over ``tokens`` tokens of ``examples`` examples.
+
+    ``nats`` has the sum over each example's response, in the order of the examples.
+    """
 
     loss: float
     tokens: int
     examples: int
+    nats: tuple[float, ...]
 
 
 def single_language_batches(examples: Sequence[Example], tokens_per_batch: int) -> list[Batch]:
-    """All examples once, packed in order of length."""
+    """All examples once, packed in order of length, the shortest first (in their order where equal)."""
     batches: list[Batch] = []
     group: list[Example] = []
     used = 0
-    for example in sorted(examples, key=lambda e: len(e.tokens)):
+    for example in (examples[index] for index in by_length(examples)):
         if group and used + len(example.tokens) > tokens_per_batch:
             batches.append(make_batch(group))
             group, used = [], 0
@@ -35,6 +39,11 @@ def single_language_batches(examples: Sequence[Example], tokens_per_batch: int) 
     if group:
         batches.append(make_batch(group))
     return batches
+
+
+def by_length(examples: Sequence[Example]) -> list[int]:
+    """Indices of the examples, the shortest first."""
+    return sorted(range(len(examples)), key=lambda index: len(examples[index].tokens))
 
 
 @torch.inference_mode()
@@ -50,17 +59,21 @@ def held_out_loss(
     total = sum(len(items) for items in examples.values())
     done, result = 0, {}
     for language, items in examples.items():
-        losses, tokens = 0.0, 0
+        nats: list[float] = []  # by length
+        lengths = [len(items[index].tokens) - items[index].response_start for index in by_length(items)]
+        tokens = 0
         for batch in single_language_batches(items, tokens_per_batch):
             batch = batch.to(model.device)
             output = forward_batch(model, batch, forced=False)
             values = batch_losses(model, output, batch)
-            losses += values.double().sum().item()
+            own = lengths[len(nats) : len(nats) + len(batch.documents)]
+            nats += [part.sum().item() for part in values.double().cpu().split(own)]
             tokens += values.shape[0]
             if on_output is not None:
                 on_output(batch, output)
             done += len(batch.documents)
             if on_progress is not None:
                 on_progress(done, total)
-        result[language] = HeldOutLoss(losses / max(1, tokens), tokens, len(items))
+        placed = tuple(nat for _, nat in sorted(zip(by_length(items), nats, strict=True)))
+        result[language] = HeldOutLoss(sum(nats) / max(1, tokens), tokens, len(items), placed)
     return result

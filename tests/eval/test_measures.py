@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from eval.reporting.display import StageDisplay
-from eval.reporting.tables import loss_table, markdown_report, routing_table, score_table
+from eval.reporting.tables import loss_table, routing_table, score_rows, score_table
 from eval.specialization import RoutingCounter, mutual_information
 from moe.data.packing import Example, make_batch
 from moe.training.held_out_loss import held_out_loss, single_language_batches
@@ -40,6 +40,11 @@ def test_held_out_loss_is_the_mean_over_response_tokens(mixture):
         assert result[language].loss == pytest.approx(losses.mean().item(), rel=1e-5)
         assert result[language].tokens == losses.numel()
         assert result[language].examples == len(items)
+        for nats, item in zip(result[language].nats, items, strict=True):  # in the order of the examples
+            batch = make_batch([item])
+            with torch.no_grad():
+                alone = batch_losses(mixture, forward_batch(mixture, batch, False), batch)
+            assert nats == pytest.approx(alone.sum().item(), rel=1e-4)
 
 
 def test_every_example_is_in_one_batch():
@@ -72,7 +77,11 @@ def test_routing_counter_counts_response_tokens_per_language(mixture):
         assert weights.sum(1).tolist() == pytest.approx(tokens, rel=1e-5)  # each token's gates sum to 1
     found = counter.specialization()
     assert all(sum(row) == pytest.approx(1.0) for row in found.table)
-    assert len(found.information) == len(found.shuffled) == 2
+    assert len(found.information) == len(found.shuffled) == len(found.layers) == 2
+    whole = sum(counter.weights)
+    assert found.table == [(row / row.sum()).tolist() for row in whole]
+    for layer, weights in zip(found.layers, counter.weights):
+        assert layer == [(row / row.sum()).tolist() for row in weights]
 
 
 def test_experts_forced_by_language_carry_all_the_information(mixture):
@@ -103,17 +112,20 @@ def test_tables_show_ratios_and_every_language():
     assert cells[0] == ["Python", "C++", "mean"] and cells[-1] == ["2.50"] * 3
     assert len(loss_table(results, "test", ["python", "cpp"]).rows) == 2
     assert len(routing_table([[0.5, 0.5], [0.1, 0.9]], ["python", "cpp"], "x").rows) == 2
-    summary = {
-        "name": "run",
-        "command": "python train.py",
-        "hardware": "CPU",
-        "date": "2026-11-23",
-        "languages": ["python", "cpp"],
-        "results": results,
-        "specialization": {"table": [[0.5, 0.5], [0.1, 0.9]], "information": [0.1], "shuffled": [0.01]},
-    }
-    text = markdown_report(summary)
-    assert "| C++ | mixture | 0.5000 | 0.1000 |" in text and "10.0% | 90.0%" in text
+
+
+def test_pass_at_1_stands_beside_codebleu_where_tests_were_run():
+    def scores(codebleu, **tests):
+        return {"codebleu": codebleu, "loss": 1.0, **tests}
+
+    base = {"python": scores(0.1, tested=4, passed=0), "cpp": scores(0.2, tested=0, passed=0), "go": scores(0.0)}
+    mixture = {"python": scores(0.3, tested=4, passed=3), "cpp": scores(0.4, tested=2, passed=1), "go": scores(0.5)}
+    python, cpp, go, mean = score_rows({"base": base, "mixture": mixture}, ["python", "cpp", "go"])
+    assert python == {"language": "Python", "CodeBLEU": "0.100 → 0.300", "ratio": "3.00", "pass@1": "0.00 → 0.75"}
+    assert cpp["pass@1"] == "- → 0.50" and go["pass@1"] == "- → -" and go["ratio"] == "-"
+    assert mean["pass@1"] == "0.00 → 0.62", "over the languages that were tested"
+    table = score_table({"test": {"base": base, "mixture": mixture}}, "test", ["python", "cpp", "go"])
+    assert table.title == "CodeBLEU and pass@1 on held-out pairs (test)" and table.caption == "base → mixture"
 
 
 def test_a_language_that_misses_in_a_step_keeps_its_routing(capsys):

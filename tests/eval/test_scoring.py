@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 import eval.scoring as scoring
 from eval.scoring import AnswerSettings, save_answers, score_answers, write_answers
 from moe.data.pairs import Pair
 from moe.data.prompt import encode_prompt, instruction_for
+from moe.data.rows import parse_row
 from moe.inference.generation import Generation
 from moe.tokenizer import Tokenizer, train_sentencepiece
 
@@ -46,16 +49,18 @@ def test_a_chat_base_is_asked_for_code_only_and_its_code_block_is_scored(tokeniz
     instruction = instruction_for("Adds two numbers.", "python", "code-only")
     assert asked == [encode_prompt(tokenizer, "plain", instruction)] and "one ```python code block" in instruction
     answer = found["python"][0]
-    assert answer.hypothesis.strip() == CODE and answer.id == "add"
+    assert answer.code.strip() == CODE and answer.row.id == "add"
     assert "It adds" not in answer.raw, "prose after the block was waited for"
     assert score_answers(found)["python"].codebleu == pytest.approx(1.0)
     save_answers(found, tmp_path / "answers" / "base-test.jsonl")
-    assert '"hypothesis"' in (tmp_path / "answers" / "base-test.jsonl").read_text()
+    (row,) = map(json.loads, (tmp_path / "answers" / "base-test.jsonl").read_text().splitlines())
+    assert parse_row(row) == answer.row and row["raw"] == answer.raw
+    assert row["codebleu"] == pytest.approx(1.0) and row["finished"] == "stop"
 
 
 def test_a_trained_model_is_asked_as_in_training_and_scored_as_it_wrote(tokenizer, monkeypatch):
     asked, found = answers(tokenizer, monkeypatch, CODE + "\n", chat=False)
     assert asked == [encode_prompt(tokenizer, "plain", instruction_for("Adds two numbers.", "python"))]
-    assert found["python"][0].hypothesis == CODE
+    assert found["python"][0].code == CODE
     prose = answers(tokenizer, monkeypatch, CHAT, chat=False)[1]
-    assert prose["python"][0].hypothesis == CHAT, "a trained model gets no help with fences"
+    assert prose["python"][0].code == CHAT, "a trained model gets no help with fences"

@@ -19,16 +19,16 @@ GOOD = [
 ]
 BAD = {
     "nope": "not JSON",
-    "[1]": "not a JSON object",
-    '{"id": "n", "lang": "python", "hypothesis": "x"}': "'references' is missing",
-    '{"id": "r", "lang": "python", "hypothesis": "x", "references": []}': "no reference",
+    "[1]": "found a list; expected an object with language, answer, reference",
+    '{"id": "n", "lang": "python", "hypothesis": "x"}': "lacks the key 'reference'; found 'id', 'lang', 'hypothesis'",
+    '{"id": "r", "lang": "python", "hypothesis": "x", "references": []}': "'references' is an empty list",
     '{"id": "l", "lang": "pyton", "hypothesis": "x", "references": ["x"]}': "did you mean 'python'?",
-    '{"id": "s", "lang": "python", "hypothesis": "\\ud800", "references": ["x"]}': "lone surrogate U+D800",
+    '{"id": "s", "lang": "python", "hypothesis": "\\ud800", "references": ["x"]}': "'hypothesis' holds a lone",
     '{"id": "w", "lang": "python", "hypothesis": "x", "references": ["x"], "weights": [1, 1, 1, 1]}': "sum to 4",
     '{"id": "h", "lang": "c", "hypothesis": "x", "references": ["x"], "weights": [%s, 0, 0, 0]}'
     % ("9" * 500): "four numbers",
-    '{"id": %s}' % ("9" * 5000): "not JSON: a number is too long",
-    '{"id": "d", "hypothesis": ' + "[" * 100_000: "not JSON: nested too deeply",
+    '{"id": %s}' % ("9" * 5000): "not JSON (Exceeds the limit",
+    '{"id": "d", "hypothesis": ' + "[" * 100_000: "not JSON (maximum recursion depth",
     '{"id": "t", "lang": "typescript", "hypothesis": "x", "references": ["x"]}': "use mode 'corrected'",
 }
 

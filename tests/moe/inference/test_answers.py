@@ -172,7 +172,7 @@ def test_reading_prompts(tmp_path):
     plain.write_bytes("\ufeffSum a list.\r\n\n  Sort é.\n".encode())
     assert read_questions(plain, "java") == [Question("Sum a list.", "java"), Question("Sort é.", "java")]
     rows = [
-        {"text": "a", "language": "cpp", "id": "x", "code": 1},
+        {"text": "a", "language": "cpp", "id": "x", "package": 1},
         {"text": "b", "language": None, "id": 4},
         {"text": "c", "language": "java"},
     ]
@@ -188,14 +188,14 @@ def test_reading_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "a", "language": "cpp"}\n{"text": "b"}', r"p.jsonl, line 2: lacks the key 'language'; found 'text'"),
+        ('{"text": "a", "language": "cpp"}\n{"text": "b"}', "p.jsonl, line 2: lacks the key 'language'; add it"),
         ('{"language": "cpp"}', "line 1: lacks the key 'text'; found 'language'"),
-        ('\n{"text": 3, "language": "cpp"}', "line 2: 'text' is 3; expected a string"),
+        ('\n{"text": 3, "language": "cpp"}', "line 2: 'text' is a number; expected a string"),
         ('{"text": null, "language": "cpp"}', "line 1: 'text' is null"),
-        ('{"text": "a", "language": "cpp", "id": [1]}', r"line 1: 'id' is \[1\]"),
-        ('{"text": "a", "language": "cpp", "id": true}', "line 1: 'id' is true"),
+        ('{"text": "a", "language": "cpp", "id": [1]}', "line 1: 'id' is a list"),
+        ('{"text": "a", "language": "cpp", "id": true}', "line 1: 'id' is a boolean"),
         ('{"text": " ", "language": "cpp"}', "line 1: the prompt is empty"),
-        ('{"text": "\\ud800", "language": "cpp"}', "line 1: a lone surrogate"),
+        ('{"text": "\\ud800", "language": "cpp"}', "line 1: 'text' holds a lone surrogate"),
         ('{"text": "a", "language": "c+"}', "line 1: unknown language 'c\\+'"),
         ("[1]", "line 1: found a list"),
         ("{", "line 1: not JSON"),

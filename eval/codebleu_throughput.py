@@ -1,6 +1,6 @@
 """Throughput per core, next to the published implementation where that is installed.
 
-    python -m eval.codebleu.bench.throughput [--pairs FILE.jsonl] [--limit N] [--rounds N] [--hypotheses N]
+    python -m eval.codebleu_throughput [--pairs FILE.jsonl] [--limit N] [--rounds N] [--hypotheses N]
 
 Both score the same pairs in one process, taking turns. Figures are pairs per second of CPU time, medians over rounds:
 
@@ -23,9 +23,10 @@ from pathlib import Path
 
 from eval.codebleu.bench.samples import SAMPLES, make_pair
 from eval.codebleu.errors import CodeBLEUError
-from eval.codebleu.files import PairRow, read_pairs
+from eval.codebleu.files import PairRow
 from eval.codebleu.reference.native import describe_native
 from eval.codebleu.score import codebleu
+from eval.codebleu_command import read_pairs
 
 Call = tuple[Sequence[Sequence[str]], Sequence[str], str]
 """The arguments of one call: references of each pair, hypotheses, language."""
@@ -100,7 +101,7 @@ def compare(calls: Sequence[Call], baseline: Callable[..., object] | None, round
 def main() -> None:
     """Prints one line per language and kind of call."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--pairs", type=Path, help="JSON Lines with lang, hypothesis, references (default: samples)")
+    parser.add_argument("--pairs", type=Path, help="JSON Lines with language, answer, reference (default: samples)")
     parser.add_argument("--limit", type=int, default=150, help="pairs per language (default: 150)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of both (default: 3)")
     parser.add_argument("--hypotheses", type=int, default=10, help="hypotheses per reference (default: 10)")

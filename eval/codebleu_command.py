@@ -17,10 +17,11 @@ from eval.codebleu.errors import CodeBLEUError
 from eval.codebleu.explain.explanation import explain
 from eval.codebleu.explain.html import render_html
 from eval.codebleu.explain.text import write_text
-from eval.codebleu.files import PairRow, count_lines, read_line_files, read_pairs
+from eval.codebleu.files import PairRow, count_lines, read_line_files
 from eval.codebleu.languages import find_language
 from eval.codebleu.pool import count_pairs, usable_cores
 from eval.codebleu.score import MODES, score_of
+from moe.data.rows import BadRow, read_each
 
 SOME_FAILED = 1  # exit code when a pair could not be scored
 PAIRS_PER_JOB = 500  # starting a process is not worth it for fewer
@@ -32,12 +33,15 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser = subparsers.add_parser(
         "codebleu",
         help="score code with CodeBLEU",
-        description="Scores each hypothesis against its references and writes one JSON object per line, then prints "
+        description="Scores each answer against its references and writes one JSON object per line, then prints "
         "the mean scores of each language. A pair that cannot be scored gives a line with 'error', and exit code 1 "
         "once all others are scored.",
     )
     parser.add_argument(
-        "--pairs", type=Path, help="JSON Lines (also .gz): id, lang, hypothesis, references, optionally weights"
+        "--pairs",
+        type=Path,
+        help="JSON Lines (also .gz) with language, reference and answer (or lang, references, hypothesis), optionally "
+        "id, weights; the answers of train.py and generate.py are such files",
     )
     parser.add_argument("--hyp", type=Path, help="CodeXGLUE format: a file with one hypothesis per line")
     parser.add_argument(
@@ -184,6 +188,25 @@ def _rows(args: argparse.Namespace) -> Iterator[PairRow]:
     if args.pairs:
         return read_pairs(args.pairs)
     return read_line_files(args.hyp, args.refs, args.lang)
+
+
+def read_pairs(path: Path) -> Iterator[PairRow]:
+    """Reads rows to score; an invalid line gives a row with an error.
+
+    Raises:
+        UserError: the file cannot be read, or is one JSON array.
+    """
+    for number, row in read_each(path, ("language", "answer", "reference")):
+        if isinstance(row, BadRow):
+            yield PairRow(number, row.id, error=row.problem)
+            continue
+        assert row.language is not None and row.answer is not None, "both are required"
+        try:
+            weights = None if row.weights is None else check_weights(row.weights)
+        except CodeBLEUError as error:
+            yield PairRow(number, row.id, error=str(error))
+        else:
+            yield PairRow(number, row.id, row.language, row.references, row.answer, weights)
 
 
 def _outcomes(args: argparse.Namespace) -> Iterator[tuple[PairRow, Counts | str]]:

@@ -1,0 +1,74 @@
+"""Fingerprints of what a run starts from, so that runs of different data or bases are not compared unawares.
+
+A fingerprint does not depend on the run's seed, on where files lie or on how they are packed. What a run makes itself
+from its seed (the synthetic tasks, the tiny base, its tokenizer) is known by its recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from checkpoints.model_io import LoadedModel
+from checkpoints.storage.files import sha256_file
+from moe.data.pairs import SUFFIXES
+from moe.data.sources import SYNTHETIC
+from moe.data.synthetic import generate_pairs
+from moe.files import json_bytes, numbered_lines
+from moe.training.config import TINY, RunConfig
+from moe.training.tiny_base import TOKENIZER_PAIRS, VOCABULARY, tiny_config
+
+SAMPLED = 100  # synthetic pairs per language, drawn by seed 0, that the generator is known by
+WEIGHTS = (".safetensors", ".gguf", "config.json", "params.json")
+PRETRAINING = ("pretrain_steps", "pretrain_lr", "warmup_ratio", "min_lr_ratio", "weight_decay", "max_grad_norm")
+
+
+def run_fingerprints(config: RunConfig, base: LoadedModel) -> dict[str, Any]:
+    """Fingerprints of the training data, each test set (under ``test sets``), the base's weights and its tokenizer.
+
+    Reads every file once more; SHA-256 takes about a second per gigabyte.
+    """
+    train = _digest([_split(config, "train"), config.train_pairs])
+    test_sets = {split: _split(config, split) for split in config.test_sets}
+    if config.base == TINY:
+        tokenizer = _digest([TINY, VOCABULARY, TOKENIZER_PAIRS, train])
+        recipe = [getattr(config, name) for name in (*PRETRAINING, "tokens_per_batch", "accumulate", "max_tokens")]
+        weights = _digest([tiny_config(VOCABULARY).to_dict(), recipe, tokenizer])
+    else:
+        assert base.tokenizer is not None, "a run's base has one"
+        tokenizer = _digest([hashlib.sha256(content).hexdigest() for content in base.tokenizer.files().values()])
+        weights = _digest([sha256_file(path) for path in _weight_files(base.path)])
+    return {"training data": train, "test sets": test_sets, "base": weights, "tokenizer": tokenizer}
+
+
+def _split(config: RunConfig, split: str) -> str:
+    """The pairs of a split in the run's languages; of the synthetic ones, what the generator draws for seed 0."""
+    parts: list[str] = []
+    for language in config.languages:
+        if config.data == SYNTHETIC:
+            pairs = generate_pairs(language, SAMPLED, 0, split)
+            parts.append(_digest([language, [[p.text, p.code, p.tests] for p in pairs]]))
+        else:
+            folder = Path(config.data) / split
+            path = next(p for p in (folder / f"{language}{suffix}" for suffix in SUFFIXES) if p.is_file())
+            parts.append(_hash([language.encode(), *(line.strip() for _, line in numbered_lines(path))]))
+    return _digest(parts)
+
+
+def _weight_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(p for p in path.iterdir() if p.name.endswith(WEIGHTS))
+
+
+def _digest(value: Any) -> str:
+    return _hash([json_bytes(value)])
+
+
+def _hash(parts: Iterable[bytes]) -> str:
+    """Hexadecimal SHA-256 of the parts, each with its length, cut to 16 digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,101 @@
+"""A finished run as it is on disk: settings, scores, answers, losses and training steps."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from checkpoints.model_card import RESULTS_FILE, RUN_FILE
+from checkpoints.storage.files import read_json_object
+from moe.errors import UserError
+from moe.files import read_json_lines
+
+MODELS = ("base", "dense adapter", "mixture")  # in the order of tables
+STAGES = {"base": ("pretrain",), "dense adapter": ("adapter",), "mixture": ("branch", "mix")}
+
+
+@dataclass
+class StageSteps:
+    """The steps of one training stage: their numbers and losses, and the tokens and seconds of all."""
+
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class RunRecord:
+    """What a run left in its directory.
+
+    Raises:
+        UserError: the directory is no run, or has no scores yet.
+    """
+
+    def __init__(self, path: Path):
+        if not (path / RUN_FILE).is_file():
+            raise UserError(f"{path} is not a run: it has no {RUN_FILE}; expected a directory created by train.py")
+        self.path, self.name = path, path.resolve().name
+        self.settings = read_json_object(path / RUN_FILE)
+        self.config: dict[str, Any] = self.settings.get("config", {})
+        if not isinstance(self.config, dict) or not {"languages", "seed"} <= self.config.keys():
+            raise UserError(f"{path / RUN_FILE} has no settings under 'config'; expected what train.py writes")
+        self.results = read_json_object(path / RESULTS_FILE) if (path / RESULTS_FILE).is_file() else {}
+        self.models = [name for name in MODELS if f"scores of {name}" in self.results]
+        if not any(name != "base" for name in self.models):
+            raise UserError(f"the run {path} is not finished: no trained model has scores; continue it with --resume")
+        self.languages: list[str] = list(self.config["languages"])
+        self.splits: list[str] = list(self._scores(self.models[-1]))
+
+    def _scores(self, model: str) -> dict[str, Any]:
+        return self.results[f"scores of {model}"]["scores"]
+
+    def scores(self, split: str) -> dict[str, dict[str, dict[str, Any]]]:
+        """model -> language -> CodeBLEU, parts, loss and so on, with ``tested`` and ``passed`` where tests were run."""
+        found: dict[str, dict[str, dict[str, Any]]] = {}
+        for model in self.models:
+            tests = self.results.get(f"tests of {model}", {}).get(split, {})
+            found[model] = {x: {**score, **tests.get(x, {})} for x, score in self._scores(model)[split].items()}
+        return found
+
+    def cost(self, model: str) -> dict[str, Any]:
+        """Sizes of a model, by the fields of :class:`eval.cost.Cost`; empty in runs of earlier versions."""
+        return self.results[f"scores of {model}"].get("cost", {})
+
+    @property
+    def routing(self) -> dict[str, Any] | None:
+        """The mixture's routing, by the fields of :class:`eval.specialization.Specialization`."""
+        return self.results.get("scores of mixture", {}).get("specialization")
+
+    def answers(self, model: str, split: str) -> list[dict[str, Any]]:
+        """The scored answers, as rows."""
+        return self._rows("answers", model, split)
+
+    def losses(self, model: str, split: str) -> list[dict[str, Any]]:
+        """The loss of each pair: ``id``, ``language``, ``nats``, ``tokens``; empty in runs of earlier versions."""
+        return self._rows("losses", model, split)
+
+    def _rows(self, folder: str, model: str, split: str) -> list[dict[str, Any]]:
+        path = self.path / folder / f"{model.replace(' ', '-')}-{split}.jsonl"
+        return [row for _, row in read_json_lines(path, "a scored row")] if path.is_file() else []
+
+    def stages(self) -> dict[str, StageSteps]:
+        """The training stages that made steps, in their order."""
+        path = self.path / "metrics.csv"
+        found: dict[str, StageSteps] = {}
+        if not path.is_file():
+            return found
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            for row in csv.DictReader(file):
+                try:
+                    step, loss = int(row["step"]), float(row["loss"])
+                    tokens, seconds = int(row["tokens"]), float(row["seconds"])
+                except (TypeError, ValueError):  # a row cut short by a kill
+                    continue
+                stage = found.setdefault(row["stage"], StageSteps())
+                stage.steps.append(step)
+                stage.losses.append(loss)
+                stage.tokens += tokens
+                stage.seconds += seconds
+        return found
