@@ -19,3 +19,19 @@ Not limited:
 
 Run code from models that you do not trust in a container or a virtual machine.
 """
+
+from eval.execution.cases import CaseTests, ProgramTests
+from eval.execution.judge import STATUSES, Job, Limits, Status, Verdict, judge, judge_many, missing_tools
+
+__all__ = [
+    "STATUSES",
+    "CaseTests",
+    "Job",
+    "Limits",
+    "ProgramTests",
+    "Status",
+    "Verdict",
+    "judge",
+    "judge_many",
+    "missing_tools",
+]
