@@ -21,9 +21,12 @@ Run code from models that you do not trust in a container or a virtual machine.
 """
 
 from eval.execution.cases import CaseTests, ProgramTests
-from eval.execution.judge import STATUSES, Job, Limits, Status, Verdict, judge, judge_many, missing_tools
+from eval.execution.judge import Job, judge, judge_many
+from eval.execution.limits import Limits
+from eval.execution.toolchains import PACKAGES, STATUSES, Status, Verdict, missing_tools
 
 __all__ = [
+    "PACKAGES",
     "STATUSES",
     "CaseTests",
     "Job",

@@ -2,74 +2,98 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
 
-from eval.execution import programs
+from eval.execution.builds import Builds
 from eval.execution.cases import CaseTests, ProgramTests
-from eval.execution.programs import STATUSES, Status, missing_tools
+from eval.execution.limits import Limits
+from eval.execution.sandbox import Sandbox
+from eval.execution.toolchains import TOOLS, Task, Verdict, java_file, make_task, missing_tools, read_verdict, steps
+from moe.errors import UserError, did_you_mean
 
-__all__ = ["STATUSES", "Job", "Limits", "Status", "Verdict", "judge", "judge_many", "missing_tools"]
-
-Job = tuple[str, str, "CaseTests | ProgramTests"]  # language, answer, tests
-Containment = Literal["auto", "bubblewrap", "namespaces", "none"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How an answer fared; ``detail`` is one line: which case failed and how, or what the compiler said."""
-
-    status: Status
-    detail: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.status == "passed"
+Job = tuple[str, str, CaseTests | ProgramTests]  # language, answer, tests
+_DEFAULT = Limits()
+_JAVA_BATCH = 32  # answers compiled by one run of the compiler
+_WORTH_PRECOMPILING = 8  # C++ answers: precompiling the headers takes as long as they take in five answers
 
 
-@dataclass(frozen=True)
-class Limits:
-    """Limits of one run of a program.
+@cache
+def _builds(folder: Path | None) -> Builds:
+    return Builds(folder)
 
-    seconds and compile_seconds: wall time. memory, disk, output: bytes of all its processes together, of all files,
-    and of standard output and error. sanitize: run C++ again under AddressSanitizer and UndefinedBehaviorSanitizer.
-    unsafe: where nothing contains programs, run them with these limits alone instead of raising ``UserError``.
+
+def judge(language: str, answer: str, tests: CaseTests | ProgramTests, limits: Limits = _DEFAULT) -> Verdict:
+    """Runs one answer against its tests.
+
+    Raises ``UserError`` for a language that cannot be run, and where nothing contains programs (see :class:`Limits`).
     """
-
-    seconds: float = 10.0
-    compile_seconds: float = 120.0
-    memory: int = 1 << 30
-    disk: int = 64 << 20
-    output: int = 4 << 20
-    processes: int = 64
-    sanitize: bool = True
-    unsafe: bool = False
-    containment: Containment = "auto"
+    _known(language)
+    return _judge(language, make_task(answer, tests, False), Sandbox(limits), _builds(limits.cache))
 
 
-def judge(language: str, answer: str, tests: CaseTests | ProgramTests, limits: Limits = Limits()) -> Verdict:
-    """Runs one answer against its tests. Raises ``UserError`` for a language that cannot be run."""
-    if isinstance(tests, ProgramTests):
-        output = programs.run_program(language, "\n".join((tests.before, answer, tests.after)), limits.seconds)
-        return Verdict(output.status, output.stderr[-300:])
-    data = {
-        "function": tests.function,
-        "parameters": [[name, str(type_)] for name, type_ in tests.parameters],
-        "returns": str(tests.returns),
-        "cases": [{"arguments": case.arguments, "expected": case.expected} for case in tests.cases],
-    }
-    result = programs.run_tests(language, answer, json.dumps(data), limits.seconds)
-    return Verdict(result.status, result.detail)
-
-
-def judge_many(jobs: Iterable[Job], limits: Limits = Limits(), workers: int | None = None) -> Iterator[Verdict]:
+def judge_many(jobs: Iterable[Job], limits: Limits = _DEFAULT, workers: int | None = None) -> Iterator[Verdict]:
     """Verdicts of (language, answer, tests) in order, each as soon as it and those before it are there.
 
-    workers: answers at a time (default: one per processor core).
+    workers: answers at a time (default: one per processor core). Raises as :func:`judge`, before anything is run.
     """
-    with ThreadPoolExecutor(max_workers=workers or os.cpu_count() or 1) as pool:
-        yield from pool.map(lambda job: judge(*job, limits), jobs)
+    listed = list(jobs)
+    for language, _, _ in listed:
+        _known(language)
+    sandbox, builds = Sandbox(limits), _builds(limits.cache)
+    return _verdicts(listed, sandbox, builds, workers or os.cpu_count() or 1)
+
+
+def _verdicts(jobs: list[Job], sandbox: Sandbox, builds: Builds, workers: int) -> Iterator[Verdict]:
+    precompile = sum(language == "cpp" for language, _, _ in jobs) >= _WORTH_PRECOMPILING
+    tasks = [make_task(answer, tests, precompile) for _, answer, tests in jobs]
+    pool = ThreadPoolExecutor(max_workers=workers)
+    try:
+        futures: list[Future[Verdict]] = []
+        for start in range(0, len(jobs), _JAVA_BATCH):
+            batch = range(start, min(start + _JAVA_BATCH, len(jobs)))
+            java = [tasks[i] for i in batch if jobs[i][0] == "java"]
+            compiled = pool.submit(_compile_java, java, sandbox, builds) if len(java) > 1 else None
+            for i in batch:
+                after = compiled if jobs[i][0] == "java" else None
+                futures.append(pool.submit(_judge, jobs[i][0], tasks[i], sandbox, builds, after))
+        for future in futures:
+            yield future.result()
+    finally:
+        sandbox.stop()
+        pool.shutdown(cancel_futures=True)
+
+
+def _compile_java(tasks: list[Task], sandbox: Sandbox, builds: Builds) -> None:
+    if missing_tools("java"):
+        return
+    sources = defaultdict(list)
+    for task in tasks:
+        paths = task.tests.paths if isinstance(task.tests, ProgramTests) else ()
+        sources[paths].append(java_file(task))
+    for paths, found in sources.items():
+        builds.java(sandbox, list(dict.fromkeys(found)), paths)
+
+
+def _judge(language: str, task: Task, sandbox: Sandbox, builds: Builds, after: Future[None] | None = None) -> Verdict:
+    if missing := missing_tools(language):
+        return Verdict("unavailable", f"{' and '.join(missing)} not found on the path")
+    if after is not None:
+        after.result()
+    for step in steps(language, task, sandbox, builds):
+        verdict = step if isinstance(step, Verdict) else read_verdict(task, step, sandbox.run(step))
+        if not verdict.passed:
+            return verdict
+    return Verdict("passed")
+
+
+def _known(language: str) -> str:
+    if language not in TOOLS:
+        raise UserError(
+            f"cannot run {language!r}{did_you_mean(language, TOOLS)}; languages that can be run: {', '.join(TOOLS)}"
+        )
+    return language

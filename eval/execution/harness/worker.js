@@ -1,0 +1,244 @@
+// Runs a JavaScript answer: node worker.js cases|program script|module REQUEST RESULTS; eval/execution/channel.py has
+// the form. A script runs in a realm of its own, so it cannot change the built-in objects used here; a module shares
+// ours, so everything that reads or writes is held in constants from before it runs.
+"use strict";
+
+const fs = require("node:fs");
+const vm = require("node:vm");
+const util = require("node:util");
+const path = require("node:path");
+const { createRequire } = require("node:module");
+const { pathToFileURL } = require("node:url");
+
+const { isMap, isProxy } = util.types;
+const { isArray } = Array;
+const { getPrototypeOf, getOwnPropertyDescriptor, getOwnPropertyNames, defineProperty } = Object;
+const { isInteger } = Number;
+const uncurry = (method) => Function.prototype.call.bind(method);
+const push = uncurry(Array.prototype.push);
+const join = uncurry(Array.prototype.join);
+const eachInMap = uncurry(Map.prototype.forEach);
+const sizeOfMap = uncurry(getOwnPropertyDescriptor(Map.prototype, "size").get);
+const hexOf = uncurry(Buffer.prototype.toString);
+const bufferFrom = Buffer.from;
+const string = String;
+const writeSync = fs.writeSync;
+const apply = Reflect.apply;
+const construct = Reflect.construct;
+const exit = process.reallyExit.bind(process);
+
+const [, , mode, kind, requestFd, resultsFd] = process.argv;
+const [secret, source, names, functions, classes, ...rest] = fs.readFileSync(+requestFd, "latin1").split("\n");
+fs.closeSync(+requestFd);
+process.argv.splice(2);
+const unhex = (text) => Buffer.from(text, "hex").toString("utf8");
+const hex = (text) => hexOf(bufferFrom(text, "utf8"), "hex");
+
+function send(line) {
+  const text = `${secret} ${line}\n`;
+  for (let at = 0; at < text.length; at += 32768) {
+    const part = bufferFrom(text.slice(at, at + 32768), "latin1");
+    for (let sent = 0; sent < part.length; ) {
+      try {
+        sent += writeSync(+resultsFd, part, sent);
+      } catch (error) {
+        if (error.code !== "EAGAIN") exit(1);
+      }
+    }
+  }
+}
+
+function describe(error) {
+  try {
+    return hex(string(error).slice(0, 300));
+  } catch {
+    return hex("an exception");
+  }
+}
+
+// The words of a value (see eval/execution/values.py); `realms` are the prototypes of plain arrays, maps and objects.
+function encode(value, realms, depth = 0) {
+  if (value === null) return "N";
+  if (typeof value === "boolean") return value ? "T" : "F";
+  if (typeof value === "bigint") return `i${value}`;
+  if (typeof value === "number") return value === 0 ? "j0" : `j${value}`;
+  if (typeof value === "string") return `s${hex(value)}`;
+  if (typeof value !== "object" || isProxy(value) || depth > 200) return `x${hex(typeof value)}`;
+  const prototype = getPrototypeOf(value);
+  const words = [];
+  if (isArray(value) && (prototype === realms[0].array || prototype === realms[1].array)) {
+    push(words, `[${value.length}`);
+    for (let i = 0; i < value.length; i++) push(words, encode(own(value, i), realms, depth + 1));
+    return join(words, " ");
+  }
+  if (isMap(value) && (prototype === realms[0].map || prototype === realms[1].map)) {
+    push(words, `{${sizeOfMap(value)}`);
+    eachInMap(value, (item, key) => push(words, encode(key, realms, depth + 1), encode(item, realms, depth + 1)));
+    return join(words, " ");
+  }
+  if (prototype === realms[0].object || prototype === realms[1].object || prototype === null) {
+    const keys = getOwnPropertyNames(value);
+    push(words, `O${keys.length}`);
+    for (let i = 0; i < keys.length; i++) push(words, `s${hex(keys[i])}`, encode(own(value, keys[i]), realms, depth + 1));
+    return join(words, " ");
+  }
+  return `x${hex("object")}`;
+}
+
+function own(value, key) {
+  const property = getOwnPropertyDescriptor(value, key);
+  return property === undefined ? undefined : property.value;
+}
+
+const PROTOTYPES = "({ array: Array.prototype, map: Map.prototype, object: Object.prototype })";
+const MAKE = "({ array: () => [], map: () => new Map(), put: (map, key, value) => map.set(key, value) })";
+
+// A decoder whose arrays and maps are those of the realm that `make` comes from.
+function decoder(make) {
+  const read = (words) => {
+    const word = words.shift();
+    const text = word.slice(1);
+    if (word[0] === "[") {
+      const items = make.array();
+      for (let i = 0; i < +text; i++) items.push(read(words));
+      return items;
+    }
+    if (word[0] === "{") {
+      const map = make.map();
+      for (let i = 0; i < +text; i++) make.put(map, read(words), read(words));
+      return map;
+    }
+    if (word[0] === "s") return unhex(text);
+    if (word[0] === "N") return null;
+    if (word[0] === "T" || word[0] === "F") return word[0] === "T";
+    return { inf: Infinity, "-inf": -Infinity, nan: NaN }[text] ?? Number(text);
+  };
+  return (call) => read(call.split(" "));
+}
+
+// The function called `wanted` as a method of one of the classes: static, or of an instance.
+function method(found, wanted) {
+  for (const class_ of found) {
+    if (typeof class_ !== "function") continue;
+    if (typeof class_[wanted] === "function") return class_[wanted].bind(class_);
+    if (typeof class_.prototype?.[wanted] === "function") {
+      const object = construct(class_, []);
+      return object[wanted].bind(object);
+    }
+  }
+  return undefined;
+}
+
+function runCases(find, realms, make) {
+  const calls = rest.map(decoder(make));
+  let target;
+  try {
+    target = find();
+  } catch (error) {
+    return send(`R - ${describe(error)}`);
+  }
+  if (typeof target !== "function") return send(`M ${hex(names)}`);
+  for (let i = 0; i < calls.length; i++) {
+    let line;
+    try {
+      line = `V ${i} ${encode(apply(target, undefined, calls[i]), realms)}`;
+    } catch (error) {
+      line = `R ${i} ${describe(error)}`;
+    }
+    send(line);
+  }
+  send("E");
+  exit(0);
+}
+
+function failed(error) {
+  const syntax = error !== null && typeof error === "object" && string(error.name) === "SyntaxError" && !started;
+  const assertion = error !== null && typeof error === "object" && error.code === "ERR_ASSERTION";
+  send(`${syntax ? "C" : assertion ? "A" : "R -"} ${describe(error)}`);
+  exit(1);
+}
+
+let started = false;
+let broken;
+if (mode === "program") {
+  defineProperty(console, "assert", {
+    value: (value, ...message) => {
+      if (!value && broken === undefined) broken = describe(`console.assert ${message.join(" ")}`);
+    },
+  });
+}
+
+// A program is over when nothing is left to do, not when its last statement was reached.
+function finish() {
+  const end = () => {
+    send(broken === undefined ? "E" : `A ${broken}`);
+    exit(0);
+  };
+  process.once("beforeExit", end);
+}
+
+const ours = vm.runInThisContext(PROTOTYPES);
+const declared = functions.split(" ").filter(Boolean);
+const classNames = classes.split(" ").filter(Boolean);
+const code = unhex(source).replace(/^\ufeff/, "");
+const nodeModules = process.env.NODE_PATH?.split(path.delimiter)[0];
+if (nodeModules) fs.symlinkSync(nodeModules, "node_modules");
+
+if (kind === "module") {
+  const file = path.resolve("answer.mjs");
+  const make = vm.runInThisContext(MAKE);
+  // What is not exported is given away under a name of our own.
+  const chosen = declared.includes(names) ? names : declared[0];
+  const locals = [chosen, ...classNames].filter(Boolean).map((name, i) => `${name} as __judged_${i}`);
+  fs.writeFileSync(file, mode === "cases" ? `${code}\n;export { ${locals.join(", ")} };\n` : code);
+  const space = (module) => {
+    const exported = module[names];
+    if (typeof exported === "function") return exported;
+    const local = locals.map((_, i) => module[`__judged_${i}`]);
+    if (chosen === names) return local[0];
+    return method(chosen ? local.slice(1) : local, names) ?? (chosen ? local[0] : module.default);
+  };
+  import(pathToFileURL(file)).then((module) => {
+    started = true;
+    if (mode === "cases") runCases(() => space(module), [ours, ours], make);
+    else finish();
+  }, failed);
+} else {
+  const file = path.resolve("answer.js");
+  fs.writeFileSync(file, code);
+  const module = { exports: {}, id: file, filename: file, loaded: false, children: [], paths: [] };
+  const globals = { require: createRequire(file), module, exports: module.exports, __filename: file };
+  globals.__dirname = path.dirname(file);
+  const standard = new Set(vm.runInNewContext("Object.getOwnPropertyNames(globalThis)"));
+  for (const name of getOwnPropertyNames(globalThis)) if (!standard.has(name)) globals[name] = globalThis[name];
+  globals.console = console;
+  const context = vm.createContext(globals);
+  globals.global = vm.runInContext("globalThis", context);
+  const theirs = vm.runInContext(PROTOTYPES, context);
+  const make = vm.runInContext(MAKE, context);
+  // A plain object, as it is for files: the answer's own realm made it.
+  module.exports = globals.exports = vm.runInContext("({})", context);
+  const before = names ? own(globals, names) : undefined;
+  const find = () => {
+    const look = (name) => vm.runInContext(name, context);
+    if (declared.includes(names)) return look(names);
+    const assigned = own(globals, names);
+    if (assigned !== before && typeof assigned === "function") return assigned;
+    const exported = module.exports;
+    if (typeof exported?.[names] === "function") return exported[names];
+    const classes_ = [...classNames.map(look), ...(typeof exported === "function" ? [exported] : [])];
+    return method(classes_, names) ?? (typeof exported === "function" ? exported : declared[0] && look(declared[0]));
+  };
+  try {
+    const script = new vm.Script(code, {
+      filename: file,
+      importModuleDynamically: vm.constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER,
+    });
+    started = true;
+    script.runInContext(context);
+    if (mode === "cases") runCases(find, [theirs, ours], make);
+    else finish();
+  } catch (error) {
+    failed(error);
+  }
+}

@@ -1,0 +1,307 @@
+"""How each language runs an answer: the programs to start, one after the other, and what their results say."""
+
+from __future__ import annotations
+
+import ast
+import secrets
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from eval.execution.builds import JVM_FLAGS, PLAIN, SANITIZED, Builds
+from eval.execution.cases import CaseTests, ProgramTests, Type
+from eval.execution.sandbox import HARNESS, Ended, Program, Sandbox
+from eval.execution.sources import cpp, java, javascript, javascript_functions, without_main
+from eval.execution.values import decode, encode, same, text
+
+Status = Literal["passed", "failed", "compile_error", "runtime_error", "timeout", "unavailable"]
+STATUSES: tuple[Status, ...] = ("passed", "failed", "compile_error", "runtime_error", "timeout", "unavailable")
+TOOLS = {"python": (), "java": ("javac", "java"), "javascript": ("node",), "cpp": ("g++",)}
+PACKAGES = {"javac": "a JDK (openjdk-17-jdk)", "java": "a JDK (openjdk-17-jdk)", "node": "nodejs", "g++": "g++"}
+_SANITIZED_SLOWER = 4  # times as long as the plain program
+_SHOWN_CHARACTERS = 500
+_CPP_TYPES = {"float": "double", "bool": "bool", "str": "std::string"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an answer fared; ``detail`` is one line: which case failed and how, or what the compiler said."""
+
+    status: Status
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.status == "passed"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One answer to judge. ``secret`` opens each line of its results; ``precompile``: C++ headers pay here."""
+
+    answer: str
+    tests: CaseTests | ProgramTests
+    secret: str
+    precompile: bool = False
+
+    @property
+    def mode(self) -> str:
+        return "cases" if isinstance(self.tests, CaseTests) else "program"
+
+    def request(self, source: str, functions: Sequence[str] = (), classes: Sequence[str] = (), test: str = "") -> bytes:
+        """The lines that a harness reads: secret, source, wanted name, other names, and calls or the test program."""
+        if isinstance(self.tests, CaseTests):
+            wanted, rest = self.tests.function, calls(self.tests)
+        else:
+            wanted, rest = self.tests.entry_point, [_hex(test)]
+        lines = [self.secret, _hex(source), wanted, " ".join(functions), " ".join(classes), *rest]
+        return "\n".join(lines).encode("ascii", errors="replace")
+
+
+def make_task(answer: str, tests: CaseTests | ProgramTests, precompile: bool) -> Task:
+    return Task(answer, tests, secrets.token_hex(16), precompile)
+
+
+def missing_tools(language: str) -> tuple[str, ...]:
+    """The tools that running ``language`` needs and that are not on the path."""
+    return tuple(tool for tool in TOOLS[language] if shutil.which(tool) is None)
+
+
+def calls(tests: CaseTests) -> list[str]:
+    types = [type_ for _, type_ in tests.parameters]
+    return [
+        " ".join([f"[{len(types)}", *(encode(value, type_) for value, type_ in zip(case.arguments, types))])
+        for case in tests.cases
+    ]
+
+
+def _hex(source: str) -> str:
+    return source.encode("utf-8", errors="surrogatepass").hex()
+
+
+def steps(language: str, task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Verdict]:
+    """The programs to run, all of which must pass, or the verdict that needs none."""
+    return {"python": _python, "java": _java, "javascript": _javascript, "cpp": _cpp}[language](task, sandbox, builds)
+
+
+def _python(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Verdict]:
+    argv = [sys.executable, "-I", "-B", str(HARNESS / "worker.py"), task.mode, "{request}", "{results}"]
+    if isinstance(task.tests, CaseTests):
+        request = task.request(task.answer)
+    else:
+        request = task.request(task.tests.before + task.answer, test=_calling_check(task.tests))
+    yield Program(argv, sandbox.limits.seconds, request)
+
+
+def _calling_check(tests: ProgramTests) -> str:
+    """The test program; ``check(ENTRY_POINT)`` is added where it defines ``check`` and never calls it."""
+    try:
+        body = ast.parse(tests.after).body
+    except (SyntaxError, ValueError):
+        return tests.after
+    defined = any(isinstance(node, ast.FunctionDef) and node.name == "check" for node in body)
+    called = any(
+        isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "check"
+        for node in body
+        for call in ast.walk(node)
+    )
+    call = f"\ncheck({tests.entry_point})\n" if tests.entry_point and defined and not called else ""
+    return tests.after + call
+
+
+def _javascript(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Verdict]:
+    tests = task.tests
+    source = task.answer if isinstance(tests, CaseTests) else tests.before + task.answer + "\n" + tests.after
+    script = javascript(source)
+    functions = javascript_functions(script, tests.function, source) if isinstance(tests, CaseTests) else ()
+    memory = max(64, sandbox.limits.memory >> 21)  # half, in MiB: the rest is for the runtime
+    argv = [_tool("node"), f"--max-old-space-size={memory}", str(HARNESS / "worker.js"), task.mode]
+    argv += ["module" if script.module else "script", "{request}", "{results}"]
+    paths = tests.paths if isinstance(tests, ProgramTests) else ()
+    environment = {"NODE_PATH": ":".join(map(str, paths))} if paths else {}
+    request = task.request(source, functions, script.classes)
+    yield Program(argv, sandbox.limits.seconds, request, paths, environment=environment)
+
+
+def java_file(task: Task, imports: bool = True) -> str:
+    tests = task.tests
+    text = task.answer if isinstance(tests, CaseTests) else tests.before + task.answer + "\n" + tests.after
+    return java(text, imports).source if isinstance(tests, CaseTests) else text
+
+
+def _java(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Verdict]:
+    paths = task.tests.paths if isinstance(task.tests, ProgramTests) else ()
+    [built] = builds.java(sandbox, [java_file(task)], paths)
+    if built.error and isinstance(task.tests, CaseTests):  # a name may be ambiguous among the imports
+        [again] = builds.java(sandbox, [java_file(task, imports=False)], paths)
+        built = built if again.error else again
+    if built.error:
+        yield Verdict("timeout" if built.timed_out else "compile_error", _line(built.error))
+        return
+    harness = builds.java_harness(sandbox)
+    memory = max(64, sandbox.limits.memory >> 21)
+    argv = [_tool("java"), *JVM_FLAGS, f"-Xmx{memory}m", "-cp", str(harness), "Worker", task.mode, str(built.folder)]
+    argv += [":".join(map(str, paths)), "{request}", "{results}"]
+    file = java(java_file(task))
+    request = task.request("", file.methods, file.classes)
+    yield Program(argv, sandbox.limits.seconds, request, [harness, built.folder, *paths])
+
+
+def _cpp(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Verdict]:
+    tests = task.tests
+    flags = tests.flags if isinstance(tests, ProgramTests) else ()
+    kinds = [PLAIN]
+    if sandbox.limits.sanitize and builds.sanitizes(sandbox):
+        kinds.append(SANITIZED)
+    for kind in kinds:
+        # With the harness's headers in front an answer may leave out its own; without them none of its names clash.
+        for first in (True, False):
+            built = builds.cpp(sandbox, _cpp_source(task, first), kind, flags, task.precompile and first)
+            if first:
+                error = built
+            if not built.error or built.timed_out:
+                break
+        if built.error:
+            yield Verdict("timeout" if built.timed_out else "compile_error", _line(error.error))
+            return
+        request = "\n".join([task.secret, *(calls(tests) if isinstance(tests, CaseTests) else ())]).encode()
+        sanitized = kind is SANITIZED
+        yield Program(
+            [str(built.folder / "answer"), task.mode, "{request}", "{results}"],
+            sandbox.limits.seconds * (_SANITIZED_SLOWER if sanitized else 1),
+            request,
+            [built.folder],
+            environment={"ASAN_OPTIONS": "detect_leaks=0:allocator_may_return_null=0"} if sanitized else {},
+            sanitized=sanitized,
+        )
+
+
+def _cpp_source(task: Task, header_first: bool) -> str:
+    tests, header = task.tests, '#include "judged.hpp"\n'
+    if isinstance(tests, ProgramTests):
+        answer = without_main(task.answer) if cpp(tests.after).main else task.answer
+        return (header if header_first else "") + tests.before + answer + "\n" + tests.after
+    answer = task.answer.removeprefix("\ufeff")
+    file = cpp(answer)
+    undefine = "".join(f"#undef {macro}\n" for macro in file.macros)
+    function = file.find(tests.function, len(tests.parameters))
+    name = f"::{function.name}"
+    if function.kind == "generic":
+        types = ", ".join(_cpp_type(tests, i) for i in range(len(tests.parameters)))
+        call = f"[](auto&... values) -> decltype(auto) {{ return {name}(values...); }}"
+        entry = f"static auto judged_entry = ::judged::Entry::generic<{types}>({call});\n"
+    else:
+        entry = f"static ::judged::Entry judged_entry(&{name});\n"
+    return (header if header_first else "") + answer + "\n" + undefine + header + entry
+
+
+def _cpp_type(tests: CaseTests, index: int) -> str:
+    """The type of an argument of a function whose own types the compiler must choose."""
+    type_ = tests.parameters[index][1]
+    values = [case.arguments[index] for case in tests.cases]
+
+    def integers(value: object) -> Iterator[int]:
+        if isinstance(value, list):
+            for item in value:
+                yield from integers(item)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            yield value
+
+    wide = any(not -(1 << 31) <= n < 1 << 31 for value in values for n in integers(value))
+
+    def name(part: Type) -> str:
+        match part.head:
+            case "list":
+                return f"std::vector<{name(part.parts[0])}>"
+            case "matrix":
+                return f"std::vector<std::vector<{name(part.parts[0])}>>"
+            case "map":
+                return f"std::map<{name(part.parts[0])}, {name(part.parts[1])}>"
+        return _CPP_TYPES.get(part.head, "long long" if wide else "int")
+
+    return name(type_)
+
+
+@cache
+def _tool(name: str) -> str:
+    return str(shutil.which(name))
+
+
+def read_verdict(task: Task, program: Program, ended: Ended) -> Verdict:
+    """What the results of one program say."""
+    secret = f"{task.secret} ".encode()
+    lines = [line[len(secret) :].decode() for line in ended.results.split(b"\n") if line.startswith(secret)]
+    if ended.why == "timeout" or ended.code == -signal.SIGXCPU:
+        if program.sanitized:  # it is slower than the program that was timed; no report is no undefined behavior
+            return Verdict("passed")
+        return Verdict("timeout", f"no end after {program.seconds:g} s")
+    stopped = {"memory": "it took too much memory", "processes": "it started too many processes"}
+    stopped["results"] = "its result is too large"
+    if ended.why:
+        return Verdict("passed") if program.sanitized else Verdict("runtime_error", stopped[ended.why])
+    for line in lines:
+        kind, _, rest = line.partition(" ")
+        if kind == "C":
+            return Verdict("compile_error", _line(text(rest)))
+        if kind == "M":
+            return Verdict("runtime_error", f"it defines no function {text(rest)!r}, and no other")
+        if kind == "A":
+            return Verdict("failed", _line(text(rest)))
+        if line.startswith("R - "):
+            return Verdict("runtime_error", "raised " + _line(text(rest[2:])))
+    over = lines[-1:] == ["E"]
+    if isinstance(task.tests, ProgramTests):
+        if over:
+            return Verdict("passed")
+        detail = _shown(ended.errors)
+        asserted = "Assertion `" in ended.errors and ended.code == -signal.SIGABRT
+        return Verdict("failed" if asserted else "runtime_error", detail or f"ended early, exit code {ended.code}")
+    return _case_verdict(task.tests, lines, ended, over)
+
+
+def _case_verdict(tests: CaseTests, lines: Sequence[str], ended: Ended, over: bool) -> Verdict:
+    raised, failed, count = "", "", 0
+    for index, (case, line) in enumerate(zip(tests.cases, lines)):
+        kind, number, rest = (line.split(" ", 2) + ["", ""])[:3]
+        if kind not in ("R", "V") or number != str(index):
+            break
+        count += 1
+        if kind == "R":
+            raised = raised or f"case {index} raised {text(rest)}"
+            continue
+        try:
+            actual = decode(iter(rest.split(" ")))
+        except (ValueError, StopIteration, RecursionError):
+            break
+        if not same(actual, case.expected, tests.returns):
+            failed = failed or f"case {index} got {_short(actual)}"
+    if raised:
+        return Verdict("runtime_error", _line(raised))
+    if failed:
+        return Verdict("failed", _line(failed))
+    if count < len(tests.cases) or not over:
+        return Verdict("runtime_error", _shown(ended.errors) or f"ended after {count} of {len(tests.cases)} cases")
+    return Verdict("passed")
+
+
+def _short(value: object) -> str:
+    try:
+        shown = repr(value)
+    except (RecursionError, ValueError):  # Python prints no integer of more than 4300 digits
+        return "a large value"
+    return shown[:200]
+
+
+def _line(message: str) -> str:
+    return " ".join(message.split())[:_SHOWN_CHARACTERS]
+
+
+def _shown(errors: str) -> str:
+    """The line of an interpreter's or sanitizer's messages that names the error; Python names it last."""
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    named = [line for line in lines if "rror" in line or "Exception" in line or "Assertion" in line]
+    return (named or lines or [""])[-1 if named and "Traceback" in errors else 0][:_SHOWN_CHARACTERS]
