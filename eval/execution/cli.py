@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from eval.execution.cases import CaseTests
+from eval.execution.judge import check_language, judge_many
+from eval.execution.limits import Limits
 from eval.execution.pass_at_k import mean_pass_at_k
-from eval.execution.programs import STATUSES, run_many
-from moe.data.pairs import read_pairs
+from eval.execution.toolchains import PACKAGES, STATUSES, Verdict, missing_tools
+from moe.data.pairs import Pair, read_places
 from moe.errors import UserError
 from moe.files import write_json_lines
+
+CONTAINMENT = """\
+Answers run in bubblewrap, or in Linux namespaces where it is not installed: no network, no files but the system's and
+their own small /tmp, no other processes. Time, memory, processes and disk are limited, and nothing that an answer
+started outlives its verdict. Not covered: faults of the kernel, of bubblewrap and of the compilers. With --unsafe,
+where neither works, an answer can read and write your files, use the network and kill the judge. docs/execution.md
+has the details."""
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -22,48 +33,104 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "execution",
         help="run code against its test cases",
         description="Runs the code of each pair against the pair's test cases and prints the pass rate per language. "
-        "This is not a security sandbox: run code from models that you do not trust in a container.",
+        + CONTAINMENT,
     )
     parser.add_argument("--pairs", type=Path, required=True, help="pairs with tests, *.jsonl or *.jsonl.gz")
     parser.add_argument("--limit", type=int, default=None, help="how many pairs to run (default: all)")
-    parser.add_argument("--timeout", type=float, default=10.0, help="seconds per program, compiling not counted")
+    parser.add_argument(
+        "--skip-bad-tests", action="store_true", help="leave out rows whose tests are unusable, instead of stopping"
+    )
     parser.add_argument("--workers", type=int, default=None, help="programs at a time (default: one per core)")
     parser.add_argument(
         "--k", type=int, nargs="+", default=[1], help="pass@k for these k; rows with one id are samples"
     )
     parser.add_argument("--output", type=Path, default=None, help="write each result to this JSON Lines file")
+    add_limits(parser)
     return parser
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that :func:`limits_of` reads."""
+    parser.add_argument("--timeout", type=float, default=10.0, help="seconds per program, compiling not counted")
+    parser.add_argument(
+        "--no-sanitizers", action="store_true", help="do not run C++ again under Address- and UBSanitizer"
+    )
+    parser.add_argument(
+        "--unsafe", action="store_true", help="run with resource limits alone where nothing contains programs"
+    )
+    parser.add_argument("--cache", type=Path, default=None, help="keep what was compiled in this folder")
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """The limits that the flags ask for. Raises ``UserError`` for a time that is none."""
+    if not 0 < args.timeout < math.inf:
+        raise UserError(f"--timeout is {args.timeout:g}; it must be greater than 0 and finite")
+    return Limits(seconds=args.timeout, sanitize=not args.no_sanitizers, unsafe=args.unsafe, cache=args.cache)
 
 
 def main(args: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit code."""
-    for flag, value in (("--timeout", args.timeout), ("--workers", args.workers or 1), ("--k", min(args.k))):
-        if not 0 < value < math.inf:
+    for flag, value in (("--workers", args.workers or 1), ("--k", min(args.k))):
+        if value < 1:
             raise UserError(f"{flag} is {value:g}; it must be greater than 0 and finite")
+    limits = limits_of(args)
     if args.output and args.output.exists():
         raise UserError(f"{args.output} exists; give another --output")
-    pairs = read_pairs(args.pairs, args.limit)
-    tested = [pair for pair in pairs if pair.tests]
-    if not tested:
-        raise UserError(f"{args.pairs}: none of its {len(pairs)} pairs has tests; nothing to run")
-    results = run_many([(pair.language, pair.code, pair.tests or "") for pair in tested], args.timeout, args.workers)
-    if len(tested) < len(pairs):
-        print(f"{len(pairs) - len(tested)} of {len(pairs)} pairs have no tests and were not run")
-    columns = [f"pass@{k}" for k in args.k]
+    places = read_places(args.pairs, args.limit)
+    usable, unusable = _check(places, args.skip_bad_tests)
+    if not usable:
+        raise UserError(f"{args.pairs}: none of its {len(places)} pairs has usable tests; nothing to run")
+    for language in dict.fromkeys(pair.language for pair, _ in usable):
+        if tools := missing_tools(language):
+            print(f"{' and '.join(tools)} not found on the path; install {PACKAGES[tools[0]]}", file=sys.stderr)
+    jobs = [(pair.language, pair.code, tests) for pair, tests in usable]
+    verdicts: list[Verdict] = []
+    try:
+        for verdict in judge_many(jobs, limits, args.workers):
+            verdicts.append(verdict)
+    finally:  # an interrupted run keeps what it has
+        if args.output and verdicts:
+            rows = [{"id": p.id, "language": p.language, **asdict(v)} for (p, _), v in zip(usable, verdicts)]
+            rows += [{"id": p.id, "language": p.language, "status": "unusable", "detail": why} for p, why in unusable]
+            write_json_lines(args.output, rows)
+    if untested := len(places) - len(usable) - len(unusable):
+        print(f"{untested} of {len(places)} pairs have no tests and were not run")
+    if unusable:
+        print(f"{len(unusable)} of {len(places)} pairs have unusable tests and were not run")
+    _print_table(args.k, [(pair, verdict) for (pair, _), verdict in zip(usable, verdicts)])
+    return 0
+
+
+def _check(places: list[tuple[str, Pair]], skip: bool) -> tuple[list[tuple[Pair, CaseTests]], list[tuple[Pair, str]]]:
+    """Pairs with their tests, and those whose tests are unusable with the reason; raises it unless ``skip``."""
+    usable, unusable = [], []
+    for where, pair in places:
+        if not pair.tests:
+            continue
+        try:
+            check_language(pair.language)
+            usable.append((pair, CaseTests.parse(pair.tests, pair.language)))
+        except UserError as error:
+            message = f"{where}, id {pair.id!r}: {error}"
+            if not skip:
+                raise UserError(f"{message}; fix it, or leave such rows out with --skip-bad-tests") from error
+            print(f"skipped: {message}", file=sys.stderr)
+            unusable.append((pair, str(error)))
+    return usable, unusable
+
+
+def _print_table(ks: list[int], judged: list[tuple[Pair, Verdict]]) -> None:
+    columns = [f"pass@{k}" for k in ks]
     print("  ".join([f"{'language':<12}", *(f"{name:>13}" for name in (*STATUSES, *columns))]))
-    for language in dict.fromkeys(pair.language for pair in tested):
-        found = [(i, result) for i, (pair, result) in enumerate(zip(tested, results)) if pair.language == language]
-        counts = Counter(result.status for _, result in found)
+    for language in dict.fromkeys(pair.language for pair, _ in judged):
+        found = [(i, pair, verdict) for i, (pair, verdict) in enumerate(judged) if pair.language == language]
+        counts = Counter(verdict.status for _, _, verdict in found)
         samples: dict[str, list[bool]] = defaultdict(list)
-        for i, result in found:
-            if result.status != "unavailable":
-                samples[tested[i].id or f"row {i}"].append(result.passed)
+        for i, pair, verdict in found:
+            if verdict.status != "unavailable":
+                samples[pair.id or f"row {i}"].append(verdict.passed)
         groups = [(len(passed), sum(passed)) for passed in samples.values()]
         least = min((size for size, _ in groups), default=0)
-        rates = [f"{mean_pass_at_k(groups, k):.4f}" if k <= least else "too few" for k in args.k]
+        rates = [f"{mean_pass_at_k(groups, k):.4f}" if k <= least else "too few" for k in ks]
         cells = [*(str(counts[status]) for status in STATUSES), *rates]
         print("  ".join([f"{language:<12}", *(f"{cell:>13}" for cell in cells)]))
-    if args.output:
-        rows = ({"id": p.id, "language": p.language, **asdict(result)} for p, result in zip(tested, results))
-        write_json_lines(args.output, rows)
-    return 0

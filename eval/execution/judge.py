@@ -32,7 +32,7 @@ def judge(language: str, answer: str, tests: CaseTests | ProgramTests, limits: L
 
     Raises ``UserError`` for a language that cannot be run, and where nothing contains programs (see :class:`Limits`).
     """
-    _known(language)
+    check_language(language)
     return _judge(language, make_task(answer, tests, False), Sandbox(limits), _builds(limits.cache))
 
 
@@ -43,7 +43,7 @@ def judge_many(jobs: Iterable[Job], limits: Limits = _DEFAULT, workers: int | No
     """
     listed = list(jobs)
     for language, _, _ in listed:
-        _known(language)
+        check_language(language)
     sandbox, builds = Sandbox(limits), _builds(limits.cache)
     return _verdicts(listed, sandbox, builds, workers or os.cpu_count() or 1)
 
@@ -91,9 +91,9 @@ def _judge(language: str, task: Task, sandbox: Sandbox, builds: Builds, after: F
     return Verdict("passed")
 
 
-def _known(language: str) -> str:
+def check_language(language: str) -> None:
+    """Raises ``UserError`` for a language that cannot be run."""
     if language not in TOOLS:
         raise UserError(
             f"cannot run {language!r}{did_you_mean(language, TOOLS)}; languages that can be run: {', '.join(TOOLS)}"
         )
-    return language

@@ -168,8 +168,11 @@ class Sandbox:
                     if pipe >= 0:
                         os.close(pipe)
         errors = head if len(tail) < _ERROR_BYTES // 2 else head + b"\n...\n" + tail
-        status = json.loads(report) if report and why is None else {"code": None, "why": why}
-        return Ended(status["code"], status["why"], bytes(results), errors.decode("utf-8", errors="replace"))
+        code: int | None = None
+        if report and why is None:
+            status = json.loads(report)
+            code, why = status["code"], status["why"]
+        return Ended(code, why, bytes(results), errors.decode("utf-8", errors="replace"))
 
 
 def _write(pipe: int, data: memoryview) -> memoryview:
@@ -308,8 +311,8 @@ def _system_paths() -> tuple[Path, ...]:
     found += [Path(sys.prefix), Path(sys.base_prefix), HARNESS]
     found += [Path(path) for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     for tool in ("node", "java", "javac", "g++"):
-        if path := shutil.which(tool):
-            found += [Path(path).parent, Path(path).resolve().parent.parent]
+        if place := shutil.which(tool):
+            found += [Path(place).parent, Path(place).resolve().parent.parent]
     roots: list[Path] = []
     for path in sorted({p for p in found if p.exists() and p != Path("/")}, key=lambda p: len(p.parts)):
         if not any(path.is_relative_to(root) for root in roots) and str(path) not in _ROOT_LINKS:

@@ -46,7 +46,10 @@ class Script:
 
 def javascript(answer: str) -> Script:
     """Reads declarations of functions, and of variables whatever their value; ``main`` is left out."""
-    module, functions, others, classes = False, [], [], []
+    module = False
+    functions: list[str] = []
+    others: list[str] = []
+    classes: list[str] = []
     for node in _parse("javascript", answer).children:
         if node.type in ("export_statement", "import_statement"):
             module = True

@@ -1,13 +1,14 @@
 """The form in which arguments and results cross the pipes, and how the judge compares results.
 
-A value is a sequence of words: ``N`` null, ``T`` ``F`` booleans, ``i12`` an integer, ``d1.5`` a float, ``j12`` a
-JavaScript number (which is either), ``s`` and ``c`` with the text of a string or a character in hexadecimal UTF-8,
-``[2`` a list and its items, ``{1`` a map with its keys and values, ``O1`` a map whose keys are names (an object), and
-``x`` with the name, in hexadecimal, of a type that is none of these.
+A value is a sequence of words: ``N`` null, ``T`` ``F`` booleans, ``i12`` (or ``hc``) an integer, ``d1.5`` a float,
+``j12`` a JavaScript number (which is either), ``s`` and ``c`` with the text of a string or a character in hexadecimal
+UTF-8, ``[2`` a list and its items, ``{1`` a map with its keys and values, ``O1`` a map whose keys are names (an
+object), and ``x`` with the name, in hexadecimal, of a type that is none of these.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,6 +83,8 @@ def decode(words: Iterator[str]) -> Any:
             return kind == "T"
         case "i":
             return int(rest)
+        case "h":
+            return int(rest, 16)
         case "d":
             return float(rest)
         case "j":
@@ -155,7 +158,7 @@ def _key(key: Any, type_: Type, named: bool) -> tuple[str, Any]:
     """A key with its type, so that True is not 1; names of properties become what the type says."""
     if named and isinstance(key, str):
         try:
-            key = {"int": int, "float": float, "bool": {"true": True, "false": False}.get}.get(type_.head, str)(key)
+            key = key if type_.head == "str" else json.loads(key)
         except ValueError:
             return "text", key
     if isinstance(key, Number):

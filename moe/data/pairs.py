@@ -47,14 +47,18 @@ def read_pairs(path: str | Path, limit: int | None = None) -> list[Pair]:
     Blank lines are allowed. Raises :class:`UserError` with file and line number for everything else that is not a pair,
     and for a file without any pair.
     """
+    return [pair for _, pair in read_places(path, limit)]
+
+
+def read_places(path: str | Path, limit: int | None = None) -> list[tuple[str, Pair]]:
+    """As :func:`read_pairs`, each pair with its place (``"FILE, line N"``)."""
     path = Path(path)
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}, expected at least 1 pair")
     if not path.name.endswith(SUFFIXES):
         raise UserError(f"{path}: pairs are read from a file named *.jsonl or *.jsonl.gz")
-    pairs: list[Pair] = []
-    for where, row in islice(read_json_lines(path, ", ".join(REQUIRED_KEYS)), limit):
-        pairs.append(_parse_pair(row, where))
+    rows = islice(read_json_lines(path, ", ".join(REQUIRED_KEYS)), limit)
+    pairs = [(where, _parse_pair(row, where)) for where, row in rows]
     if not pairs:
         raise UserError(f"{path}: holds no pairs; expected at least one line with {', '.join(REQUIRED_KEYS)}")
     return pairs

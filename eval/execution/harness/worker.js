@@ -17,6 +17,7 @@ const { isInteger } = Number;
 const uncurry = (method) => Function.prototype.call.bind(method);
 const push = uncurry(Array.prototype.push);
 const join = uncurry(Array.prototype.join);
+const slice = uncurry(String.prototype.slice);
 const eachInMap = uncurry(Map.prototype.forEach);
 const sizeOfMap = uncurry(getOwnPropertyDescriptor(Map.prototype, "size").get);
 const hexOf = uncurry(Buffer.prototype.toString);
@@ -37,7 +38,7 @@ const hex = (text) => hexOf(bufferFrom(text, "utf8"), "hex");
 function send(line) {
   const text = `${secret} ${line}\n`;
   for (let at = 0; at < text.length; at += 32768) {
-    const part = bufferFrom(text.slice(at, at + 32768), "latin1");
+    const part = bufferFrom(slice(text, at, at + 32768), "latin1");
     for (let sent = 0; sent < part.length; ) {
       try {
         sent += writeSync(+resultsFd, part, sent);
@@ -50,7 +51,7 @@ function send(line) {
 
 function describe(error) {
   try {
-    return hex(string(error).slice(0, 300));
+    return hex(slice(string(error), 0, 300));
   } catch {
     return hex("an exception");
   }
@@ -116,24 +117,27 @@ function decoder(make) {
   return (call) => read(call.split(" "));
 }
 
+// What to call: a function, and what it is a method of.
+const found = (target, self) => ({ target, self });
+
 // The function called `wanted` as a method of one of the classes: static, or of an instance.
-function method(found, wanted) {
-  for (const class_ of found) {
+function method(classes_, wanted) {
+  for (let i = 0; i < classes_.length; i++) {
+    const class_ = classes_[i];
     if (typeof class_ !== "function") continue;
-    if (typeof class_[wanted] === "function") return class_[wanted].bind(class_);
+    if (typeof class_[wanted] === "function") return found(class_[wanted], class_);
     if (typeof class_.prototype?.[wanted] === "function") {
       const object = construct(class_, []);
-      return object[wanted].bind(object);
+      return found(object[wanted], object);
     }
   }
   return undefined;
 }
 
-function runCases(find, realms, make) {
-  const calls = rest.map(decoder(make));
-  let target;
+function runCases(find, realms, calls) {
+  let target, self;
   try {
-    target = find();
+    ({ target, self } = find());
   } catch (error) {
     return send(`R - ${describe(error)}`);
   }
@@ -141,7 +145,7 @@ function runCases(find, realms, make) {
   for (let i = 0; i < calls.length; i++) {
     let line;
     try {
-      line = `V ${i} ${encode(apply(target, undefined, calls[i]), realms)}`;
+      line = `V ${i} ${encode(apply(target, self, calls[i]), realms)}`;
     } catch (error) {
       line = `R ${i} ${describe(error)}`;
     }
@@ -165,6 +169,8 @@ if (mode === "program") {
     value: (value, ...message) => {
       if (!value && broken === undefined) broken = describe(`console.assert ${message.join(" ")}`);
     },
+    writable: false,
+    configurable: false,
   });
 }
 
@@ -186,21 +192,22 @@ if (nodeModules) fs.symlinkSync(nodeModules, "node_modules");
 
 if (kind === "module") {
   const file = path.resolve("answer.mjs");
-  const make = vm.runInThisContext(MAKE);
+  const calls = mode === "cases" ? rest.map(decoder(vm.runInThisContext(MAKE))) : [];
   // What is not exported is given away under a name of our own.
   const chosen = declared.includes(names) ? names : declared[0];
   const locals = [chosen, ...classNames].filter(Boolean).map((name, i) => `${name} as __judged_${i}`);
   fs.writeFileSync(file, mode === "cases" ? `${code}\n;export { ${locals.join(", ")} };\n` : code);
   const space = (module) => {
     const exported = module[names];
-    if (typeof exported === "function") return exported;
-    const local = locals.map((_, i) => module[`__judged_${i}`]);
-    if (chosen === names) return local[0];
-    return method(chosen ? local.slice(1) : local, names) ?? (chosen ? local[0] : module.default);
+    if (typeof exported === "function") return found(exported);
+    const local = [];
+    for (let i = 0; i < locals.length; i++) push(local, module[`__judged_${i}`]);
+    if (chosen === names) return found(local[0]);
+    return method([...local, module.default], names) ?? found(chosen ? local[0] : module.default);
   };
   import(pathToFileURL(file)).then((module) => {
     started = true;
-    if (mode === "cases") runCases(() => space(module), [ours, ours], make);
+    if (mode === "cases") runCases(() => space(module), [ours, ours], calls);
     else finish();
   }, failed);
 } else {
@@ -215,19 +222,22 @@ if (kind === "module") {
   const context = vm.createContext(globals);
   globals.global = vm.runInContext("globalThis", context);
   const theirs = vm.runInContext(PROTOTYPES, context);
-  const make = vm.runInContext(MAKE, context);
+  const calls = mode === "cases" ? rest.map(decoder(vm.runInContext(MAKE, context))) : [];
   // A plain object, as it is for files: the answer's own realm made it.
   module.exports = globals.exports = vm.runInContext("({})", context);
   const before = names ? own(globals, names) : undefined;
+  const isDeclared = declared.includes(names);
   const find = () => {
     const look = (name) => vm.runInContext(name, context);
-    if (declared.includes(names)) return look(names);
+    if (isDeclared) return found(look(names));
     const assigned = own(globals, names);
-    if (assigned !== before && typeof assigned === "function") return assigned;
+    if (assigned !== before && typeof assigned === "function") return found(assigned);
     const exported = module.exports;
-    if (typeof exported?.[names] === "function") return exported[names];
-    const classes_ = [...classNames.map(look), ...(typeof exported === "function" ? [exported] : [])];
-    return method(classes_, names) ?? (typeof exported === "function" ? exported : declared[0] && look(declared[0]));
+    if (typeof exported?.[names] === "function") return found(exported[names], exported);
+    const classes_ = [exported];
+    for (let i = 0; i < classNames.length; i++) push(classes_, look(classNames[i]));
+    const last = typeof exported === "function" ? exported : declared[0] && look(declared[0]);
+    return method(classes_, names) ?? found(last);
   };
   try {
     const script = new vm.Script(code, {
@@ -236,7 +246,7 @@ if (kind === "module") {
     });
     started = true;
     script.runInContext(context);
-    if (mode === "cases") runCases(find, [theirs, ours], make);
+    if (mode === "cases") runCases(find, [theirs, ours], calls);
     else finish();
   } catch (error) {
     failed(error);

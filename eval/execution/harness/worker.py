@@ -44,7 +44,7 @@ def make_encoder(hexed):
 
     none, true, kind, integer, floating, text, sequence = None, True, type, int, float, str, list
     boolean, join, items, name = bool, str.join, dict.items, type.__dict__["__name__"].__get__
-    length, show, show_float, deep = len, int.__repr__, float.__repr__, RecursionError
+    length, show, show_hex, show_float, deep = len, int.__repr__, int.__format__, float.__repr__, RecursionError
     maps = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
     map_ids = tuple(maps)
 
@@ -55,7 +55,7 @@ def make_encoder(hexed):
         if type_ is boolean:
             return "T" if value is true else "F"
         if type_ is integer:
-            return "i" + show(value)
+            return "h" + show_hex(value, "x")  # decimal digits have a limit
         if type_ is floating:
             return "d" + show_float(value)
         if type_ is text:
@@ -116,12 +116,14 @@ def find(module, names):
     return wanted, None
 
 
-def load(source, name, send, describe):
+def load(source, name, given, send, describe):
     """The module that the answer is; None, and a line sent, when it does not compile or raises."""
     with open(_FILE, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(source)
     module = types.ModuleType(name)
     module.__file__ = os.path.abspath(_FILE)
+    for known in given:
+        module.__dict__[known] = __import__(known)
     try:
         code = compile(source.removeprefix("\ufeff"), module.__file__, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -139,7 +141,8 @@ def load(source, name, send, describe):
 def run_cases(source, names, calls, send, hexed, describe):
     encode, done, Exception_, int_text = make_encoder(hexed), os._exit, Exception, int.__repr__
     calls = list(enumerate(decode(iter(call.split())) for call in calls))
-    module = load(source, "answer", send, describe)
+    # Structured tests say nothing of imports, and an answer is often only the function.
+    module = load(source, "answer", ("collections", "itertools", "math", "re"), send, describe)
     if module is None:
         return
     try:
@@ -196,7 +199,7 @@ def run_program(source, names, tests, send, hexed, describe):
     except (SyntaxError, ValueError) as error:
         send("C " + describe(error))
         return
-    module = load(source, "answer", send, describe)
+    module = load(source, "answer", (), send, describe)
     if module is None:
         return
     space = {key: value for key, value in module.__dict__.items() if key not in own or key in names}

@@ -4,14 +4,13 @@ The embedded default of this project trains on them, so it needs no data set. Th
 code and stands apart from the model: only the names below are imported from outside it.
 
 Families of small tasks over numbers, strings, lists, maps and matrices (``families/``) combine known parts (``parts``:
-predicates, transforms, aggregates ...) into blueprints (``family``); ``generate`` draws pairs from them by seed and
-``program`` renders a solution with its test cases as a complete program. A hash of a problem's family and parameters
+predicates, transforms, aggregates ...) into blueprints (``family``); ``generate`` draws pairs from them by seed, each
+with test cases that ``eval.execution`` runs. A hash of a problem's family and parameters
 alone decides whether it belongs to train, validation or test, so no rewording of a held-out problem, in any language,
 is ever in the training split.
 """
 
 from moe.data.synthetic.family import SPLITS, TASK_LANGUAGES
 from moe.data.synthetic.generate import generate_pairs
-from moe.data.synthetic.program import render_program
 
-__all__ = ["SPLITS", "TASK_LANGUAGES", "generate_pairs", "render_program"]
+__all__ = ["SPLITS", "TASK_LANGUAGES", "generate_pairs"]

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moe.data.synthetic.types import cpp_parameter, cpp_type, java_type, parse_type, to_json
+from moe.data.synthetic.types import cpp_parameter, cpp_type, java_type, to_json
 
 TASK_LANGUAGES = ("python", "java", "javascript", "cpp")
 SPLITS = ("train", "validation", "test")
@@ -306,9 +306,3 @@ def ask(goals: str | Sequence[str], place: str, given: str, verb: str = "Compute
             f"Take {given} and return {bare}.",
         ]
     return tuple(sentences)
-
-
-def uses_float(type_: str) -> bool:
-    """Whether values of the type hold floats, which are compared with a tolerance."""
-    head, parts = parse_type(type_)
-    return head == "float" or any(uses_float(part) for part in parts)

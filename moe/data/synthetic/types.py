@@ -8,7 +8,6 @@ In JSON a map is a list of ``[key, value]`` pairs, because JSON objects know onl
 
 from __future__ import annotations
 
-import json
 from functools import cache
 from typing import Any
 
@@ -76,69 +75,3 @@ def to_json(value: Any, type_: str) -> Any:
     if head == "matrix":
         return [list(row) for row in value]
     return [to_json(item, parts[0]) for item in value]
-
-
-def literal(language: str, value: Any, type_: str) -> str:
-    """Source text of a JSON value (see :func:`to_json`) of the given type, as an expression of ``language``."""
-    return {"python": _python_literal, "java": _java_literal, "javascript": _javascript_literal, "cpp": _cpp_literal}[
-        language
-    ](value, type_)
-
-
-def _python_literal(value: Any, type_: str) -> str:
-    head, parts = parse_type(type_)
-    if head == "map":
-        return "{" + ", ".join(f"{key!r}: {_python_literal(item, parts[1])}" for key, item in value) + "}"
-    if head == "list":
-        return "[" + ", ".join(_python_literal(item, parts[0]) for item in value) + "]"
-    return repr(float(value)) if head == "float" else repr(value)
-
-
-def _quoted(text: str) -> str:
-    # JSON's escapes of printable text are valid in Java, JavaScript and C++ string literals alike.
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _scalar(value: Any, head: str) -> str:
-    if head == "str":
-        return _quoted(value)
-    if head == "bool":
-        return "true" if value else "false"
-    return repr(float(value)) if head == "float" else repr(value)
-
-
-def _java_literal(value: Any, type_: str) -> str:
-    head, parts = parse_type(type_)
-    if head == "list":
-        return "List.of(" + ", ".join(_java_literal(item, parts[0]) for item in value) + ")"
-    if head == "map":
-        flat = ", ".join(f"{_java_literal(key, parts[0])}, {_java_literal(item, parts[1])}" for key, item in value)
-        return f"Harness.<{java_type(parts[0], True)}, {java_type(parts[1], True)}>mapOf({flat})"
-    if head == "matrix":
-        rows = ", ".join("{" + ", ".join(_scalar(item, parts[0]) for item in row) + "}" for row in value)
-        return f"new {java_type(parts[0])}[][] {{{rows}}}"
-    return _scalar(value, head)
-
-
-def _javascript_literal(value: Any, type_: str) -> str:
-    head, parts = parse_type(type_)
-    if head == "map":
-        pairs = ", ".join(f"[{_javascript_literal(k, parts[0])}, {_javascript_literal(v, parts[1])}]" for k, v in value)
-        return f"new Map([{pairs}])"
-    if head == "list":
-        return "[" + ", ".join(_javascript_literal(item, parts[0]) for item in value) + "]"
-    if head == "matrix":
-        return _javascript_literal(value, f"list[list[{parts[0]}]]")
-    return _scalar(value, head)
-
-
-def _cpp_literal(value: Any, type_: str) -> str:
-    head, parts = parse_type(type_)
-    if head == "map":
-        pairs = ", ".join(f"{{{_cpp_literal(key, parts[0])}, {_cpp_literal(item, parts[1])}}}" for key, item in value)
-        return f"{cpp_type(type_)}{{{pairs}}}"
-    if head == "list":
-        return f"{cpp_type(type_)}{{{', '.join(_cpp_literal(item, parts[0]) for item in value)}}}"
-    if head == "matrix":
-        return _cpp_literal(value, f"list[list[{parts[0]}]]")
-    return f"std::string({_quoted(value)})" if head == "str" else _scalar(value, head)
