@@ -194,6 +194,7 @@ def cpp(answer: str) -> CppFile:
         listed = declarator.child_by_field_name("parameters")
         parameters = [n for n in listed.named_children if "parameter" in n.type] if listed else []
         count = 0 if [_text(p) for p in parameters] == ["void"] else len(parameters)
+        template = template or any(_text(n.child_by_field_name("type")).startswith("auto") for n in parameters)
         kind: Literal["plain", "method", "generic"] = "method" if owner else "generic" if template else "plain"
         found.append(Function(f"{owner}::{name}" if owner else f"{scope}{name}", kind, count, owner))
     macros = [
