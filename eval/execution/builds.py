@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,7 @@ CPP_FLAGS = ("-std=gnu++20", "-Werror=return-type", "-fno-access-control")
 PLAIN = ("-O0",)
 SANITIZED = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 JVM_FLAGS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-XX:-UsePerfData")
+_KEPT = 512  # compiled answers in the folder of a process
 _JAVA_BATCH_S = 2.0  # added to the time limit for each further file of one compiler run
 
 
@@ -41,6 +43,7 @@ class Builds:
     """Compiled answers by their sources. Threads may share one."""
 
     def __init__(self, folder: Path | None = None) -> None:
+        self._bounded = folder is None
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="execution-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -49,6 +52,7 @@ class Builds:
             folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._known: dict[str, Built] = {}
+        self._answers: deque[str] = deque()  # the compiled ones, the oldest first
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -66,7 +70,9 @@ class Builds:
             work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
             os.chmod(work, 0o777)  # in the sandbox another user writes to it
             built = build(work)
-            if not built.error:
+            if built.error:
+                shutil.rmtree(work, ignore_errors=True)
+            else:
                 (work / "done").touch()
                 try:
                     work.rename(final)
@@ -75,6 +81,10 @@ class Builds:
                 built = Built(final)
             if not built.timed_out:
                 self._known[name] = built
+            if self._bounded and key[0] in ("cpp", "java"):
+                self._answers.append(name)
+                if len(self._answers) > _KEPT and (oldest := self._known.pop(self._answers.popleft(), None)):
+                    shutil.rmtree(oldest.folder, ignore_errors=True)
             return built
 
     def cpp(self, sandbox: Sandbox, source: str, kind: Sequence[str], flags: Sequence[str], precompiled: bool) -> Built:

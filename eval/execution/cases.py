@@ -75,7 +75,7 @@ class CaseTests:
         if not isinstance(tests, Mapping) or any(key not in tests for key in _KEYS):
             raise UserError(f"tests are not an object with {', '.join(_KEYS)}")
         function, parameters, returns, cases = (tests[key] for key in _KEYS)
-        if not isinstance(function, str) or not function.isidentifier():
+        if not isinstance(function, str) or not function.replace("$", "_").isidentifier():
             raise UserError(f"function is {function!r}; expected the name of a function")
         if not _is_list(parameters) or not all(
             _is_list(p) and len(p) == 2 and all(isinstance(part, str) for part in p) for p in parameters

@@ -88,6 +88,13 @@ class Sandbox:
         self._stopped.set()
 
     def run(self, program: Program) -> Ended:
+        """Runs a program to its end. One that never started, as when memory was short, is tried again."""
+        ended = self._run(program)
+        if ended.code is None and ended.why is None and self.mode != "none":
+            ended = self._run(program)
+        return ended
+
+    def _run(self, program: Program) -> Ended:
         with _working_folder(self.mode, program) as cwd:
             request_read, request_write = os.pipe()
             results_read, results_write = os.pipe()
@@ -314,7 +321,8 @@ def _system_paths() -> tuple[Path, ...]:
         if place := shutil.which(tool):
             found += [Path(place).parent, Path(place).resolve().parent.parent]
     roots: list[Path] = []
-    for path in sorted({p for p in found if p.exists() and p != Path("/")}, key=lambda p: len(p.parts)):
+    found = [path for path in found if path.exists() and not Path.home().is_relative_to(path)]
+    for path in sorted(set(found), key=lambda p: len(p.parts)):
         if not any(path.is_relative_to(root) for root in roots) and str(path) not in _ROOT_LINKS:
             roots.append(path)
     return tuple(roots)
@@ -323,10 +331,10 @@ def _system_paths() -> tuple[Path, ...]:
 @cache
 def works(mode: Mode) -> str:
     """An empty string where a mode contains programs on this machine, else why not."""
-    if mode == "none":
-        return ""
     if not sys.platform.startswith("linux"):
         return "this is not Linux"
+    if mode == "none":
+        return ""
     if mode == "bubblewrap" and not shutil.which("bwrap"):
         return "bwrap is not on the path"
     ended = Sandbox(Limits(), mode).run(Program([str(shutil.which("true"))], 10))
@@ -341,7 +349,7 @@ def _choose(limits: Limits) -> Mode:
     for mode in MODES[:-1]:
         if not works(mode):
             return mode
-    if limits.unsafe:
+    if limits.unsafe and not works("none"):
         return "none"
     raise UserError(
         "nothing here contains the code that would run (bubblewrap: "

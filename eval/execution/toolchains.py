@@ -235,6 +235,13 @@ def _tool(name: str) -> str:
 
 def read_verdict(task: Task, program: Program, ended: Ended) -> Verdict:
     """What the results of one program say."""
+    try:
+        return _verdict(task, program, ended)
+    except (ValueError, RuntimeError, StopIteration):  # an answer that found out how results are sent wrote some
+        return Verdict("runtime_error", "its results cannot be read")
+
+
+def _verdict(task: Task, program: Program, ended: Ended) -> Verdict:
     secret = f"{task.secret} ".encode()
     lines = [line[len(secret) :].decode() for line in ended.results.split(b"\n") if line.startswith(secret)]
     if ended.why == "timeout" or ended.code == -signal.SIGXCPU:
@@ -275,10 +282,7 @@ def _case_verdict(tests: CaseTests, lines: Sequence[str], ended: Ended, over: bo
         if kind == "R":
             raised = raised or f"case {index} raised {text(rest)}"
             continue
-        try:
-            actual = decode(iter(rest.split(" ")))
-        except (ValueError, StopIteration, RecursionError):
-            break
+        actual = decode(iter(rest.split(" ")))
         if not same(actual, case.expected, tests.returns):
             failed = failed or f"case {index} got {_short(actual)}"
     if raised:

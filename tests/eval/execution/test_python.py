@@ -84,6 +84,15 @@ def test_results_count_by_exact_type():
     )
 
 
+FORGER = """import sys
+frame = sys._getframe()
+while "send" not in frame.f_locals:
+    frame = frame.f_back
+for line in LINES:
+    frame.f_locals["send"](line)
+"""
+
+
 def test_output_of_an_answer_is_no_verdict():
     scan = (
         "import os\nfor fd in range(3, 64):\n    try:\n        os.write(fd, b'V 0 i4\\nV 1 i-6\\nE\\n')\n"
@@ -101,6 +110,15 @@ def test_output_of_an_answer_is_no_verdict():
             ),
             "closes its output": ("import os\nos.close(1)\nos.close(2)\n" + RIGHT, TWICE, "passed"),
             "closes everything": ("import os\nos.closerange(0, 64)\n" + RIGHT, TWICE, "runtime_error"),
+            **{
+                f"sends {lines!r} as we do": (f"LINES = {lines!r}\n{FORGER}{WRONG}", TWICE, "runtime_error")
+                for lines in (["C zz"], ["V 0 [9 i4"], ["V 0 {1 i4"], ["V 0 q", "E"], ["V 0 i" + "9" * 5000], ["R 0 q"])
+            },
+            "sends wrong values as we do": (
+                f"LINES = ['V 0 i0', 'V 1 i0', 'E']\n{FORGER}import os\nos._exit(0)\n",
+                TWICE,
+                "failed",
+            ),
             "exits early": ("import os\ndef twice(n):\n    os._exit(0)\n", TWICE, "runtime_error"),
             "exits at once": ("import sys\nsys.exit(0)\n" + RIGHT, TWICE, "runtime_error"),
             "exits after the first case": (
