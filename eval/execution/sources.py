@@ -19,6 +19,7 @@ _JAVA_TYPES = (
     "annotation_type_declaration",
 )
 _JAVA_IMPORTS = "import java.util.*; import java.util.function.*; import java.util.stream.*;"
+_ANY, _VARIABLE = -1, -2  # numbers of parameters: unknown; of what may be no function, and is called only by its name
 _JS_CLASSES = ("class_declaration", "abstract_class_declaration")
 
 
@@ -37,7 +38,10 @@ def _text(node: Node | None) -> str:
 
 @dataclass(frozen=True)
 class Script:
-    """A JavaScript answer: whether it is a module, and the names at its top level, the last one first."""
+    """A JavaScript answer: whether it is a module, the names at its top level, the last one first, and its classes.
+
+    An object literal that a variable holds counts as a class: it has methods.
+    """
 
     module: bool
     functions: tuple[str, ...]
@@ -66,7 +70,7 @@ def javascript(answer: str) -> Script:
                 called = value is not None and value.type in (
                     "arrow_function", "function_expression", "generator_function",
                 )  # fmt: skip
-                if value is not None and value.type == "class":
+                if value is not None and value.type in ("class", "object"):
                     classes.append(_text(name))
                 else:
                     (functions if called else others).append(_text(name))
@@ -158,7 +162,8 @@ class CppFile:
             if len(fitting) == 1 and fitting[0].kind == "method":
                 return fitting[0]
             return Function(named[-1].name, named[-1].kind if named[-1].kind == "method" else "generic", parameters)
-        others = [f for f in self.functions if f.parameters == parameters] or list(self.functions)
+        functions = [f for f in self.functions if f.parameters != _VARIABLE]
+        others = [f for f in functions if f.parameters == parameters] or functions
         return (named or others or [Function(wanted, "generic", parameters)])[-1]
 
 
@@ -174,9 +179,10 @@ def cpp(answer: str) -> CppFile:
         if declarator is None:
             continue
         if declarator.type == "init_declarator":
-            name, value = _text(declarator.child_by_field_name("declarator")), declarator.child_by_field_name("value")
-            if value is not None and (value.type == "lambda_expression" or "function" in _text(node)):
-                found.append(Function(f"{scope}{name}", "generic", -1))
+            value = declarator.child_by_field_name("value")
+            called = value is not None and (value.type == "lambda_expression" or "function<" in _text(node))
+            name = next((_text(n) for n in _descend(declarator, "identifier")), "")
+            found.append(Function(f"{scope}{name}", "generic", _ANY if called else _VARIABLE))
             continue
         if declarator.type != "function_declarator":
             continue

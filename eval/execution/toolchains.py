@@ -192,7 +192,7 @@ def _cpp_source(task: Task, header_first: bool) -> str:
     undefine = "".join(f"#undef {macro}\n" for macro in file.macros)
     function = file.find(tests.function, len(tests.parameters))
     name = f"::{function.name}"
-    if function.kind == "generic":
+    if function.kind == "generic" or (function.kind == "plain" and function.parameters != len(tests.parameters)):
         types = ", ".join(_cpp_type(tests, i) for i in range(len(tests.parameters)))
         call = f"[](auto&... values) -> decltype(auto) {{ return {name}(values...); }}"
         entry = f"static auto judged_entry = ::judged::Entry::generic<{types}>({call});\n"

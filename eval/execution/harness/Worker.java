@@ -7,6 +7,7 @@ import java.io.InputStream;
 import java.io.OutputStream;
 import java.lang.reflect.Array;
 import java.lang.reflect.Constructor;
+import java.lang.reflect.Field;
 import java.lang.reflect.GenericArrayType;
 import java.lang.reflect.InvocationTargetException;
 import java.lang.reflect.Method;
@@ -116,6 +117,8 @@ public class Worker {
         String wanted = lines[2];
         List<?> first = (List<?>) calls.get(0);
         Method method = find(classes, wanted, first);
+        Object field = method == null ? function(classes, wanted) : null;
+        if (field != null) method = find(List.of(field.getClass().getInterfaces()), null, first);
         if (method == null) {
             for (String name : lines[3].split(" ")) {
                 if (method == null && !defined(classes, wanted)) method = find(classes, name, first);
@@ -130,7 +133,8 @@ public class Worker {
             String line;
             try {
                 Object[] values = arguments(method, (List<?>) calls.get(i));
-                Object self = Modifier.isStatic(method.getModifiers()) ? null : make(method.getDeclaringClass());
+                Object self = Modifier.isStatic(method.getModifiers()) ? null
+                    : field != null ? field : make(method.getDeclaringClass(), classes);
                 line = "V " + i + " " + encode(method.invoke(self, values));
             } catch (InvocationTargetException error) {
                 line = "R " + i + " " + describe(error.getCause());
@@ -140,6 +144,21 @@ public class Worker {
             send(line);
         }
         send("E");
+    }
+
+    /** A lambda, or another object with one method, in a field of that name. */
+    private static Object function(List<Class<?>> classes, String name) {
+        for (Class<?> one : classes) {
+            try {
+                Field field = one.getDeclaredField(name);
+                if (!field.getType().isInterface()) continue;
+                field.setAccessible(true);
+                return field.get(Modifier.isStatic(field.getModifiers()) ? null : make(one, classes));
+            } catch (ReflectiveOperationException | LinkageError absent) {
+                // Another class has it.
+            }
+        }
+        return null;
     }
 
     private static boolean defined(List<Class<?>> classes, String name) {
@@ -155,15 +174,18 @@ public class Worker {
         }
     }
 
-    /** The first method of that name which takes these arguments, else the first of that name and number. */
+    /**
+     * The first method of that name which takes these arguments, else the first of that name and number. Without a name:
+     * the method that an interface leaves to a lambda.
+     */
     private static Method find(List<Class<?>> classes, String name, List<?> values) {
         Method close = null;
         for (Class<?> one : classes) {
             for (Method method : methods(one)) {
                 int count = method.getParameterCount();
                 boolean fits = count == values.size() || (method.isVarArgs() && values.size() >= count - 1);
-                if (!method.getName().equals(name) || method.isSynthetic() || !fits) continue;
-                if (Modifier.isAbstract(method.getModifiers())) continue;
+                if (name != null && !method.getName().equals(name) || method.isSynthetic() || !fits) continue;
+                if (Modifier.isAbstract(method.getModifiers()) != (name == null)) continue;
                 try {
                     arguments(method, values);
                     return method;
@@ -175,11 +197,16 @@ public class Worker {
         return close;
     }
 
-    private static Object make(Class<?> one) throws ReflectiveOperationException {
+    private static Object make(Class<?> one, List<Class<?>> classes) throws ReflectiveOperationException {
+        if (Modifier.isAbstract(one.getModifiers())) {
+            for (Class<?> other : classes) {
+                if (one.isAssignableFrom(other) && !Modifier.isAbstract(other.getModifiers())) return make(other, classes);
+            }
+        }
         if (one.isMemberClass() && !Modifier.isStatic(one.getModifiers())) {
             Constructor<?> inner = one.getDeclaredConstructor(one.getDeclaringClass());
             inner.setAccessible(true);
-            return inner.newInstance(make(one.getDeclaringClass()));
+            return inner.newInstance(make(one.getDeclaringClass(), classes));
         }
         Constructor<?> constructor = one.getDeclaredConstructor();
         constructor.setAccessible(true);

@@ -41,7 +41,10 @@ Call& entry() {
 
 namespace {
 
+const pid_t own = ::getpid();
+
 void send(int descriptor, const std::string& secret, const std::string& line) {
+    if (::getpid() != own) _exit(0);  // a copy that the answer made
     const std::string data = secret + " " + line + "\n";
     for (std::size_t sent = 0; sent < data.size();) {
         const ssize_t size = ::write(descriptor, data.data() + sent, data.size() - sent);

@@ -120,11 +120,11 @@ function decoder(make) {
 // What to call: a function, and what it is a method of.
 const found = (target, self) => ({ target, self });
 
-// The function called `wanted` as a method of one of the classes: static, or of an instance.
+// The function called `wanted` as a method of one of the classes or objects: static, or of an instance.
 function method(classes_, wanted) {
   for (let i = 0; i < classes_.length; i++) {
     const class_ = classes_[i];
-    if (typeof class_ !== "function") continue;
+    if (class_ === null || (typeof class_ !== "function" && typeof class_ !== "object")) continue;
     if (typeof class_[wanted] === "function") return found(class_[wanted], class_);
     if (typeof class_.prototype?.[wanted] === "function") {
       const object = construct(class_, []);

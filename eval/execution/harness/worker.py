@@ -11,14 +11,14 @@ import types
 _FILE = "answer.py"
 
 
-def make_writer(
-    descriptor, secret, write=os.write, str=str, bytes=bytes, len=len, type=type, exit_=os._exit, Exception=Exception
-):
-    """A function that sends one line; a process that cannot send is over."""
-    head = bytes(secret, "ascii") + b" "
+def make_writer(descriptor, secret, write=os.write, process=os.getpid, exit_=os._exit, Exception=Exception):
+    """A function that sends one line; a process that cannot send is over, and so is a copy of it."""
+    head, own, encode = bytes(secret, "ascii") + b" ", process(), str.encode
 
     def send(line):
-        data = head + str.encode(line, "ascii") + b"\n"
+        if process() != own:
+            exit_(0)
+        data = head + encode(line, "ascii") + b"\n"
         try:
             while data:
                 data = data[write(descriptor, data) :]
@@ -28,7 +28,7 @@ def make_writer(
     return send
 
 
-def make_hex(str=str, bytes=bytes, Exception=Exception, type=type):
+def make_hex(str=str, bytes=bytes, Exception=Exception):
     def hexed(text):
         try:
             return bytes.hex(str.encode(text, "utf-8", "surrogatepass"))

@@ -50,6 +50,8 @@ def test_the_wanted_function_is_called():
             "template": ("template <typename T>\nT twice(T n) { return 2 * n; }\n" + helper, TWICE, "passed"),
             "auto parameter": ("auto twice(auto n) { return 2 * n; }\n", TWICE, "passed"),
             "overloads": ("double twice(double x) { return 0; }\n" + RIGHT + "int twice(int a, int b) { return b; }\n", TWICE, "passed"),
+            "default argument": ("int twice(int n, int k = 2) { return n * k; }\n" + helper, TWICE, "passed"),
+            "pointer to a function": (helper + "int doubled(int n) { return 2 * n; }\nint (*twice)(int) = doubled;\n", TWICE, "passed"),
             "lambda": (helper + "auto twice = [](int n) { return scale(n, 2); };\n", TWICE, "passed"),
             "std::function": ("std::function<int(int)> twice = [](int n) { return 2 * n; };\n", TWICE, "passed"),
             "namespace": ("namespace tasks {\n" + RIGHT + "}\n", TWICE, "passed"),

@@ -75,6 +75,9 @@ def test_the_wanted_method_is_called():
             "deque": ("static int total(Deque<Integer> xs) { int s = 0; while (!xs.isEmpty()) s += xs.pop(); return s; }\n", TOTAL, "passed"),
             "generic": ("static <T extends Number> int total(List<T> xs) { int s = 0; for (T x : xs) s += x.intValue(); return s; }\n", TOTAL, "passed"),
             "objects": ("static Object total(Object xs) { int s = 0; for (Object x : (List<?>) xs) s += (Integer) x; return s; }\n", TOTAL, "passed"),
+            "lambda in a field": ("class A { static Function<Integer, Integer> twice = n -> 2 * n; static int other(int n) { return n; } }\n", TWICE, "passed"),
+            "default method": ("interface I { default int twice(int n) { return 2 * n; } }\nclass C implements I {}\n", TWICE, "passed"),
+            "inherited": ("abstract class B { int twice(int n) { return 2 * n; } }\nclass C extends B {}\n", TWICE, "passed"),
             "changes its argument": ("static int total(List<Integer> xs) { xs.add(0); return xs.stream().mapToInt(x -> x).sum(); }\n", TOTAL, "passed"),
         },
     )  # fmt: skip

@@ -89,6 +89,7 @@ def test_the_wanted_function_is_called():
             "bound": (helper + "const twice = scale.bind(null, 2);\n", TWICE, "passed"),
             "static": ("class S {\n  static twice(n) {\n    return 2 * n;\n  }\n}\n" + helper, TWICE, "passed"),
             "method": ("class Solution {\n  twice(n) {\n    return 2 * n;\n  }\n}\n", TWICE, "passed"),
+            "method of an object": ("const solution = {\n  k: 2,\n  twice(n) {\n    return this.k * n;\n  },\n};\n", TWICE, "passed"),
             "global": (helper + "globalThis.twice = (n) => scale(n, 2);\n", TWICE, "passed"),
             "assigned without a declaration": (helper + "twice = (n) => scale(n, 2);\n", TWICE, "passed"),
             "another name": (helper + "const doubled = (n) => scale(n, 2);\nfunction main() {}\n", TWICE, "passed"),

@@ -119,6 +119,11 @@ def test_output_of_an_answer_is_no_verdict():
                 TWICE,
                 "failed",
             ),
+            "a copy goes on": (
+                "import os\npid = os.fork()\ndef twice(n):\n    return 2 * n if pid else 0\n",
+                TWICE,
+                "passed",
+            ),
             "exits early": ("import os\ndef twice(n):\n    os._exit(0)\n", TWICE, "runtime_error"),
             "exits at once": ("import sys\nsys.exit(0)\n" + RIGHT, TWICE, "runtime_error"),
             "exits after the first case": (
