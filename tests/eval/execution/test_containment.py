@@ -170,6 +170,23 @@ def test_nothing_outside_can_be_written(contained, tmp_path):
     assert not Path("/usr/planted").exists()
 
 
+def test_the_system_cannot_be_made_writable_again(contained):
+    body = """
+        import ctypes
+        libc, remount_bind = ctypes.CDLL(None), 32 | 4096
+        for _ in range(2):
+            libc.mount(None, b"/usr", None, remount_bind, None)
+            try:
+                open("/usr/planted", "w").close()
+                return 'done'
+            except OSError:
+                libc.unshare(0x10000000 | 0x20000)  # new user and mount namespaces
+        return 'refused'
+    """
+    assert "refused" in attempt(body, contained).detail
+    assert not Path("/usr/planted").exists()
+
+
 def test_the_judge_cannot_be_killed(contained):
     body = """
         import os, signal
