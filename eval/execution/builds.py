@@ -69,7 +69,11 @@ class Builds:
                 return self._known.setdefault(name, Built(final))
             work = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
             os.chmod(work, 0o777)  # in the sandbox another user writes to it
-            built = build(work)
+            try:
+                built = build(work)
+            except BaseException:  # it was interrupted
+                shutil.rmtree(work, ignore_errors=True)
+                raise
             if built.error:
                 shutil.rmtree(work, ignore_errors=True)
             else:

@@ -229,7 +229,7 @@ def _command(mode: Mode, limits: Limits, program: Program, cwd: Path, request: i
     words = {"{request}": str(request), "{results}": str(results)}
     disk = _COMPILER_DISK if program.compiler else limits.disk
     # As root every program gets a user id of its own, whose processes the kernel counts.
-    uid = random.randrange(1 << 20, 1 << 30) if mode != "none" and os.geteuid() == 0 else 0
+    uid = random.randrange(1 << 20, 1 << 30) if mode != "none" and _administrator() else 0
     spec = {
         "argv": [words.get(word, word) for word in program.argv],
         "env": {
@@ -266,10 +266,11 @@ def _command(mode: Mode, limits: Limits, program: Program, cwd: Path, request: i
             "tmpfs": tmpfs,
             "pass": [request, results],
             "judge": os.getpid(),
+            "new_user": not _administrator(),
         }
         return [*_PYTHON, str(HARNESS / "namespaces.py"), json.dumps(root), *supervisor]
     bwrap = [str(shutil.which("bwrap")), *_UNSHARE, "--die-with-parent", "--new-session", "--as-pid-1"]
-    if os.geteuid() == 0:
+    if _administrator():
         bwrap += ["--cap-drop", "ALL"]
         for capability in ("CAP_SETUID", "CAP_SETGID", "CAP_CHOWN"):
             bwrap += ["--cap-add", capability]
@@ -305,6 +306,14 @@ def _memory(limits: Limits, program: Program) -> int:
     if program.compiler:
         return max(limits.memory, _COMPILER_MEMORY)
     return 2 * limits.memory if program.sanitized else limits.memory
+
+
+@cache
+def _administrator() -> bool:
+    """Whether this is root with CAP_SYS_ADMIN; a root in a container may lack it and need a user namespace."""
+    with open("/proc/self/status") as status:
+        capabilities = next((line for line in status if line.startswith("CapEff")), "CapEff: 0")
+    return os.geteuid() == 0 and bool(int(capabilities.split()[1], 16) >> 21 & 1)
 
 
 def _kernel() -> tuple[int, ...]:

@@ -1,7 +1,8 @@
 """Contains a program by Linux namespaces where bubblewrap is absent: ``python -I -S namespaces.py SPEC COMMAND...``.
 
-New user (unless root), mount, PID, network, IPC and UTS namespaces; the root is a tmpfs that holds only what SPEC
-lists, read-only. COMMAND becomes process 1 of the PID namespace, and dies with this process, which dies with the judge.
+New mount, PID, network, IPC and UTS namespaces, and a user namespace where they need one; the root is a tmpfs that
+holds only what SPEC lists, read-only. COMMAND becomes process 1 of the PID namespace, and dies with this process, which
+dies with the judge.
 """
 
 import ctypes
@@ -15,6 +16,7 @@ NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 
 RDONLY, NOSUID, NODEV, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 32, 4096, 16384, 1 << 18
 DETACH, PIVOT_ROOT = 2, {"x86_64": 155, "aarch64": 41}
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
+NOBODY = 65534
 DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
@@ -81,9 +83,11 @@ def main():
         return  # the judge was gone before
     user, group = os.geteuid(), os.getegid()
     flags = NEWNS | NEWUTS | NEWIPC | NEWPID | NEWNET
-    check(LIBC.unshare(flags if user == 0 else flags | NEWUSER), "unshare")
-    if user:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+    check(LIBC.unshare(flags | NEWUSER if spec["new_user"] else flags), "unshare")
+    if spec["new_user"]:
+        # Not as root inside, either: root would keep the capability to make the mounts writable.
+        own, groups = (f"{number or NOBODY} {number} 1" for number in (user, group))
+        for name, text in (("setgroups", "deny"), ("uid_map", own), ("gid_map", groups)):
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
     child = os.fork()

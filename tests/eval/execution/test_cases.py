@@ -143,7 +143,9 @@ def test_many_come_in_order_and_one_at_a_time(tmp_path):
 def _shared():
     """(folder, row, statuses that are right) of the cases where wrong verdicts were seen."""
     for folder in sorted(SHARED.glob("*")):
-        table = [[cell.strip() for cell in line.strip("|").split("|")] for line in (folder / "README.md").open()]
+        table = [
+            [cell.strip() for cell in line.strip().strip("|").split("|")] for line in (folder / "README.md").open()
+        ]
         expected = {row[0]: row[4].split(" or ") for row in table if len(row) == 6}
         for path in sorted(folder.glob("pairs.jsonl")):
             for line in path.open(encoding="utf-8"):

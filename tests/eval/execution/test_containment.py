@@ -110,7 +110,7 @@ def test_endless_output(limits):
 
 def test_endless_results(limits):
     verdict = attempt("return 'x' * (200 << 20)", limits)
-    assert verdict.status == "runtime_error"
+    assert verdict.status in ("runtime_error", "timeout")  # a busy machine is still writing them
 
 
 def test_network(contained):
@@ -165,8 +165,25 @@ def test_nothing_outside_can_be_written(contained, tmp_path):
     """
     verdict = attempt(body, contained)
     assert "case 0 got" in verdict.detail, verdict
-    assert not [place for place in places[1:] if place in verdict.detail]  # the first is in its own /tmp
+    assert not [place for place in places[1:] if f"'{place}'" in verdict.detail]  # the first is in its own /tmp
     assert not outside.exists()
+    assert not Path("/usr/planted").exists()
+
+
+def test_the_system_cannot_be_made_writable_again(contained):
+    body = """
+        import ctypes
+        libc, remount_bind = ctypes.CDLL(None), 32 | 4096
+        for _ in range(2):
+            libc.mount(None, b"/usr", None, remount_bind, None)
+            try:
+                open("/usr/planted", "w").close()
+                return 'done'
+            except OSError:
+                libc.unshare(0x10000000 | 0x20000)  # new user and mount namespaces
+        return 'refused'
+    """
+    assert "refused" in attempt(body, contained).detail
     assert not Path("/usr/planted").exists()
 
 
