@@ -173,11 +173,15 @@ def _problem(name: str, row: Row, where: str, place: int) -> Problem | None:
     is_own = next((key for key, other in LAYOUTS.items() if all(k in row for k in other.keys)), None)
     if is_own != name:
         if is_own is not None and not all(key in row for key in layout.keys):
-            raise UserError(f"{where}: this is {LAYOUTS[is_own].title}'s layout; type: python -m eval benchmark {is_own}")
+            raise UserError(
+                f"{where}: this is {LAYOUTS[is_own].title}'s layout; type: python -m eval benchmark {is_own}"
+            )
         missing = next((key for key in layout.keys if key not in row), None)
         if missing is not None:
             keys = ", ".join(map(repr, row)) or "no keys"
-            raise UserError(f"{where}: lacks the key {missing!r}; found {keys}; {layout.title} has {', '.join(layout.keys)}")
+            raise UserError(
+                f"{where}: lacks the key {missing!r}; found {keys}; {layout.title} has {', '.join(layout.keys)}"
+            )
     language = _language(row, where)
     if language not in DEFAULT_LANGUAGES:
         return None

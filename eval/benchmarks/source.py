@@ -86,7 +86,9 @@ def declared(root: Node) -> list[Declared]:
     found = []
     for node in root.named_children:
         inner = node
-        while inner.type in ("export_statement", "decorated_definition", "template_declaration") and inner.named_children:
+        while (
+            inner.type in ("export_statement", "decorated_definition", "template_declaration") and inner.named_children
+        ):
             inner = inner.named_children[-1]
         if inner.type in _FUNCTIONS | _CLASSES:
             found.append(Declared(_name(inner), node.start_byte, node.end_byte))
@@ -121,7 +123,9 @@ def class_body(root: Node, name: str) -> Node | None:
 def prompt_parts(prompt: str, language: str) -> PromptParts:
     """Takes a prompt apart: everything before its last declaration, which is the one to complete, and that."""
     indent = re.search(r"^[ \t]+", prompt, re.MULTILINE)
-    closed = prompt + ("}" * brace_depth(prompt) if language in BRACE_LANGUAGES else f"\n{indent[0] if indent else ' '}pass\n")
+    closed = prompt + (
+        "}" * brace_depth(prompt) if language in BRACE_LANGUAGES else f"\n{indent[0] if indent else ' '}pass\n"
+    )
     data = closed.encode()
     root = parse(closed, language)
     scope, class_name = root, ""
@@ -171,7 +175,9 @@ def _documentation(function: Node) -> list[tuple[int, int]]:
     """Spans of the comments and docstrings directly in a function's body."""
     spans = []
     for node in _body_children(function):
-        is_docstring = node.type == "expression_statement" and node.named_children and node.named_children[0].type == "string"
+        is_docstring = (
+            node.type == "expression_statement" and node.named_children and node.named_children[0].type == "string"
+        )
         if node.type in _COMMENTS or is_docstring:
             spans.append((node.start_byte, node.end_byte))
     return spans
@@ -183,7 +189,9 @@ def _body_children(node: Node) -> list[Node]:
         node = next((value for value in values if value is not None), node)
     body = node.child_by_field_name("body")
     inside = list(body.named_children) if body is not None else []
-    return sorted([*inside, *(c for c in node.named_children if c.type in _COMMENTS)], key=lambda child: child.start_byte)
+    return sorted(
+        [*inside, *(c for c in node.named_children if c.type in _COMMENTS)], key=lambda child: child.start_byte
+    )
 
 
 def _plain(comment: str) -> str:

@@ -89,7 +89,9 @@ def write_answers(
         batch = jobs[start : start + settings.batch_size]
         missing = [job for job in batch if (problems[job[0]].language, problems[job[0]].id, job[1]) not in there]
         if missing:
-            rows = _write_batch(loaded, [(problems[place], prompts[place], sample) for place, sample in batch], settings)
+            rows = _write_batch(
+                loaded, [(problems[place], prompts[place], sample) for place, sample in batch], settings
+            )
             append_rows(path, [row for row in rows if key_of(row) not in there])
         done += len(batch)
         on_progress(done, len(jobs))
