@@ -19,7 +19,7 @@ from eval.benchmarks.answer_files import read_answers
 from eval.benchmarks.libraries import missing_toolchain
 from eval.benchmarks.problems import LAYOUTS, Problem, read_problems
 from eval.benchmarks.programs import answer_code, canonical_code
-from eval.benchmarks.prompts import STYLES, check_style
+from eval.benchmarks.prompts import STYLES, Style, check_style
 from eval.benchmarks.scoring import Answer, score
 from eval.benchmarks.table import markdown_table, summarize, terminal_table
 from eval.benchmarks.writing import WritingSettings, check_settings, read_rows, write_answers
@@ -75,8 +75,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit code."""
     # 1. Read the problems and check everything that was typed before the model is read.
     check_arguments(arguments)
-    style = arguments.style or ("instruction" if arguments.name == "pairs" else "completion")
-    by_language = read_problems(arguments.name, arguments.data, arguments.language, _numbers(arguments.problems))
+    style: Style = arguments.style or ("instruction" if arguments.name == "pairs" else "completion")
+    by_language = read_problems(arguments.name, arguments.data, arguments.language, read_numbers(arguments.problems))
     problems = [problem for items in by_language.values() for problem in items]
     if not arguments.canonical:
         check_style(style, problems)
@@ -140,7 +140,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         get_language(language)
 
 
-def _numbers(text: str | None) -> tuple[int, int] | None:
+def read_numbers(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     match = re.fullmatch(r"(\d+)-(\d+)", text)
@@ -168,7 +168,7 @@ def _folder(arguments: argparse.Namespace, settings: Mapping[str, Any]) -> Path:
 
 
 def _write(
-    arguments: argparse.Namespace, settings: dict[str, Any], style: Any, problems: Sequence[Problem], console: Any
+    arguments: argparse.Namespace, settings: dict[str, Any], style: Style, problems: Sequence[Problem], console: Any
 ) -> tuple[Path, list[Answer]]:
     """Lets the model answer; returns the run's directory and the answers."""
     from checkpoints.model_io import load_model  # torch is not needed to score what is there
@@ -195,8 +195,7 @@ def _write(
     rows = read_rows(folder / ANSWERS_FILE)
     tokens, cut = sum(row["tokens"] for row in rows.values()), sum(row["finished"] == "length" for row in rows.values())
     say(
-        console,
-        f"{len(rows)} answers, {tokens} tokens, {time.monotonic() - started:.0f} s; {cut} were cut off at the length limit",
+        console, f"{len(rows)} answers, {tokens} tokens, {time.monotonic() - started:.0f} s; {cut} cut off at the limit"
     )
     by_key = {(p.language, p.id): p for p in problems}
     answers = []

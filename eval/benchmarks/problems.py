@@ -19,9 +19,9 @@ from moe.languages import DEFAULT_LANGUAGES, LANGUAGES
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json")
 Row = dict[str, Any]
 
-# Where a completion ends in Python. HumanEval: Chen et al. 2021. HumanEval-X: CodeGeeX's evaluation (Zheng et al. 2023),
-# which ends brace languages where the function's brace closes; MBXP's prompts have the same form. MBPP: InCoder (Fried et
-# al. 2022), whose docstring prompt is used. MultiPL-E names the strings in its rows.
+# Where a completion ends in Python. HumanEval: Chen et al. 2021. HumanEval-X: the evaluation of CodeGeeX (Zheng et al.
+# 2023), which in the other languages ends where the function's brace closes; MBXP's prompts have the same form. MBPP:
+# InCoder (Fried et al. 2022), whose docstring prompt is used. MultiPL-E names the strings in its rows.
 _HUMANEVAL_STOP = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
 _HUMANEVAL_X_STOP = (*_HUMANEVAL_STOP, "\n@", "\nassert")
 _MBPP_STOP = ("\nclass", "\nassert", '\n"""', "\nprint", "\nif", "\n<|/", "\n```")
@@ -132,7 +132,7 @@ def read_problems(
         there = ", ".join(sorted({language for language, _ in seen})) or "none that can be run"
         wanted = LANGUAGES[empty[0]].name if empty else "runnable"
         raise UserError(f"{data}: no {wanted} problems{chosen}; languages there: {there}")
-    order = [language for language in DEFAULT_LANGUAGES if language in found] if not languages else languages
+    order = languages or [language for language in DEFAULT_LANGUAGES if language in found]
     return {language: found[language] for language in order}
 
 

@@ -11,7 +11,7 @@ from tree_sitter import Node, Parser
 from eval.codebleu.grammar import load_grammar
 
 BRACE_LANGUAGES = ("java", "javascript", "cpp")
-# Strings, comments and regular expressions, whose braces do not count. Unclosed ones run to the end of the line or text.
+# Strings, comments, regular expressions: their braces do not count. Unclosed ones run to the end of the line or text.
 _NOT_CODE = re.compile(
     r"""//[^\n]*|/\*.*?(?:\*/|\Z)|"(?:\\.|[^"\\\n])*"?|(?<!\d)'(?:\\.|[^'\\\n])*'?|`(?:\\.|[^`\\])*(?:`|\Z)"""
     r"""|(?:[(,=:\[!&|?;]|\breturn)\s*/(?![*/])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n\[])+/""",
