@@ -14,18 +14,16 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from eval.execution import missing_tools
+from eval.execution import PACKAGES, missing_tools
 
-TOOL_PACKAGES = {
-    "javac": "default-jdk-headless",
-    "java": "default-jdk-headless",
-    "node": "nodejs",
-    "g++": "g++",
-}
 # Where distributions and npm -g put Node's modules.
 _NODE_FOLDERS = ("/usr/local/lib/node_modules", "/usr/lib/node_modules", "/usr/share/nodejs")
 # Headers by the start of their name: Debian's package, and what the linker needs.
 _HEADERS = {"boost/": ("libboost-dev", ()), "openssl/": ("libssl-dev", ("-lcrypto",))}
+_NODE_MODULE = re.compile(
+    r"""(?:\brequire\(|^[ \t]*import\b(?:[^'";]*\bfrom)?)\s*['"]([^'".][^'"]*)['"]""",
+    re.MULTILINE,
+)
 
 
 @dataclass
@@ -40,8 +38,7 @@ class Libraries:
 def missing_toolchain(language: str) -> str | None:
     """What to install before ``language`` can be run, None when all is there."""
     tools = missing_tools(language)
-    packages = " ".join(dict.fromkeys(TOOL_PACKAGES.get(tool, tool) for tool in tools))
-    return f"{' and '.join(tools)} (apt-get install {packages})" if tools else None
+    return f"{' and '.join(tools)}; install {PACKAGES[tools[0]]}" if tools else None
 
 
 def find_libraries(language: str, program: str, needed: str) -> Libraries:
@@ -68,9 +65,8 @@ def find_libraries(language: str, program: str, needed: str) -> Libraries:
 
 def _node_modules(text: str) -> Sequence[str]:
     """Names of modules that JavaScript loads and that are not Node's own."""
-    names = re.findall(r"""\brequire\(\s*['"]([^'".][^'"]*)['"]\s*\)|\bfrom\s+['"]([^'".][^'"]*)['"]""", text)
     modules = []
-    for name in (first or second for first, second in names):
+    for name in _NODE_MODULE.findall(text):
         parts = name.split("/")
         top = "/".join(parts[:2]) if name.startswith("@") else parts[0]
         if not top.startswith("node:") and top not in _node_builtins():
