@@ -43,6 +43,8 @@ def read_answers(path: Path, problems: Sequence[Problem], style: Style) -> list[
         text = row[text_key]
         if not isinstance(text, str):
             raise UserError(f"{where}, {identity}: {text_key!r} is {json_type(text)}; expected a string")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{where}, {identity}: {text_key!r} holds a lone surrogate; expected Unicode text")
         language = row.get("language")
         meant = [problem for problem in by_id.get(str(identity), []) if language in (None, problem.language)]
         if not meant:

@@ -63,6 +63,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=32, metavar="N", help="answers written at once")
     add("--k", type=int, nargs="+", default=[1], metavar="K", help="pass@k for these k")
     add("--timeout", type=float, default=10.0, metavar="S", help="seconds per program, compiling not counted")
+    add(
+        "--no-sanitize",
+        dest="sanitize",
+        action="store_false",
+        help="let C++ with undefined behavior pass when its tests pass; the benchmark's own solutions always may",
+    )
     add("--workers", type=int, metavar="N", help="programs at a time (default: one per core)")
     add("--output", type=Path, metavar="DIR", help="settings, answers, verdicts and results (default: a folder in "
         "runs/benchmarks named after the settings)")  # fmt: skip
@@ -106,7 +112,7 @@ def main(arguments: argparse.Namespace) -> int:
         folder, answers = _write(arguments, settings, style, problems, console)
 
     # 3. Run them, and print the table.
-    limits = Limits(seconds=arguments.timeout)
+    limits = Limits(seconds=arguments.timeout, sanitize=arguments.sanitize and not arguments.canonical)
     with CountDisplay(console, "verdicts") as progress:
         verdicts = score(answers, folder / VERDICTS_FILE, limits, arguments.workers, progress)
     outcomes: dict[str, dict[str, list[str]]] = {language: {} for language in by_language}

@@ -92,6 +92,21 @@ def node_folder(name: str) -> Path | None:
     return next((folder for folder in candidates if (folder / name).is_dir()), None)
 
 
+@cache
+def return_checks() -> tuple[str, ...]:
+    """Flags that report a function's end that is reached without a return, instead of one that might be."""
+    flags = ("-Wno-error=return-type", "-fsanitize=return", "-fno-sanitize-recover=return")
+    return flags if _compiles("int main() {}\n", *flags, "-o", os.devnull) else ()
+
+
+def _compiles(source: str, *flags: str) -> bool:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        return False
+    command = [compiler, "-x", "c++", "-", *flags]
+    return subprocess.run(command, input=source, text=True, capture_output=True, timeout=60).returncode == 0
+
+
 def _includes(text: str) -> list[str]:
     return re.findall(r"^[ \t]*#[ \t]*include[ \t]*[<\"]([^>\"\n]+)[>\"]", text, re.MULTILINE)
 
@@ -99,12 +114,7 @@ def _includes(text: str) -> list[str]:
 @cache
 def has_header(name: str) -> bool:
     """Whether the C++ compiler finds the header."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        return False
-    test = f"#if !__has_include(<{name}>)\n#error\n#endif\n"
-    command = [compiler, "-E", "-x", "c++", "-o", os.devnull, "-"]
-    return subprocess.run(command, input=test, text=True, capture_output=True, timeout=60).returncode == 0
+    return _compiles(f"#if !__has_include(<{name}>)\n#error\n#endif\n", "-E", "-o", os.devnull)
 
 
 def _imports(text: str) -> list[str]:

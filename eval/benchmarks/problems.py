@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.execution import CaseTests
 from moe.errors import UserError
 from moe.files import json_type, read_json_lines
-from moe.languages import DEFAULT_LANGUAGES, LANGUAGES
+from moe.languages import DEFAULT_LANGUAGES, LANGUAGES, get_language
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json")
 Row = dict[str, Any]
@@ -111,29 +113,27 @@ def read_problems(
         UserError: with file, line and id, for a row of another layout, a missing or mistyped value or a repeated id;
             and when a language that was asked for has no problems.
     """
-    found: dict[str, list[Problem]] = {language: [] for language in languages}
+    there: dict[str, list[Problem]] = {}
     seen: dict[tuple[str, str], str] = {}
     for path in _files(data):
         for place, (where, row) in enumerate(_rows(path)):
             problem = _problem(name, row, where, place)
-            if problem is None or (languages and problem.language not in languages):
+            if problem is None:
                 continue
             key = (problem.language, problem.id)
             if key in seen:
                 raise UserError(f"{where}: the id {problem.id!r} is also in {seen[key]}; expected each problem once")
             seen[key] = where
-            found.setdefault(problem.language, []).append(problem)
-    if numbers is not None:
-        first, last = numbers
-        found = {key: [p for p in items if first <= p.number <= last] for key, items in found.items()}
-    chosen = "" if numbers is None else f" numbered {numbers[0]} to {numbers[1]}"
-    empty = [language for language, problems in found.items() if not problems]
+            there.setdefault(problem.language, []).append(problem)
+    first, last = numbers or (0, sys.maxsize)
+    order = languages or [language for language in DEFAULT_LANGUAGES if language in there]
+    found = {lang: [p for p in there.get(lang, ()) if first <= p.number <= last] for lang in order}
+    empty = next((get_language(language).name for language, problems in found.items() if not problems), None)
     if empty or not found:
-        there = ", ".join(sorted({language for language, _ in seen})) or "none that can be run"
-        wanted = LANGUAGES[empty[0]].name if empty else "runnable"
-        raise UserError(f"{data}: no {wanted} problems{chosen}; languages there: {there}")
-    order = languages or [language for language in DEFAULT_LANGUAGES if language in found]
-    return {language: found[language] for language in order}
+        chosen = f" numbered {first} to {last}" if numbers else ""
+        names = ", ".join(sorted(there)) or "none that can be run"
+        raise UserError(f"{data}: no {empty or 'runnable'} problems{chosen}; languages there: {names}")
+    return found
 
 
 def _files(data: Path) -> list[Path]:
@@ -325,13 +325,18 @@ def _multipl_e(row: Row, where: str, identity: str, language: str, place: int) -
 
 
 def _pair(row: Row, where: str, identity: str, language: str, place: int) -> Problem:
+    tests = _text(row, "tests", where)
+    try:
+        CaseTests.parse(tests, language)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return Problem(
         id=identity,
         number=place,
         language=language,
         prompt="",
         description=_text(row, "text", where),
-        tests=_text(row, "tests", where),
+        tests=tests,
         solution=_text(row, "code", where),
         where=where,
     )

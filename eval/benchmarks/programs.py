@@ -24,7 +24,7 @@ def answer_code(problem: Problem, answer: str, style: Style) -> str:
     its helper functions that it does not define itself; a Java method without a class gets the prompt's class.
     """
     if style == "completion":
-        return _closed(problem, problem.prompt.rstrip() + answer) if problem.in_program else answer
+        return _closed(problem, problem.prompt + answer) if problem.in_program else answer
     code = extract_code(answer, problem.language)
     return _joined(problem, code) if problem.in_program and problem.prompt else code
 

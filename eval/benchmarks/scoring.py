@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from eval.benchmarks.libraries import find_libraries, missing_toolchain
+from eval.benchmarks.libraries import find_libraries, missing_toolchain, return_checks
 from eval.benchmarks.problems import Problem
 from eval.benchmarks.programs import Tests, problem_tests
 from eval.benchmarks.prompts import Style
@@ -38,10 +38,12 @@ def score(
 ) -> dict[Key, Verdict]:
     """A verdict for each answer. Equal code for the same problem is run once.
 
-    path: where verdicts are kept and found again; those that lacked a tool or a library are not, so that they are run
-    once it is installed.
+    path: where verdicts are kept and found again under the same limits; those that lacked a tool or a library are not
+    kept, so that they are run once it is installed.
     """
-    known = {key: Verdict(row["status"], row["detail"]) for key, row in (read_rows(path) if path else {}).items()}
+    terms = {"seconds": limits.seconds, "sanitize": limits.sanitize}
+    rows = read_rows(path) if path is not None else {}
+    known = {k: Verdict(row["status"], row["detail"]) for k, row in rows.items() if terms.items() <= row.items()}
     verdicts = {answer.key: known[answer.key] for answer in answers if answer.key in known}
     jobs: dict[tuple[str, str, str], list[Answer]] = {}
     for answer in answers:
@@ -52,12 +54,12 @@ def score(
         verdicts.update((answer.key, verdict) for answer in same)
         if path is not None and verdict.status != "unavailable":
             rows = [{"id": a.problem.id, "language": a.problem.language, "sample": a.sample} for a in same]
-            append_rows(path, [{**row, **vars(verdict), "code": same[0].code} for row in rows])
+            append_rows(path, [{**row, **vars(verdict), **terms, "code": same[0].code} for row in rows])
         on_progress(len(verdicts), len(answers))
 
     runnable: list[tuple[list[Answer], str, Tests]] = []
     for same in jobs.values():
-        job = prepare(same[0])
+        job = prepare(same[0], limits)
         if isinstance(job, Verdict):
             keep(same, job)
         else:
@@ -68,7 +70,7 @@ def score(
     return verdicts
 
 
-def prepare(answer: Answer) -> tuple[str, Tests] | Verdict:
+def prepare(answer: Answer, limits: Limits) -> tuple[str, Tests] | Verdict:
     """The code and tests for the judge, or the verdict ``unavailable`` that says what to install."""
     problem = answer.problem
     lacking = missing_toolchain(problem.language)
@@ -82,4 +84,5 @@ def prepare(answer: Answer) -> tuple[str, Tests] | Verdict:
     found = find_libraries(problem.language, program, program if answer.own else given)
     if found.missing:
         return Verdict("unavailable", f"needs {', '.join(found.missing)}")
-    return code, replace(tests, flags=found.flags, paths=found.paths)
+    checks = return_checks() if answer.own and problem.language == "cpp" and not limits.sanitize else ()
+    return code, replace(tests, flags=(*checks, *found.flags), paths=found.paths)

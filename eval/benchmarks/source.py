@@ -85,11 +85,7 @@ def declared(root: Node) -> list[Declared]:
     """What stands directly in ``root`` (a file or a class body): functions, classes, variables with a value."""
     found = []
     for node in root.named_children:
-        inner = node
-        while (
-            inner.type in ("export_statement", "decorated_definition", "template_declaration") and inner.named_children
-        ):
-            inner = inner.named_children[-1]
+        inner = _unwrapped(node)
         if inner.type in _FUNCTIONS | _CLASSES:
             found.append(Declared(_name(inner), node.start_byte, node.end_byte))
         elif inner.type in ("lexical_declaration", "variable_declaration"):
@@ -97,6 +93,13 @@ def declared(root: Node) -> list[Declared]:
                 if variable.type == "variable_declarator":
                     found.append(Declared(_name(variable), node.start_byte, node.end_byte))
     return found
+
+
+def _unwrapped(node: Node) -> Node:
+    """The declaration without decorators, ``export`` or ``template``."""
+    while node.type in ("export_statement", "decorated_definition", "template_declaration") and node.named_children:
+        node = node.named_children[-1]
+    return node
 
 
 def _name(node: Node) -> str:
@@ -184,6 +187,7 @@ def _documentation(function: Node) -> list[tuple[int, int]]:
 
 
 def _body_children(node: Node) -> list[Node]:
+    node = _unwrapped(node)
     if node.type in ("lexical_declaration", "variable_declaration"):
         values = [child.child_by_field_name("value") for child in node.named_children]
         node = next((value for value in values if value is not None), node)
