@@ -97,13 +97,12 @@ def main(arguments: argparse.Namespace) -> int:
 
     # 2. Collect the answers: the benchmark's own, another program's, or the model's.
     if arguments.canonical:
-        settings["source"] = "canonical"
-        folder = _folder(arguments, settings)
         answers = [Answer(p, 0, canonical_code(p), "completion", own=True) for p in problems if p.solution is not None]
         if len(answers) < len(problems):
             say(console, f"{len(problems) - len(answers)} of {len(problems)} problems have no solution")
         if not answers:
             raise UserError(f"{arguments.data}: has no solutions; give --model or --answers")
+        folder = _folder(arguments, settings | {"source": "canonical"})
     elif arguments.answers is not None:
         answers = read_answers(arguments.answers, problems, style)
         settings |= {"source": "answers", "style": style, "answers": _digest("\0".join(a.code for a in answers))}
