@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from eval.benchmarks.prompts import STYLES, Style, check_style
 from eval.benchmarks.scoring import Answer, score
 from eval.benchmarks.table import markdown_table, summarize, terminal_table
 from eval.benchmarks.writing import WritingSettings, check_settings, read_rows, write_answers
-from eval.execution import Limits, Verdict
+from eval.execution import Verdict
+from eval.execution.cli import CONTAINMENT, add_limits, limits_of
 from moe.errors import UserError
 from moe.files import json_bytes, replace_file
 from moe.languages import get_language
@@ -38,7 +38,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="pass@k on HumanEval, HumanEval-X, MBPP, MBXP, MultiPL-E, or pairs with tests",
         description="Lets a model answer a benchmark's problems (or takes answers from a file), runs the answers "
         "against the tests and prints pass@k with 95% bootstrap intervals over problems. The same command continues "
-        "after an interruption. It runs code that a model wrote: see python -m eval execution --help.",
+        "after an interruption. " + CONTAINMENT,
     )
     add = parser.add_argument
     add("name", choices=list(LAYOUTS), metavar="NAME", help=", ".join(LAYOUTS))
@@ -48,11 +48,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     source.add_argument("--answers", type=Path, metavar="FILE", help="*.jsonl[.gz] of answers, written by any program")
     source.add_argument("--canonical", action="store_true", help="score the benchmark's own solutions")
     add("--language", nargs="+", default=[], metavar="NAME", help="default: all in the data that can be run")
-    add(
-        "--problems",
-        metavar="FIRST-LAST",
-        help="only those with these numbers, such as 0-19 (MBPP's test split: 11-510)",
-    )
+    add("--problems", metavar="FIRST-LAST", help="choose by number, such as 0-19 (MBPP's test split: 11-510)")
     add("--style", choices=STYLES, help="completion: the signature is continued; instruction: the description is asked "
         "through the model's chat template (default: completion, for pairs instruction)")  # fmt: skip
     add("--samples", type=int, default=1, metavar="N", help="answers to each problem")
@@ -62,18 +58,12 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer, in tokens")
     add("--batch-size", type=int, default=32, metavar="N", help="answers written at once")
     add("--k", type=int, nargs="+", default=[1], metavar="K", help="pass@k for these k")
-    add("--timeout", type=float, default=10.0, metavar="S", help="seconds per program, compiling not counted")
-    add(
-        "--no-sanitize",
-        dest="sanitize",
-        action="store_false",
-        help="let C++ with undefined behavior pass when its tests pass; the benchmark's own solutions always may",
-    )
     add("--workers", type=int, metavar="N", help="programs at a time (default: one per core)")
     add("--output", type=Path, metavar="DIR", help="settings, answers, verdicts and results (default: a folder in "
         "runs/benchmarks named after the settings)")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--dtype", default="auto", help="auto (bfloat16 where it is native), float32 or bfloat16")
+    add_limits(parser)
     return parser
 
 
@@ -102,7 +92,8 @@ def main(arguments: argparse.Namespace) -> int:
             say(console, f"{len(problems) - len(answers)} of {len(problems)} problems have no solution")
         if not answers:
             raise UserError(f"{arguments.data}: has no solutions; give --model or --answers")
-        folder = _folder(arguments, settings | {"source": "canonical"})
+        settings["source"] = "canonical"
+        folder = _folder(arguments, settings)
     elif arguments.answers is not None:
         answers = read_answers(arguments.answers, problems, style)
         settings |= {"source": "answers", "style": style, "answers": _digest("\0".join(a.code for a in answers))}
@@ -111,7 +102,9 @@ def main(arguments: argparse.Namespace) -> int:
         folder, answers = _write(arguments, settings, style, problems, console)
 
     # 3. Run them, and print the table.
-    limits = Limits(seconds=arguments.timeout, sanitize=arguments.sanitize and not arguments.canonical)
+    limits = limits_of(arguments)
+    if arguments.canonical:  # two of MBXP's own C++ solutions have undefined behavior
+        limits = replace(limits, sanitize=False)
     with CountDisplay(console, "verdicts") as progress:
         verdicts = score(answers, folder / VERDICTS_FILE, limits, arguments.workers, progress)
     outcomes: dict[str, dict[str, list[str]]] = {language: {} for language in by_language}
@@ -124,17 +117,18 @@ def main(arguments: argparse.Namespace) -> int:
         say(console, line)
     replace_file(folder / f"{RESULTS_FILE}.json", json_bytes({**settings, "languages": summary}))
     replace_file(folder / f"{RESULTS_FILE}.md", markdown_table(summary, arguments.k).encode())
-    say(console, f"wrote {folder}: {ANSWERS_FILE}, {VERDICTS_FILE}, {RESULTS_FILE}.json, {RESULTS_FILE}.md")
+    say(console, f"wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     return 0
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     """Raises :class:`UserError` for values out of range, and flags that have no effect on what was asked."""
-    limits = (("timeout", arguments.timeout), ("workers", arguments.workers or 1), ("samples", arguments.samples))
-    counts = (("max-new-tokens", arguments.max_new_tokens), ("batch-size", arguments.batch_size))
-    for flag, value in (*limits, *counts, ("k", min(arguments.k))):
-        if not 0 < value < math.inf:
-            raise UserError(f"--{flag} is {value:g}; it must be greater than 0 and finite")
+    limits_of(arguments)
+    for flag in ("workers", "samples", "max_new_tokens", "batch_size"):
+        if (value := getattr(arguments, flag)) is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} is {value}, expected at least 1")
+    if min(arguments.k) < 1:
+        raise UserError(f"--k is {min(arguments.k)}, expected at least 1")
     if arguments.model is not None and max(arguments.k) > arguments.samples:
         raise UserError(f"--k {max(arguments.k)} needs as many samples; type --samples {max(arguments.k)} or more")
     if arguments.model is not None and arguments.samples > 1 and arguments.temperature == 0:
