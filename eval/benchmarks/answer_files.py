@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from eval.benchmarks.problems import Problem
+from eval.benchmarks.problems import Problem, language_key
 from eval.benchmarks.programs import answer_code
 from eval.benchmarks.prompts import Style
 from eval.benchmarks.scoring import Answer
@@ -45,7 +45,7 @@ def read_answers(path: Path, problems: Sequence[Problem], style: Style) -> list[
             raise UserError(f"{where}, {identity}: {text_key!r} is {json_type(text)}; expected a string")
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(f"{where}, {identity}: {text_key!r} holds a lone surrogate; expected Unicode text")
-        language = row.get("language")
+        language = None if row.get("language") is None else language_key(str(row["language"]))
         meant = [problem for problem in by_id.get(str(identity), []) if language in (None, problem.language)]
         if not meant:
             skipped = skipped or f"{where}: no problem {str(identity)!r}{did_you_mean(str(identity), by_id)}"
@@ -54,7 +54,10 @@ def read_answers(path: Path, problems: Sequence[Problem], style: Style) -> list[
             raise UserError(f"{where}: {identity!r} is a problem in several languages; add 'language' to the rows")
         problem = meant[0]
         key = (problem.language, problem.id)
-        answers.append(Answer(problem, counts[key], _code(problem, text, text_key, style), style))
+        own_style: dict[str, Style] = {"completion": "completion", "solution": "instruction"}
+        its_style = own_style.get(text_key, style)
+        code = text if text_key == "solution" else answer_code(problem, text, its_style)
+        answers.append(Answer(problem, counts[key], code, its_style))
         counts[key] += 1
     without = next((problem for problem in problems if not counts[problem.language, problem.id]), None)
     if not answers:
@@ -62,9 +65,3 @@ def read_answers(path: Path, problems: Sequence[Problem], style: Style) -> list[
     if without is not None:
         raise UserError(f"{path}: no answer to {without.id}; give all, or choose with --language and --problems")
     return answers
-
-
-def _code(problem: Problem, text: str, key: str, style: Style) -> str:
-    if key == "solution":
-        return text
-    return answer_code(problem, text, "completion" if key == "completion" else style)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eval.execution import CaseTests
-from moe.errors import UserError
+from moe.errors import Notice, UserError
 from moe.files import json_type, read_json_lines
 from moe.languages import DEFAULT_LANGUAGES, LANGUAGES, get_language
 
@@ -37,7 +38,6 @@ _HUMANEVAL_X_SETUP = {
     ),
 }
 _ID_LANGUAGES = {
-    "humaneval": "python",
     "python": "python",
     "java": "java",
     "javascript": "javascript",
@@ -115,16 +115,24 @@ def read_problems(
     """
     there: dict[str, list[Problem]] = {}
     seen: dict[tuple[str, str], str] = {}
+    skipped = 0
     for path in _files(data):
         for place, (where, row) in enumerate(_rows(path)):
             problem = _problem(name, row, where, place)
             if problem is None:
+                skipped += 1
                 continue
             key = (problem.language, problem.id)
             if key in seen:
                 raise UserError(f"{where}: the id {problem.id!r} is also in {seen[key]}; expected each problem once")
             seen[key] = where
             there.setdefault(problem.language, []).append(problem)
+    if skipped:
+        warnings.warn(
+            f"{data}: {skipped} rows have no tests or a language that cannot be run; they were skipped",
+            Notice,
+            stacklevel=2,
+        )
     first, last = numbers or (0, sys.maxsize)
     order = languages or [language for language in DEFAULT_LANGUAGES if language in there]
     found = {lang: [p for p in there.get(lang, ()) if first <= p.number <= last] for lang in order}
@@ -182,8 +190,8 @@ def _problem(name: str, row: Row, where: str, place: int) -> Problem | None:
             raise UserError(
                 f"{where}: lacks the key {missing!r}; found {keys}; {layout.title} has {', '.join(layout.keys)}"
             )
-    language = _language(row, where)
-    if language not in DEFAULT_LANGUAGES:
+    language = _language(name, row, where)
+    if language not in DEFAULT_LANGUAGES or (name == "pairs" and row["tests"] is None):
         return None
     read = {
         "mbxp": _mbxp,
@@ -196,18 +204,19 @@ def _problem(name: str, row: Row, where: str, place: int) -> Problem | None:
     return read(row, where, identity or f"{language}-{place}", language, place)
 
 
-def _language(row: Row, where: str) -> str | None:
+def _language(name: str, row: Row, where: str) -> str | None:
     """The key of the row's language, None for one that is unknown here; from ``language``, else from the id."""
-    named = row.get("language")
-    if named is None:
-        if isinstance(row.get("task_id"), int):
-            return "python"  # MBPP
-        named = _ID_LANGUAGES.get(str(row.get("task_id", "")).partition("/")[0].lower())
-        return named
-    if not isinstance(named, str):
-        raise UserError(f"{where}: 'language' is {json_type(named)}; expected a string")
-    fences = (key for key, language in LANGUAGES.items() if named.lower() in (key, *language.fences))
-    return next(fences, None)
+    if "language" in row:
+        return language_key(_text(row, "language", where))
+    if name in ("humaneval", "mbpp"):
+        return "python"
+    return _ID_LANGUAGES.get(str(row["task_id"]).partition("/")[0].lower())
+
+
+def language_key(name: str) -> str | None:
+    """The key of a language that a file calls ``name``, such as ``js`` or ``C++``; None for one that is unknown."""
+    names = ((key, (key, *language.fences)) for key, language in LANGUAGES.items())
+    return next((key for key, known in names if name.lower() in known), None)
 
 
 def _text(row: Row, key: str, where: str, empty: bool = False) -> str:

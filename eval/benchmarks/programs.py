@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from eval.benchmarks.problems import Problem
 from eval.benchmarks.prompts import Style
 from eval.benchmarks.source import brace_depth, class_body, declared, parse, prompt_parts
@@ -9,6 +11,7 @@ from eval.execution import CaseTests, ProgramTests
 from moe.data.code_blocks import extract_code
 
 Tests = CaseTests | ProgramTests
+_FUTURE = re.compile(r"^from __future__ import .*", re.MULTILINE)
 
 
 def canonical_code(problem: Problem) -> str:
@@ -45,10 +48,14 @@ def problem_tests(problem: Problem, style: Style, code: str) -> tuple[str, Tests
             body = class_body(parse(code, "java"), name)
             if body is not None:
                 data = code.encode()
-                code = data[: body.end_byte - 1].decode() + "\n"
-                rest = data[body.end_byte :].decode()
-                after = f"{after}\n{rest}"
-    return code, ProgramTests(after, problem.setup, problem.entry_point or "")
+                after += "\n" + data[body.end_byte :].decode()
+                mains = [(item.start, item.stop) for item in declared(body) if item.name == "main"]
+                code = _without(data[: body.end_byte - 1].decode(), mains) + "\n"
+    before = problem.setup
+    if problem.language == "python":  # these imports have to come first
+        before = "".join(f"{line}\n" for line in _FUTURE.findall(code)) + before
+        code = _FUTURE.sub("", code)
+    return code, ProgramTests(after, before, problem.entry_point or "")
 
 
 def _closed(problem: Problem, code: str) -> str:
@@ -72,12 +79,15 @@ def _joined(problem: Problem, code: str) -> str:
 
 def _joined_java(code: str, preamble: str, helpers: dict[str, str], class_name: str, tests: str) -> str:
     root = parse(code, "java")
+    if packages := [(n.start_byte, n.end_byte) for n in root.named_children if n.type == "package_declaration"]:
+        code = _without(code, packages)  # the tests are in none
+        root = parse(code, "java")
     classes = {item.name for item in declared(parse(tests, "java"))} - {class_name}
     own = declared(root)
     if class_name and not any(item.name == class_name for item in own):
         methods = [n for n in root.named_children if n.type == "method_declaration"]
         if methods:  # the method alone: everything but imports goes into the class
-            imports = [n for n in root.named_children if n.type in ("import_declaration", "package_declaration")]
+            imports = [n for n in root.named_children if n.type == "import_declaration"]
             top = "\n".join((n.text or b"").decode() for n in imports)
             body = _without(code, [(n.start_byte, n.end_byte) for n in imports])
             return _joined_java(f"{top}\nclass {class_name} {{\n{body}\n}}\n", preamble, helpers, class_name, tests)

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from eval.benchmarks.problems import LAYOUTS, read_problems
-from moe.errors import UserError
+from moe.errors import Notice, UserError
 from tests.eval.benchmarks.embedded import (
     HUMANEVAL,
     HUMANEVAL_X,
@@ -71,6 +71,12 @@ def test_a_directory_is_read_at_any_depth_compressed_or_as_one_list(tmp_path):
     assert list(read_problems("humaneval-x", tmp_path, ["java"])) == ["java"]
 
 
+def test_rows_that_cannot_be_run_are_skipped_with_a_notice(tmp_path):
+    rows = [PAIR, {**PAIR, "id": "b", "tests": None}, {**PAIR, "id": "c", "language": "rust"}]
+    with pytest.warns(Notice, match="2 rows have no tests or a language that cannot be run"):
+        assert len(problems("pairs", rows, tmp_path)) == 1
+
+
 def test_problems_are_chosen_by_number(tmp_path):
     path = write(tmp_path / "x.jsonl", [{**MBPP, "task_id": number} for number in range(1, 20)])
     chosen = read_problems("mbpp", path, [], (11, 13))["python"]
@@ -92,7 +98,7 @@ def test_problems_are_chosen_by_number(tmp_path):
         ("mbpp", {**MBPP, "test_list": []}, "'test_list' is empty"),
         ("multipl-e", {**MULTIPL_E["cpp"], "stop_tokens": [""]}, "'stop_tokens' is a list"),
         ("mbxp", {**MBXP["cpp"], "language": 3}, "'language' is a number"),
-        ("pairs", {**PAIR, "tests": None}, "'tests' is null"),
+        ("pairs", {**PAIR, "tests": 3}, "'tests' is a number"),
         ("pairs", [PAIR], "found a list; expected an object"),
     ],
 )

@@ -80,6 +80,41 @@ def test_answers_in_both_styles_pass_when_right_and_fail_when_wrong(name, style,
     assert "passed" not in statuses(wrong).values()
 
 
+_SUM = "int total = 0; for (int x : numbers) if (x > limit) total += x; return total; }"
+_JAVASCRIPT = "(numbers, limit) => numbers.filter(x => x > limit).reduce((a, b) => a + b, 0)"
+_PYTHON = "def sum_above(numbers, limit):\n    return sum(x for x in numbers if x > limit)\n"
+FORMS = [
+    ("java", f"package a;\npublic final class Solution {{ int sumAbove(List<Integer> numbers, int limit) {{ {_SUM} }}"),
+    ("java", f"/** Doc. */\npublic static int sumAbove(List<Integer> numbers, int limit) {{ {_SUM}"),
+    ("java", f"class Solution {{ int sumAbove(List<Integer> numbers, int limit) {{ {_SUM} }}\npublic class Main {{ }}"),
+    ("python", f"from __future__ import annotations\nimport os\n{_PYTHON}if __name__ == '__main__':\n    input()\n"),
+    ("javascript", f"export const sumAbove = {_JAVASCRIPT};\nconsole.log(sumAbove([1], 0))\n"),
+    ("javascript", f"const sumAbove = {_JAVASCRIPT}\nconst half = x => x >> 1\nmodule.exports = {{ sumAbove }}\n"),
+    ("cpp", f"#include <iostream>\nint sum_above(const std::vector<int>& numbers, int limit) {{ {_SUM}\n"
+            "int half(int x) { return x / 2; }\nint main() { std::cout << 1; return 0; }\n"),
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("language", "code"), FORMS)
+def test_chat_answers_of_many_forms_pass(language, code, tmp_path):
+    (problem,) = runnable(problems("humaneval-x", [HUMANEVAL_X[language]], tmp_path))
+    code = answer_code(problem, f"Here:\n```{language}\n{code}\n```", "instruction")
+    assert set(statuses([Answer(problem, 0, code, "instruction")]).values()) == {"passed"}
+
+
+@pytest.mark.slow
+def test_a_class_with_its_own_main_meets_multipl_e(tmp_path, answer_file):
+    (problem,) = runnable(problems("multipl-e", [MULTIPL_E["java"]], tmp_path))
+    method = "public static long sumAbove(ArrayList<Long> numbers, long limit) {" + _SUM.replace("int ", "long ")
+    whole = f"import java.util.*;\npublic class Problem {{ {method} public static void main(String[] a) {{ }} }}"
+    name = {"name": problem.id, "language": "java"}
+    path = answer_file({**name, "solution": whole}, {**name, "completion": MULTIPL_E_COMPLETIONS["java"]})
+    for style in ("completion", "instruction"):
+        verdicts = score(read_answers(path, [problem], style), None, Limits(), 2)
+        assert [verdict.status for verdict in verdicts.values()] == ["passed", "passed"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("language", HUMANEVAL_X)
 def test_mutants_fail_where_a_plain_run_fails(language, tmp_path):
