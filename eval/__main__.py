@@ -13,6 +13,7 @@ from eval.codebleu import CodeBLEUError
 # Subcommand -> module with ``add_parser(subparsers)`` and ``main(args)``. Only the one that is asked for is imported:
 # scoring text needs no torch.
 COMMANDS: dict[str, str] = {
+    "benchmark": "eval.benchmarks.cli",
     "codebleu": "eval.codebleu_command",
     "compare": "eval.compare",
     "execution": "eval.execution.cli",

@@ -25,9 +25,9 @@ def mutual_information(counts: Tensor) -> float:
 class RoutingCounter:
     """Counts which experts the response tokens of each language visit, layer by layer.
 
-    Pass it as ``on_output`` to :func:`moe.training.held_out_loss.held_out_loss`. It keeps a table of gate weight per expert,
-    one of first choices, and one of first choices with a random language per example: the mutual information of the
-    last is what chance alone gives with this much data.
+    Pass it as ``on_output`` to :func:`moe.training.held_out_loss.held_out_loss`. It keeps a table of gate weight per
+    expert, one of first choices, and one of first choices with a random language per example: the mutual information of
+    the last is what chance alone gives with this much data.
     """
 
     def __init__(self, languages: int, layers: int, experts: int, seed: int = 0):
