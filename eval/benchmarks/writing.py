@@ -20,7 +20,7 @@ from eval.benchmarks.problems import Problem
 from eval.benchmarks.prompts import AnswerStream, Style, encode
 from moe.data.prompt import stop_ids
 from moe.errors import UserError
-from moe.files import json_lines, parse_object, read_lines
+from moe.files import json_lines, read_json_lines
 from moe.inference.generation import answer_limit, generate
 from moe.inference.sampling import Sampling
 
@@ -52,8 +52,7 @@ def read_rows(path: Path) -> dict[Key, dict[str, Any]]:
     if data and not data.endswith(b"\n"):
         with path.open("r+b") as file:
             file.truncate(data.rfind(b"\n") + 1)
-    rows = (parse_object(line, where, "language, id and sample") for where, line in read_lines(path))
-    return {key_of(row): row for row in rows}
+    return {key_of(row): row for _, row in read_json_lines(path, "language, id and sample")}
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
