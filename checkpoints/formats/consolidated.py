@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.formats.checkpoint import Checkpoint
-from checkpoints.formats.config_json import ConfigReader, naming
 from checkpoints.formats.huggingface import read_named_tensors, weight_files
 from checkpoints.formats.names import check_tensors
+from checkpoints.formats.reader import ConfigReader, naming
 from checkpoints.formats.rotary import from_interleaved_rotary
+from checkpoints.formats.tied import resolve_tied
 from checkpoints.storage.files import read_json_object
 from checkpoints.storage.safetensors_file import StoredTensor
 from moe.config import ModelConfig
@@ -106,7 +107,7 @@ def open_consolidated(directory: Path) -> Checkpoint:
             heads = config.n_heads if match[1] == "q" else config.n_kv_heads
             if tensor.shape[0] == heads * config.head_dim:  # otherwise the check below names the shape
                 tensor = _in_our_layout(tensor, heads)
-        if not (name == "output.weight" and config.tie_embeddings):
-            tensors[name] = tensor
+        tensors[name] = tensor
+    config, tensors = resolve_tied(config, tensors, params_path)
     check_tensors(tensors, config, files[0] if len(files) == 1 else directory, lambda name: name)
     return Checkpoint(directory, "consolidated", config, tensors, tuple(files), params)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from checkpoints.formats import Checkpoint
+from checkpoints.formats.config_json import written_type
 from checkpoints.formats.delta import base_reference
 from checkpoints.formats.dense_layers import huggingface_tensors
 from checkpoints.formats.names import expected_tensors
@@ -72,7 +73,7 @@ def upcycled_config(
         )
     if expert_form == "delta":
         settings |= {"expert_rank": expert_rank if languages else 0, "shared_rank": shared_rank}
-    return replace(
+    mixture = replace(
         config,
         num_experts=len(languages),
         num_experts_per_tok=num_experts_per_tok,
@@ -80,6 +81,9 @@ def upcycled_config(
         expert_languages=tuple(languages),
         **settings,
     )
+    if not mixture.is_delta:
+        written_type(mixture)  # refuses now what could not be written after the training
+    return mixture
 
 
 def upcycle_model(

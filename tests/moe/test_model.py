@@ -63,7 +63,7 @@ def test_cache_equals_no_cache(config, window, chunks, make_model):
     tokens = tokens_of(20, rows=2)
     wanted = model(tokens).logits
     cache = KVCache(model.config, 2, 20, torch.float64)
-    assert cache.capacity == (window or 20)
+    assert cache.tracks[window].capacity == (window or 20)
     got = torch.cat([model(piece, cache=cache).logits for piece in tokens.split(chunks, dim=1)], dim=1)
     assert (got - wanted).abs().max() < 1e-12
 
