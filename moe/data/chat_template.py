@@ -12,11 +12,13 @@ from moe.data.prompt import (
     CHATML_MARKS,
     CHATML_SYSTEM,
     MISTRAL_MARKS,
+    OWN,
     TEMPLATES,
     check_template,
     choose_template,
     has_mistral_marks,
 )
+from moe.errors import UserError
 from moe.tokenizer import Tokenizer
 
 TEMPLATE_FILE = "prompt_template.json"
@@ -51,7 +53,10 @@ def chat_template(tokenizer: Tokenizer, template: str) -> str:
     of a prompt and the start of a response: white space on either side of the newline in ``plain`` and ``chatml``, and
     punctuation after ``[/INST]`` where that is no control token. SentencePiece never does.
     """
-    check_template(template)
+    if check_template(template) == OWN:
+        if tokenizer.chat is None:
+            raise UserError("the model has no chat template of its own to store; name another prompt template")
+        return tokenizer.chat.source
     named = f"{{# language-experts prompt template: {template} #}}"
     # SentencePiece puts a space before each text, so before a response too; transformers only after a control token.
     after_text = template != "mistral-instruct" or not has_mistral_marks(tokenizer)

@@ -39,6 +39,7 @@ SCALINGS = {
 VALUES = {
     "vocab_size": 53,
     "hidden_size": 48,
+    "intermediate_size": 64,
     "num_attention_heads": 8,
     "num_key_value_heads": 1,
     "head_dim": 6,
@@ -69,7 +70,7 @@ def logits_of_transformers(directory: Path, length: int = 40) -> torch.Tensor:
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
-        return model(tokens(model.config.vocab_size, length), return_dict=True).logits
+        return model(tokens(model.config.vocab_size, length))[0]
 
 
 def our_logits(directory: Path, length: int = 40) -> torch.Tensor:
