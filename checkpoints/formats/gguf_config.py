@@ -150,9 +150,8 @@ def _scaling(reader: ConfigReader, context: int, factors: Sequence[float] | None
         if reader.settings.get(key, 0) != 0:  # 0: not set
             factor = _decimal(reader.number(key))
             break
-    size = 1.0
-    for key in (prefix + "attn_factor", prefix + "yarn_attn_factor"):
-        size *= _decimal(reader.number(key, 1.0))
+    sizes = {key: _decimal(reader.number(prefix + key, 1.0)) for key in ("attn_factor", "yarn_attn_factor")}
+    size = math.prod(sizes.values())
     if kind == "none":
         factor = 1.0
     if kind == "yarn":
@@ -174,7 +173,8 @@ def _scaling(reader: ConfigReader, context: int, factors: Sequence[float] | None
     if factors is not None:
         return RopeScaling("factors", attention_factor=size, frequency_factors=tuple(one * factor for one in factors))
     if not math.isclose(size, 1.0):
-        raise reader.fail(prefix + "attn_factor", size, f"1 with type {kind!r}")
+        key = next(key for key, value in sizes.items() if value != 1.0)
+        raise reader.fail(prefix + key, sizes[key], f"1 with type {kind!r}")
     return None if factor == 1.0 else RopeScaling("linear", factor)
 
 

@@ -69,8 +69,9 @@ def logits_of_transformers(directory: Path, length: int = 40) -> torch.Tensor:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
+    model.config.return_dict = True  # transformers itself fails without
     with torch.no_grad():
-        return model(tokens(model.config.vocab_size, length))[0]
+        return model(tokens(model.config.vocab_size, length)).logits
 
 
 def our_logits(directory: Path, length: int = 40) -> torch.Tensor:
