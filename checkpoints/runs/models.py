@@ -16,7 +16,7 @@ from checkpoints.model_io import LoadedModel, load_model, save_model
 from checkpoints.runs.preflight import given_template, require_tokenizer
 from checkpoints.runs.staged_run import StagedRun
 from checkpoints.transforms.rewrite import merge_directory
-from checkpoints.transforms.upcycle import upcycle_model
+from checkpoints.transforms.upcycle import continued_model, upcycle_model
 from moe.config import parse_layers
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.pairs import Pair
@@ -85,7 +85,13 @@ def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int
 
 
 def make_mixture(dense: Transformer, config: RunConfig) -> Transformer:
-    """One expert per language; computes what ``dense`` does, with which it shares the memory of frozen weights."""
+    """One expert per language; computes what ``dense`` does, with which it shares the memory of frozen weights.
+
+    A base that is a mixture already keeps its experts and routers.
+    """
+    if dense.config.is_moe:
+        weights = {name: getattr(config, name) for name in ("balance_loss_weight", "z_loss_weight")}
+        return continued_model(dense, config.languages, **weights)
     return _upcycle(
         dense, config, config.languages, config.expert_form, config.num_experts_per_tok, config.expert_rank,
         config.shared_rank,

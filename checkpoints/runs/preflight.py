@@ -11,7 +11,7 @@ from checkpoints.formats.delta import is_delta
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template, require_fit
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.storage.files import DiskUsage, free_bytes, require_free_space
-from checkpoints.transforms.upcycle import upcycled_config
+from checkpoints.transforms.upcycle import continued_config, upcycled_config
 from moe.config import ALL_LAYERS, ModelConfig, parse_layers
 from moe.data.prompt import encode_prompt, stop_ids
 from moe.data.sources import DataSets, load_data
@@ -44,8 +44,8 @@ def base_config(config: RunConfig) -> ModelConfig:
     """Sizes of the run's base, read without its weights.
 
     Raises:
-        UserError: the base is missing or not a dense model, its tokenizer or template does not fit it, or its context
-            is shorter than the longest example.
+        UserError: the base is missing, or a mixture that cannot be trained further, its tokenizer or template does not
+            fit it, or its context is shorter than the longest example.
     """
     if not config.base:
         raise UserError("no base given; add --base DIR with the dense model, or --base tiny for the embedded one")
@@ -60,8 +60,10 @@ def base_config(config: RunConfig) -> ModelConfig:
 
 def _checked_base(config: RunConfig) -> ModelConfig:
     path = resolve_model_path(config.base)
-    if is_delta(path) or (checkpoint := open_checkpoint(path)).config.is_moe:
-        raise UserError(f"{config.base} is a mixture already; give the dense model it was made from as --base")
+    checkpoint = None if is_delta(path) else open_checkpoint(path)
+    if checkpoint is None or (checkpoint.config.is_moe and config.expert_form != "full"):
+        remedy = "" if checkpoint is None else ", or add --expert-form full to train its experts further"
+        raise UserError(f"{config.base} is a mixture already; give the dense model it was made from as --base{remedy}")
     tokenizer = require_tokenizer(checkpoint_tokenizer(checkpoint), path)
     require_fit(tokenizer, checkpoint.config.vocab_size, path)
     template = given_template(config)
@@ -87,6 +89,8 @@ def given_template(config: RunConfig) -> str | None:
 
 def mixture_config(config: RunConfig, base: ModelConfig) -> ModelConfig:
     """Sizes of the mixture that the run makes of ``base``."""
+    if base.is_moe:
+        return continued_config(base, config.languages)
     return upcycled_config(
         base,
         config.languages,

@@ -126,6 +126,41 @@ def upcycle_model(
     return model
 
 
+def continued_config(config: ModelConfig, languages: Sequence[str], **settings: Any) -> ModelConfig:
+    """The config of a mixture with full experts that is trained further: one language for each of its experts.
+
+    Args:
+        settings: further fields of :class:`ModelConfig` that training may change, such as ``balance_loss_weight``.
+
+    Raises:
+        UserError: experts of another number or of other languages.
+    """
+    if len(languages) != config.num_experts:
+        raise UserError(
+            f"the base is a mixture of {config.num_experts} experts, and {len(languages)} languages are named; name "
+            "one for each expert, or make one dense model of it: python -m checkpoints collapse BASE OUT"
+        )
+    if config.expert_languages not in ((), tuple(languages)):
+        raise UserError(
+            f"the base has experts for {' '.join(config.expert_languages)}; name these languages, in this order"
+        )
+    return replace(config, expert_languages=tuple(languages), **settings)
+
+
+def continued_model(mixture: Transformer, languages: Sequence[str], **settings: Any) -> Transformer:
+    """A copy of a mixture with full experts, to be trained further.
+
+    Its experts and routers have memory of their own, all else shares the memory of ``mixture``. Raises as
+    :func:`continued_config` does.
+    """
+    model = meta_model(continued_config(mixture.config, languages, **settings))
+    for name, parameter in mixture.named_parameters():
+        learns = ".experts." in name or ".gate." in name
+        set_parameter(model, name, parameter.detach().clone() if learns else parameter.detach())
+    require_complete(model)
+    return model
+
+
 def upcycled_tensors(
     base: Checkpoint, config: ModelConfig, start: Initialization, dtype: torch.dtype | None
 ) -> Iterator[StoredTensor]:

@@ -50,7 +50,7 @@ class RunConfig:
 
     base: str = setting(
         "tiny",
-        "the dense model: 'tiny' (trained here), 'smollm2', a model directory, a GGUF file or ORG/NAME of a hub",
+        "the dense (or Mixtral) model: 'tiny' (trained here), 'smollm2', a directory, a GGUF file or ORG/NAME on a hub",
         group="base",
     )
     base_id: str = setting(

@@ -258,7 +258,7 @@ def test_a_dry_run_checks_tokenizer_and_template(saved):
     done = dry_run(directory, "--chat-base")
     assert done.returncode == 0 and not done.stderr
     done = dry_run(directory, "--template", "chatml")
-    assert done.returncode == 2 and "no control token <|im_start|>" in done.stderr
+    assert done.returncode == 2 and "no control token <|im_" in done.stderr
     other = train_sentencepiece(TEXTS * 2, 390, None)
     for name, content in other.files().items():
         (directory / name).write_bytes(content)
