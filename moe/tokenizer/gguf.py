@@ -83,8 +83,8 @@ def tokenizer_from_gguf(fields: Mapping[str, Any], rows: int | None = None) -> T
 
 
 def _refuse_changes(fields: Mapping[str, Any]) -> None:
-    """Raises :class:`UserError` for settings under which text would not come back, or would get other tokens."""
-    for key in ("remove_extra_whitespaces", "precompiled_charsmap", "add_eos_token", "add_sep_token"):
+    """Raises :class:`UserError` for settings under which text would not come back."""
+    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
         if fields.get(PREFIX + key):
             raise UserError(f"{PREFIX}{key} is set; expected nothing: such tokenizers are unsupported")
 
