@@ -45,7 +45,9 @@ def _python(code: str, **names: str) -> str:
 def refuse_foreign(settings: Mapping[str, Any], source: Path) -> None:
     """Raises :class:`UserError` for a ``config.json`` of a quantized, multimodal or adapter directory."""
     path = str(source.parent)
-    if isinstance(settings.get("quantization"), Mapping):  # MLX writes its own key beside transformers'
+    if settings.get("quantization") and isinstance(
+        settings["quantization"], Mapping
+    ):  # MLX writes its own key beside transformers'
         raise _quantized("MLX", source.parent, "")
     if settings.get("quantization_config") and not is_quantized(settings):
         found = settings["quantization_config"]
@@ -106,6 +108,14 @@ def refuse_tensors(tensors: Mapping[str, Any], file: Path) -> None:
     else:
         command = _python(_RENAME, file=str(file), prefix=found)
     raise UserError(f"{file}: tensor {first!r} is of {what}; expected a plain text model: {command}")
+
+
+def unreadable(error: UserError, file: Path) -> UserError:
+    """The error for a file with tensors of a dtype that is not read: what quantized it, where the dtype says so."""
+    for dtype, method in (("'F8_", "FP8"), ("'U32'", "MLX"), ("'F4'", "FP4")):
+        if f"has dtype {dtype}" in str(error):
+            return _quantized(method, file.parent, f"tensors of dtype {dtype.strip(chr(39))}: ")
+    return error
 
 
 def _prefix(names: Iterable[str]) -> str | None:

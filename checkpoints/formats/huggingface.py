@@ -8,7 +8,7 @@ from pathlib import Path
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import read_config_json
 from checkpoints.formats.dense_layers import without_copies
-from checkpoints.formats.foreign import refuse_directory, refuse_tensors
+from checkpoints.formats.foreign import refuse_directory, refuse_tensors, unreadable
 from checkpoints.formats.names import check_tensors, from_huggingface, is_ignored, to_huggingface, unstacked
 from checkpoints.formats.quantized import is_quantized, join_quantized
 from checkpoints.formats.tied import resolve_tied
@@ -62,7 +62,11 @@ def read_named_tensors(files: list[Path], weight_map: dict[str, str] | None, sou
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} is missing; {source} names it: download all shards")
-        for name, tensor in SafetensorsFile(file).tensors.items():
+        try:
+            opened = SafetensorsFile(file).tensors
+        except UserError as error:
+            raise unreadable(error, file) from None
+        for name, tensor in opened.items():
             if name in tensors:
                 raise UserError(
                     f"tensor {name!r} is both in {places[name]} and in {file}; download the checkpoint again"

@@ -107,4 +107,6 @@ def resolve_model_path(path: Path | str) -> Path:
         return find_smollm2()
     if path.name.startswith("models--") and (path / "snapshots").is_dir():
         return snapshot(path)
-    return from_hub(str(path)) if is_hub_id(str(path)) and not path.exists() else path
+    if is_hub_id(str(path)) and not path.exists() and not path.parent.is_dir():
+        return from_hub(str(path))
+    return path

@@ -55,8 +55,15 @@ class JsonTokenizer(Tokenizer):
         if vocab is None:
             raise UserError(f"{source}: a {spec['model']['type']} vocabulary; expected BPE")
         self._content = self.pipeline = content
-        control = {name: index for name, (index, special) in added.items() if special or CONTROL_SHAPE.fullmatch(name)}
-        control |= {name: vocab[name] for name in (roles or {}).values() if name in vocab and name not in control}
+        ends = {
+            name for role, name in (roles or {}).items() if role in ("bos", "eos")
+        }  # control, whatever the file says
+        control = {
+            name: index
+            for name, (index, special) in added.items()
+            if special or name in ends or CONTROL_SHAPE.fullmatch(name)
+        }
+        control |= {name: vocab[name] for name in ends - control.keys() if name in vocab}
         literal = {name: index for name, (index, _) in added.items() if name not in control}
         vocab.update(literal)
         plain, alphabet, dummy_prefix = _plain_pipeline(spec, source)

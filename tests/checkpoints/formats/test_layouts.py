@@ -162,6 +162,13 @@ def test_foreign_directories_are_refused_by_what_they_are(mistral_directory, edi
         compile(shlex.split(code[1])[0], "command", "exec")
 
 
+def test_fp8_weights_without_a_word_in_the_config(mistral_directory):
+    file = mistral_directory / "model.safetensors"
+    save_file({name: value.to(torch.float8_e4m3fn) for name, value in load_file(file).items()}, file)
+    with pytest.raises(UserError, match="tensors of dtype F8_: these weights are quantized by FP8"):
+        open_checkpoint(mistral_directory)
+
+
 def test_the_command_for_wrapped_names_works(mistral_directory, tmp_path, monkeypatch):
     file = mistral_directory / "model.safetensors"
     original = load_file(file)
