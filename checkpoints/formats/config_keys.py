@@ -86,7 +86,7 @@ def refuse_unknown(settings: Mapping[str, Any], source: Path, mixture: bool) -> 
 def expected(key: str) -> str:
     """What a refused key should be, for the message."""
     if key == "auto_map":
-        return "expected no code of the model's own: only the architectures of transformers are read"
+        return "expected no code of the model's own; take this key out to read the model as its model_type says"
     neutral = NEUTRAL.get(key)
     if neutral:
         return f"expected {' or '.join(map(str, neutral))} or nothing: models with this key are unsupported"

@@ -198,3 +198,42 @@ def test_a_mixture_of_our_own_still_reads_json(tmp_path, hf_model):
     assert main(["upcycle", str(tmp_path / "dense"), str(tmp_path / "moe"), *languages]) == 0
     settings = json.loads((tmp_path / "moe" / "config.json").read_text())
     assert settings["moe_layers"] == [1] and close(our_logits(tmp_path / "moe"), our_logits(tmp_path / "dense"))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "12-tied-in-config-but-two-matrices/model",
+        "17-mistral-with-layer_types/model",
+        "17-mistral-with-layer_types/ministral",
+        "18-mixtral-in-transformers-5-layout/model",
+        "13-gguf-linear-rope-scaling-ignored/scaled.gguf",
+        "19-gguf-mixtral-one-tensor-per-expert/mixtral-2023.gguf",
+    ],
+)
+def test_reported_cases(tmp_path, shared_data, case):
+    path = shared_data / "cases" / case
+    if not path.exists():
+        pytest.skip("no such case in shared/data")
+    theirs = path
+    if path.is_file():  # transformers reads the directory that convert makes of it
+        assert main(["convert", str(path), str(tmp_path / "out")]) == 0
+        theirs = tmp_path / "out"
+        settings = json.loads((theirs / "config.json").read_text())
+        assert settings.get("rope_scaling", {}).get("factor") == (4.0 if case.startswith("13") else None)
+        assert settings.get("num_local_experts") == (None if case.startswith("13") else 4)
+    assert close(our_logits(path), logits_of_transformers(theirs))
+
+
+@pytest.mark.parametrize("different", [False, True])
+def test_two_output_matrices_in_mistrals_own_format(tmp_path, hf_model, different):
+    from tests.checkpoints.formats.test_consolidated import write_consolidated
+
+    theirs = hf_model("mistral")
+    if not different:
+        theirs.lm_head.weight = theirs.model.embed_tokens.weight
+    directory = write_consolidated(tmp_path / "own", theirs, tied_embeddings=True)
+    assert open_checkpoint(directory).config.tie_embeddings is not different
+    with torch.no_grad():
+        tokens = torch.arange(40)[None]
+        assert close(load_model(directory).model(tokens).logits, theirs(tokens).logits)
