@@ -67,7 +67,8 @@ def token_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
 
 def generation_config(tokenizer: Tokenizer, template: str | None) -> dict[str, Any]:
     """A ``generation_config.json``: greedy, with the tokenizer's special ids and all that end an answer."""
-    ends = sorted(stop_ids(tokenizer, template)) if template is not None else [tokenizer.eos_id]
+    known = stop_ids(tokenizer, template) if template is not None else {tokenizer.eos_id, *tokenizer.end_ids}
+    ends = sorted(known)
     return {**token_ids(tokenizer), "eos_token_id": ends[0] if len(ends) == 1 else ends, "do_sample": False}
 
 

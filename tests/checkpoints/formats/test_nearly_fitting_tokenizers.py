@@ -182,6 +182,8 @@ def test_every_end_token_of_both_configs_stops_an_answer(saved, config, generati
     assert ends == expected | {loaded.tokenizer.eos_id}
     out = save_model(loaded.model, loaded.tokenizer, directory.with_name("again"), template="plain")
     assert stop_ids(load_model(out).tokenizer, "plain") == ends
+    unnamed = save_model(loaded.model, loaded.tokenizer, directory.with_name("unnamed"))
+    assert load_model(unnamed, template="plain").tokenizer.end_ids >= expected
     always = Always(loaded.model, max(ends))
     writer = Writer(always, loaded.tokenizer, "plain", 5)
     assert writer.answer(Question("Add.")).finished == "stop"
