@@ -180,6 +180,11 @@ def model_card(
     languages = [language_name(key) for key in config.expert_languages]
     if config.is_delta:
         kind = "set of low-rank changes to a dense model, without which it cannot be used"
+    elif config.is_moe and not config.is_mixtral:
+        kind = (
+            "sparse mixture of experts (Mixtral's, routed by the document so far: transformers loads it with "
+            "`trust_remote_code=True`)"
+        )
     else:
         kind = "sparse mixture of experts (Mixtral)" if config.num_experts else "dense model (Mistral architecture)"
     lines = [
@@ -191,7 +196,8 @@ def model_card(
         "pipeline_tag: text-generation",
         "tags:",
         "- code",
-        *(["- mixtral", "- moe"] if config.num_experts else ["- mistral"]),
+        *(["- mixtral"] if config.is_mixtral else []),
+        "- moe" if config.is_moe else "- mistral",
         "---",
         "",
         f"# {base}" + (f" with experts for {', '.join(languages)}" if languages else ""),
@@ -223,3 +229,27 @@ def model_card(
         terms = f"The files of `{base}` state no license; find it before sharing these weights, as it applies to them."
     lines += ["", "## License and checksums", "", f"{terms} `manifest.json` has the SHA-256 of every file.", ""]
     return "\n".join(lines)
+
+
+def adapter_card(base: str, language: str, rank: int, license_name: str | None = None) -> str:
+    """The card of a PEFT adapter that was one language's expert; arguments as for :func:`model_card`."""
+    name = language_name(language)
+    return "\n".join(
+        [
+            "---",
+            f"license: {license_name or 'other'}",
+            *([] if license_name else ["license_name: unknown"]),
+            f"base_model: {json.dumps(base, ensure_ascii=False)}",
+            "library_name: peft",
+            "tags:",
+            "- code",
+            "- lora",
+            "---",
+            "",
+            f"# {base} for {name}",
+            "",
+            f"The expert for {name} of a mixture of language experts, as a LoRA adapter of rank {rank} of the base "
+            f"`{base}`. With it the base computes what the mixture does for text sent to this expert.",
+            "",
+        ]
+    )

@@ -26,6 +26,7 @@ from checkpoints.formats.dense_layers import huggingface_tensors
 from checkpoints.formats.extras import (
     GENERATION_FILE,
     checkpoint_tokenizer,
+    code_files,
     find_template,
     generation_config,
     require_fit,
@@ -199,6 +200,7 @@ def save_model(
     tensors = list(huggingface_tensors(model.config, (in_dtype(t, dtype) for t in flat_tensors(model))))
     stored_dtype = dtype_name(dtype or model.dtype)
     documents["config.json"] = to_config_json(model.config, stored_dtype, token_ids(tokenizer))
+    contents |= code_files(model.config)
     output = Output(tensors, documents, contents, max_shard_bytes=max_shard_bytes)
     write_model_directory(directory, output, force=force, disk_free=disk_free)
     return directory

@@ -28,6 +28,7 @@ from checkpoints.transforms.upcycle import parameter_counts
 from moe.hardware import available_memory, dtype_name
 from moe.layers import RMSNorm, make_pattern
 from moe.model import rotary
+from moe.router import RouterContext, Routing
 from moe.tokenizer import Tokenizer
 
 
@@ -47,7 +48,7 @@ def layer_block(source: Source, layer: int, dtype: torch.dtype) -> nn.Module:
     """One layer of a model on disk, in memory."""
     sparse = layer in source.config.sparse_layers
     config = source.config if sparse else source.config.dense()
-    config = replace(config, n_layers=1, moe_layers=None, sliding_layers=None)
+    config = replace(config, n_layers=1, moe_layers=None, sliding_layers=None, router_layers="each")
     model = meta_model(config)
     prefix = f"layers.{layer}."
 
@@ -67,13 +68,19 @@ def streamed_hidden(source: Source, prompts: list[list[int]], dtype: torch.dtype
     embedding = _find(source, "tok_embeddings.weight")
     states = [embedding[ids].to(dtype)[None] for ids in prompts]  # [1, S, D]
     del embedding
+    contexts = [
+        None if config.router_context == "none" else RouterContext(config, (1, x.shape[1]), x.device) for x in states
+    ]
+    first: list[Routing | None] = [None] * len(states)  # the decision that the layers after it take, too
     for layer in range(config.n_layers):
         block = layer_block(source, layer, dtype)
         for index, x in enumerate(states):
             length = x.shape[1]
             cos, sin = rotary(config, torch.arange(length)[None], dtype)
             pattern = make_pattern(length, config.window(layer), None, x.device)
-            states[index] = block(x, cos, sin, pattern, None, layer, None, None, 0, None)[0]
+            states[index], routing = block(x, cos, sin, pattern, None, layer, first[index], contexts[index], 0, None)
+            if config.router_layers == "first":
+                first[index] = first[index] or routing
     norm = RMSNorm(config.dim, config.norm_eps)
     norm.weight = nn.Parameter(_find(source, "norm.weight").to(dtype))
     return [norm(x)[0] for x in states]

@@ -11,13 +11,13 @@ from rich.console import Console
 from checkpoints.model_io import LoadedModel
 from checkpoints.progress import CountDisplay, say
 from checkpoints.runs.directory import RunDirectory
-from eval.held_out_loss import held_out_loss
 from eval.scoring import AnswerSettings, save_answers, score_answers, write_answers
 from eval.specialization import RoutingCounter
 from moe.data.packing import encode_pairs
 from moe.data.pairs import Pair
 from moe.data.sources import sample_all
 from moe.training.config import RunConfig
+from moe.training.held_out_loss import held_out_loss
 
 
 class Evaluation:

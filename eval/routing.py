@@ -18,7 +18,6 @@ from torch import Tensor
 from checkpoints.model_io import LoadedModel, load_model
 from checkpoints.progress import make_console, say
 from checkpoints.runs.finished import model_of, newest_model
-from eval.held_out_loss import held_out_loss
 from eval.specialization import RoutingCounter
 from moe.data.packing import Example, make_batch
 from moe.data.pairs import Pair
@@ -27,6 +26,7 @@ from moe.data.sources import SYNTHETIC, load_held_out, sample_all
 from moe.errors import UserError
 from moe.files import json_bytes, replace_file
 from moe.hardware import choose_device, choose_dtype
+from moe.training.held_out_loss import held_out_loss
 from moe.training.trainer import batch_losses, forward_batch
 
 WINDOW = 128  # tokens after a change of language that are looked at

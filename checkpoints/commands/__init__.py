@@ -7,6 +7,18 @@ from types import ModuleType
 
 def registry() -> tuple[ModuleType, ...]:
     """The modules of all subcommands, in the order in which ``--help`` lists them."""
-    from checkpoints.commands import collapse, convert, diff, inspect, merge, quantize, relink, upcycle, verify
+    from checkpoints.commands import (
+        adapters,
+        collapse,
+        convert,
+        diff,
+        extract,
+        inspect,
+        merge,
+        quantize,
+        relink,
+        upcycle,
+        verify,
+    )
 
-    return (inspect, upcycle, merge, collapse, convert, quantize, diff, verify, relink)
+    return (inspect, upcycle, merge, extract, adapters, collapse, convert, quantize, diff, verify, relink)

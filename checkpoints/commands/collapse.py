@@ -14,7 +14,7 @@ from checkpoints.commands.common import (
     write_output,
 )
 from checkpoints.formats.smollm2 import resolve_model_path
-from checkpoints.transforms.merge import collapsed_tensors, expert_shares, open_any
+from checkpoints.transforms.merge import collapsed_tensors, expert_names, expert_shares, open_any
 from checkpoints.transforms.rewrite import Rewrite
 from moe.errors import UserError
 
@@ -56,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
     shares = expert_shares(source.config, by_language(arguments.weights))
     check_output(arguments, source)
     dtype = chosen_dtype(arguments.dtype)
-    names = source.config.expert_languages or tuple(str(e) for e in range(source.config.num_experts))
+    names = expert_names(source.config)
     print("experts: " + ", ".join(f"{names[expert]} {share:.3f}" for expert, share in shares.items()))
     rewrite = Rewrite(
         source,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,9 @@ from checkpoints.second_opinion import READERS
 from checkpoints.storage.files import format_bytes, free_bytes, require_free_space, require_new
 from checkpoints.storage.writer import MANIFEST, SMALL_FILES_BYTES
 from checkpoints.transforms.rewrite import OutputOptions, Rewrite, Source, source_files, write_rewritten
+from moe.data.pairs import load_split
+from moe.data.sources import Pairs, sample_all
+from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
 from moe.hardware import DTYPES
 
@@ -73,11 +76,12 @@ def hub_id(text: str) -> str:
     return text
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of every subcommand that writes a model directory."""
+def add_output_arguments(parser: argparse.ArgumentParser, sharded: bool = True) -> None:
+    """Arguments of every subcommand that writes a model directory; ``sharded`` if its tensors may fill many files."""
     parser.add_argument("--force", action="store_true", help="replace OUT, once the new directory is complete")
     parser.add_argument("--dry-run", action="store_true", help="print sizes and the disk needed, write nothing")
-    parser.add_argument("--max-shard", type=byte_size, default="4GiB", metavar="SIZE", help="largest tensor file")
+    if sharded:
+        parser.add_argument("--max-shard", type=byte_size, default="4GiB", metavar="SIZE", help="largest tensor file")
     parser.add_argument(
         "--base-id",
         type=hub_id,
@@ -102,6 +106,27 @@ def add_verify_argument(parser: argparse.ArgumentParser) -> None:
 def chosen_dtype(name: str) -> torch.dtype | None:
     """None for ``keep``."""
     return DTYPES.get(name)
+
+
+def add_data_argument(parser: argparse.ArgumentParser, splits: str, purpose: str = "") -> None:
+    """``--data``: a folder of labeled pairs in place of the tasks that come with the project."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help=f"{purpose}pairs in {splits} (LANGUAGE.jsonl[.gz]); default: generated tasks",
+    )
+
+
+def labeled_pairs(data: Path | None, split: str, languages: Sequence[str], count: int, seed: int = 0) -> Pairs:
+    """Up to ``count`` pairs per language of a split of a folder, or of the generated tasks.
+
+    Raises:
+        UserError: the folder lacks the split or a language.
+    """
+    if data is None:
+        return {language: generate_pairs(language, count, seed, split) for language in languages}
+    return sample_all(load_split(data, split, languages), count, seed)
 
 
 def open_full(path: Path, merged: Path) -> Checkpoint:

@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 from checkpoints.commands.common import (
+    add_data_argument,
     add_output_arguments,
     check_output,
     integer_at_least,
+    labeled_pairs,
     only_planned,
     open_full,
 )
@@ -28,8 +30,6 @@ from checkpoints.transforms.quantize import (
     round_to_nearest,
 )
 from checkpoints.transforms.rewrite import OutputOptions, Rewrite, write_rewritten
-from moe.data.pairs import load_split
-from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
 from moe.languages import DEFAULT_LANGUAGES
 
@@ -57,12 +57,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--evaluation", type=integer_at_least(1), default=24, metavar="N", help="perplexity: other prompts per language"
     )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="pairs in DIR/train and DIR/validation (LANGUAGE.jsonl[.gz]); default: generated tasks",
-    )
+    add_data_argument(parser, "DIR/train and DIR/validation")
     parser.add_argument("--no-perplexity", action="store_true", help="skip measuring both models")
     add_output_arguments(parser)
     parser.set_defaults(main=main)
@@ -122,10 +117,8 @@ def sequences(loaded: LoadedModel, split: str, per_language: int, data: Path | N
         UserError: the directory lacks the split or a language, none of its pairs fits, or the model has no tokenizer.
     """
     languages = [name for name in loaded.config.expert_languages if name in DEFAULT_LANGUAGES] or DEFAULT_LANGUAGES
-    if data is None:
-        pairs = {language: generate_pairs(language, per_language, 0, split=split) for language in languages}
-    else:
-        pairs = load_split(data, split, languages)
+    # All of a folder's pairs: some may be too long.
+    pairs = labeled_pairs(data, split, languages, per_language if data is None else 0)
     return sample_sequences(pairs, loaded, per_language)
 
 

@@ -14,6 +14,7 @@ from checkpoints.commands.common import add_verify_argument
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.delta import find_base, is_delta, open_delta, read_delta_config
 from checkpoints.formats.dense_layers import REMEDY
+from checkpoints.formats.peft import ADAPTER_CONFIG, open_adapter
 from checkpoints.model_io import load_model
 from checkpoints.progress import byte_progress
 from checkpoints.second_opinion import compare_with_transformers
@@ -131,18 +132,23 @@ def verify_directory(directory: Path, progress: Progress = lambda count: None) -
             raise UserError(f"{path} does not have the SHA-256 of the manifest{where}; copy it again")
         total += size
     check_structure(directory)
-    return total
+    return total + sum(
+        verify_directory(path.parent, progress) for path in sorted(directory.glob(f"*/{ADAPTER_CONFIG}"))
+    )
 
 
 def check_structure(directory: Path) -> None:
     """Opens a directory as a model, which checks names, shapes and dtypes.
 
-    For delta experts it checks the base too, and for a mixture with dense layers that their copies are equal.
+    For delta experts it checks the base too, and for a mixture with dense layers that their copies are equal. Adapters
+    are checked without their base.
     """
     if is_delta(directory):
         find_base(directory, read_delta_config(directory)[1], thorough=True)
         open_delta(directory)
-    else:
+    elif (directory / ADAPTER_CONFIG).is_file():
+        open_adapter(directory)
+    elif not any(directory.glob(f"*/{ADAPTER_CONFIG}")):
         checkpoint = open_checkpoint(directory)
         if checkpoint.config.moe_layers is not None:
             _check_copies(checkpoint)

@@ -22,6 +22,7 @@ from moe.errors import UserError, did_you_mean
 
 # Mixtral whose routers see context. Its own name, so that no other program takes it for Mixtral and routes by token.
 CONTEXT_MODEL_TYPE = "context_mixtral"
+MODELING_FILE = "modeling_context_mixtral.py"  # is copied into such a model's directory, and loads it in transformers
 MODEL_TYPES = ("mistral", "ministral", "llama", "mixtral", CONTEXT_MODEL_TYPE)
 DELTA_MODEL_TYPE = "mixtral_delta"  # our own format: low-rank experts and a reference to their base
 _CAUSAL = {
@@ -149,8 +150,6 @@ def written_type(config: ModelConfig) -> str:
     Raises:
         UserError: no architecture of transformers has all of its settings.
     """
-    if config.is_moe and not config.is_mixtral:
-        return CONTEXT_MODEL_TYPE
     lacking = None
     if config.is_moe and (config.attention_bias or config.sliding_layers is not None):
         lacking = "attention_bias" if config.attention_bias else "layer_types"
@@ -161,7 +160,7 @@ def written_type(config: ModelConfig) -> str:
         remedy = "; keep the experts as deltas (--expert-form delta, no merge)" if config.is_moe else ""
         raise UserError(f"transformers has no {kind} with {lacking}, so config.json cannot say it{remedy}")
     if config.is_moe:
-        return "mixtral"
+        return "mixtral" if config.is_mixtral else CONTEXT_MODEL_TYPE
     return "llama" if config.attention_bias else "mistral" if config.sliding_layers is None else "ministral"
 
 
@@ -217,6 +216,11 @@ def to_config_json(
         }
     if model_type == CONTEXT_MODEL_TYPE:
         document |= {name: getattr(config, name) for name in ROUTER_KEYS}
+        module = MODELING_FILE.removesuffix(".py")
+        document["auto_map"] = {
+            "AutoConfig": f"{module}.ContextMixtralConfig",
+            "AutoModelForCausalLM": f"{module}.{_CAUSAL[model_type]}",
+        }
     if config.moe_layers is not None:
         document["moe_layers"] = list(config.moe_layers)
     if config.sliding_layers is not None:

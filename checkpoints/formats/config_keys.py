@@ -79,6 +79,8 @@ def refuse_unknown(settings: Mapping[str, Any], source: Path, mixture: bool) -> 
     """Raises :class:`UserError` naming the first key that may change what the model computes and is not read."""
     read = READ | READ_OF_MIXTURES if mixture else READ
     for key, value in settings.items():
+        if key == "auto_map" and settings.get("model_type") == "context_mixtral":
+            continue  # our own code, which is written beside such a model
         if key not in read and key not in HARMLESS and not is_neutral(key, value):
             raise UserError(f"{source}: {key} is {str(value)[:80]!r}; {expected(key)}")
 

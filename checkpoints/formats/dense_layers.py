@@ -40,6 +40,11 @@ def zero_router(config: ModelConfig, layer: int, dtype: torch.dtype) -> StoredTe
     return StoredTensor(name, dtype, shape, lambda: torch.zeros(shape, dtype=dtype))
 
 
+def stores_router(config: ModelConfig, layer: int) -> bool:
+    """Whether a layer has a router in a Mixtral directory: those that decide do, and all that stay dense."""
+    return layer in config.router_places or layer not in config.sparse_layers
+
+
 def huggingface_tensors(config: ModelConfig, tensors: Iterable[StoredTensor]) -> Iterator[StoredTensor]:
     """Yields the tensors of a Hugging Face directory for a model's tensors under flat names."""
     for tensor in tensors:

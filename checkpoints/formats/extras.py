@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.formats.checkpoint import Checkpoint
-from checkpoints.formats.config_json import read_config_json
+from checkpoints.formats.config_json import MODELING_FILE, read_config_json
 from checkpoints.formats.config_keys import ignored_generation
 from checkpoints.storage.files import read_json_object
+from moe.config import ModelConfig
 from moe.data.chat_template import TEMPLATE_FILE, chat_template, guess_template, named_template
 from moe.data.prompt import OWN, check_template, choose_template, stop_ids
 from moe.data.rendering import CHATML, unusable
@@ -37,6 +38,12 @@ CARRIED_FILES = (*TOKENIZER_FILES, TEMPLATE_FILE, GENERATION_FILE, "LICENSE", "L
 def carried_files(directory: Path) -> dict[str, Path]:
     """The small files of a model directory that are kept when its weights are rewritten."""
     return {name: directory / name for name in CARRIED_FILES if (directory / name).is_file()}
+
+
+def code_files(config: ModelConfig) -> dict[str, Path]:
+    """The code that transformers needs for a model with full experts: some where routers see context, else none."""
+    needed = config.is_moe and not config.is_mixtral
+    return {MODELING_FILE: Path(__file__).with_name(MODELING_FILE)} if needed else {}
 
 
 def tokenizer_files(tokenizer: Tokenizer, template: str | None) -> dict[str, bytes]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import read_config_json
-from checkpoints.formats.dense_layers import without_copies
+from checkpoints.formats.dense_layers import stores_router, without_copies
 from checkpoints.formats.foreign import refuse_directory, refuse_tensors, unreadable
 from checkpoints.formats.names import check_tensors, from_huggingface, is_ignored, to_huggingface, unstacked
 from checkpoints.formats.quantized import is_quantized, join_quantized
@@ -105,7 +106,7 @@ def open_huggingface(directory: Path) -> Checkpoint:
             raise UserError(f"{source}: tensor {name!r} belongs to no supported architecture")
         tensors[ours] = tensor
     config, tensors = resolve_tied(config, tensors, source)
-    check_tensors(tensors, replace(config, moe_layers=None), source, to_huggingface)
+    check_tensors(tensors, replace(config, moe_layers=None), source, to_huggingface, partial(stores_router, config))
     if config.moe_layers is not None:
         tensors = without_copies(tensors, config, source)
     return Checkpoint(directory, "huggingface", config, tensors, tuple(files), settings)

@@ -107,8 +107,12 @@ def is_ignored(name: str) -> bool:
     return _IGNORED.fullmatch(name) is not None
 
 
-def expected_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+def expected_tensors(
+    config: ModelConfig, has_router: Callable[[int], bool] | None = None
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yields the flat names and shapes of all tensors of a dense model, or of one with full experts.
+
+    ``has_router`` says which layers have one; None: as the config says.
 
     They repeat what :class:`moe.model.Transformer` builds: building it takes 60 ms on the meta device, and a damaged
     config with a billion layers must cost nothing. As this is a generator, checks stop at the first missing tensor.
@@ -129,7 +133,7 @@ def expected_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]
         yield f"{prefix}.ffn_norm.weight", (dim,)
         owners = [f"{prefix}.feed_forward"]
         if config.is_moe and layer in config.sparse_layers:
-            if layer in config.router_places:
+            if layer in config.router_places if has_router is None else has_router(layer):
                 yield f"{prefix}.feed_forward.gate.weight", (config.num_experts, dim)  # [E, D]
             owners = [f"{prefix}.feed_forward.experts.{expert}" for expert in range(config.num_experts)]
         for owner in owners:
@@ -142,14 +146,18 @@ def expected_tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]
 
 
 def check_tensors(
-    tensors: Mapping[str, StoredTensor], config: ModelConfig, source: Path, shown: Callable[[str], str]
+    tensors: Mapping[str, StoredTensor],
+    config: ModelConfig,
+    source: Path,
+    shown: Callable[[str], str],
+    has_router: Callable[[int], bool] | None = None,
 ) -> None:
     """Raises :class:`UserError` for the first tensor that is missing, unexpected, misshapen or not floating-point.
 
     ``shown`` maps our names to the names in the file, for the messages.
     """
     known: set[str] = set()
-    for name, shape in expected_tensors(config):
+    for name, shape in expected_tensors(config, has_router):
         if name not in tensors:
             raise UserError(
                 f"{source}: tensor {shown(name)!r} is missing, the config asks for it; download all shards again"

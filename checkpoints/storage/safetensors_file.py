@@ -8,6 +8,7 @@ Format: https://huggingface.co/docs/safetensors
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -228,6 +229,14 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     """Returns the bytes of a tensor (C order), without a copy when it is contiguous on the CPU."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
     return flat.numpy().data
+
+
+def tensors_digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of the bytes of several tensors."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor_bytes(tensor))
+    return digest.hexdigest()
 
 
 def encode_header(tensors: Iterable[StoredTensor], metadata: dict[str, str]) -> bytes:

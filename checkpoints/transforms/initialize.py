@@ -16,7 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor, tensor_bytes
+from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor, tensors_digest
 from moe.config import ModelConfig
 from moe.experts import LowRankDelta, draw_low_rank
 
@@ -30,11 +30,13 @@ class Initialization:
     Attributes:
         router_std: standard deviation of normal routers (0.02: Muennighoff et al., 2024, OLMoE).
         routers: fitted routers [E, D] by layer, in place of random ones.
+        deltas: trained deltas by parameter name, in place of new ones.
     """
 
     seed: int = 0
     router_std: float = ROUTER_STD
     routers: Mapping[int, Tensor] | None = None
+    deltas: Mapping[str, StoredTensor] | None = None
 
     def describe(self) -> str:
         """The routers' start, in words."""
@@ -46,10 +48,7 @@ class Initialization:
         """JSON-able: seed, standard deviation, and the SHA-256 of fitted routers."""
         if self.routers is None:
             return [self.seed, self.router_std, None]
-        digest = hashlib.sha256()
-        for router in self.routers.values():
-            digest.update(tensor_bytes(router))
-        return [self.seed, self.router_std, digest.hexdigest()]
+        return [self.seed, self.router_std, tensors_digest(self.routers.values())]
 
 
 DEFAULT_START = Initialization()
@@ -68,8 +67,11 @@ def new_tensors(config: ModelConfig, layer: int, start: Initialization, dtype: t
     elif layer in config.router_places:
         shape = (config.num_experts, config.dim)
         yield StoredTensor(name, dtype, shape, partial(_normal, name, shape, start, dtype))
-    if config.is_delta:
+    if config.is_delta and start.deltas is None:
         yield from _delta_tensors(config, layer, start.seed, dtype)
+    elif start.deltas is not None:
+        prefix = f"layers.{layer}."
+        yield from (tensor for name, tensor in start.deltas.items() if name.startswith(prefix))
 
 
 def _delta_tensors(config: ModelConfig, layer: int, seed: int, dtype: torch.dtype) -> Iterator[StoredTensor]:

@@ -24,15 +24,17 @@ from checkpoints.formats.parameters import base_rename
 from checkpoints.storage.safetensors_file import StoredTensor, computed
 from checkpoints.storage.writer import in_dtype, renamed
 from moe.config import ModelConfig
-from moe.errors import UserError
+from moe.errors import UserError, did_you_mean
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _add_low_rank(weight: StoredTensor, terms: list[tuple[Tensor, Tensor]], scale: float) -> Iterator[Tensor]:
-    """weight [N, M] + scale * sum of B [N, r] A [r, M], a few rows at a time."""
+def _add_low_rank(
+    weight: StoredTensor, terms: list[tuple[Tensor, Tensor]], scale: float, dtype: torch.dtype
+) -> Iterator[Tensor]:
+    """weight [N, M] + scale * sum of B [N, r] A [r, M] in ``dtype``, a few rows at a time."""
     wide = _wide(weight.dtype)
     terms = [(b.to(wide), a.to(wide)) for b, a in terms]
     done = 0
@@ -41,7 +43,7 @@ def _add_low_rank(weight: StoredTensor, terms: list[tuple[Tensor, Tensor]], scal
         block = part.to(wide)
         for b, a in terms:
             block = torch.addmm(block, b[rows], a, alpha=scale)
-        yield block.to(weight.dtype)
+        yield block.to(dtype)
         done += len(part)
 
 
@@ -52,9 +54,17 @@ def _flat_base(delta: DeltaCheckpoint) -> dict[str, StoredTensor]:
 
 
 def _effective(
-    delta: DeltaCheckpoint, base: StoredTensor, layer: int, weight: str, mixture: Mapping[int, float]
+    delta: DeltaCheckpoint,
+    base: StoredTensor,
+    layer: int,
+    weight: str,
+    mixture: Mapping[int, float],
+    dtype: torch.dtype | None,
 ) -> StoredTensor:
-    """One feed-forward matrix with the shared delta and the given mixture of experts' deltas (expert -> share)."""
+    """One feed-forward matrix with the shared delta and the given mixture of experts' deltas (expert -> share).
+
+    The sum is rounded once, to ``dtype`` (None: the base's); a base of 16 bits loses nothing of it in float32.
+    """
     prefix = f"layers.{layer}.feed_forward"
     number = weight[1]
 
@@ -69,9 +79,9 @@ def _effective(
         if mixture:
             b, a = factors("expert_deltas")  # [E, F, r], [E, r, D]
             terms += [(share * b[expert], a[expert]) for expert, share in mixture.items()]
-        return _add_low_rank(base, terms, delta.config.delta_scale)
+        return _add_low_rank(base, terms, delta.config.delta_scale, dtype or base.dtype)
 
-    return computed(base, base.dtype, parts)
+    return computed(base, dtype or base.dtype, parts)
 
 
 def full_config(config: ModelConfig) -> ModelConfig:
@@ -93,21 +103,28 @@ def _assemble(
     return huggingface_tensors(config, flat())
 
 
-def merged_tensors(delta: DeltaCheckpoint, dtype: torch.dtype | None = None) -> Iterator[StoredTensor]:
-    """Yields the tensors of the merged model under Hugging Face names."""
-    base = _flat_base(delta)
+def merged_tensors(delta: DeltaCheckpoint | Checkpoint, dtype: torch.dtype | None = None) -> Iterator[StoredTensor]:
+    """Yields the tensors of the merged model under Hugging Face names; those of full experts are its own."""
+    base = _flat_base(delta) if isinstance(delta, DeltaCheckpoint) else delta.tensors
 
     def find(name: str) -> StoredTensor:
+        if not isinstance(delta, DeltaCheckpoint):
+            return base[name]
         parts = name.split(".")
         if ".experts." in name:
             layer, expert, weight = int(parts[1]), int(parts[4]), parts[5]
             dense = base[f"layers.{layer}.feed_forward.{weight}.weight"]
-            return _effective(delta, dense, layer, weight, {expert: 1.0})
+            return _effective(delta, dense, layer, weight, {expert: 1.0}, dtype)
         if ".feed_forward.w" in name and int(parts[1]) in delta.config.sparse_layers:
-            return _effective(delta, base[name], int(parts[1]), parts[3], {})
+            return _effective(delta, base[name], int(parts[1]), parts[3], {}, dtype)
         return delta.tensors[name] if name.endswith(".gate.weight") else base[name]
 
     return _assemble(full_config(delta.config), find, dtype)
+
+
+def expert_names(config: ModelConfig) -> tuple[str, ...]:
+    """The experts' languages; numbers where the model names none."""
+    return config.expert_languages or tuple(str(expert) for expert in range(config.num_experts))
 
 
 def expert_shares(config: ModelConfig, weights: Mapping[str, float] | None) -> dict[int, float]:
@@ -117,12 +134,13 @@ def expert_shares(config: ModelConfig, weights: Mapping[str, float] | None) -> d
         UserError: the model is not a mixture, a language has no expert, or weights are negative or all zero.
     """
     if not config.num_experts:
-        raise UserError("this model is dense already; collapse takes a mixture of experts")
-    names = config.expert_languages or tuple(str(expert) for expert in range(config.num_experts))
+        raise UserError("this model is dense already; give a mixture of experts")
+    names = expert_names(config)
     given = dict(weights) if weights is not None else dict.fromkeys(names, 1.0)
     for name, value in given.items():
         if name not in names:
-            raise UserError(f"no expert is named {name!r}; experts here: {', '.join(names)}")
+            hint = did_you_mean(name, names)
+            raise UserError(f"no expert is named {name!r}{hint}; experts here: {', '.join(names)}")
         if not 0 <= value < float("inf"):
             raise UserError(f"the weight of {name} is {value}; expected a number of at least 0")
     total = sum(given.values())
@@ -131,17 +149,17 @@ def expert_shares(config: ModelConfig, weights: Mapping[str, float] | None) -> d
     return {names.index(name): value / total for name, value in given.items() if value > 0}
 
 
-def _mean(tensors: list[tuple[float, StoredTensor]]) -> StoredTensor:
+def _mean(tensors: list[tuple[float, StoredTensor]], dtype: torch.dtype | None) -> StoredTensor:
     first = tensors[0][1]
     if len(tensors) == 1:
         return first
-    wide = _wide(first.dtype)
+    wide, dtype = _wide(first.dtype), dtype or first.dtype
 
     def parts() -> Iterator[Tensor]:
         for pieces in zip(*(tensor.parts() for _, tensor in tensors)):
-            yield sum(share * piece.to(wide) for (share, _), piece in zip(tensors, pieces)).to(first.dtype)
+            yield sum(share * piece.to(wide) for (share, _), piece in zip(tensors, pieces)).to(dtype)
 
-    return computed(first, first.dtype, parts)
+    return computed(first, dtype, parts)
 
 
 def collapsed_tensors(
@@ -157,12 +175,13 @@ def collapsed_tensors(
         if layer not in source.config.sparse_layers:
             return base[name]
         if isinstance(source, DeltaCheckpoint):
-            return _effective(source, base[name], layer, weight, shares)
+            return _effective(source, base[name], layer, weight, shares, dtype)
         return _mean(
             [
                 (share, base[f"layers.{layer}.feed_forward.experts.{expert}.{weight}.weight"])
                 for expert, share in shares.items()
-            ]
+            ],
+            dtype,
         )
 
     return _assemble(source.config.dense(), find, dtype)

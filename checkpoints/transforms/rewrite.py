@@ -21,6 +21,7 @@ from checkpoints.formats.delta import EXPERTS, DeltaCheckpoint, open_delta
 from checkpoints.formats.extras import (
     carried_files,
     checkpoint_tokenizer,
+    code_files,
     find_template,
     original_settings,
     token_ids,
@@ -139,6 +140,7 @@ def write_rewritten(rewrite: Rewrite, target: Path, options: OutputOptions = DEF
     """
     documents, files, ids = rewrite.small_parts()
     stored = dtype_name(rewrite.dtype or main_dtype(dense_part(rewrite.source).tensors))
+    files |= code_files(rewrite.config)
     documents["config.json"] = to_config_json(rewrite.config, stored, ids, rewrite.extra_config)
     reads = source_files(rewrite.source)
     write_model_directory(
@@ -163,16 +165,20 @@ def _identity(
     return job_identity({"job": [list(rewrite.job), read, shard, planned, documents, small]})
 
 
-def merge_rewrite(delta: DeltaCheckpoint, dtype: torch.dtype | None = None, base_id: str | None = None) -> Rewrite:
+def merge_rewrite(
+    delta: Source, dtype: torch.dtype | None = None, base_id: str | None = None, keep_context: bool = False
+) -> Rewrite:
     """The Mixtral model (for a lone adapter the dense one) that a delta model is merged into.
 
     Raises:
-        UserError: its routers see context, which no reader of Mixtral does: it would route by token, and badly.
+        UserError: its routers see context, which no reader of Mixtral does: it would route by token, and badly. With
+            ``keep_context`` the result is no Mixtral, and says so.
     """
-    if delta.config.is_moe and not delta.config.is_mixtral:
+    if delta.config.is_moe and not delta.config.is_mixtral and not keep_context:
         raise UserError(
             f"{delta.path} routes by document context (router_context {delta.config.router_context}), which readers of "
-            "Mixtral do not; use it as it is, or train with --router-context none --router-layers each to merge"
+            "Mixtral do not; add --refit-router --data DIR, which fits token gates and prints the loss, --keep-context "
+            "for this project and transformers alone, or take one language out with python -m checkpoints extract"
         )
     return Rewrite(
         delta,

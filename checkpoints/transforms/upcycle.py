@@ -171,7 +171,8 @@ def upcycled_tensors(
     if not config.is_delta:
         return huggingface_tensors(config, _flat_upcycled(base, config, start, dtype))
     main = dtype or main_dtype(base.tensors)
-    return (tensor for layer in range(config.n_layers) for tensor in new_tensors(config, layer, start, main))
+    added = (tensor for layer in range(config.n_layers) for tensor in new_tensors(config, layer, start, main))
+    return (in_dtype(tensor, dtype) for tensor in added)
 
 
 def _flat_upcycled(
@@ -229,8 +230,12 @@ def upcycle_directory(
     """
     action = f"Upcycled: each of {config.num_experts} experts is a copy of the dense feed-forward"
     recipe = {"router": start.describe(), "seed": str(start.seed), "training": "none yet"}
-    if config.is_delta:
+    if start.deltas is not None:
+        action = "Made of LoRA adapters that were trained one by one: each is an expert"
+        recipe["training"] = "the adapters' own"
+    elif config.is_delta:
         action = "Upcycled: the experts are low-rank changes, which are zero at first"
+    if config.is_delta:
         recipe |= {"rank of each expert, shared": f"{config.expert_rank}, {config.shared_rank}"}
     rewrite = Rewrite(
         base,

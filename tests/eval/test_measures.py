@@ -10,11 +10,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from eval.held_out_loss import held_out_loss, single_language_batches
 from eval.reporting.display import StageDisplay
 from eval.reporting.tables import loss_table, markdown_report, routing_table, score_table
 from eval.specialization import RoutingCounter, mutual_information
 from moe.data.packing import Example, make_batch
+from moe.training.held_out_loss import held_out_loss, single_language_batches
 from moe.training.trainer import StepReport, batch_losses, forward_batch
 
 

@@ -243,7 +243,7 @@ def test_a_foreign_chat_template_is_the_models_own(saved, tmp_path, capsys):
 
 def dry_run(directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "train.py", "--dry-run", "--base", str(directory), "--data", "synthetic", *more]
-    command += ["--train-pairs", "4", "--max-tokens", "100", "--languages", "python", "java"]
+    command += ["--train-pairs", "4", "--max-tokens", "100", "--languages", "python", "java", "--no-baseline"]
     root = Path(__file__).parents[3]
     return subprocess.run(command, cwd=root, capture_output=True, text=True)
 
