@@ -22,7 +22,7 @@ from checkpoints.model_io import load_model
 from checkpoints.runs.finished import model_of, newest_model
 from checkpoints.terminal import answer_file, costs, expert_share_table, line_reader
 from moe.config import ModelConfig
-from moe.data.prompt import TEMPLATES, check_template
+from moe.data.prompt import OWN, TEMPLATES, check_template
 from moe.errors import UserError
 from moe.hardware import choose_device, choose_dtype, describe_hardware, dtype_name, keep_freed_memory
 from moe.inference.answers import Question, Writer, check_stop
@@ -128,7 +128,11 @@ def make_parser() -> ArgumentParser:
     source.add_argument("--model", metavar="DIR", help="a model directory or a GGUF file (default: the newest run's)")
     source.add_argument("--runs", default="runs", metavar="DIR", help="where to look for runs")
     add("--base", metavar="DIR", help="the base of a model made of deltas, where it moved")
-    add("--template", metavar="NAME", help=f"prompt template ({', '.join(TEMPLATES)}; default: the model's own)")
+    add(
+        "--template",
+        metavar="NAME",
+        help=f"prompt template ({', '.join((*TEMPLATES, OWN))}; default: the model's)",
+    )
     add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer, in tokens")
     add("--temperature", type=float, default=0.0, metavar="T", help="0: the most likely token (greedy)")
     add("--top-k", type=int, default=0, metavar="K", help="draw from the K most likely tokens; 0: all")

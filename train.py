@@ -95,6 +95,8 @@ def make_experts(
     size = count_parameters(base.model) / 1e6
     say(console, f"base {base.path}: {size:,.1f} M parameters, prompts as {base.template}")
     directory.once("fingerprints", lambda: run_fingerprints(config, base))
+    if base.config.is_moe:
+        say(console, "it is a mixture: its experts and routers are trained further, and there is no dense baseline")
     encoded = encode_pairs(
         data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed
     )
@@ -121,7 +123,7 @@ def make_experts(
         directory.note("proof", proof.to_json())
 
     # 5. Route: the router's start, from documents that no stage trains on.
-    if not directory.has_state("mix"):
+    if not directory.has_state("mix") and not base.config.is_moe:
         accuracy = fit_router(model, batches, trained, config)
         shares = " ".join(f"{share:.1%}" for share in accuracy)
         say(console, f"router fitted: held-out tokens sent to their language: {shares}")
@@ -140,7 +142,7 @@ def make_experts(
     del model, mixture
 
     # 9. The baseline: one dense adapter with as many active parameters, trained on the same data for as many steps.
-    if config.baseline:
+    if config.baseline and not base.config.is_moe:
         adapted = make_adapter(base.model, config)
         stages.train(adapted, "adapter", batches)
         dense = replace(base, model=adapted, config=adapted.config, path=directory.path / "adapter")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.formats.checkpoint import Checkpoint
+from checkpoints.formats.hub import is_hub_id
 from checkpoints.storage.files import read_json_object
 from moe.config import ModelConfig, format_layers
 from moe.errors import UserError
@@ -21,7 +22,6 @@ from moe.languages import LANGUAGES
 
 RUN_FILE, RESULTS_FILE = "run.json", "results.json"
 _ID = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}"
-_HUB_ID = re.compile(_ID, re.ASCII)
 _HUB_CACHE = re.compile(r"models--(.+?)--(.+)")
 _BASE = re.compile(rf"^base_model:[ \t]*[\"']?({_ID})[\"']?[ \t]*$", re.MULTILINE | re.ASCII)
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,60})[\"']?[ \t]*$", re.MULTILINE)
@@ -43,11 +43,6 @@ class RunFacts:
 
     recipe: Mapping[str, str]
     scores: tuple[tuple[str, ...], ...]
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether ``text`` names a model as hubs do: ORG/NAME."""
-    return _HUB_ID.fullmatch(text) is not None and "--" not in text and ".." not in text
 
 
 def check_hub_id(text: str) -> str:

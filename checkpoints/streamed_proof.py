@@ -26,7 +26,8 @@ from checkpoints.storage.writer import in_dtype
 from checkpoints.transforms.rewrite import Source, dense_part
 from checkpoints.transforms.upcycle import parameter_counts
 from moe.hardware import available_memory, dtype_name
-from moe.layers import RMSNorm, make_pattern, rope_angles
+from moe.layers import RMSNorm, make_pattern
+from moe.model import rotary
 from moe.router import RouterContext, Routing
 from moe.tokenizer import Tokenizer
 
@@ -47,7 +48,7 @@ def layer_block(source: Source, layer: int, dtype: torch.dtype) -> nn.Module:
     """One layer of a model on disk, in memory."""
     sparse = layer in source.config.sparse_layers
     config = source.config if sparse else source.config.dense()
-    config = replace(config, n_layers=1, moe_layers=None, router_layers="each")
+    config = replace(config, n_layers=1, moe_layers=None, sliding_layers=None, router_layers="each")
     model = meta_model(config)
     prefix = f"layers.{layer}."
 
@@ -75,8 +76,8 @@ def streamed_hidden(source: Source, prompts: list[list[int]], dtype: torch.dtype
         block = layer_block(source, layer, dtype)
         for index, x in enumerate(states):
             length = x.shape[1]
-            cos, sin = rope_angles(torch.arange(length)[None], config.head_dim, config.rope_theta, dtype)
-            pattern = make_pattern(length, config.sliding_window, None, x.device)
+            cos, sin = rotary(config, torch.arange(length)[None], dtype)
+            pattern = make_pattern(length, config.window(layer), None, x.device)
             states[index], routing = block(x, cos, sin, pattern, None, layer, first[index], contexts[index], 0, None)
             if config.router_layers == "first":
                 first[index] = first[index] or routing

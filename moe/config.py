@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from moe.errors import UserError
+from moe.rope import RopeScaling
 
 EXPERT_FORMS = ("full", "delta")
 ROUTER_CONTEXTS = ("none", "mean", "ema", "filter")
@@ -38,6 +39,7 @@ _JSON_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a list of layer numbers or null",
         lambda value: value is None or _list_of(_is_int)(value),
     ),
+    "RopeScaling | None": ("an object or null", lambda value: value is None or isinstance(value, dict | RopeScaling)),
 }
 
 
@@ -50,6 +52,9 @@ class ModelConfig:
     ``W_e = W + delta_scale * (B0 A0 + B_e A_e)`` with ``shared_rank`` for ``A0`` and ``expert_rank`` for ``A_e``. A
     delta model with ``num_experts == 0`` has the shared delta alone: a dense model with a low-rank adapter.
     ``moe_layers`` names the layers that have experts (or the adapter); the others stay dense. None: all layers.
+
+    ``rope_scaling`` changes the rotary frequencies. ``sliding_layers`` are the layers that ``sliding_window`` applies
+    to; None: all layers. ``attention_bias`` adds a bias to each projection of the attention, as some Llama models have.
 
     ``router_context`` is what a token's routing decision sees: its own state (``none``, Mixtral's router), the mean of
     its document so far (``mean``), an exponential mean (``ema``), or a Bayes filter over it (``filter``). Within
@@ -68,8 +73,11 @@ class ModelConfig:
     head_dim: int = 0  # 0: dim // n_heads
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
     max_seq_len: int = 32768
     sliding_window: int | None = None
+    sliding_layers: tuple[int, ...] | None = None
+    attention_bias: bool = False
     tie_embeddings: bool = False
     num_experts: int = 0
     num_experts_per_tok: int = 2
@@ -117,19 +125,27 @@ class ModelConfig:
             )
         if self.is_delta and self.num_experts and not self.expert_rank:
             raise UserError("delta experts need expert_rank of at least 1")
+        if self.rope_scaling is not None and self.rope_scaling.kind == "factors":
+            factors = len(self.rope_scaling.frequency_factors)
+            if factors != self.head_dim // 2:
+                raise UserError(f"rope_scaling has {factors} frequency_factors, expected {self.head_dim // 2}")
         if self.moe_layers is not None:
-            object.__setattr__(self, "moe_layers", self._checked_layers())
+            if not (self.is_moe or self.is_delta):
+                raise UserError("moe_layers names layers with experts, but this model has none; expected null")
+            object.__setattr__(self, "moe_layers", self._checked_layers("moe_layers"))
+        if self.sliding_layers is not None:
+            if self.sliding_window is None:
+                raise UserError("sliding_layers names layers with a window, but sliding_window is null; expected null")
+            object.__setattr__(self, "sliding_layers", self._checked_layers("sliding_layers"))
 
-    def _checked_layers(self) -> tuple[int, ...] | None:
-        """``moe_layers`` in order, each once; None when they are all layers, so that equal models compare equal."""
-        layers = self.moe_layers
+    def _checked_layers(self, name: str) -> tuple[int, ...] | None:
+        """A list of layers in order, each once; None when they are all layers, so that equal models compare equal."""
+        layers = getattr(self, name)
         if not isinstance(layers, Sequence) or not all(type(layer) is int for layer in layers):
-            raise UserError(f"moe_layers is {str(layers)[:80]!r}, expected a list of layer numbers or null")
-        if not (self.is_moe or self.is_delta):
-            raise UserError("moe_layers names layers with experts, but this model has none; expected null")
+            raise UserError(f"{name} is {str(layers)[:80]!r}, expected a list of layer numbers or null")
         if not layers or not 0 <= min(layers) <= max(layers) < self.n_layers:
             wrong = next((layer for layer in layers if not 0 <= layer < self.n_layers), "no layer")
-            raise UserError(f"moe_layers names {wrong}, expected layers between 0 and {self.n_layers - 1}")
+            raise UserError(f"{name} names {wrong}, expected layers between 0 and {self.n_layers - 1}")
         chosen = tuple(sorted(set(layers)))
         return None if len(chosen) == self.n_layers else chosen
 
@@ -162,6 +178,15 @@ class ModelConfig:
             return range(0)
         return self.sparse_layers if self.router_layers == "each" else self.sparse_layers[:1]
 
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer in tokens; None where it attends to everything before it."""
+        return self.sliding_window if self.sliding_layers is None or layer in self.sliding_layers else None
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The different windows that the layers have."""
+        return (self.sliding_window,) if self.sliding_layers is None else (self.sliding_window, None)
+
     def dense(self) -> ModelConfig:
         """The configuration of the dense model underneath."""
         nothing: dict[str, Any] = {
@@ -178,8 +203,10 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values."""
-        layers = None if self.moe_layers is None else list(self.moe_layers)
-        return {**asdict(self), "expert_languages": list(self.expert_languages), "moe_layers": layers}
+        values = asdict(self)
+        for name in ("expert_languages", "moe_layers", "sliding_layers"):
+            values[name] = None if values[name] is None else list(values[name])
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -192,6 +219,8 @@ class ModelConfig:
             expected, fits = _JSON_TYPES[known[name]]
             if not fits(value):
                 raise UserError(f"{name} is {str(value)[:80]!r}, expected {expected}")
+        if isinstance(scaling := values.get("rope_scaling"), dict):
+            values = {**values, "rope_scaling": RopeScaling.from_dict(scaling)}
         return cls(**values)
 
 

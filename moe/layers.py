@@ -1,6 +1,6 @@
-"""The dense parts of a Mistral-family decoder: RMSNorm, rotary embeddings, grouped-query attention, SwiGLU.
+"""The dense parts of a Mistral-family decoder: RMSNorm, grouped-query attention, SwiGLU.
 
-Rounding follows the released models' reference code (norms and rotary angles in float32), so logits agree with other
+Rounding follows the released models' reference code (norms in float32), so logits agree with other
 implementations to the last bits.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kernels import ops
 from moe.cache import KVCache
 from moe.config import ModelConfig
+from moe.rope import apply_rope
 
 
 class RMSNorm(nn.Module):
@@ -31,27 +32,6 @@ class RMSNorm(nn.Module):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
-
-
-def rope_angles(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles (Su et al., 2021) for ``positions``.
-
-    Args:
-        positions: [B, S] int64.
-
-    Returns:
-        cos and sin, each [B, 1, S, C], computed in float32 and cast to ``dtype``.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
-    angles = positions[..., None].float() * (1.0 / theta**exponents)  # [B, S, C/2]
-    angles = torch.cat((angles, angles), dim=-1)[:, None]  # [B, 1, S, C]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates ``x`` [B, H, S, C]; halves are paired (the Hugging Face layout of q and k weights)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 @dataclass(frozen=True)
@@ -118,14 +98,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor
 
 
 class Linear(nn.Linear):
-    """``x @ weight.T`` without bias, by the routine that is fast on the device: on a CPU that is not always torch's."""
+    """``x @ weight.T + bias`` by the routine that is fast on the device: on a CPU that is not always torch's."""
 
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs, bias=False)
+    def __init__(self, inputs: int, outputs: int, bias: bool = False):
+        super().__init__(inputs, outputs, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., inputs] -> [..., outputs]."""
-        return ops.linear(x, self.weight)
+        out = ops.linear(x, self.weight)
+        return out if self.bias is None else out + self.bias
 
 
 class Attention(nn.Module):
@@ -134,10 +115,10 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
-        self.wq = Linear(config.dim, config.n_heads * config.head_dim)
-        self.wk = Linear(config.dim, config.n_kv_heads * config.head_dim)
-        self.wv = Linear(config.dim, config.n_kv_heads * config.head_dim)
-        self.wo = Linear(config.n_heads * config.head_dim, config.dim)
+        self.wq = Linear(config.dim, config.n_heads * config.head_dim, config.attention_bias)
+        self.wk = Linear(config.dim, config.n_kv_heads * config.head_dim, config.attention_bias)
+        self.wv = Linear(config.dim, config.n_kv_heads * config.head_dim, config.attention_bias)
+        self.wo = Linear(config.n_heads * config.head_dim, config.dim, config.attention_bias)
 
     def forward(
         self,

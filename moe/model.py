@@ -15,7 +15,8 @@ from kernels import ops
 from moe.cache import KVCache
 from moe.config import ModelConfig
 from moe.experts import LowRankDelta, MoEFeedForward
-from moe.layers import Attention, AttentionPattern, FeedForward, Linear, RMSNorm, make_pattern, rope_angles
+from moe.layers import Attention, AttentionPattern, FeedForward, Linear, RMSNorm, make_pattern
+from moe.rope import rope_angles
 from moe.router import RouterContext, Routing, force_experts
 
 Observer = Callable[[int, Tensor], None]
@@ -147,13 +148,13 @@ class Transformer(nn.Module):
             raise ValueError("packed documents need a batch of one row and no cache")
         if cache is not None:
             positions = cache.positions(length)
-            whole = cache.length == 0 and cache.padding is None and not cache.window
-            pattern = AttentionPattern() if whole else AttentionPattern(mask=cache.mask(length))
+            patterns = {window: AttentionPattern(mask=cache.mask(length, window)) for window in cache.tracks}
         else:
             positions = _positions(length, documents, tokens.device)
-            pattern = make_pattern(length, self.config.sliding_window, documents, tokens.device)
+            windows = self.config.windows
+            patterns = {window: make_pattern(length, window, documents, tokens.device) for window in windows}
         x = self.tok_embeddings(tokens)  # [B, S, D]
-        cos, sin = rope_angles(positions, self.config.head_dim, self.config.rope_theta, x.dtype)  # [B or 1, 1, S, C]
+        cos, sin = rotary(self.config, positions, x.dtype)  # [B or 1, 1, S, C]
         context = None
         if self.config.router_context != "none" and forced_experts is None:
             context = RouterContext(self.config, (batch, length), tokens.device, documents, cache)
@@ -161,6 +162,7 @@ class Transformer(nn.Module):
         routing: list[Routing] = []
         for index, block in enumerate(self.layers[:depth]):
             earlier = routing[0] if routing and self.config.router_layers == "first" else None
+            pattern = patterns[self.config.window(index)]
             arguments = (x, cos, sin, pattern, cache, index, forced or earlier, context, len(routing), observer)
             if activation_checkpointing and torch.is_grad_enabled():
                 x, decided = checkpoint(block, *arguments, use_reentrant=False)
@@ -172,6 +174,12 @@ class Transformer(nn.Module):
             cache.advance(length)
         hidden = self.norm(x[:, -1:] if last_only else x)  # [B, S or 1, D]
         return ModelOutput(hidden, ops.linear(hidden, self.output_weight) if logits else None, routing)
+
+
+def rotary(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Cosine and sine [B, 1, S, C] of a model's rotary angles for positions [B, S]."""
+    scaling, context = config.rope_scaling, config.max_seq_len
+    return rope_angles(positions, config.head_dim, config.rope_theta, dtype, scaling, context)
 
 
 def _positions(length: int, documents: tuple[int, ...] | None, device: torch.device) -> Tensor:

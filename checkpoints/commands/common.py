@@ -12,9 +12,10 @@ import torch
 
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.delta import is_delta
+from checkpoints.formats.hub import is_hub_id
 from checkpoints.formats.smollm2 import resolve_model_path
-from checkpoints.model_card import is_hub_id
 from checkpoints.progress import byte_progress
+from checkpoints.second_opinion import READERS
 from checkpoints.storage.files import format_bytes, free_bytes, require_free_space, require_new
 from checkpoints.storage.writer import MANIFEST, SMALL_FILES_BYTES
 from checkpoints.transforms.rewrite import OutputOptions, Rewrite, Source, source_files, write_rewritten
@@ -93,6 +94,13 @@ def add_output_arguments(parser: argparse.ArgumentParser, sharded: bool = True) 
 def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
     """``--dtype`` of the written tensors."""
     parser.add_argument("--dtype", choices=("keep", *DTYPES), default="keep", help="dtype of the written tensors")
+
+
+def add_verify_argument(parser: argparse.ArgumentParser) -> None:
+    """``--verify-with`` another program that reads the same files."""
+    parser.add_argument(
+        "--verify-with", choices=READERS, help="also compare with the logits that this program computes from the files"
+    )
 
 
 def chosen_dtype(name: str) -> torch.dtype | None:

@@ -54,6 +54,10 @@ def describe(path: Path) -> list[tuple[str, str]]:
     else:
         experts = f"{config.num_experts} full" if config.num_experts else "none (dense)"
     window = f", window {config.sliding_window}" if config.sliding_window else ""
+    if config.sliding_layers is not None:
+        window += f" in layers {format_layers(config.sliding_layers)}"
+    window += ", with biases" if config.attention_bias else ""
+    scaling = "" if config.rope_scaling is None else f", {config.rope_scaling.describe()}"
     tied = ", tied embeddings" if config.tie_embeddings else ""
     rows = [
         ("path", str(opened.path)),
@@ -61,7 +65,7 @@ def describe(path: Path) -> list[tuple[str, str]]:
         ("sizes", f"{config.n_layers} layers, width {config.dim}, feed-forward {config.hidden_dim}"),
         ("attention", f"{config.n_heads} heads, {config.n_kv_heads} for keys, {config.head_dim} each{window}"),
         ("vocabulary", f"{config.vocab_size}{tied}"),
-        ("context", f"{config.max_seq_len} tokens, rope theta {config.rope_theta:g}"),
+        ("context", f"{config.max_seq_len} tokens, rope theta {config.rope_theta:g}{scaling}"),
         ("experts", experts),
     ]
     if config.moe_layers is not None:

@@ -13,6 +13,7 @@ from checkpoints.commands.common import (
     add_data_argument,
     add_dtype_argument,
     add_output_arguments,
+    add_verify_argument,
     check_output,
     chosen_dtype,
     integer_at_least,
@@ -27,8 +28,10 @@ from checkpoints.formats.extras import checkpoint_tokenizer
 from checkpoints.formats.peft import open_adapter
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_card import base_name
+from checkpoints.model_io import load_model
 from checkpoints.progress import byte_progress
 from checkpoints.proof import PROOF_FILE
+from checkpoints.second_opinion import compare_with_transformers
 from checkpoints.storage.files import directory_bytes, format_bytes
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.storage.writer import add_to_directory
@@ -124,6 +127,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--proof-dtype", choices=("float32", "float64"), default="float32", help="precision in which both are compared"
     )
+    add_verify_argument(parser)
     add_dtype_argument(parser)
     add_output_arguments(parser)
     parser.set_defaults(main=main, parser=parser)
@@ -170,7 +174,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.no_proof or deltas is not None:
         return 0
     stored = None if config.is_delta else dtype  # a delta's base stays as it is
-    return prove_and_store(base, arguments.out, DTYPES[arguments.proof_dtype], stored)
+    return prove_and_store(base, arguments.out, DTYPES[arguments.proof_dtype], stored, arguments.verify_with)
 
 
 def planned_mixture(
@@ -241,12 +245,23 @@ def warn_of_ignored(arguments: argparse.Namespace) -> None:
     else:
         warn_ignored(given("router_std"), "the router is fitted, not drawn")
     if arguments.no_proof:
-        warn_ignored(given("proof_dtype"), "--no-proof was given")
+        warn_ignored(given("proof_dtype", "verify_with"), "--no-proof was given")
 
 
-def prove_and_store(base: Checkpoint, out: Path, dtype: torch.dtype, stored: torch.dtype | None) -> int:
-    """Compares both models, prints the proof and stores it in ``proof.json``; returns 1 if it does not hold."""
-    proof, how = prove_directories(base, open_any(out), checkpoint_tokenizer(base), dtype, stored)
+def prove_and_store(
+    base: Checkpoint, out: Path, dtype: torch.dtype, stored: torch.dtype | None, verify_with: str | None = None
+) -> int:
+    """Compares both models, prints the proof and stores it in ``proof.json``; returns 1 if it does not hold.
+
+    ``verify_with`` another program, the mixture is compared with what that reads from the base's files, too.
+    """
+    tokenizer = checkpoint_tokenizer(base)
+    proof, how = prove_directories(base, open_any(out), tokenizer, dtype, stored)
     print(f"{proof.describe()}\n({how})")
-    add_to_directory(out, PROOF_FILE, json_bytes(proof.to_json()))
-    return 0 if proof.holds else 1
+    result, holds = proof.to_json(), proof.holds
+    if verify_with is not None:
+        agreement = compare_with_transformers(load_model(out, dtype).model, base, tokenizer)
+        print(agreement.describe())
+        result, holds = {**result, verify_with: agreement.to_json()}, holds and agreement.holds
+    add_to_directory(out, PROOF_FILE, json_bytes(result))
+    return 0 if holds else 1

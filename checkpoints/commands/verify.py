@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints.commands.common import add_verify_argument
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.delta import find_base, is_delta, open_delta, read_delta_config
 from checkpoints.formats.dense_layers import REMEDY
 from checkpoints.formats.peft import ADAPTER_CONFIG, open_adapter
+from checkpoints.model_io import load_model
 from checkpoints.progress import byte_progress
+from checkpoints.second_opinion import compare_with_transformers
 from checkpoints.storage.files import (
     CHUNK_BYTES,
     MODEL_FILES,
@@ -37,6 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("verify", help="check every file's SHA-256 and every tensor's shape")
     parser.add_argument("directory", type=Path, help="a model directory")
     parser.add_argument("--write", action="store_true", help="write the manifest of a directory that has none")
+    add_verify_argument(parser)
     parser.set_defaults(main=main)
 
 
@@ -53,10 +57,19 @@ def main(arguments: argparse.Namespace) -> int:
         replace_file(directory / MANIFEST, json_bytes(manifest))
         print(f"wrote {directory / MANIFEST} with {len(manifest['files'])} files")
         return 0
-    with byte_progress(directory_bytes(directory), "verify") as progress:
-        total = verify_directory(directory, progress)
-    print(f"{directory} is complete: {format_bytes(total)}; all files match the manifest, all tensors match the config")
-    return 0
+    if not arguments.verify_with or (directory / MANIFEST).exists():  # another program needs no manifest
+        with byte_progress(directory_bytes(directory), "verify") as progress:
+            total = verify_directory(directory, progress)
+        size = format_bytes(total)
+        print(f"{directory} is complete: {size}; all files match the manifest, all tensors match the config")
+    if not arguments.verify_with:
+        return 0
+    if is_delta(directory):
+        raise UserError(f"{directory} has delta experts, which no other program reads; verify its base, or merge it")
+    loaded = load_model(directory)
+    agreement = compare_with_transformers(loaded.model, open_checkpoint(directory), loaded.tokenizer)
+    print(agreement.describe())
+    return 0 if agreement.holds else 1
 
 
 def _crc32(tensor: StoredTensor) -> str:

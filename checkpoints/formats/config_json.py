@@ -1,20 +1,21 @@
 """``config.json`` of Hugging Face Mistral, Llama and Mixtral models, to and from :class:`ModelConfig`.
 
-transformers 5 writes rotary settings as ``rope_parameters``, older versions as ``rope_theta`` and ``rope_scaling``;
-both are read and both are written, so that older and newer readers load the same model. transformers keeps keys that
-it does not know, such as our ``expert_languages`` and ``moe_layers``.
+Every key is read, known to change nothing, or refused by name (``config_keys.py``). transformers keeps keys that it
+does not know, such as our ``expert_languages`` and ``moe_layers``.
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints.formats.quantized import is_quantized
+from checkpoints.formats.config_keys import refuse_unknown
+from checkpoints.formats.foreign import refuse_foreign
+from checkpoints.formats.reader import ConfigReader, naming
+from checkpoints.formats.rope_settings import read_rope, write_rope
 from checkpoints.storage.files import read_json_object
 from moe.config import ModelConfig
 from moe.errors import UserError, did_you_mean
@@ -22,96 +23,41 @@ from moe.errors import UserError, did_you_mean
 # Mixtral whose routers see context. Its own name, so that no other program takes it for Mixtral and routes by token.
 CONTEXT_MODEL_TYPE = "context_mixtral"
 MODELING_FILE = "modeling_context_mixtral.py"  # is copied into such a model's directory, and loads it in transformers
-MODEL_TYPES = ("mistral", "llama", "mixtral", CONTEXT_MODEL_TYPE)
+MODEL_TYPES = ("mistral", "ministral", "llama", "mixtral", CONTEXT_MODEL_TYPE)
 DELTA_MODEL_TYPE = "mixtral_delta"  # our own format: low-rank experts and a reference to their base
 _CAUSAL = {
     "mistral": "MistralForCausalLM",
+    "ministral": "MinistralForCausalLM",
     "mixtral": "MixtralForCausalLM",
     "context_mixtral": "ContextMixtralForCausalLM",
     "llama": "LlamaForCausalLM",
 }
-# transformers' defaults for keys that an older config.json omits
 ROUTER_KEYS = ("router_context", "router_half_life", "router_layers")
+_LAYER_TYPES = ("sliding_attention", "full_attention")
+# transformers' defaults for keys that an older config.json omits
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 131072, "sliding_window": 4096},
     "mixtral": {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 131072, "sliding_window": None},
     "llama": {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 2048, "sliding_window": None},
 }
-_DEFAULTS[CONTEXT_MODEL_TYPE] = _DEFAULTS["mixtral"]
-_MAX_SIZE = 1 << 31
+_DEFAULTS |= {CONTEXT_MODEL_TYPE: _DEFAULTS["mixtral"], "ministral": _DEFAULTS["mistral"]}
 
 
-class ConfigReader:
-    """Reads typed values from a settings object; errors name the file and the key."""
-
-    def __init__(self, settings: Mapping[str, Any], source: Path) -> None:
-        self.settings, self.source = settings, source
-
-    def fail(self, key: str, value: Any, expected: str) -> UserError:
-        """Returns the error for the value of one key."""
-        return UserError(f"{self.source}: {key} is {str(value)[:80]!r}; expected {expected}")
-
-    def size(self, key: str, default: int | None = None) -> int:
-        """A positive integer; a missing key or null gives ``default``, or an error without one."""
-        value = self.settings.get(key)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < _MAX_SIZE:
-            raise self.fail(key, value, "a positive whole number")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A positive finite number; a missing key or null gives ``default``, or an error without one."""
-        value = self.settings.get(key)
-        if value is None and default is not None:
-            return default
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise self.fail(key, value, "a positive number")
-        return float(value)
-
-    def optional_size(self, key: str, default: int | None) -> int | None:
-        """A positive integer or null; a missing key gives ``default``."""
-        if self.settings.get(key, default) is None:
-            return None
-        return self.size(key, default)
-
-
-@contextmanager
-def naming(source: Path) -> Iterator[None]:
-    """Prefixes a :class:`UserError` with the file's name unless it has it."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error) if str(source) in str(error) else f"{source}: {error}") from None
-
-
-def _rope_theta(reader: ConfigReader, default: float) -> float:
-    nested = reader.settings.get("rope_parameters")
-    if nested is not None and not isinstance(nested, Mapping):
-        raise reader.fail("rope_parameters", nested, "an object with rope_theta and rope_type")
-    scaling = reader.settings.get("rope_scaling")
-    for key, value in (("rope_parameters", nested), ("rope_scaling", scaling)):
-        if value is None:
-            continue
-        kind = value.get("rope_type", value.get("type", "default")) if isinstance(value, Mapping) else value
-        if kind != "default":
-            raise reader.fail(
-                f"{key}.rope_type", kind, "'default': models with scaled rotary embeddings are unsupported"
-            )
-    if nested is not None and nested.get("rope_theta") is not None:
-        return ConfigReader(nested, reader.source).number("rope_theta")
-    return reader.number("rope_theta", default)
-
-
-def _check_supported(reader: ConfigReader) -> None:
-    settings = reader.settings
-    for key in ("attention_bias", "mlp_bias", "quantization_config"):
-        if settings.get(key) and not (key == "quantization_config" and is_quantized(settings)):
-            raise reader.fail(key, settings[key], "it to be false or absent: this kind of model is unsupported")
-    if settings.get("hidden_act", "silu") not in ("silu", "swish"):
-        raise reader.fail("hidden_act", settings["hidden_act"], "'silu', the only activation supported")
-    if settings.get("pretraining_tp", 1) not in (1, None):
-        raise reader.fail("pretraining_tp", settings["pretraining_tp"], "1")
+def _layers(reader: ConfigReader, model_type: str, n_layers: int, window: int | None) -> dict[str, Any]:
+    """The sliding window, and the layers that have it where ``layer_types`` says that not all do."""
+    kinds = reader.settings.get("layer_types")
+    if model_type == "llama" and window is not None:
+        raise reader.fail("sliding_window", window, "null: transformers' Llama models have no window")
+    if kinds is None:
+        return {"sliding_window": window}
+    if not isinstance(kinds, list) or len(kinds) != n_layers or not set(map(str, kinds)) <= set(_LAYER_TYPES):
+        raise reader.fail("layer_types", kinds, f"{' or '.join(_LAYER_TYPES)} for each of {n_layers} layers")
+    sliding = tuple(layer for layer, kind in enumerate(kinds) if kind == _LAYER_TYPES[0])
+    if sliding and window is None:
+        raise reader.fail("layer_types", kinds, f"no {_LAYER_TYPES[0]}, as sliding_window is null")
+    if model_type == "mixtral" and window is not None and len(sliding) < n_layers:
+        raise reader.fail("layer_types", kinds, "all layers to be alike, as in all Mixtral models")
+    return {"sliding_window": window if sliding else None, "sliding_layers": sliding or None}
 
 
 def parse_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
@@ -120,6 +66,7 @@ def parse_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
     Raises:
         UserError: an unsupported or invalid value; names the file and the key.
     """
+    refuse_foreign(settings, source)
     model_type = settings.get("model_type")
     if model_type not in MODEL_TYPES:
         if model_type == DELTA_MODEL_TYPE:
@@ -133,13 +80,21 @@ def parse_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
             "model of one of these architectures"
         )
     reader = ConfigReader(settings, source)
-    _check_supported(reader)
+    mixture = model_type in ("mixtral", CONTEXT_MODEL_TYPE)
+    refuse_unknown(settings, source, mixture)
+    for key in ("tie_word_embeddings", "attention_bias"):
+        if not isinstance(settings.get(key), bool | None):
+            raise reader.fail(key, settings[key], "true or false")
+    if settings.get("attention_bias") and model_type not in ("llama", CONTEXT_MODEL_TYPE):
+        raise reader.fail("attention_bias", True, "false: of these models only Llama can have biases")
+    if (activation := settings.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise reader.fail("hidden_act", activation, "'silu', the only activation supported")
     defaults = _DEFAULTS[model_type]
     dim, heads = reader.size("hidden_size"), reader.size("num_attention_heads")
     if settings.get("head_dim") is None and dim % heads:
         raise reader.fail("num_attention_heads", heads, f"a divisor of hidden_size {dim}, or head_dim to be given")
     moe: dict[str, Any] = {}
-    if model_type in ("mixtral", CONTEXT_MODEL_TYPE):
+    if mixture:
         languages = settings.get("expert_languages") or []
         if not isinstance(languages, list) or not all(isinstance(name, str) for name in languages):
             raise reader.fail("expert_languages", languages, "a list of language names")
@@ -157,22 +112,28 @@ def parse_config(settings: Mapping[str, Any], source: Path) -> ModelConfig:
             value = settings.get(theirs)
             if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
                 moe[ours] = float(value)
+    n_layers = reader.size("num_hidden_layers")
+    context = reader.size("max_position_embeddings", defaults["max_position_embeddings"])
+    window = reader.optional_size("sliding_window", defaults["sliding_window"])
+    # transformers takes 8 where the key is missing, and as many as for queries where it is null
+    groups = heads if model_type == "llama" or "num_key_value_heads" in settings else 8
     with naming(source):
+        theta, scaling = read_rope(reader, defaults["rope_theta"], context)
         return ModelConfig(
             vocab_size=reader.size("vocab_size"),
             dim=dim,
-            n_layers=reader.size("num_hidden_layers"),
+            n_layers=n_layers,
             n_heads=heads,
-            n_kv_heads=reader.size("num_key_value_heads", heads),
+            n_kv_heads=reader.size("num_key_value_heads", groups),
             head_dim=reader.size("head_dim", dim // heads),
             hidden_dim=reader.size("intermediate_size"),
             norm_eps=reader.number("rms_norm_eps", defaults["rms_norm_eps"]),
-            rope_theta=_rope_theta(reader, defaults["rope_theta"]),
-            max_seq_len=reader.size("max_position_embeddings", defaults["max_position_embeddings"]),
-            sliding_window=None
-            if model_type == "llama"
-            else reader.optional_size("sliding_window", defaults["sliding_window"]),
-            tie_embeddings=bool(settings.get("tie_word_embeddings", False)),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            max_seq_len=context,
+            attention_bias=bool(settings.get("attention_bias")),
+            tie_embeddings=bool(settings.get("tie_word_embeddings")),
+            **_layers(reader, model_type, n_layers, window),
             **moe,
         )
 
@@ -183,13 +144,36 @@ def read_config_json(path: Path) -> tuple[ModelConfig, dict[str, Any]]:
     return parse_config(settings, path), settings
 
 
+def written_type(config: ModelConfig) -> str:
+    """The ``model_type`` under which a dense model, or one with full experts, is written.
+
+    Raises:
+        UserError: no architecture of transformers has all of its settings.
+    """
+    lacking = None
+    if config.is_moe and (config.attention_bias or config.sliding_layers is not None):
+        lacking = "attention_bias" if config.attention_bias else "layer_types"
+    elif config.attention_bias and config.sliding_window is not None:
+        lacking = "attention_bias with sliding_window"
+    if lacking is not None:
+        kind = "Mixtral models" if config.is_moe else "dense models"
+        remedy = "; keep the experts as deltas (--expert-form delta, no merge)" if config.is_moe else ""
+        raise UserError(f"transformers has no {kind} with {lacking}, so config.json cannot say it{remedy}")
+    if config.is_moe:
+        return "mixtral" if config.is_mixtral else CONTEXT_MODEL_TYPE
+    return "llama" if config.attention_bias else "mistral" if config.sliding_layers is None else "ministral"
+
+
 def to_config_json(
     config: ModelConfig,
     dtype: str,
     token_ids: Mapping[str, int | None] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Builds the ``config.json`` of a dense model (Mistral) or of one with full experts (Mixtral).
+    """Builds the ``config.json`` of a dense model (Mistral, or what else has its settings) or of a Mixtral one.
+
+    Raises:
+        UserError: see :func:`written_type`.
 
     Args:
         dtype: torch's name for the tensors' dtype, e.g. ``bfloat16``.
@@ -197,9 +181,7 @@ def to_config_json(
         extra: further keys.
     """
     assert config.num_experts == 0 or config.expert_form == "full", "delta experts have their own directory format"
-    model_type = "mixtral" if config.num_experts else "mistral"
-    if config.num_experts and not config.is_mixtral:
-        model_type = CONTEXT_MODEL_TYPE
+    model_type = written_type(config)
     document: dict[str, Any] = {
         "architectures": [_CAUSAL[model_type]],
         "model_type": model_type,
@@ -212,8 +194,7 @@ def to_config_json(
         "head_dim": config.head_dim,
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        **write_rope(config),
         "max_position_embeddings": config.max_seq_len,
         "sliding_window": config.sliding_window,
         "tie_word_embeddings": config.tie_embeddings,
@@ -242,4 +223,8 @@ def to_config_json(
         }
     if config.moe_layers is not None:
         document["moe_layers"] = list(config.moe_layers)
+    if config.sliding_layers is not None:
+        document["layer_types"] = [_LAYER_TYPES[config.window(layer) is None] for layer in range(config.n_layers)]
+    if config.attention_bias:
+        document["attention_bias"] = True
     return document | dict(extra or {})

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from checkpoints.formats.checkpoint import Checkpoint
-from checkpoints.formats.config_json import ConfigReader, naming
+from checkpoints.formats.config_keys import is_neutral
 from checkpoints.formats.huggingface import read_named_tensors, weight_files
 from checkpoints.formats.names import check_tensors
+from checkpoints.formats.reader import ConfigReader, naming
 from checkpoints.formats.rotary import from_interleaved_rotary
+from checkpoints.formats.tied import resolve_tied
 from checkpoints.storage.files import read_json_object
 from checkpoints.storage.safetensors_file import StoredTensor
 from moe.config import ModelConfig
@@ -27,7 +29,15 @@ _FILES = re.compile(r"consolidated(-\d{5}-of-\d{5}|\.\d{2})?\.safetensors", re.A
 _PART = re.compile(r"consolidated-\d{5}-of-(\d{5})\.safetensors", re.ASCII)
 _QUERY = re.compile(r"layers\.\d+\.attention\.w([qk])\.weight", re.ASCII)
 _BLOCK_SPARSE = ".block_sparse_moe."  # the name of feed-forwards in early Mixtral files
-_UNSUPPORTED = ("lora", "quantization", "vision_encoder", "mla", "yarn", "llama_4_scaling")
+_READ = set(
+    """
+    dim n_layers n_heads n_kv_heads head_dim hidden_dim norm_eps vocab_size rope_theta max_seq_len
+    max_position_embeddings sliding_window tied_embeddings moe
+    """.split()
+)
+_HARMLESS = {"max_batch_size", "model_parallel", "dtype"}
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {"use_biases": (False,), "causal": (True,), "model_type": ("transformer",)}
+_EXPERTS = {"num_experts", "num_experts_per_tok"}
 
 
 def parse_params(params: Mapping[str, Any], source: Path, has_output: bool) -> ModelConfig:
@@ -36,16 +46,20 @@ def parse_params(params: Mapping[str, Any], source: Path, has_output: bool) -> M
     The oldest files have no ``rope_theta``; as in mistral-inference it is then 1e6, or 1e4 with a sliding window.
     """
     reader = ConfigReader(params, source)
-    for key in _UNSUPPORTED:
-        if params.get(key):
-            raise reader.fail(key, params[key], "it to be absent: this kind of model is unsupported")
-    dim, heads = reader.size("dim"), reader.size("n_heads")
-    window = reader.optional_size("sliding_window", None)
+    for key, value in params.items():
+        if key not in _READ and key not in _HARMLESS and not is_neutral(key, value, _NEUTRAL):
+            raise reader.fail(key, value, "it to be absent: models with this key are unsupported")
+    dim, heads, n_layers = reader.size("dim"), reader.size("n_heads"), reader.size("n_layers")
+    windows = _windows(reader, n_layers)
     moe: dict[str, Any] = {}
     if params.get("moe") is not None:
         if not isinstance(params["moe"], Mapping):
             raise reader.fail("moe", params["moe"], "an object with num_experts and num_experts_per_tok")
         inner = ConfigReader(params["moe"], source)
+        if unknown := [
+            key for key, value in params["moe"].items() if key not in _EXPERTS and not is_neutral(key, value)
+        ]:
+            raise reader.fail(f"moe.{unknown[0]}", params["moe"][unknown[0]], "it to be absent")
         moe = {
             "num_experts": inner.size("num_experts"),
             "num_experts_per_tok": inner.size("num_experts_per_tok"),
@@ -54,18 +68,30 @@ def parse_params(params: Mapping[str, Any], source: Path, has_output: bool) -> M
     return ModelConfig(
         vocab_size=reader.size("vocab_size"),
         dim=dim,
-        n_layers=reader.size("n_layers"),
+        n_layers=n_layers,
         n_heads=heads,
         n_kv_heads=reader.size("n_kv_heads", heads),
         head_dim=reader.size("head_dim", dim // heads or 1),
         hidden_dim=reader.size("hidden_dim"),
         norm_eps=reader.number("norm_eps", 1e-5),
-        rope_theta=reader.number("rope_theta", 1e6 if window is None else 1e4),
+        rope_theta=reader.number("rope_theta", 1e4 if windows["sliding_window"] else 1e6),
         max_seq_len=reader.size("max_seq_len", reader.size("max_position_embeddings", 32768)),
-        sliding_window=window,
+        **windows,
         tie_embeddings=bool(params.get("tied_embeddings", False)) or not has_output,
         **moe,
     )
+
+
+def _windows(reader: ConfigReader, n_layers: int) -> dict[str, Any]:
+    """The sliding window; a list is a pattern of windows that repeats over the layers, null for none."""
+    value = reader.settings.get("sliding_window")
+    if not isinstance(value, list):
+        return {"sliding_window": reader.optional_size("sliding_window", None)}
+    sizes = {one for one in value if one is not None}
+    if not value or n_layers % len(value) or len(sizes) > 1 or not all(type(one) is int and one > 0 for one in sizes):
+        raise reader.fail("sliding_window", value, f"one window, or null, for each of {n_layers} layers")
+    sliding = tuple(layer for layer in range(n_layers) if value[layer % len(value)] is not None)
+    return {"sliding_window": max(sizes, default=None), "sliding_layers": sliding or None}
 
 
 def _complete(files: list[Path], directory: Path) -> list[Path]:
@@ -106,7 +132,7 @@ def open_consolidated(directory: Path) -> Checkpoint:
             heads = config.n_heads if match[1] == "q" else config.n_kv_heads
             if tensor.shape[0] == heads * config.head_dim:  # otherwise the check below names the shape
                 tensor = _in_our_layout(tensor, heads)
-        if not (name == "output.weight" and config.tie_embeddings):
-            tensors[name] = tensor
+        tensors[name] = tensor
+    config, tensors = resolve_tied(config, tensors, params_path)
     check_tensors(tensors, config, files[0] if len(files) == 1 else directory, lambda name: name)
     return Checkpoint(directory, "consolidated", config, tensors, tuple(files), params)

@@ -66,7 +66,8 @@ def dense_sizes(config: ModelConfig) -> tuple[Any, ...]:
     """The settings that determine the dense model's function."""
     return (
         *(config.vocab_size, config.dim, config.n_layers, config.n_heads, config.n_kv_heads, config.head_dim),
-        *(config.hidden_dim, config.norm_eps, config.rope_theta, config.sliding_window, config.tie_embeddings),
+        *(config.hidden_dim, config.norm_eps, config.rope_theta, config.rope_scaling, config.tie_embeddings),
+        *(config.sliding_window, config.sliding_layers, config.attention_bias),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.consolidated import PARAMS, open_consolidated
+from checkpoints.formats.foreign import refuse_directory
 from checkpoints.formats.gguf_llama import open_gguf
 from checkpoints.formats.huggingface import INDEX, WEIGHTS, open_huggingface
 from moe.errors import UserError
@@ -39,4 +40,5 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         return open_gguf(found[0])
     if len(found) > 1:
         raise UserError(f"{path} has {len(found)} GGUF files; name one of them, for example {found[0]}")
+    refuse_directory(path)
     raise UserError(f"{path} is not in a known format; give {FORMATS}")

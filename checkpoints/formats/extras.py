@@ -9,13 +9,16 @@ from typing import Any
 
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import MODELING_FILE, read_config_json
+from checkpoints.formats.config_keys import ignored_generation
 from checkpoints.storage.files import read_json_object
 from moe.config import ModelConfig
 from moe.data.chat_template import TEMPLATE_FILE, chat_template, guess_template, named_template
-from moe.data.prompt import check_template, stop_ids
+from moe.data.prompt import OWN, check_template, choose_template, stop_ids
+from moe.data.rendering import CHATML, unusable
 from moe.errors import Notice, UserError
 from moe.files import json_bytes
-from moe.tokenizer import Tokenizer, check_fits, load_tokenizer, tokenizer_from_gguf
+from moe.tokenizer import OwnChat, Tokenizer, check_fits, load_tokenizer, tokenizer_from_gguf
+from moe.tokenizer.files import read_chat_tokens
 
 GENERATION_FILE = "generation_config.json"
 TOKENIZER_CONFIG, CHAT_FILE = "tokenizer_config.json", "chat_template.jinja"
@@ -52,7 +55,7 @@ def with_chat_template(files: Mapping[str, Path], tokenizer: Tokenizer, template
     """Carried files with the chat template of ``template``; files that already name it stay as they are."""
     config = read_json_object(files[TOKENIZER_CONFIG]) if TOKENIZER_CONFIG in files else {}
     chat = _text(files[CHAT_FILE]) if CHAT_FILE in files else _default(config.get("chat_template"))
-    if named_template(chat) == template:
+    if named_template(chat) == template or (template == OWN and tokenizer.chat and tokenizer.chat.source == chat):
         return files
     others = {name: file for name, file in files.items() if name != CHAT_FILE}
     return {**others, TOKENIZER_CONFIG: json_bytes({**config, "chat_template": chat_template(tokenizer, template)})}
@@ -71,20 +74,50 @@ def token_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
 
 def generation_config(tokenizer: Tokenizer, template: str | None) -> dict[str, Any]:
     """A ``generation_config.json``: greedy, with the tokenizer's special ids and all that end an answer."""
-    ends = sorted(stop_ids(tokenizer, template)) if template is not None else [tokenizer.eos_id]
+    known = stop_ids(tokenizer, template) if template is not None else {tokenizer.eos_id, *tokenizer.end_ids}
+    ends = sorted(known)
     return {**token_ids(tokenizer), "eos_token_id": ends[0] if len(ends) == 1 else ends, "do_sample": False}
 
 
 def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     """The tokenizer beside the weights (in a GGUF file, inside it); None when there is none."""
+    rows, directory = checkpoint.config.vocab_size, checkpoint.directory
     if checkpoint.format == "gguf":
         if "tokenizer.ggml.tokens" not in checkpoint.settings:
             return None
-        return tokenizer_from_gguf(checkpoint.settings)
-    if any((checkpoint.directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return load_tokenizer(checkpoint.directory)
-    versions = sorted(checkpoint.directory.glob("tokenizer.model.v*"))  # as in Mistral's own directories
-    return load_tokenizer(versions[-1]) if versions else None
+        return tokenizer_from_gguf(checkpoint.settings, rows)
+    if any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        tokenizer = load_tokenizer(directory, rows)
+    elif versions := sorted(directory.glob("tokenizer.model.v*")):  # as in Mistral's own directories
+        tokenizer = load_tokenizer(versions[-1], rows)
+    else:
+        return None
+    tokenizer.end_ids = _end_ids(directory, tokenizer)
+    if chat := _chat_template(directory):
+        tokenizer.chat = OwnChat(chat, read_chat_tokens(directory))
+    return tokenizer
+
+
+def _end_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """The end tokens that config.json and generation_config.json name; says what else the latter asks for in vain."""
+    found: set[int] = set()
+    for name in ("config.json", GENERATION_FILE):
+        settings = read_json_object(directory / name) if (directory / name).is_file() else {}
+        ends = settings.get("eos_token_id")
+        for index in ends if isinstance(ends, list) else [] if ends is None else [ends]:
+            if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+                raise UserError(f"{directory / name}: eos_token_id is {str(ends)[:80]!r}; expected token ids")
+            found.add(index)
+        if name == GENERATION_FILE and (ignored := ignored_generation(settings)):
+            warnings.warn(
+                f"{directory / name} asks for {', '.join(ignored)}; answers are written without", Notice, stacklevel=2
+            )
+    for index in sorted(found - set(tokenizer.special_tokens.values())):
+        if index < tokenizer.vocab_size and (text := tokenizer.decode([index])):
+            warnings.warn(
+                f"{directory}: eos_token_id names {index}, the text {text!r}: answers stop there", Notice, stacklevel=2
+            )
+    return frozenset(found)
 
 
 def require_fit(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
@@ -95,16 +128,22 @@ def require_fit(tokenizer: Tokenizer, vocab_size: int, source: Path) -> None:
         raise UserError(f"{source}: {error}") from None
 
 
-def find_template(model: Path, places: Sequence[tuple[Path, Mapping[str, Any]]], tokenizer: Tokenizer | None) -> str:
-    """The prompt template that a model names, else a guess, announced by a :class:`Notice`.
+def find_template(
+    model: Path,
+    places: Sequence[tuple[Path, Mapping[str, Any]]],
+    tokenizer: Tokenizer | None,
+    require_own: bool = False,
+) -> str:
+    """The prompt template that a model names, or its own chat template, else a guess, announced by a :class:`Notice`.
 
     Args:
         model: what the user named, for the notice.
         places: directories in which the template may be named, each with the settings of the checkpoint in it; the
             first that names one decides.
+        require_own: whether the model's own chat template has to be usable where it has one.
 
     Raises:
-        UserError: a template is stored that does not exist.
+        UserError: a template is stored that does not exist, or cannot be used.
     """
     chats = []
     for directory, settings in places:
@@ -112,12 +151,26 @@ def find_template(model: Path, places: Sequence[tuple[Path, Mapping[str, Any]]],
         chat = embedded if isinstance(embedded, str) else _chat_template(directory)
         stored = None if embedded and named_template(chat) else _stored_template(directory / TEMPLATE_FILE)
         if found := stored or named_template(chat):
+            if found == OWN and tokenizer is not None and (trouble := unusable(tokenizer)):
+                raise UserError(f"{directory}: its own chat template cannot be used: {trouble}; give --template NAME")
             return found
         chats.append(chat)
     name, reason = guess_template(next(filter(None, chats), ""), tokenizer)
-    if tokenizer is not None:  # without one nobody can prompt it
-        guess = f"{model} does not name its prompt template; {name!r} is a guess from {reason}"
-        warnings.warn(f"{guess}; set it with --template NAME (generate.py, convert, upcycle)", Notice, stacklevel=1)
+    trouble = None
+    if tokenizer is not None and tokenizer.chat is not None:
+        trouble = unusable(tokenizer)
+        if trouble is None:
+            return OWN
+        if require_own:
+            raise UserError(f"{model}: its own chat template cannot be used: {trouble}; give --template NAME instead")
+    if tokenizer is None:  # nobody can prompt it
+        return name
+    shown = repr(name)
+    if name == "chatml" and choose_template(tokenizer) == name:  # whose system message is SmolLM2's alone
+        name, shown, tokenizer.chat = OWN, "ChatML without a system message", OwnChat(CHATML)
+    said = "does not name its prompt template" if trouble is None else f"cannot use its own chat template ({trouble})"
+    said = f"{model} {said}; {shown} is a guess from {reason}"
+    warnings.warn(f"{said}; set it with --template NAME (generate.py, convert, upcycle)", Notice, stacklevel=1)
     return name
 
 

@@ -1,4 +1,4 @@
-"""GGUF files of the ``llama`` architecture (Llama, Mistral, SmolLM2, and Mixtral with stacked experts).
+"""GGUF files of the ``llama`` architecture (Llama, Mistral, SmolLM2, and Mixtral).
 
 llama.cpp's converter interleaves the rows of q and k, head by head, because its rotary embedding rotates pairs of
 adjacent elements; the Hugging Face layout pairs the two halves of a head. Reading undoes this.
@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from checkpoints.formats.checkpoint import Checkpoint
-from checkpoints.formats.config_json import ConfigReader, naming
+from checkpoints.formats.gguf_config import gguf_config
 from checkpoints.formats.gguf_file import GGUFFile, GGUFTensor
 from checkpoints.formats.names import check_tensors, flat_name
+from checkpoints.formats.reader import naming
 from checkpoints.formats.rotary import from_interleaved_rotary
 from checkpoints.storage.safetensors_file import ByteRange, StoredTensor, computed, read_range, row_ranges
-from moe.config import ModelConfig
 from moe.errors import UserError
 
 _TOP = {
@@ -44,63 +43,13 @@ _LAYER = {
     "ffn_up": "feed_forward.w3",
     "ffn_gate_inp": "feed_forward.gate",
 }
+_WITH_BIAS = ("attn_q", "attn_k", "attn_v", "attn_output")
 _STACKED = {"ffn_gate_exps": "w1", "ffn_down_exps": "w2", "ffn_up_exps": "w3"}
-_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(\w+)\.weight", re.ASCII)
-_ROPE_FREQUENCIES = re.compile(r"(blk\.\d+\.)?rope_freqs\.weight", re.ASCII)
+_ONE_EXPERT = {"ffn_gate": "w1", "ffn_down": "w2", "ffn_up": "w3"}
+_BLOCK = re.compile(r"blk\.(0|[1-9]\d{0,4})\.(\w+)(?:\.(0|[1-9]\d{0,4}))?\.(weight|bias)", re.ASCII)
+_FREQUENCY_FACTORS = "rope_freqs.weight"
 # read without decoding; all other types are decoded to float32
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-def _decimal(value: float) -> float:
-    """The shortest decimal that rounds to this float32: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
-
-
-def gguf_config(fields: Mapping[str, Any], tied: bool, vocab_size: int, source: Path) -> ModelConfig:
-    """Turns the metadata of a GGUF file into a :class:`ModelConfig`; raises :class:`UserError` naming the key."""
-    architecture = fields.get("general.architecture")
-    if architecture != "llama":
-        raise UserError(
-            f"{source}: general.architecture is {str(architecture)[:80]!r}; supported in GGUF files: 'llama' "
-            "(Llama, Mistral and Mixtral models)"
-        )
-    reader = ConfigReader(fields, source)
-    scaling = fields.get("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise reader.fail("llama.rope.scaling.type", scaling, "'none': scaled rotary embeddings are unsupported")
-    dim, heads = reader.size("llama.embedding_length"), reader.size("llama.attention.head_count")
-    head_dim = reader.size("llama.attention.key_length", reader.size("llama.rope.dimension_count", dim // heads))
-    if reader.size("llama.attention.value_length", head_dim) != head_dim:
-        raise reader.fail(
-            "llama.attention.value_length", fields["llama.attention.value_length"], f"{head_dim} as for keys"
-        )
-    if reader.size("llama.rope.dimension_count", head_dim) != head_dim:
-        raise reader.fail(
-            "llama.rope.dimension_count", fields["llama.rope.dimension_count"], f"{head_dim}, the head's size"
-        )
-    experts = fields.get("llama.expert_count", 0)
-    moe: dict[str, Any] = {}
-    if experts:
-        moe = {
-            "num_experts": reader.size("llama.expert_count"),
-            "num_experts_per_tok": reader.size("llama.expert_used_count"),
-            "expert_form": "full",
-        }
-    return ModelConfig(
-        vocab_size=vocab_size,
-        dim=dim,
-        n_layers=reader.size("llama.block_count"),
-        n_heads=heads,
-        n_kv_heads=reader.size("llama.attention.head_count_kv", heads),
-        head_dim=head_dim,
-        hidden_dim=reader.size("llama.feed_forward_length"),
-        norm_eps=_decimal(reader.number("llama.attention.layer_norm_rms_epsilon")),
-        rope_theta=_decimal(reader.number("llama.rope.freq_base", 10000.0)),
-        max_seq_len=reader.size("llama.context_length"),
-        sliding_window=reader.optional_size("llama.attention.sliding_window", None),
-        tie_embeddings=tied,
-        **moe,
-    )
 
 
 class _Decoder:
@@ -164,41 +113,56 @@ def open_gguf(path: Path) -> Checkpoint:
     """Opens a GGUF file of the ``llama`` architecture and checks every tensor against its metadata.
 
     Raises:
-        UserError: a damaged file, another architecture, scaled rotary embeddings, or tensors that do not fit.
+        UserError: a damaged file, another architecture, metadata of a model that is not supported, or tensors that do
+            not fit.
     """
     file = GGUFFile(path)
-    if any(_ROPE_FREQUENCIES.fullmatch(name) for name in file.tensors):
-        raise UserError(f"{path} has rope_freqs tensors: models with scaled rotary embeddings are unsupported")
+    decoder = _Decoder(file)
+    factors = None
+    if (stored := file.tensors.get(_FREQUENCY_FACTORS)) is not None:
+        factors = decoder.stored(stored, _FREQUENCY_FACTORS).read().flatten().tolist()
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise UserError(f"{path}: tensor 'token_embd.weight' is missing or no matrix; download the file again")
     with naming(path):
-        config = gguf_config(file.fields, "output.weight" not in file.tensors, embedding.shape[0], path)
-    decoder = _Decoder(file)
+        config = gguf_config(
+            file.fields,
+            path,
+            vocab_size=embedding.shape[0],
+            tied="output.weight" not in file.tensors,
+            biases=any(name.endswith(".attn_q.bias") for name in file.tensors),
+            factors=factors,
+        )
     tensors: dict[str, StoredTensor] = {}
     theirs: dict[str, str] = {}
     for name, tensor in file.tensors.items():
+        if name == _FREQUENCY_FACTORS:
+            continue
         match = _BLOCK.fullmatch(name)
-        layer, kind = match.groups() if match else ("", "")
+        layer, kind, expert, leaf = match.groups() if match else ("", "", None, "")
         if name in _TOP:
             ours = _TOP[name]
             tensors[ours], theirs[ours] = decoder.stored(tensor, ours), name
-        elif kind in _LAYER:
-            ours = f"layers.{layer}.{_LAYER[kind]}.weight"
+        elif expert is not None and kind in _ONE_EXPERT and leaf == "weight":  # Mixtral files of the first months
+            ours = flat_name(int(layer), _ONE_EXPERT[kind], int(expert))
+            tensors[ours], theirs[ours] = decoder.stored(tensor, ours), name
+        elif kind in _LAYER and expert is None and (leaf == "weight" or kind in _WITH_BIAS):
+            ours = f"layers.{layer}.{_LAYER[kind]}.{leaf}"
             heads = {"attn_q": config.n_heads, "attn_k": config.n_kv_heads}.get(kind, 0)
-            if heads and (len(tensor.shape) != 2 or tensor.shape[0] != heads * config.head_dim):
+            dimensions = 2 if leaf == "weight" else 1
+            if heads and (len(tensor.shape) != dimensions or tensor.shape[0] != heads * config.head_dim):
                 raise UserError(
                     f"{path}: tensor {name!r} has shape {list(tensor.shape)}, which does not fit {heads} heads"
                 )
             tensors[ours], theirs[ours] = decoder.stored(tensor, ours, heads), name
-        elif kind in _STACKED:
+        elif kind in _STACKED and expert is None and leaf == "weight":
             if len(tensor.shape) != 3 or tensor.shape[0] != config.num_experts:
                 raise UserError(
                     f"{path}: tensor {name!r} has shape {list(tensor.shape)}; expected {config.num_experts} experts"
                 )
-            for expert in range(config.num_experts):
-                ours = flat_name(int(layer), _STACKED[kind], expert)
-                tensors[ours], theirs[ours] = decoder.expert(tensor, ours, expert), name
+            for index in range(config.num_experts):
+                ours = flat_name(int(layer), _STACKED[kind], index)
+                tensors[ours], theirs[ours] = decoder.expert(tensor, ours, index), name
         else:
             raise UserError(f"{path}: tensor {name[:80]!r} belongs to no supported architecture")
     check_tensors(tensors, config, path, lambda name: theirs.get(name, name))

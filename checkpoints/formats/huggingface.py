@@ -9,8 +9,10 @@ from pathlib import Path
 from checkpoints.formats.checkpoint import Checkpoint
 from checkpoints.formats.config_json import read_config_json
 from checkpoints.formats.dense_layers import stores_router, without_copies
-from checkpoints.formats.names import check_tensors, from_huggingface, is_ignored, to_huggingface
+from checkpoints.formats.foreign import refuse_directory, refuse_tensors, unreadable
+from checkpoints.formats.names import check_tensors, from_huggingface, is_ignored, to_huggingface, unstacked
 from checkpoints.formats.quantized import is_quantized, join_quantized
+from checkpoints.formats.tied import resolve_tied
 from checkpoints.storage.files import inside, read_json_object
 from checkpoints.storage.safetensors_file import SafetensorsFile, StoredTensor
 from moe.errors import UserError
@@ -42,6 +44,7 @@ def weight_files(directory: Path, index_path: Path, single: Path) -> tuple[list[
         return files, weight_map
     if single.is_file():
         return [single], None
+    refuse_directory(directory)
     if any((directory / name).exists() for name in _UNREAD):
         raise UserError(
             f"{directory} has only pickled weights (.bin), which are never read; convert to safetensors first"
@@ -60,7 +63,11 @@ def read_named_tensors(files: list[Path], weight_map: dict[str, str] | None, sou
     for file in files:
         if not file.is_file():
             raise UserError(f"{file} is missing; {source} names it: download all shards")
-        for name, tensor in SafetensorsFile(file).tensors.items():
+        try:
+            opened = SafetensorsFile(file).tensors
+        except UserError as error:
+            raise unreadable(error, file) from None
+        for name, tensor in opened.items():
             if name in tensors:
                 raise UserError(
                     f"tensor {name!r} is both in {places[name]} and in {file}; download the checkpoint again"
@@ -75,13 +82,21 @@ def read_named_tensors(files: list[Path], weight_map: dict[str, str] | None, sou
 
 
 def open_huggingface(directory: Path) -> Checkpoint:
-    """Opens a Mistral, Llama or Mixtral directory and checks every tensor against its config."""
+    """Opens a Mistral, Llama or Mixtral directory and checks every tensor against its config.
+
+    Raises:
+        UserError: a damaged file, a key or tensor of a model that is not supported, or tensors that do not fit.
+    """
     config, settings = read_config_json(directory / "config.json")
     files, weight_map = weight_files(directory, directory / INDEX, directory / WEIGHTS)
     source = directory / (INDEX if weight_map is not None else WEIGHTS)
     stored = read_named_tensors(files, weight_map, source)
     if is_quantized(settings):
         stored = join_quantized(stored, source)
+    else:
+        refuse_tensors(stored, source)
+    if config.is_moe:
+        stored = unstacked(stored, source)
     tensors: dict[str, StoredTensor] = {}
     for name, tensor in stored.items():
         if is_ignored(name):
@@ -89,9 +104,8 @@ def open_huggingface(directory: Path) -> Checkpoint:
         ours = from_huggingface(name)
         if ours is None:
             raise UserError(f"{source}: tensor {name!r} belongs to no supported architecture")
-        if ours == "output.weight" and config.tie_embeddings:
-            continue  # some writers store the tied matrix twice
         tensors[ours] = tensor
+    config, tensors = resolve_tied(config, tensors, source)
     check_tensors(tensors, replace(config, moe_layers=None), source, to_huggingface, partial(stores_router, config))
     if config.moe_layers is not None:
         tensors = without_copies(tensors, config, source)

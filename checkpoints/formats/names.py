@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from checkpoints.storage.safetensors_file import StoredTensor
+from checkpoints.storage.safetensors_file import StoredTensor, slice_of
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.hardware import dtype_name
@@ -34,6 +34,7 @@ _LAYER = {
     "mlp.down_proj.weight": "feed_forward.w2.weight",
     "mlp.up_proj.weight": "feed_forward.w3.weight",
     "block_sparse_moe.gate.weight": "feed_forward.gate.weight",
+    **{f"self_attn.{kind}_proj.bias": f"attention.w{kind}.bias" for kind in "qkvo"},
 }
 _TOP_BACK = {ours: theirs for theirs, ours in _TOP.items()}
 _LAYER_BACK = {ours: theirs for theirs, ours in _LAYER.items()}
@@ -41,6 +42,9 @@ _HF_LAYER = re.compile(r"model\.layers\.(0|[1-9]\d{0,4})\.(.+)", re.ASCII)
 _OUR_LAYER = re.compile(r"layers\.(0|[1-9]\d{0,4})\.(.+)", re.ASCII)
 _HF_EXPERT = re.compile(r"block_sparse_moe\.experts\.(0|[1-9]\d{0,4})\.(w[123])\.weight", re.ASCII)
 _OUR_EXPERT = re.compile(r"feed_forward\.experts\.(0|[1-9]\d{0,4})\.(w[123])\.weight", re.ASCII)
+_STACKED = re.compile(
+    r"model\.layers\.(0|[1-9]\d{0,4})\.mlp\.(?:(gate)\.weight|(experts\.(?:gate_up|down)_proj)(?:\.weight)?)", re.ASCII
+)
 _IGNORED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|rope\.freqs", re.ASCII)
 
 
@@ -70,6 +74,34 @@ def to_huggingface(name: str) -> str:
     return f"model.layers.{layer}.{_LAYER_BACK[rest]}"
 
 
+def unstacked(tensors: Mapping[str, StoredTensor], source: Path) -> dict[str, StoredTensor]:
+    """Mixtral's tensors one expert at a time; transformers 5 can save those of all experts in one.
+
+    ``mlp.experts.gate_up_proj`` [E, 2F, D] holds w1 over w3, ``mlp.experts.down_proj`` [E, D, F] is w2, and the router
+    is ``mlp.gate``. Raises :class:`UserError` for such a tensor of another shape.
+    """
+    result = {}
+    for name, tensor in tensors.items():
+        match = _STACKED.fullmatch(name)
+        if match is None:
+            result[name] = tensor
+            continue
+        prefix = f"model.layers.{match[1]}.block_sparse_moe"
+        if match[2]:
+            result[f"{prefix}.gate.weight"] = tensor
+            continue
+        joined = match[3] == "experts.gate_up_proj"
+        if len(tensor.shape) != 3 or (joined and tensor.shape[1] % 2) or tensor.where is None:
+            raise UserError(f"{source}: tensor {name!r} has shape {list(tensor.shape)}, expected all experts, stacked")
+        weights = ("w1", "w3") if joined else ("w2",)
+        rows = tensor.shape[1] // len(weights)
+        for index in range(tensor.shape[0] * len(weights)):
+            expert, weight = divmod(index, len(weights))
+            own = f"{prefix}.experts.{expert}.{weights[weight]}.weight"
+            result[own] = slice_of(tensor, own, index * rows, (rows, tensor.shape[2]))
+    return result
+
+
 def is_ignored(name: str) -> bool:
     """True for tensors of old checkpoints that follow from the config (inverse RoPE frequencies)."""
     return _IGNORED.fullmatch(name) is not None
@@ -95,6 +127,9 @@ def expected_tensors(
         yield f"{prefix}.attention.wk.weight", (key, dim)  # [G*C, D]
         yield f"{prefix}.attention.wv.weight", (key, dim)
         yield f"{prefix}.attention.wo.weight", (dim, query)
+        if config.attention_bias:
+            for name, width in (("wq", query), ("wk", key), ("wv", key), ("wo", dim)):
+                yield f"{prefix}.attention.{name}.bias", (width,)
         yield f"{prefix}.ffn_norm.weight", (dim,)
         owners = [f"{prefix}.feed_forward"]
         if config.is_moe and layer in config.sparse_layers:

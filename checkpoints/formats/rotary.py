@@ -8,6 +8,6 @@ from torch import Tensor
 
 
 def from_interleaved_rotary(weight: Tensor, heads: int) -> Tensor:
-    """Reorders the rows of q or k [H*C, D] from adjacent pairs to the Hugging Face layout."""
-    rows, dim = weight.shape
-    return weight.view(heads, rows // heads // 2, 2, dim).transpose(1, 2).reshape(rows, dim)  # [H*C, D]
+    """Reorders the rows of q or k [H*C, D], or their biases [H*C], from adjacent pairs to the Hugging Face layout."""
+    paired = weight.view(heads, weight.shape[0] // heads // 2, 2, -1)
+    return paired.transpose(1, 2).reshape(weight.shape)  # [H*C, D]

@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+from checkpoints.formats.hub import from_hub, is_hub_id, snapshot
 from checkpoints.storage.files import require_free_space
 from moe.errors import UserError
 from moe.files import replacing
@@ -95,10 +96,17 @@ def _in_place(place: Path) -> Path | None:
 
 
 def resolve_model_path(path: Path | str) -> Path:
-    """Resolves what a user gives as a model to a directory or GGUF file; accepts wheels and the name ``smollm2``."""
+    """Resolves what a user gives as a model to a directory or GGUF file.
+
+    Accepts wheels, the name ``smollm2``, folders of a hub's cache and, where nothing of that name is here, hub ids.
+    """
     path = Path(path)
     if path.suffix == ".whl" and path.is_file():
         return gguf_from_wheel(path)
     if str(path) == "smollm2" and not path.exists():
         return find_smollm2()
+    if path.name.startswith("models--") and (path / "snapshots").is_dir():
+        return snapshot(path)
+    if is_hub_id(str(path)) and not path.exists() and not path.parent.is_dir():
+        return from_hub(str(path))
     return path

@@ -13,16 +13,16 @@ from checkpoints.formats.config_json import ROUTER_KEYS
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_io import LoadedModel, load_model, save_model
+from checkpoints.runs.preflight import given_template, require_tokenizer
 from checkpoints.runs.staged_run import StagedRun
 from checkpoints.transforms.rewrite import merge_directory
-from checkpoints.transforms.upcycle import upcycle_model
+from checkpoints.transforms.upcycle import continued_model, upcycle_model
 from moe.config import parse_layers
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.pairs import Pair
 from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.model import Transformer
-from moe.tokenizer import Tokenizer
 from moe.training.config import TINY, RunConfig
 from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokenizer
 
@@ -39,8 +39,8 @@ def load_base(run: StagedRun, train_pairs: Pairs, dtype: torch.dtype, device: to
         path = run.directory.path / "base"
         if not path.exists():
             _train_tiny_base(run, train_pairs, path, device)
-    base = load_model(path, dtype, device, template=_given_template(run.config))
-    _required(base.tokenizer, base.path)
+    base = load_model(path, dtype, device, template=given_template(run.config))
+    require_tokenizer(base.tokenizer, base.path)
     base.model.requires_grad_(False)
     return base
 
@@ -55,16 +55,6 @@ def _train_tiny_base(run: StagedRun, train_pairs: Pairs, path: Path, device: tor
     save_model(model, tokenizer, path, template="plain")
 
 
-def _required(tokenizer: Tokenizer | None, path: Path) -> Tokenizer:
-    if tokenizer is None:
-        raise UserError(f"{path} has no tokenizer; expected tokenizer.json or tokenizer.model beside the weights")
-    return tokenizer
-
-
-def _given_template(config: RunConfig) -> str | None:
-    return None if config.template == "auto" else config.template
-
-
 def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int:
     """Steps of the mix stage with which branch and mix together pass ``epochs`` times over the training data.
 
@@ -73,14 +63,14 @@ def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int
     Raises:
         UserError: the branch stage alone takes as many steps.
     """
-    template = _given_template(config)
+    template = given_template(config)
     if config.base == TINY:
         template = template or "plain"
         with tempfile.TemporaryDirectory() as directory:
             tokenizer = train_tiny_tokenizer(train_pairs, Path(directory), config.seed)
     else:
         checkpoint = open_checkpoint(resolve_model_path(config.base))
-        tokenizer = _required(checkpoint_tokenizer(checkpoint), checkpoint.path)
+        tokenizer = require_tokenizer(checkpoint_tokenizer(checkpoint), checkpoint.path)
         places = [(checkpoint.directory, checkpoint.settings)]
         template = template or find_template(checkpoint.path, places, tokenizer)
     encoded = encode_pairs(train_pairs, tokenizer, template, config.max_tokens)
@@ -95,7 +85,13 @@ def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int
 
 
 def make_mixture(dense: Transformer, config: RunConfig) -> Transformer:
-    """One expert per language; computes what ``dense`` does, with which it shares the memory of frozen weights."""
+    """One expert per language; computes what ``dense`` does, with which it shares the memory of frozen weights.
+
+    A base that is a mixture already keeps its experts and routers.
+    """
+    if dense.config.is_moe:
+        weights = {name: getattr(config, name) for name in ("balance_loss_weight", "z_loss_weight")}
+        return continued_model(dense, config.languages, **weights)
     return _upcycle(
         dense, config, config.languages, config.expert_form, config.num_experts_per_tok, config.expert_rank,
         config.shared_rank,

@@ -6,13 +6,18 @@ from pathlib import Path
 
 import torch
 
-from checkpoints.model_io import read_config
+from checkpoints.formats import open_checkpoint
+from checkpoints.formats.delta import is_delta
+from checkpoints.formats.extras import checkpoint_tokenizer, find_template, require_fit
+from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.storage.files import DiskUsage, free_bytes, require_free_space
-from checkpoints.transforms.upcycle import upcycled_config
+from checkpoints.transforms.upcycle import continued_config, upcycled_config
 from moe.config import ALL_LAYERS, ModelConfig, parse_layers
+from moe.data.prompt import encode_prompt, stop_ids
 from moe.data.sources import DataSets, load_data
 from moe.errors import UserError
 from moe.hardware import available_memory, choose_dtype
+from moe.tokenizer import Tokenizer
 from moe.training.config import TINY, RunConfig
 from moe.training.memory_plan import GIB, MemoryPlan, plan_memory
 from moe.training.tiny_base import VOCABULARY, tiny_config
@@ -39,13 +44,12 @@ def base_config(config: RunConfig) -> ModelConfig:
     """Sizes of the run's base, read without its weights.
 
     Raises:
-        UserError: the base is missing or not a dense model, or its context is shorter than the longest example.
+        UserError: the base is missing, or a mixture that cannot be trained further, its tokenizer or template does not
+            fit it, or its context is shorter than the longest example.
     """
     if not config.base:
         raise UserError("no base given; add --base DIR with the dense model, or --base tiny for the embedded one")
-    base = tiny_config(VOCABULARY) if config.base == TINY else read_config(config.base)
-    if base.is_moe or base.is_delta:
-        raise UserError(f"{config.base} is a mixture already; give the dense model it was made from as --base")
+    base = tiny_config(VOCABULARY) if config.base == TINY else _checked_base(config)
     if config.max_tokens > base.max_seq_len:
         raise UserError(
             f"max_tokens is {config.max_tokens}, but the context of {config.base} has {base.max_seq_len} tokens; "
@@ -54,8 +58,39 @@ def base_config(config: RunConfig) -> ModelConfig:
     return base
 
 
+def _checked_base(config: RunConfig) -> ModelConfig:
+    path = resolve_model_path(config.base)
+    checkpoint = None if is_delta(path) else open_checkpoint(path)
+    if checkpoint is None or (checkpoint.config.is_moe and config.expert_form != "full"):
+        remedy = "" if checkpoint is None else ", or add --expert-form full to train its experts further"
+        raise UserError(f"{config.base} is a mixture already; give the dense model it was made from as --base{remedy}")
+    tokenizer = require_tokenizer(checkpoint_tokenizer(checkpoint), path)
+    require_fit(tokenizer, checkpoint.config.vocab_size, path)
+    template = given_template(config)
+    if template is None:
+        places = [(checkpoint.directory, checkpoint.settings)]
+        template = find_template(path, places, tokenizer, require_own=config.chat_base)
+    stop_ids(tokenizer, template)
+    encode_prompt(tokenizer, template, "Add two numbers.")  # refuses a template that this tokenizer cannot write
+    return checkpoint.config
+
+
+def require_tokenizer(tokenizer: Tokenizer | None, path: Path) -> Tokenizer:
+    """The tokenizer; raises :class:`UserError` when the model at ``path`` has none."""
+    if tokenizer is None:
+        raise UserError(f"{path} has no tokenizer; expected tokenizer.json or tokenizer.model beside the weights")
+    return tokenizer
+
+
+def given_template(config: RunConfig) -> str | None:
+    """The prompt template that the settings name; None for the base's own."""
+    return None if config.template == "auto" else config.template
+
+
 def mixture_config(config: RunConfig, base: ModelConfig) -> ModelConfig:
     """Sizes of the mixture that the run makes of ``base``."""
+    if base.is_moe:
+        return continued_config(base, config.languages)
     return upcycled_config(
         base,
         config.languages,
@@ -83,7 +118,9 @@ def require_disk(config: RunConfig, plan: MemoryPlan, directory: Path, disk_free
 
 
 def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype) -> MemoryPlan:
-    """Memory of the run's largest stage."""
+    """Memory of the run's largest stage; raises :class:`UserError` for a mixture or a baseline that cannot be made."""
+    if config.baseline and not base.is_moe:
+        upcycled_config(base, (), "delta", 1, 0, config.adapter_rank)
     return plan_memory(mixture_config(config, base), config.tokens_per_batch, dtype, config.activation_checkpointing)
 
 

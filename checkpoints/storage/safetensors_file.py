@@ -111,6 +111,14 @@ def row_ranges(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     return ((start, min(start + step, rows)) for start in range(0, rows, step))
 
 
+def slice_of(tensor: StoredTensor, name: str, start: int, shape: tuple[int, ...]) -> StoredTensor:
+    """Consecutive rows of a stored tensor seen as a matrix, from row ``start``, as a tensor of its own."""
+    assert tensor.where is not None
+    row = math.prod(shape[1:]) * tensor.dtype.itemsize
+    where = ByteRange(tensor.where.path, tensor.where.offset + start * row, math.prod(shape) * tensor.dtype.itemsize)
+    return StoredTensor(name, tensor.dtype, shape, lambda: read_range(where, tensor.dtype, shape), where)
+
+
 def computed(like: StoredTensor, dtype: torch.dtype, parts: Callable[[], Iterator[Tensor]]) -> StoredTensor:
     """A tensor with the name and shape of ``like`` that is computed part by part."""
 

@@ -36,6 +36,7 @@ from checkpoints.storage.writer import MAX_SHARD_BYTES, Output, Progress, job_id
 from checkpoints.transforms.merge import full_config, merged_tensors
 from moe.config import ModelConfig
 from moe.data.chat_template import TEMPLATE_FILE
+from moe.data.prompt import OWN
 from moe.errors import UserError
 from moe.hardware import dtype_name
 from moe.tokenizer import Tokenizer
@@ -97,9 +98,12 @@ class Rewrite:
         files: Mapping[str, bytes | Path] = found
         carried = any(name.startswith("tokenizer") for name in found)
         tokenizer = None if carried else checkpoint_tokenizer(base)
+        known = tokenizer
         if template is None and TEMPLATE_FILE not in found:
-            template = _own_template(source, tokenizer)
-        elif template is not None and carried and (known := checkpoint_tokenizer(base)):
+            template, known = _own_template(source, tokenizer)
+        elif template is not None and carried:
+            known = checkpoint_tokenizer(base)
+        if known is not None and template is not None and (carried and (self.template or template == OWN)):
             files = with_chat_template(found, known, template)
         documents, contents = small_files(tokenizer, template, files)
         ids = original_settings(base) or token_ids(tokenizer)
@@ -206,12 +210,12 @@ def source_files(source: Source) -> list[Path]:
     return files
 
 
-def _own_template(source: Source, tokenizer: Tokenizer | None) -> str | None:
-    """What :func:`find_template` finds; None for a model without a tokenizer, which takes no prompts."""
+def _own_template(source: Source, tokenizer: Tokenizer | None) -> tuple[str | None, Tokenizer | None]:
+    """What :func:`find_template` finds, and for which tokenizer; None without one, as such a model takes no prompts."""
     base = dense_part(source)
     places: list[tuple[Path, Mapping[str, Any]]] = [(base.directory, base.settings)]
     if isinstance(source, DeltaCheckpoint):
         places.insert(0, (source.path, {}))
     with contextlib.suppress(UserError):  # a tokenizer of an unknown kind is copied all the same
         tokenizer = tokenizer or checkpoint_tokenizer(base)
-    return None if tokenizer is None else find_template(source.path, places, tokenizer)
+    return (None if tokenizer is None else find_template(source.path, places, tokenizer)), tokenizer

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from checkpoints.formats import Checkpoint
+from checkpoints.formats.config_json import written_type
 from checkpoints.formats.delta import base_reference
 from checkpoints.formats.dense_layers import huggingface_tensors
 from checkpoints.formats.names import expected_tensors
@@ -72,7 +73,7 @@ def upcycled_config(
         )
     if expert_form == "delta":
         settings |= {"expert_rank": expert_rank if languages else 0, "shared_rank": shared_rank}
-    return replace(
+    mixture = replace(
         config,
         num_experts=len(languages),
         num_experts_per_tok=num_experts_per_tok,
@@ -80,6 +81,9 @@ def upcycled_config(
         expert_languages=tuple(languages),
         **settings,
     )
+    if not mixture.is_delta:
+        written_type(mixture)  # refuses now what could not be written after the training
+    return mixture
 
 
 def upcycle_model(
@@ -118,6 +122,41 @@ def upcycle_model(
     for layer in range(config.n_layers):
         for tensor in new_tensors(config, layer, Initialization(seed), dense.dtype):
             set_parameter(model, tensor.name, tensor.read().to(dense.device))
+    require_complete(model)
+    return model
+
+
+def continued_config(config: ModelConfig, languages: Sequence[str], **settings: Any) -> ModelConfig:
+    """The config of a mixture with full experts that is trained further: one language for each of its experts.
+
+    Args:
+        settings: further fields of :class:`ModelConfig` that training may change, such as ``balance_loss_weight``.
+
+    Raises:
+        UserError: experts of another number or of other languages.
+    """
+    if len(languages) != config.num_experts:
+        raise UserError(
+            f"the base is a mixture of {config.num_experts} experts, and {len(languages)} languages are named; name "
+            "one for each expert, or make one dense model of it: python -m checkpoints collapse BASE OUT"
+        )
+    if config.expert_languages not in ((), tuple(languages)):
+        raise UserError(
+            f"the base has experts for {' '.join(config.expert_languages)}; name these languages, in this order"
+        )
+    return replace(config, expert_languages=tuple(languages), **settings)
+
+
+def continued_model(mixture: Transformer, languages: Sequence[str], **settings: Any) -> Transformer:
+    """A copy of a mixture with full experts, to be trained further.
+
+    Its experts and routers have memory of their own, all else shares the memory of ``mixture``. Raises as
+    :func:`continued_config` does.
+    """
+    model = meta_model(continued_config(mixture.config, languages, **settings))
+    for name, parameter in mixture.named_parameters():
+        learns = ".experts." in name or ".gate." in name
+        set_parameter(model, name, parameter.detach().clone() if learns else parameter.detach())
     require_complete(model)
     return model
 

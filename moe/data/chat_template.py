@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import re
 
+from moe.data import rendering
 from moe.data.prompt import (
     CHATML_MARKS,
     CHATML_SYSTEM,
     MISTRAL_MARKS,
+    OWN,
     TEMPLATES,
     check_template,
     choose_template,
     has_mistral_marks,
 )
-from moe.tokenizer import Tokenizer
+from moe.errors import UserError
+from moe.tokenizer import OwnChat, Tokenizer
 
 TEMPLATE_FILE = "prompt_template.json"
 _NAMED = re.compile(r"\{#-? language-experts prompt template: ([\w-]+) -?#\}")
@@ -51,7 +54,10 @@ def chat_template(tokenizer: Tokenizer, template: str) -> str:
     of a prompt and the start of a response: white space on either side of the newline in ``plain`` and ``chatml``, and
     punctuation after ``[/INST]`` where that is no control token. SentencePiece never does.
     """
-    check_template(template)
+    if check_template(template) == OWN:
+        if tokenizer.chat is None:
+            raise UserError("the model has no chat template of its own to store; name another prompt template")
+        return tokenizer.chat.source
     named = f"{{# language-experts prompt template: {template} #}}"
     # SentencePiece puts a space before each text, so before a response too; transformers only after a control token.
     after_text = template != "mistral-instruct" or not has_mistral_marks(tokenizer)
@@ -80,9 +86,19 @@ def named_template(chat: str) -> str | None:
     named = _NAMED.search(chat)
     if named and named[1] in TEMPLATES:
         return named[1]
-    if CHATML_SYSTEM in chat:
+    if CHATML_SYSTEM in chat and _writes_smollm2(chat):
         return "chatml"
     return next((name for name, form in _OLD_FORMS.items() if form in chat), None)
+
+
+def _writes_smollm2(chat: str) -> bool:
+    """Whether a template that names SmolLM writes SmolLM2's prompt: later models of that name add to it."""
+    start, end = CHATML_MARKS
+    expected = f"{start}system\n{CHATML_SYSTEM}{end}\n{start}user\nx{end}\n{start}assistant\n"
+    try:
+        return rendering.render(OwnChat(chat), rendering.prompt_of("x"), add_generation_prompt=True) == expected
+    except UserError:
+        return False
 
 
 def guess_template(chat: str, tokenizer: Tokenizer | None) -> tuple[str, str]:

@@ -1,16 +1,19 @@
 """Prompts: how an instruction is put to a model, and which tokens end its answer.
 
 A prompt consists of parts, each plain text or one control token. Every part is encoded on its own, so text never
-becomes a control token, and the tokens of a response do not depend on the prompt before it.
+becomes a control token, and the tokens of a response do not depend on the prompt before it. A model's own template
+(``rendering.py``) is tokenized as a whole, as that model was trained.
 """
 
 from __future__ import annotations
 
+from moe.data import rendering
 from moe.errors import UserError, did_you_mean
 from moe.languages import get_language
 from moe.tokenizer import Tokenizer
 
-TEMPLATES = ("mistral-instruct", "chatml", "plain")
+OWN = "own"  # the model's own chat template, which its tokenizer carries
+TEMPLATES = ("mistral-instruct", "chatml", "plain")  # those written here
 # What SmolLM2's own chat template puts first when a conversation has no system message.
 CHATML_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
@@ -24,7 +27,7 @@ def prompt_parts(tokenizer: Tokenizer, template: str, instruction: str) -> list[
 
     ``mistral-instruct`` is ``<s>[INST] … [/INST]``, with the marks as control tokens where the tokenizer has them
     (Mistral v2, v3) and as text where not (v1); ``chatml`` is SmolLM2's, with its default system message; ``plain`` is
-    the instruction and a newline.
+    the instruction and a newline. A model's ``own`` template has no parts: it is rendered.
 
     Raises:
         UserError: the template is unknown or the tokenizer lacks its control tokens.
@@ -51,6 +54,9 @@ def encode_prompt(tokenizer: Tokenizer, template: str, instruction: str) -> list
     Raises:
         UserError: as for :func:`prompt_parts`.
     """
+    if check_template(template) == OWN:
+        _require_chat(tokenizer)
+        return rendering.encode_chat(tokenizer, rendering.prompt_of(instruction), add_generation_prompt=True)
     ids: list[int] = []
     for part in prompt_parts(tokenizer, template, instruction):
         ids += [part] if isinstance(part, int) else tokenizer.encode(part)
@@ -64,13 +70,16 @@ def encode_example(tokenizer: Tokenizer, template: str, instruction: str, respon
     learned, its end token included. Nothing is truncated.
     """
     prompt = encode_prompt(tokenizer, template, instruction)
+    if template == OWN:
+        written = rendering.encode_response(tokenizer, prompt, instruction, response)
+        return [*prompt, *written, _end_id(tokenizer, template)], len(prompt)
     return [*prompt, *tokenizer.encode(response), _end_id(tokenizer, template)], len(prompt)
 
 
 def stop_ids(tokenizer: Tokenizer, template: str) -> frozenset[int]:
-    """The ids that end an answer: the template's end token, the tokenizer's, and those that end documents."""
-    documents = (tokenizer.special_id(name) for name in DOCUMENT_ENDS)
-    return frozenset({_end_id(tokenizer, template), tokenizer.eos_id, *(end for end in documents if end is not None)})
+    """The ids that end an answer: the template's end token, the tokenizer's, the model's, and those of documents."""
+    documents = {end for name in DOCUMENT_ENDS if (end := tokenizer.special_id(name)) is not None}
+    return frozenset({_end_id(tokenizer, template), tokenizer.eos_id}) | documents | tokenizer.end_ids
 
 
 def instruction_for(text: str, language: str | None, ask: str = "train") -> str:
@@ -109,9 +118,10 @@ def choose_template(tokenizer: Tokenizer) -> str:
 
 def check_template(template: object) -> str:
     """Returns the template's name; raises :class:`UserError` when there is none of that name."""
-    if not isinstance(template, str) or template not in TEMPLATES:
-        hint = did_you_mean(str(template), TEMPLATES)
-        raise UserError(f"unknown prompt template {template!r}{hint}; templates: {', '.join(TEMPLATES)}")
+    names = (*TEMPLATES, OWN)
+    if not isinstance(template, str) or template not in names:
+        hint = did_you_mean(str(template), names)
+        raise UserError(f"unknown prompt template {template!r}{hint}; templates: {', '.join(names)}")
     return template
 
 
@@ -121,8 +131,17 @@ def has_mistral_marks(tokenizer: Tokenizer) -> bool:
 
 
 def _end_id(tokenizer: Tokenizer, template: str) -> int:
-    check_template(template)
+    if check_template(template) == OWN:
+        _require_chat(tokenizer)
+        return rendering.end_id(tokenizer)
     return _control_id(tokenizer, CHATML_MARKS[1], template) if template == "chatml" else tokenizer.eos_id
+
+
+def _require_chat(tokenizer: Tokenizer) -> None:
+    if tokenizer.chat is None:
+        raise UserError(
+            f"the model has no chat template of its own; choose another prompt template: {', '.join(TEMPLATES)}"
+        )
 
 
 def _control_id(tokenizer: Tokenizer, name: str, template: str) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from moe.errors import UserError
 
@@ -33,6 +34,14 @@ class SpecialTokens:
     pad: int
     unk: int | None = None
     add_bos: bool = False
+
+
+@dataclass(frozen=True)
+class OwnChat:
+    """A model's own chat template: Jinja text, and the tokens by the names that the text may use (``eos_token``)."""
+
+    source: str
+    tokens: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,16 @@ class Tokenizer(ABC):
         roles: the ids of begin, end, padding and unknown
         dummy_prefix: each text is encoded with a space before it, which decoding removes (SentencePiece's way)
         escape: how bytes are written that no piece holds
+
+    Attributes:
+        end_ids: further tokens that end an answer, as the model's configs name them.
+        chat: the model's own chat template.
+        pipeline: text of the ``tokenizer.json`` that tokenizes rendered chats; None splits them at control tokens.
     """
+
+    end_ids: frozenset[int] = frozenset()
+    chat: OwnChat | None = None
+    pipeline: str | None = None
 
     def __init__(
         self,
@@ -148,6 +166,51 @@ class Tokenizer(ABC):
     def stream(self, skip_special: bool = True) -> StreamDecoder:
         """Returns a decoder that takes one id at a time."""
         return StreamDecoder(self, skip_special)
+
+    def encode_chat(self, text: str, continued: bool = False) -> list[int]:
+        """Encodes a rendered chat template, in which control tokens stand by name, as transformers does.
+
+        Args:
+            continued: other text of the same chat comes before this.
+
+        Raises:
+            UserError: a token in it has no row in the model's embedding.
+        """
+        if self._chat_backend is not None and not continued:
+            ids = self._chat_backend.encode(text, add_special_tokens=False).ids
+            if beyond := [index for index in ids if index >= self.vocab_size]:
+                name = self._chat_backend.id_to_token(beyond[0])
+                raise UserError(f"the chat template writes {name!r} (id {beyond[0]}), for which the model has no row")
+            return ids
+        ids = []
+        for part in self._control_names.split(text):
+            index = self._control.get(part)
+            if index is not None:
+                ids.append(index)
+            elif part:
+                ids += self.encode_continued(part) if continued else self.encode(part)
+            continued = continued and not part
+        return ids
+
+    @cached_property
+    def _control_names(self) -> re.Pattern[str]:
+        longest = sorted(self._control, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest)) or '(?!)'})")
+
+    @cached_property
+    def _chat_backend(self) -> Any:
+        if self.pipeline is None:
+            return None
+        from tokenizers import Tokenizer as Backend
+
+        backend = Backend.from_str(self.pipeline)
+        backend.no_truncation()
+        backend.no_padding()
+        return backend
+
+    def encode_continued(self, text: str) -> list[int]:
+        """Encodes text that follows other text: no space is put before it."""
+        return self.encode(text)
 
     @abstractmethod
     def _encode_text(self, text: str) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from moe.errors import UserError
 from moe.tokenizer.base import CONTROL_SHAPE, SPACE, ByteEscape, SpecialTokens, Tokenizer, token_bytes
-from moe.tokenizer.files import tokenizer_config, tokenizer_files
+from moe.tokenizer.files import missing_role, tokenizer_config, tokenizer_files
 from moe.tokenizer.pipeline import byte_alphabet
 
 USUAL_NAMES = {
@@ -54,8 +54,16 @@ class JsonTokenizer(Tokenizer):
             raise UserError(f"{source}: not a tokenizer.json of the tokenizers library ({error!r})") from error
         if vocab is None:
             raise UserError(f"{source}: a {spec['model']['type']} vocabulary; expected BPE")
-        self._content = content
-        control = {name: index for name, (index, special) in added.items() if special or CONTROL_SHAPE.fullmatch(name)}
+        self._content = self.pipeline = content
+        ends = {
+            name for role, name in (roles or {}).items() if role in ("bos", "eos")
+        }  # control, whatever the file says
+        control = {
+            name: index
+            for name, (index, special) in added.items()
+            if special or name in ends or CONTROL_SHAPE.fullmatch(name)
+        }
+        control |= {name: vocab[name] for name in ends - control.keys() if name in vocab}
         literal = {name: index for name, (index, _) in added.items() if name not in control}
         vocab.update(literal)
         plain, alphabet, dummy_prefix = _plain_pipeline(spec, source)
@@ -92,15 +100,19 @@ class JsonTokenizer(Tokenizer):
         escape = _escape(missing, control, roles_found, vocab, source)
         super().__init__(pieces, control, roles_found, dummy_prefix, escape)
 
-    def _encode_text(self, text: str) -> list[int]:
+    def encode_continued(self, text: str) -> list[int]:
+        return self._encode_text(text, prefix=False)
+
+    def _encode_text(self, text: str, prefix: bool = True) -> list[int]:
+        prefix = prefix and self._dummy_prefix
         if self._byte_level:
-            if self._dummy_prefix:
+            if prefix:
                 text = " " + text
             if self._escape is None or not _holds(text, self._escape.missing):
                 return self._backend.encode(text, add_special_tokens=False).ids
             return [index for part in self._escaped_parts(text, self._escape) for index in part]
         first, *others = text.split(SPACE)
-        if first and self._dummy_prefix:
+        if first and prefix:
             first = " " + first
         ids = self._backend.encode(first, add_special_tokens=False).ids if first else []
         for other in others:
@@ -193,6 +205,8 @@ def _roles(
     found: dict[str, int | None] = {}
     for role, usual in USUAL_NAMES.items():
         candidates = (names[role],) if role in names else usual
+        if role in ("bos", "eos") and role in names and names[role] not in control:
+            raise UserError(missing_role(role, names[role], source))
         found[role] = next((control[name] for name in candidates if name in control), None)
     eos = found["eos"]
     if eos is None:

@@ -85,6 +85,26 @@ def read_added(directory: Path) -> dict[str, int]:
     return added
 
 
+def missing_role(role: str, name: str, source: str | Path) -> str:
+    """The message for a token with a role that the vocabulary, or the embedding, lacks."""
+    what = {"bos": "begin", "eos": "end", "unk": "unknown"}[role]
+    return (
+        f"{source}: {CONFIG_FILE} names {name!r} as the {what} token, which the vocabulary lacks; take the tokenizer's "
+        "files from the same model, or correct that name"
+    )
+
+
+def read_chat_tokens(directory: Path) -> tuple[tuple[str, str], ...]:
+    """Reads the tokens that a chat template may use by name (``bos_token``, ``eos_token`` ...)."""
+    found = {}
+    for name in (SPECIAL_FILE, CONFIG_FILE):
+        for key, token in read_json(directory / name).items():
+            token = token.get("content") if isinstance(token, dict) else token
+            if key.endswith("_token") and isinstance(token, str):
+                found[key] = token
+    return tuple(sorted(found.items()))
+
+
 def read_add_bos(directory: Path) -> bool | None:
     """Reads whether the begin token stands before each text; None when the directory does not say."""
     value = read_json(directory / CONFIG_FILE).get("add_bos_token")

@@ -7,12 +7,13 @@ expressions are those of llama.cpp (src/llama-vocab.cpp), written for the engine
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe.errors import UserError, did_you_mean
+from moe.errors import Notice, UserError, did_you_mean
 from moe.tokenizer import sentencepiece_model as proto
-from moe.tokenizer.base import CONTROL_SHAPE, Tokenizer
+from moe.tokenizer.base import CONTROL_SHAPE, OwnChat, Tokenizer
 from moe.tokenizer.fast import JsonTokenizer
 from moe.tokenizer.pipeline import GPT2_WORDS, byte_level_pipeline, split_words
 from moe.tokenizer.spm import SentencePieceTokenizer
@@ -42,15 +43,20 @@ PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
     "qwen2": (_QWEN2_WORDS,),  # Qwen models with Llama's names
     "tekken": (_TEKKEN_WORDS,),
 }
+_ADDED = {proto.CONTROL, proto.USER_DEFINED, proto.UNUSED}
 # Of these, llama.cpp takes a word that is in the vocabulary whole, whatever the merges say, and starts with bos.
 WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "tekken"}
 
 
-def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
+_TURN_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+
+def tokenizer_from_gguf(fields: Mapping[str, Any], rows: int | None = None) -> Tokenizer:
     """Builds the tokenizer of a GGUF file from its metadata.
 
     Args:
-        fields: the file's metadata as plain values; other keys than ``tokenizer.ggml.*`` are ignored
+        fields: the file's metadata as plain values; other keys than ``tokenizer.*`` are ignored
+        rows: of the model's embedding; added tokens without one are left out, with a :class:`Notice`
 
     Raises:
         UserError: a key is missing, the kind of vocabulary or its pre-tokenizer is unknown, or the lists disagree.
@@ -61,11 +67,48 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     if types is not None and len(types) != len(tokens):
         raise UserError(f"{PREFIX}token_type has {len(types)} entries; expected {len(tokens)}, as many as tokens")
     types = [proto.NORMAL] * len(tokens) if types is None else [int(value) for value in types]
-    if kind == "gpt2":
-        return _byte_level(fields, tokens, types)
-    if kind == "llama":
-        return _sentencepiece(fields, tokens, types)
-    raise UserError(f"{PREFIX}model is {kind!r}; expected 'gpt2' (byte-level BPE) or 'llama' (sentencepiece)")
+    if kind not in ("gpt2", "llama"):
+        raise UserError(f"{PREFIX}model is {kind!r}; expected 'gpt2' (byte-level BPE) or 'llama' (sentencepiece)")
+    _refuse_changes(fields)
+    if rows is not None and len(tokens) > rows and {*types[rows:]} <= _ADDED:
+        fields, tokens, types = _with_rows(fields, tokens, types, rows)
+    tokenizer = (_byte_level if kind == "gpt2" else _sentencepiece)(fields, tokens, types)
+    ends = (fields.get(PREFIX + key) for key in _TURN_ENDS)
+    tokenizer.end_ids = frozenset(end for end in ends if isinstance(end, int) and 0 <= end < len(tokens))
+    chat = fields.get("tokenizer.chat_template")
+    if isinstance(chat, str) and chat:
+        roles = _role_ids(fields, tokens)
+        tokenizer.chat = OwnChat(chat, tuple((f"{role}_token", tokens[index]) for role, index in roles.items()))
+    return tokenizer
+
+
+def _refuse_changes(fields: Mapping[str, Any]) -> None:
+    """Raises :class:`UserError` for settings under which text would not come back."""
+    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
+        if fields.get(PREFIX + key):
+            raise UserError(f"{PREFIX}{key} is set; expected nothing: such tokenizers are unsupported")
+
+
+def _with_rows(
+    fields: Mapping[str, Any], tokens: Sequence[str], types: list[int], rows: int
+) -> tuple[Mapping[str, Any], Sequence[str], list[int]]:
+    """The lists without added tokens that have no row in the embedding."""
+    for key, what in (("bos_token_id", "begin"), ("eos_token_id", "end")):
+        if rows <= int(fields.get(PREFIX + key, 0)) < len(tokens):
+            index = fields[PREFIX + key]
+            raise UserError(f"{PREFIX}{key}: the {what} token {tokens[index]!r} ({index}) has none of the {rows} rows")
+    listed = ", ".join(f"{name!r} (id {rows + index})" for index, name in enumerate(tokens[rows : rows + 5]))
+    warnings.warn(
+        f"the GGUF file's tokenizer adds {listed}, for which the embedding of {rows} rows has none; left out", Notice,
+        stacklevel=3,
+    )  # fmt: skip
+    kept = dict(fields)
+    for key in ("padding_token_id", "unknown_token_id"):
+        if rows <= int(fields.get(PREFIX + key, 0)) < len(tokens):
+            del kept[PREFIX + key]
+    if isinstance(scores := fields.get(PREFIX + "scores"), list):
+        kept[PREFIX + "scores"] = scores[:rows]
+    return kept, tokens[:rows], types[:rows]
 
 
 def _byte_level(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int]) -> Tokenizer:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from moe.errors import UserError
 from moe.tokenizer import sentencepiece_model as proto
 from moe.tokenizer.base import CONTROL_SHAPE, SPACE, SpecialTokens, Tokenizer, token_bytes
-from moe.tokenizer.files import MODEL_FILE, tokenizer_config, tokenizer_files
+from moe.tokenizer.files import MODEL_FILE, missing_role, tokenizer_config, tokenizer_files
 from moe.tokenizer.pipeline import sentencepiece_pipeline
 
 if TYPE_CHECKING:
@@ -75,9 +75,15 @@ class SentencePieceTokenizer(Tokenizer):
         """Encodes text that follows other text: no space is put before it."""
         return _load(proto.without_dummy_prefix(self._plain_data), "the sentencepiece model")
 
+    def encode_continued(self, text: str) -> list[int]:
+        return self._encode_with(self._processor_inside, text)
+
     def _encode_text(self, text: str) -> list[int]:
+        return self._encode_with(self._processor, text)
+
+    def _encode_with(self, processor: sentencepiece.SentencePieceProcessor, text: str) -> list[int]:
         first, *others = text.split(SPACE)
-        ids = self._processor.encode(first) if first else []
+        ids = processor.encode(first) if first else []
         for other in others:
             ids += [self._bytes_ids[byte] for byte in SPACE.encode()]
             ids += self._processor_inside.encode(other) if other else []
@@ -119,6 +125,8 @@ def _roles(
     for role, (number, default) in defaults.items():
         own = model.trainer.get(number, default)
         found[role] = control.get(names.get(role, "")) if role in names else None
+        if found[role] is None and role in names and role != "pad":
+            raise UserError(missing_role(role, names[role], source))
         if found[role] is None and isinstance(own, bytes):
             found[role] = control.get(own.decode("utf-8", "replace"))
     unknown = next((index for index, piece in enumerate(model.pieces) if piece.type == proto.UNKNOWN), None)

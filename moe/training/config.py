@@ -49,12 +49,16 @@ class RunConfig:
     """Everything that decides what a training run does."""
 
     base: str = setting(
-        "tiny", "the dense model: 'tiny' (trained here), 'smollm2', a model directory or a GGUF file", group="base"
+        "tiny",
+        "the dense (or Mixtral) model: 'tiny' (trained here), 'smollm2', a directory, a GGUF file or ORG/NAME on a hub",
+        group="base",
     )
     base_id: str = setting(
         "auto", "the base's name on a model hub, ORG/NAME, for model cards; auto: from its config.json or path"
     )
-    template: str = setting("auto", "prompt template: auto, plain, chatml or mistral-instruct")
+    template: str = setting(
+        "auto", "prompt template: auto, own (the base's chat template), plain, chatml or mistral-instruct"
+    )
     chat_base: bool = setting(
         False, "the base is a chat model: score it with its own chat prompt, asking for code only"
     )

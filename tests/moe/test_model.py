@@ -11,8 +11,13 @@ from moe.cache import KVCache
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.model import Transformer, count_parameters
+from moe.rope import RopeScaling
 
 WINDOWS = [None, 5]
+ATTENTION = [{"sliding_window": window} for window in WINDOWS]
+ATTENTION += [
+    {"sliding_window": 5, "sliding_layers": (1,), "attention_bias": True, "rope_scaling": RopeScaling("linear", 2.0)}
+]
 
 
 def tokens_of(length: int, rows: int = 1, seed: int = 0) -> torch.Tensor:
@@ -30,9 +35,9 @@ def config(request, tiny_config) -> ModelConfig:
     return replace(tiny_config, **changes[request.param])
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_packed_documents_equal_single_documents(config, window, make_model):
-    model = make_model(replace(config, sliding_window=window))
+@pytest.mark.parametrize("attention", ATTENTION, ids=["full", "window", "mixed"])
+def test_packed_documents_equal_single_documents(config, attention, make_model):
+    model = make_model(replace(config, **attention))
     documents = (9, 1, 14, 6)
     packed = tokens_of(sum(documents))
     together = model(packed, documents=documents).logits[0]
@@ -56,21 +61,21 @@ def test_masked_packing_equals_looped_packing(window, tiny_config):
     assert (looped - masked).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("attention", ATTENTION, ids=["full", "window", "mixed"])
 @pytest.mark.parametrize("chunks", [(13, 1, 1, 1, 1, 1, 1, 1), (3, 9, 2, 6), (1,) * 20, (20,)])
-def test_cache_equals_no_cache(config, window, chunks, make_model):
-    model = make_model(replace(config, sliding_window=window))
+def test_cache_equals_no_cache(config, attention, chunks, make_model):
+    model = make_model(replace(config, **attention))
     tokens = tokens_of(20, rows=2)
     wanted = model(tokens).logits
     cache = KVCache(model.config, 2, 20, torch.float64)
-    assert cache.capacity == (window or 20)
+    assert [track.capacity for track in cache.tracks.values()] == [window or 20 for window in model.config.windows]
     got = torch.cat([model(piece, cache=cache).logits for piece in tokens.split(chunks, dim=1)], dim=1)
     assert (got - wanted).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_left_padded_rows_equal_single_rows(config, window, make_model):
-    model = make_model(replace(config, sliding_window=window))
+@pytest.mark.parametrize("attention", ATTENTION, ids=["full", "window", "mixed"])
+def test_left_padded_rows_equal_single_rows(config, attention, make_model):
+    model = make_model(replace(config, **attention))
     lengths, total = (11, 4, 8), 17
     rows = [tokens_of(total, seed=s)[0] for s in range(3)]
     padding = torch.tensor([11 - n for n in lengths])
@@ -88,8 +93,9 @@ def test_left_padded_rows_equal_single_rows(config, window, make_model):
         assert (torch.stack(logits)[:, row] - wanted).abs().max() < 1e-12
 
 
-def test_dropping_rows_of_a_cache(tiny_config, make_model):
-    model = make_model(tiny_config)
+@pytest.mark.parametrize("attention", ATTENTION, ids=["full", "window", "mixed"])
+def test_dropping_rows_of_a_cache(tiny_config, attention, make_model):
+    model = make_model(replace(tiny_config, **attention))
     tokens = tokens_of(10, rows=3)
     cache = KVCache(model.config, 3, 10, torch.float64, padding=torch.tensor([0, 2, 1]))
     model(tokens[:, :8], cache=cache)

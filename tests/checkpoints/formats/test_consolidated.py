@@ -97,6 +97,19 @@ def test_the_same_logits_as_the_hugging_face_layout(tmp_path, hf_model, hf_logit
     assert torch.equal(our_logits(load_model(tmp_path / "hf").model), our_logits(loaded.model))
 
 
+@pytest.mark.parametrize(("windows", "sliding"), [([6, None], (0, 2)), ([None, None, 6, 6], (2, 3)), ([6], None)])
+def test_a_pattern_of_windows(tmp_path, hf_model, windows, sliding):
+    from tests.checkpoints.formats.test_config_keys import change, close, logits_of_transformers, our_logits
+
+    theirs = hf_model("mistral", sliding_window=6, num_hidden_layers=4)
+    write_consolidated(tmp_path / "own", theirs, sliding_window=windows)
+    assert open_checkpoint(tmp_path / "own").config.sliding_layers == sliding
+    theirs.save_pretrained(tmp_path / "hf")
+    kinds = ["full_attention" if windows[i % len(windows)] is None else "sliding_attention" for i in range(4)]
+    change(tmp_path / "hf", layer_types=kinds)
+    assert close(our_logits(tmp_path / "own"), logits_of_transformers(tmp_path / "hf"))
+
+
 def test_old_files_leave_rope_theta_out(tmp_path, hf_model):
     for window, theta in ((None, 1e6), (4096, 1e4)):
         model = hf_model("mistral", sliding_window=window)
@@ -122,6 +135,14 @@ def test_both_layouts_in_one_directory_use_the_hugging_face_one(tmp_path, hf_mod
         ({"n_layers": 3}, r"'layers\.2\.attention_norm\.weight' is missing"),
         ({"n_heads": 8}, r"'layers\.0\.attention\.wq\.weight' has shape"),
         ({"moe": 3}, "moe is '3'"),
+        ({"moe": {"num_experts": 4, "num_experts_per_tok": 2, "num_shared_experts": 1}}, "moe.num_shared_experts is"),
+        ({"yarn": {"factor": 4.0}}, "yarn is"),
+        ({"causal": False}, "causal is 'False'"),
+        ({"use_biases": True}, "use_biases is 'True'"),
+        ({"attn_logit_softcapping": 30.0}, "attn_logit_softcapping is '30.0'"),
+        ({"_sliding_window": [4, None]}, "_sliding_window is"),
+        ({"sliding_window": [4, 8]}, "sliding_window is"),
+        ({"sliding_window": [4, None, None]}, "sliding_window is"),
         ({"head_dim": 7}, "head_dim 7 is odd"),
     ],
 )

@@ -187,11 +187,12 @@ def test_interleaving_is_undone_exactly():
     ("settings", "message"),
     [
         ({"architecture": "gpt2"}, "general.architecture is 'gpt2'; supported in GGUF files: 'llama'"),
-        ({"fields": [("llama.rope.scaling.type", "yarn")]}, "llama.rope.scaling.type is 'yarn'"),
+        ({"fields": [("llama.rope.scaling.type", "longrope")]}, "llama.rope.scaling.type is 'longrope'"),
+        ({"fields": [("general.type", "adapter")]}, "general.type is 'adapter'"),
         ({"skip": ["blk.1.ffn_up.weight"]}, "missing"),
         ({"skip": ["token_embd.weight"]}, "'token_embd.weight' is missing"),
         ({"rename": lambda name: name.replace("blk.1.ffn_up", "blk.1.other")}, "'blk.1.other.weight' belongs to no"),
-        ({"rename": lambda name: name.replace("blk.1.ffn_norm", "rope_freqs")}, "rope_freqs"),
+        ({"rename": lambda name: name.replace("blk.1.ffn_norm", "rope_freqs")}, "frequency_factors, expected 4"),
         ({"rename": lambda name: name.replace("blk.1", "blk.7")}, "missing"),
     ],
 )

@@ -99,14 +99,14 @@ def change_config(directory, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type is 'gpt2'.*supported: mistral, llama, mixtral"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'.*supported: mistral, ministral, llama, mixtral"),
         ({"model_type": "mistrall"}, "did you mean 'mistral'"),
         ({"model_type": "ABSENT"}, "model_type is 'None'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; expected 'silu'"),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4}}, "rope_type is 'yarn'"),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_type is 'linear'"),
+        ({"rope_parameters": {"rope_type": "su", "rope_theta": 1e4, "factor": 4}}, "rope_parameters.rope_type is 'su'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling and rope_parameters say different things"),
         ({"hidden_size": "32"}, "hidden_size is '32'; expected a positive whole number"),
         ({"hidden_size": 0}, "hidden_size"),
         ({"num_hidden_layers": True}, "num_hidden_layers"),
@@ -215,7 +215,7 @@ def test_missing_extra_and_integer_tensors(mistral_directory):
     integer = {**tensors, "model.norm.weight": torch.ones(32, dtype=torch.int8)}
     for changed, message in (
         (missing, r"model\.safetensors: tensor 'model\.layers\.1\.mlp\.up_proj\.weight' is missing"),
-        (extra, r"q_proj\.bias' belongs to no supported architecture"),
+        (extra, r"q_proj\.bias' is not one that the config describes"),
         (integer, "'model.norm.weight' has dtype int8"),
     ):
         save_file(changed, path)

@@ -100,10 +100,12 @@ def test_a_guess_is_announced_in_one_line(saved, tmp_path, capsys):
     ):
         assert load_model(directory).template == "mistral-instruct"
     config = json.loads((directory / "tokenizer_config.json").read_text())
-    for chat in (FOREIGN, [{"name": "tools", "template": "x"}, {"name": "default", "template": FOREIGN}]):
+    broken = FOREIGN + "{{ raise_exception('only for tools') }}"
+    for chat in (broken, [{"name": "tools", "template": "x"}, {"name": "default", "template": broken}]):
         (directory / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": chat}))
-        with pytest.warns(Notice, match=r"guess from \[INST\] in its chat template"):
-            load_model(directory)
+        with pytest.warns(Notice, match=r"only for tools.*guess from \[INST\] in its chat template"):
+            assert load_model(directory).template == "mistral-instruct"
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
     assert run_main("upcycle", directory, tmp_path / "moe", "--languages", "python", "java", "--no-proof") == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "prompt template" in line]
     assert len(said) == 1 and said[0].startswith(f"warning: {directory} does not name") and "--template NAME" in said[0]

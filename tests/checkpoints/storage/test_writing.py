@@ -215,6 +215,7 @@ def test_two_processes_do_not_write_the_same_directory(tmp_path):
 def test_small_files_go_along(tmp_path, tiny_config, make_model):
     class Words:
         vocab_size, bos_id, eos_id, pad_id, add_bos, adds_prefix_space = 97, 1, 2, 0, True, True
+        end_ids = frozenset()
 
         def special_id(self, token):
             return 5 if token == "<|im_end|>" else None

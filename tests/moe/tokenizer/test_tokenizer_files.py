@@ -249,7 +249,10 @@ def pre_tokenizer(**step: object) -> Callable[[dict], None]:
         (lambda spec: spec["model"]["vocab"].pop("A"), "lacks 1 bytes and the means to escape them"),
         (lambda spec: spec.pop("model"), "not a tokenizer.json of the tokenizers library"),
         (lambda spec: spec.update(added_tokens=[1]), "not a tokenizer.json of the tokenizers library"),
-        (lambda spec: spec.update(added_tokens=[]), "no end token is known; name it as eos_token"),
+        (
+            lambda spec: (spec.update(added_tokens=[]), spec["model"]["vocab"].pop("<|end|>", None)),
+            "tokenizer_config.json names '<|.*|>' as the (begin|end) token, which the vocabulary lacks",
+        ),
     ],
 )
 def test_pipelines_that_lose_text_are_refused(

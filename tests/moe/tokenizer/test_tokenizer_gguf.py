@@ -218,3 +218,42 @@ def test_a_sentencepiece_vocabulary_follows_the_files_flags() -> None:
 def test_broken_metadata_are_a_users_mistake(changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         tokenizer_from_gguf(spm_fields(**changes))
+
+
+def lists(*extra: tuple[str, int], **keys: Any) -> dict[str, Any]:
+    """A byte-level vocabulary whose last tokens are ``extra`` (name, type)."""
+    names = ["<|a|>", "<|b|>", *byte_alphabet(), *(name for name, _ in extra)]
+    fields = {"model": "gpt2", "pre": "smollm", "tokens": names, "merges": [], "bos_token_id": 0, "eos_token_id": 1}
+    fields["token_type"] = [3, 3] + [1] * 256 + [kind for _, kind in extra]
+    return {f"tokenizer.ggml.{key}": value for key, value in (fields | keys).items()}
+
+
+def test_tokens_that_end_a_turn_or_a_message_end_answers() -> None:
+    fields = lists(("<|eot|>", 3), ("<|eom|>", 3), eot_token_id=258, eom_token_id=259)
+    assert tokenizer_from_gguf(fields).end_ids == {1, 258, 259}
+    assert tokenizer_from_gguf(lists(eot_token_id=4000)).end_ids == {1}
+
+
+def test_added_tokens_without_a_row() -> None:
+    fields = lists(("<|pad|>", 3), ("<|new|>", 4), padding_token_id=258)
+    with pytest.warns(
+        match=r"adds '<\|pad\|>' \(id 258\), '<\|new\|>' \(id 259\), for which the embedding of 258 rows"
+    ):
+        tokenizer = tokenizer_from_gguf(fields, rows=258)
+    assert tokenizer.vocab_size == 258 and tokenizer.pad_id == tokenizer.eos_id
+    assert max(tokenizer.encode("<|new|>")) < 258
+    assert tokenizer_from_gguf(fields, rows=300).vocab_size == 260
+    assert tokenizer_from_gguf(lists(("word", 1)), rows=258).vocab_size == 259  # no added token: check_fits refuses it
+    with pytest.raises(UserError, match=r"eos_token_id: the end token '<\|pad\|>' \(258\) has none of the 258 rows"):
+        tokenizer_from_gguf({**fields, "tokenizer.ggml.eos_token_id": 258}, rows=258)
+
+
+@pytest.mark.parametrize("key", ["remove_extra_whitespaces", "precompiled_charsmap"])
+def test_settings_that_change_text_are_refused_by_name(key: str) -> None:
+    with pytest.raises(UserError, match=rf"tokenizer\.ggml\.{key} is set"):
+        tokenizer_from_gguf(lists(**{key: [1] if key == "precompiled_charsmap" else True}))
+
+
+def test_a_chat_template_and_the_tokens_it_may_name() -> None:
+    chat = tokenizer_from_gguf({**lists(), "tokenizer.chat_template": "{{ eos_token }}"}).chat
+    assert chat is not None and dict(chat.tokens) == {"bos_token": "<|a|>", "eos_token": "<|b|>"}
