@@ -50,6 +50,8 @@ def main(arguments: argparse.Namespace) -> int:
     data = run_data(config)
     config = replace(config, test_sets=tuple(data.held_out))
     say(console, f"data {config.data}, scored on {', '.join(config.test_sets)}")
+    for line in data.readings:
+        say(console, line)
     plan = plan_run(config, base_config(config), dtype)
     if arguments.epochs is not None:
         config = replace(config, mix_steps=steps_of_epochs(config, data.train, arguments.epochs))

@@ -13,10 +13,10 @@ from typing import Any
 
 from checkpoints.model_io import LoadedModel
 from checkpoints.storage.files import sha256_file
-from moe.data.pairs import SUFFIXES
+from moe.data.pairs import load_split
 from moe.data.sources import SYNTHETIC
 from moe.data.synthetic import generate_pairs
-from moe.files import json_bytes, numbered_lines
+from moe.files import json_bytes
 from moe.training.config import TINY, RunConfig
 from moe.training.tiny_base import TOKENIZER_PAIRS, VOCABULARY, tiny_config
 
@@ -46,14 +46,11 @@ def run_fingerprints(config: RunConfig, base: LoadedModel) -> dict[str, Any]:
 def _split(config: RunConfig, split: str) -> str:
     """The pairs of a split in the run's languages; of the synthetic ones, what the generator draws for seed 0."""
     parts: list[str] = []
+    pairs = {} if config.data == SYNTHETIC else load_split(config.data, split, config.languages, fields=config.fields)
     for language in config.languages:
         if config.data == SYNTHETIC:
-            pairs = generate_pairs(language, SAMPLED, 0, split)
-            parts.append(_digest([language, [[p.text, p.code, p.tests] for p in pairs]]))
-        else:
-            folder = Path(config.data) / split
-            path = next(p for p in (folder / f"{language}{suffix}" for suffix in SUFFIXES) if p.is_file())
-            parts.append(_hash([language.encode(), *(line.strip() for _, line in numbered_lines(path))]))
+            pairs[language] = generate_pairs(language, SAMPLED, 0, split)
+        parts.append(_digest([language, [[p.text, p.code, p.tests] for p in pairs[language]]]))
     return _digest(parts)
 
 

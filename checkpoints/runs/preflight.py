@@ -31,7 +31,12 @@ def run_data(config: RunConfig) -> DataSets:
     if not config.data:
         raise UserError("no data given; add --data DIR with train/LANGUAGE.jsonl and so on, or --data synthetic")
     return load_data(
-        config.data, config.languages, seed=config.seed, train_pairs=config.train_pairs, test_sets=config.test_sets
+        config.data,
+        config.languages,
+        seed=config.seed,
+        train_pairs=config.train_pairs,
+        test_sets=config.test_sets,
+        fields=config.fields,
     )
 
 
