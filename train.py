@@ -23,7 +23,15 @@ from checkpoints.proof import prove
 from checkpoints.runs.directory import RunDirectory, resume_command
 from checkpoints.runs.fingerprints import run_fingerprints
 from checkpoints.runs.models import load_base, make_adapter, make_mixture, steps_of_epochs, write_model
-from checkpoints.runs.preflight import base_config, describe_needs, plan_run, require_disk, run_data, run_dtype
+from checkpoints.runs.preflight import (
+    base_config,
+    check_data,
+    describe_needs,
+    plan_run,
+    require_disk,
+    run_data,
+    run_dtype,
+)
 from checkpoints.runs.staged_run import StagedRun
 from eval.evaluate import Evaluation
 from eval.reporting.display import TrainingMonitor
@@ -52,6 +60,7 @@ def main(arguments: argparse.Namespace) -> int:
     say(console, f"data {config.data}, scored on {', '.join(config.test_sets)}")
     for line in data.readings:
         say(console, line)
+    warnings += check_data(config, data)
     plan = plan_run(config, base_config(config), dtype)
     if arguments.epochs is not None:
         config = replace(config, mix_steps=steps_of_epochs(config, data.train, arguments.epochs))

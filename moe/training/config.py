@@ -71,6 +71,7 @@ class RunConfig:
     fields: tuple[str, ...] = setting(
         (), "what is what in foreign data, else recognized: text=FIELD code=FIELD language=FIELD id=FIELD"
     )
+    allow_leaks: bool = setting(False, "go on when test pairs are in train, word for word")
     languages: tuple[str, ...] = setting(DEFAULT_LANGUAGES, "one expert for each of these languages")
     train_pairs: int = setting(0, "training pairs per language, 0 for all there are")
     max_tokens: int = setting(1024, "longest example, in tokens; longer ones are left out and counted")
