@@ -86,7 +86,7 @@ def test_fragments_parse_and_broken_code_does_not(language, code):
 def mutated(tokens: list[str], changes: int, draw: random.Random) -> str:
     tokens = list(tokens)
     for place in draw.sample(range(len(tokens)), changes):
-        tokens[place] = f"other{draw.random()}"
+        tokens[place] = f"other{draw.randrange(10**9)}"
     return " ".join(tokens)
 
 
