@@ -7,18 +7,21 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from checkpoints.cli import CommandParser, run
+from checkpoints.cli import CommandParser, check_output_file, run
 from checkpoints.commands.common import integer_at_least
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template
 from checkpoints.formats.smollm2 import resolve_model_path
+from moe.data.clean import CleanOptions, clean
 from moe.data.layouts import Reading, parse_fields
 from moe.data.overlap import Benchmarks
 from moe.data.pairs import Pair, iterate_pairs
+from moe.data.preview import as_html, as_text, collect
 from moe.data.prompt import choose_template, encode_example, instruction_for
-from moe.data.splits import list_splits
+from moe.data.splits import find_split, list_splits
 from moe.data.validate import Checks, describe_lengths
 from moe.errors import UserError
+from moe.files import replace_file
 from moe.languages import LANGUAGES
 from moe.tokenizer import load_tokenizer
 from moe.training.config import RunConfig
@@ -75,6 +78,40 @@ def validate(arguments: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def clean_command(arguments: argparse.Namespace) -> int:
+    """Writes a cleaned copy of a directory and prints what was removed."""
+    options = CleanOptions(
+        near=not arguments.no_near,
+        benchmarks=Benchmarks([Path(name) for name in arguments.benchmarks]) if arguments.benchmarks else None,
+        mask=not arguments.no_mask,
+        most=-1 if arguments.balance else arguments.most or 0,
+        held_out=arguments.hold_out,
+        seed=arguments.seed,
+    )
+    splits = list_splits(Path(arguments.directory))
+    report = clean(splits, Path(arguments.output), parse_fields(arguments.fields), options)
+    for line in report.lines():
+        print(line)
+    print(f"wrote {arguments.output}")
+    return 0
+
+
+def preview(arguments: argparse.Namespace) -> int:
+    """Shows random pairs and lengths of a split."""
+    if arguments.html:
+        check_output_file(arguments.html, arguments.force)
+    fields, files = parse_fields(arguments.fields), find_split(Path(arguments.directory), arguments.split)
+    pairs = (pair for language, path in files for _, pair in iterate_pairs(path, fields, Reading(), language))
+    found = collect(pairs, arguments.count, arguments.seed)
+    if arguments.html:
+        page = as_html(found, f"{arguments.directory}, {arguments.split}")
+        replace_file(Path(arguments.html), page.encode("utf-8"))
+        print(f"wrote {arguments.html}")
+    else:
+        print(as_text(found))
+    return 0
+
+
 def token_counter(path: str) -> Callable[[Pair], int]:
     """Counts the tokens of a pair, prompt included, for a model or a file of its tokenizer."""
     place = Path(path)
@@ -112,7 +149,46 @@ def make_parser() -> CommandParser:
         flag = "--" + name.replace("_", "-")
         check.add_argument(flag, type=integer_at_least(1), default=getattr(RunConfig(), name), metavar="N", help=help)
     check.set_defaults(main=validate)
+    tidy = parser.commands.add_parser("clean", help="a copy without copies, leaks, benchmarks and secrets")
+    tidy.add_argument("directory", metavar="DIR", help="a data directory, as train.py --data takes it")
+    tidy.add_argument("output", metavar="OUT", help="a new directory: SPLIT/LANGUAGE.jsonl.gz")
+    add_reading(tidy)
+    tidy.add_argument(
+        "--benchmarks", nargs="+", default=[], metavar="FILE", help="remove what shares 13 words in a row"
+    )
+    tidy.add_argument("--no-near", action="store_true", help="remove exact copies alone: needs no datasketch")
+    tidy.add_argument("--no-mask", action="store_true", help="leave keys, passwords and e-mail addresses as they are")
+    size = tidy.add_mutually_exclusive_group()
+    size.add_argument(
+        "--balance", action="store_true", help="as many training pairs of each language as of the smallest"
+    )
+    size.add_argument("--most", type=integer_at_least(1), metavar="N", help="training pairs per language")
+    tidy.add_argument(
+        "--hold-out", type=share, default=0.0, metavar="X", help="share that becomes test, whole packages at a time"
+    )
+    tidy.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn")
+    tidy.set_defaults(main=clean_command)
+    look = parser.commands.add_parser("preview", help="random pairs per language, with histograms of lengths")
+    look.add_argument("directory", metavar="DIR", help="a data directory, as train.py --data takes it")
+    look.add_argument("--split", default="train", metavar="NAME", help="which split")
+    add_reading(look)
+    look.add_argument("--count", type=integer_at_least(1), default=5, metavar="N", help="pairs per language")
+    look.add_argument("--seed", type=int, default=0, metavar="N", help="other pairs for each")
+    look.add_argument("--html", metavar="FILE", help="write a page in place of text")
+    look.add_argument("--force", action="store_true", help="replace the page")
+    look.set_defaults(main=preview)
     return parser
+
+
+def share(text: str) -> float:
+    """A number from 0 to 0.9; for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 0.9:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a share from 0 to 0.9")
+    return value
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ from moe.files import named
 from moe.languages import LANGUAGES
 
 REQUIRED_KEYS = ("language", "text", "reference")
+PACKAGE_FIELDS = ("package", "repo", "repository_name", "repo_name")
 
 
 @dataclass(frozen=True)
 class Pair:
     """An English description and the code that does it, with executable ``tests`` (a JSON object) where there are any.
 
-    ``language`` is a key of :data:`moe.languages.LANGUAGES`; ``license`` is an SPDX expression.
+    ``language`` is a key of :data:`moe.languages.LANGUAGES`; ``license`` is an SPDX expression; ``package`` says where
+    the code is from, by any of :data:`PACKAGE_FIELDS`.
     """
 
     language: str
@@ -42,6 +44,7 @@ class Pair:
     id: str | None = None
     tests: str | None = None
     license: str | None = None
+    package: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def _parsed(layout: Layout, found: Mapping[str, Any], language: str | None) -> t
     row, source = pair_parts(layout, found, language)
     if layout.answers and "language" not in row:
         raise Skip("that name no language")
-    return _pair(parse_row(row, REQUIRED_KEYS)), source
+    package = next((found[name] for name in PACKAGE_FIELDS if isinstance(found.get(name), str)), None)
+    return replace(_pair(parse_row(row, REQUIRED_KEYS)), package=package), source
 
 
 def read_pairs(path: str | Path, limit: int | None = None, fields: Sequence[str] = ()) -> list[Pair]:
