@@ -120,7 +120,8 @@ class _Zstandard(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         while not self.ready:
-            packed = self.rest or self.file.read(1 << 12)
+            packed = self.rest or self.file.read(1 << 10)  # each may unpack to 32 MiB
+
             if not packed:
                 if self.begun and not self.frame.eof:
                     raise UserError(f"{self.path}: the Zstandard data are cut short")

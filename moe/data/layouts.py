@@ -24,6 +24,7 @@ ID_FIELDS = ("id", "task_id", "idx")
 CODE_FIELDS = ("reference", "references", "code")
 TASKS = ("instruction", "prompt", "question", "problem", "query")
 ANSWERS = ("output", "completion", "response", "answer", "solution")
+BEFORE, AFTER = ("system_prompt", "system"), ("input", "context")  # parts of a task that may be empty
 CONVERSATIONS = ("messages", "conversations")
 PARTS = ("text", "code", "language", "id")  # what the setting ``fields`` can name
 _USER, _ASSISTANT = ("user", "human", "prompter"), ("assistant", "gpt", "model", "bot")
@@ -118,7 +119,7 @@ def _known_layout(names: set[str], found: Mapping[str, Any]) -> Layout:
         return Layout("MBPP", ("text",) if "text" in names else ("prompt",), ("code",), language="python")
     if {"func_documentation_string", "func_code_string"} <= names:
         return Layout("CodeSearchNet", ("func_documentation_string",), ("func_code_string",))
-    if {"docstring", "code", "func_name"} <= found.keys():
+    if {"docstring", "code"} <= found.keys():
         return Layout("CodeSearchNet", ("docstring",), ("code",))
     if {"nl", "code"} <= names:
         concode = isinstance(found["nl"], str) and "concode_field_sep" in found["nl"]
@@ -126,12 +127,13 @@ def _known_layout(names: set[str], found: Mapping[str, Any]) -> Layout:
     fitting = [Layout(OWN)] if "text" in found and any(name in found for name in CODE_FIELDS) else []
     if {"chosen", "rejected"} <= names:
         raise UserError("holds preferences (chosen, rejected), not pairs; set fields to text=prompt code=chosen")
-    tasks, answers = [x for x in TASKS if x in names], [x for x in ANSWERS if x in found]
+    answers = [x for x in ANSWERS if x in found]
+    tasks = [x for x in TASKS if x in names] or [x for x in ("input",) if x in names]
     for task in tasks:
         for answer in answers:
-            more = ("input",) if "input" in found and task == "instruction" else ()
-            shown = "+".join((task, *more)) if more else task
-            fitting.append(Layout(f"{shown}/{answer}", (task, *more), (answer,), True))
+            after = (x for x in AFTER if x in found and x != task)
+            parts = (*(x for x in BEFORE if x in found), task, *after)
+            fitting.append(Layout(f"{'+'.join(parts)}/{answer}", parts, (answer,), True))
     fitting += [Layout(name, make=_conversation(name), answers=True) for name in CONVERSATIONS if name in names]
     if len(fitting) == 1:
         return fitting[0]
@@ -165,6 +167,8 @@ def pair_parts(layout: Layout, found: Mapping[str, Any], file_language: str | No
             row[name] = restore_xlcost(row[name])
         row = {key: value for key, value in row.items() if key not in LANGUAGE_FIELDS or key in ("language", "lang")}
     else:
+        if layout.answers and found.get("history"):
+            raise Skip("of several turns")
         if layout.make is None:
             text, code = (_joined(found, names) for names in (layout.text, layout.code))
         else:
@@ -207,7 +211,7 @@ def _language(layout: Layout, found: Mapping[str, Any], file_language: str | Non
 def _joined(found: Mapping[str, Any], names: Sequence[str]) -> str:
     parts = []
     for name in names:
-        if name not in found and name != "input":
+        if name not in found and name not in (*BEFORE, *AFTER):
             raise UserError(f"lacks the field {name!r}; found {shown_keys(found)}")
         value = found.get(name)
         if value is None:
@@ -216,7 +220,7 @@ def _joined(found: Mapping[str, Any], names: Sequence[str]) -> str:
             value = value[0]
         if not isinstance(value, str):
             raise UserError(f"{name!r} is {json_type(value)}; expected a string")
-        if name != "input" or value.strip().lower() not in _EMPTY_INPUTS:
+        if name not in (*BEFORE, *AFTER) or value.strip().lower() not in _EMPTY_INPUTS:
             parts.append(value)
     return "\n\n".join(parts)
 

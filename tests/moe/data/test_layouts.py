@@ -34,6 +34,9 @@ LAYOUTS = {
     "instruction+input/output": {"instruction": "T", "input": "", "output": CODE},
     "instruction/output": {"instruction": "T", "output": MARKDOWN},
     "instruction/response": {"instruction": "T", "response": CODE},
+    "input/output": {"input": "T", "output": CODE},
+    "instruction+context/response": {"instruction": "T", "context": "", "response": CODE, "category": "x"},
+    "system_prompt+question/response": {"system_prompt": "", "question": "T", "response": CODE},
     "prompt/completion": {"prompt": "T", "completion": MARKDOWN},
     "question/answer": {"question": "T", "answer": CODE},
     "problem/solution": {"problem": "T", "solution": CODE, "seed": "x"},
@@ -121,6 +124,9 @@ def test_blocks_in_doc_comments_are_no_markdown(tmp_path):
 def test_input_is_part_of_the_instruction(tmp_path):
     rows = [{"instruction": "T", "input": x, "output": CODE} for x in ("x = 3", None, "<noinput>")]
     assert [pair.text for pair in read(tmp_path, *rows)[0]] == ["T\n\nx = 3", "T", "T"]
+    row = {"system": "S", "instruction": "T", "context": "C", "output": CODE}
+    pairs, line = read(tmp_path, row, {**row, "history": [["a", "b"]]})
+    assert pairs[0].text == "S\n\nT\n\nC" and line.endswith("left out 1 of several turns")
 
 
 @pytest.mark.parametrize(
