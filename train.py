@@ -21,7 +21,7 @@ from checkpoints.config_flags import add_setting_flags, given_settings, read_set
 from checkpoints.progress import make_console, say
 from checkpoints.proof import prove
 from checkpoints.runs.directory import RunDirectory, resume_command
-from checkpoints.runs.fingerprints import run_fingerprints
+from checkpoints.runs.fingerprints import check_inputs, run_fingerprints
 from checkpoints.runs.models import load_base, make_adapter, make_mixture, steps_of_epochs, write_model
 from checkpoints.runs.preflight import (
     base_config,
@@ -80,7 +80,7 @@ def main(arguments: argparse.Namespace) -> int:
     directory = resumed or RunDirectory.create(path, config, sys.argv[1:])
     with directory.held():
         try:
-            make_experts(config, directory, data, device, dtype, console)
+            make_experts(config, directory, data, device, dtype, console, arguments.accept_new_data)
         except KeyboardInterrupt:
             say(console, f"stopped; continue with: {resume_command(directory.path)}")
             raise
@@ -94,6 +94,7 @@ def make_experts(
     device: torch.device,
     dtype: torch.dtype,
     console: Console,
+    accept_new_data: bool,
 ) -> None:
     """The recipe after the plan."""
     monitor = TrainingMonitor(console, directory.path, config.languages)
@@ -105,7 +106,9 @@ def make_experts(
     assert base.tokenizer is not None, "load_base requires one"
     size = count_parameters(base.model) / 1e6
     say(console, f"base {base.path}: {size:,.1f} M parameters, prompts as {base.template}")
-    directory.once("fingerprints", lambda: run_fingerprints(config, base))
+    changed = check_inputs(directory, run_fingerprints(config, base), accept_new_data)
+    if changed:
+        say(console, f"warning: goes on with another {', '.join(changed)}; all models are scored anew")
     encoded = encode_pairs(
         data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed
     )
@@ -176,6 +179,8 @@ def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunCon
             parser.error(f"--{flag} is empty")
     if arguments.name and (Path(arguments.name).name != arguments.name or arguments.name == ".."):
         parser.error(f"--name is {arguments.name!r}, expected a plain name; --runs DIR says where it goes")
+    if arguments.accept_new_data and not arguments.resume:
+        parser.error("--accept-new-data goes with --resume DIR; a new run takes the data as they are")
     if not arguments.resume:
         return None, *read_settings(arguments)
     others = (arguments.config, arguments.preset, arguments.name, arguments.epochs)
@@ -203,6 +208,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--name", help="name of the run's directory (default: the preset and the time)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept")
     parser.add_argument("--resume", metavar="DIR", help="continue an interrupted run")
+    parser.add_argument(
+        "--accept-new-data", action="store_true", help="resume though data or base changed, and score all models anew"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check settings and data, and print what a run needs")
     add_setting_flags(parser)
     parser.set_defaults(parser=parser)

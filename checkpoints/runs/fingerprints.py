@@ -7,15 +7,17 @@ from its seed (the synthetic tasks, the tiny base, its tokenizer) is known by it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from checkpoints.model_io import LoadedModel
+from checkpoints.runs.directory import RunDirectory
 from checkpoints.storage.files import sha256_file
 from moe.data.pairs import load_split
 from moe.data.sources import SYNTHETIC
 from moe.data.synthetic import generate_pairs
+from moe.errors import UserError
 from moe.files import json_bytes
 from moe.training.config import TINY, RunConfig
 from moe.training.tiny_base import TOKENIZER_PAIRS, VOCABULARY, tiny_config
@@ -41,6 +43,37 @@ def run_fingerprints(config: RunConfig, base: LoadedModel) -> dict[str, Any]:
         tokenizer = _digest([hashlib.sha256(content).hexdigest() for content in base.tokenizer.files().values()])
         weights = _digest([sha256_file(path) for path in _weight_files(base.path)])
     return {"training data": train, "test sets": test_sets, "base": weights, "tokenizer": tokenizer}
+
+
+def check_inputs(directory: RunDirectory, now: Mapping[str, Any], accept: bool) -> list[str]:
+    """Notes what a run starts from; a resumed run has to start from the same, unless that is accepted.
+
+    What is accepted replaces the note, and all scores and test results are forgotten, so that they are made anew.
+
+    Returns:
+        names of what differs and was accepted.
+
+    Raises:
+        UserError: data, base or tokenizer are others than before; names which.
+    """
+    before = directory.results.get("fingerprints")
+    if before is None:
+        directory.note("fingerprints", dict(now))
+        return []
+    changed = [name for name, value in now.items() if name != "test sets" and before.get(name) != value]
+    old_tests, new_tests = before.get("test sets", {}), now["test sets"]
+    splits = sorted(old_tests.keys() | new_tests.keys())
+    changed += [f"test set {name!r}" for name in splits if old_tests.get(name) != new_tests.get(name)]
+    if changed and not accept:
+        raise UserError(
+            f"{directory.path} was started with another {', '.join(changed)}; put the old files back or start a new "
+            "run, or add --accept-new-data to go on with the new ones and score all models anew"
+        )
+    if changed:
+        made = ("scores of ", "tests of ")
+        directory.results = {name: x for name, x in directory.results.items() if not name.startswith(made)}
+        directory.note("fingerprints", dict(now))
+    return changed
 
 
 def _split(config: RunConfig, split: str) -> str:

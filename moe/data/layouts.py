@@ -163,7 +163,7 @@ def pair_parts(layout: Layout, found: Mapping[str, Any], file_language: str | No
         name = next((x for x in CODE_FIELDS if isinstance(row.get(x), str)), None)
         if name is not None and row[name].lstrip().startswith(("```", "~~~")):
             row[name], language, source = _code_of_answer(row[name], language, source)
-        elif name is not None and _XLCOST.search(row[name]) and "\n" not in row[name].strip():
+        elif name is not None and "\n" not in row[name].strip() and _XLCOST.search(row[name]):
             row[name] = restore_xlcost(row[name])
         row = {key: value for key, value in row.items() if key not in LANGUAGE_FIELDS or key in ("language", "lang")}
     else:
