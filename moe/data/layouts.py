@@ -216,7 +216,7 @@ def _joined(found: Mapping[str, Any], names: Sequence[str]) -> str:
         value = found.get(name)
         if value is None:
             continue
-        if isinstance(value, list) and len(value) == 1:
+        if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
             value = value[0]
         if not isinstance(value, str):
             raise UserError(f"{name!r} is {json_type(value)}; expected a string")

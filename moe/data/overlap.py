@@ -42,21 +42,23 @@ def code_key(pair: Pair) -> int:
 
 
 class ExactCopies:
-    """Exact copies of pairs that were added: 16 bytes of digests for each."""
+    """Exact copies of pairs that were added: three digests for each."""
 
     def __init__(self) -> None:
         self.pairs: set[int] = set()
         self.codes: set[int] = set()
+        self.texts: set[int] = set()
         self.repeated = 0
 
     def add(self, pair: Pair) -> bool:
         """Adds a pair; returns whether its text and code were there already, which ``repeated`` counts."""
-        code = code_key(pair)
-        both = digest(f"{text_key(pair)} {code}")
+        text, code = text_key(pair), code_key(pair)
+        both = digest(f"{text} {code}")
         old = both in self.pairs
         self.repeated += old
         self.pairs.add(both)
         self.codes.add(code)
+        self.texts.add(text)
         return old
 
     def has(self, pair: Pair) -> bool:
@@ -66,6 +68,10 @@ class ExactCopies:
     def has_code(self, pair: Pair) -> bool:
         """Whether a pair with this code was added."""
         return code_key(pair) in self.codes
+
+    def has_text(self, pair: Pair) -> bool:
+        """Whether a pair with this text was added."""
+        return text_key(pair) in self.texts
 
 
 class NearCopies:

@@ -99,7 +99,7 @@ def iterate_pairs(
 def _parsed(layout: Layout, found: Mapping[str, Any], language: str | None) -> tuple[Pair, str]:
     row, source = pair_parts(layout, found, language)
     if layout.answers and "language" not in row:
-        raise Skip("that name no language")
+        raise Skip("that name no language (name the file after it, or set fields to language=NAME)")
     package = next((found[name] for name in PACKAGE_FIELDS if isinstance(found.get(name), str)), None)
     return replace(_pair(parse_row(row, REQUIRED_KEYS)), package=package), source
 

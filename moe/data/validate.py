@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,14 +49,24 @@ def quick_findings(data: DataSets) -> list[Finding]:
 
 def exact_leaks(train: ExactCopies, held_out: Sequence[Pair], name: str) -> list[Finding]:
     """Held-out pairs that are in train."""
-    both = sum(map(train.has, held_out))
-    code = sum(map(train.has_code, held_out)) - both
-    found = []
-    if both:
-        found.append(Finding(_count(both, len(held_out), f"{name} pairs are also in train (same text and code)"), True))
-    if code:
-        found.append(Finding(_count(code, len(held_out), f"{name} pairs have their code in train with another text")))
-    return found
+    counts = Counter(_kind(train, pair) for pair in held_out)
+    return _leaks(counts, len(held_out), name)
+
+
+def _kind(train: ExactCopies, pair: Pair) -> str:
+    if train.has(pair):
+        return "exact"
+    return "code" if train.has_code(pair) else "text" if train.has_text(pair) else ""
+
+
+def _leaks(counts: Mapping[str, int], total: int, name: str) -> list[Finding]:
+    words = {
+        "exact": "pairs are also in train (same text and code)",
+        "code": "pairs have their code in train with another text",
+        "near": "pairs have a near copy of their code in train",
+        "text": "pairs have their text in train with other code",
+    }
+    return [Finding(_count(counts[x], total, f"{name} {words[x]}"), x == "exact") for x in words if counts.get(x)]
 
 
 def unparsed(language: str, pairs: Sequence[Pair], others: Sequence[str] = ()) -> list[Finding]:
@@ -94,7 +105,7 @@ class Checks:
         self.sample: list[Pair] = []
         self._random = random.Random(f"sample-{language}")
         self.held_out: dict[str, int] = {}
-        self._leaks: dict[tuple[str, str], int] = {}
+        self._leaks: dict[str, Counter[str]] = defaultdict(Counter)
 
     def add_train(self, pair: Pair) -> None:
         """Looks at a training pair."""
@@ -113,24 +124,16 @@ class Checks:
     def add_held_out(self, split: str, pair: Pair) -> None:
         """Looks at a held-out pair, after all of train."""
         self.held_out[split] = self.held_out.get(split, 0) + 1
-        kind = "exact" if self.exact.has(pair) else "code" if self.exact.has_code(pair) else ""
-        if not kind and self.near is not None and self.near.find(pair.code):
+        kind = _kind(self.exact, pair)
+        if kind not in ("exact", "code") and self.near is not None and self.near.find(pair.code):
             kind = "near"
-        if kind:
-            self._leaks[split, kind] = self._leaks.get((split, kind), 0) + 1
+        self._leaks[split][kind] += 1
 
     def findings(self, languages: Sequence[str]) -> list[Finding]:
         """The findings, leaks first."""
         found = []
-        kinds = {
-            "exact": "pairs are also in train (same text and code)",
-            "code": "pairs have their code in train with another text",
-            "near": "pairs have a near copy of their code in train",
-        }
         for split, total in self.held_out.items():
-            for kind, words in kinds.items():
-                if count := self._leaks.get((split, kind)):
-                    found.append(Finding(_count(count, total, f"{self.language} {split} {words}"), kind == "exact"))
+            found += _leaks(self._leaks[split], total, f"{self.language} {split}")
         lines = (
             (self.exact.repeated, "repeat another"),
             (self.near_repeated, "are near copies of another's code"),

@@ -35,17 +35,19 @@ def test_leaks_are_counted_by_kind():
         for i in range(3)
     ]
     other_text = [python(i, f"Something else {i}.") for i in range(2)]
-    new = [python(100 + i) for i in range(5)]
+    new = [python(100 + i) for i in range(4)] + [python(200, train[7].text)]
     data = DataSets({"python": train}, {"test": {"python": same + other_text + new}, "test-b": {"python": new}})
     assert lines(data) == [
         "3 of 10 python test pairs are also in train (same text and code)",
         "2 of 10 python test pairs have their code in train with another text",
+        "1 of 10 python test pairs have their text in train with other code",
+        "1 of 5 python test-b pairs have their text in train with other code",
     ]
-    assert [finding.leak for finding in quick_findings(data)] == [True, False]
+    assert [finding.leak for finding in quick_findings(data)] == [True, False, False, False]
     with pytest.raises(UserError, match=r"3 of 10 python test pairs .*add --allow-leaks"):
         check_data(RunConfig(data="x", languages=("python",), num_experts_per_tok=1), data)
     allowed = RunConfig(data="x", languages=("python",), num_experts_per_tok=1, allow_leaks=True)
-    assert len(check_data(allowed, data)) == 2
+    assert len(check_data(allowed, data)) == 4
 
 
 def test_repeated_pairs_are_counted_once_each():
