@@ -84,13 +84,17 @@ def _synthetic_test_sets(languages: Sequence[str], seed: int, test_sets: Sequenc
 
 
 def _test_splits(directory: Path, languages: Sequence[str]) -> list[str]:
-    """``test``, whether it is there or not, and the other ``test*`` splits that may have all languages."""
+    """``test``, whether it is there or not, and the other ``test*`` splits that have all languages.
+
+    Files whose name says no language count where those of train are of that kind, too.
+    """
+    splits = list_splits(directory)
+    unnamed = any(language is None for language, _ in splits.get("train", []))
 
     def whole(files: Sequence[File]) -> bool:
         there = {language for language, _ in files}
-        return None in there or there >= set(languages)
+        return (unnamed and None in there) or there >= set(languages)
 
-    splits = list_splits(directory)
     return [
         "test",
         *sorted(name for name, files in splits.items() if name.startswith("test") and name != "test" and whole(files)),

@@ -61,6 +61,14 @@ def test_places_of_a_split(tmp_path, names):
     assert data.readings[0] == "train: read as text/code, 2 pairs, language from field language"
 
 
+def test_other_json_beside_a_test_split_is_no_test_set(tmp_path):
+    for split in ("train", "test", "test-b"):
+        put(tmp_path / split / "python.jsonl")
+    (tmp_path / "test-results").mkdir()
+    (tmp_path / "test-results" / "times.json").write_text('{"seconds": 3}')
+    assert list(load_data(str(tmp_path), ["python"]).held_out) == ["test", "test-b"]
+
+
 def test_shards_and_files_of_several_languages(tmp_path):
     put(tmp_path / "train" / "python-00000-of-00002.jsonl")
     put(tmp_path / "train" / "python-00001-of-00002.jsonl")
