@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from moe.data.pairs import load_split, read_split
 from moe.data.sources import load_data
 from moe.data.splits import data_language, list_splits
 from moe.errors import UserError
+
+STARTS = [
+    b"PAR1",
+    b"ARROW1\0\0",
+    b"\x1f\x8b",
+    b"\x28\xb5\x2f\xfd",
+    b"[",
+    b'{"text": ',
+    b"\xef\xbb\xbf{}",
+    b"\xff\xff\xff\xff",
+]
+FIELDS = "text code reference language lang messages role content prompt completion instruction input output task_id"
+names = st.sampled_from([*FIELDS.split(), "canonical_solution", "docstring", "test_list", "id", "history"])
 
 
 def put(path: Path, language="python", key="text", count=2) -> Path:
@@ -129,3 +145,33 @@ def test_files_that_are_nearly_right(shared_data):
             ("0", "Add 0 to a number."),
             ("1", "Add 1 to a number."),
         ]
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names | st.text(max_size=3), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.builds(lambda start, rest: start + rest, st.sampled_from(STARTS), st.binary(max_size=100)),
+        st.builds(lambda rows: "\n".join(map(json.dumps, rows)).encode(), st.lists(json_like, max_size=4)),
+        st.builds(lambda rows: json.dumps(rows).encode(), st.lists(json_like, max_size=4)),
+    ),
+    suffix=st.sampled_from([".jsonl", ".json", ".jsonl.gz", ".jsonl.zst", ".parquet", ".arrow"]),
+    stem=st.sampled_from(["python", "a"]),
+)
+def test_whatever_a_file_holds_gives_pairs_or_one_line(tmp_path, content, suffix, stem):
+    folder = tmp_path / "train"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / f"{stem}{suffix}").write_bytes(content)
+    try:
+        assert load_split(tmp_path, "train", ["python"])["python"]
+    except UserError as error:
+        assert "\n" not in str(error)
+        assert str(folder) in str(error)
