@@ -21,9 +21,17 @@ from checkpoints.config_flags import add_setting_flags, given_settings, read_set
 from checkpoints.progress import make_console, say
 from checkpoints.proof import prove
 from checkpoints.runs.directory import RunDirectory, resume_command
-from checkpoints.runs.fingerprints import run_fingerprints
+from checkpoints.runs.fingerprints import check_inputs, run_fingerprints
 from checkpoints.runs.models import load_base, make_adapter, make_mixture, steps_of_epochs, write_model
-from checkpoints.runs.preflight import base_config, describe_needs, plan_run, require_disk, run_data, run_dtype
+from checkpoints.runs.preflight import (
+    base_config,
+    check_data,
+    describe_needs,
+    plan_run,
+    require_disk,
+    run_data,
+    run_dtype,
+)
 from checkpoints.runs.staged_run import StagedRun
 from eval.evaluate import Evaluation
 from eval.reporting.display import TrainingMonitor
@@ -50,6 +58,9 @@ def main(arguments: argparse.Namespace) -> int:
     data = run_data(config)
     config = replace(config, test_sets=tuple(data.held_out))
     say(console, f"data {config.data}, scored on {', '.join(config.test_sets)}")
+    for line in data.readings:
+        say(console, line)
+    warnings += check_data(config, data)
     plan = plan_run(config, base_config(config), dtype)
     if arguments.epochs is not None:
         config = replace(config, mix_steps=steps_of_epochs(config, data.train, arguments.epochs))
@@ -69,7 +80,7 @@ def main(arguments: argparse.Namespace) -> int:
     directory = resumed or RunDirectory.create(path, config, sys.argv[1:])
     with directory.held():
         try:
-            make_experts(config, directory, data, device, dtype, console)
+            make_experts(config, directory, data, device, dtype, console, arguments.accept_new_data)
         except KeyboardInterrupt:
             say(console, f"stopped; continue with: {resume_command(directory.path)}")
             raise
@@ -83,6 +94,7 @@ def make_experts(
     device: torch.device,
     dtype: torch.dtype,
     console: Console,
+    accept_new_data: bool,
 ) -> None:
     """The recipe after the plan."""
     monitor = TrainingMonitor(console, directory.path, config.languages)
@@ -94,7 +106,9 @@ def make_experts(
     assert base.tokenizer is not None, "load_base requires one"
     size = count_parameters(base.model) / 1e6
     say(console, f"base {base.path}: {size:,.1f} M parameters, prompts as {base.template}")
-    directory.once("fingerprints", lambda: run_fingerprints(config, base))
+    changed = check_inputs(directory, run_fingerprints(config, base), accept_new_data)
+    if changed:
+        say(console, f"warning: goes on with another {', '.join(changed)}; all models are scored anew")
     if base.config.is_moe:
         say(console, "it is a mixture: its experts and routers are trained further, and there is no dense baseline")
     encoded = encode_pairs(
@@ -167,6 +181,8 @@ def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunCon
             parser.error(f"--{flag} is empty")
     if arguments.name and (Path(arguments.name).name != arguments.name or arguments.name == ".."):
         parser.error(f"--name is {arguments.name!r}, expected a plain name; --runs DIR says where it goes")
+    if arguments.accept_new_data and not arguments.resume:
+        parser.error("--accept-new-data goes with --resume DIR; a new run takes the data as they are")
     if not arguments.resume:
         return None, *read_settings(arguments)
     others = (arguments.config, arguments.preset, arguments.name, arguments.epochs)
@@ -194,6 +210,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--name", help="name of the run's directory (default: the preset and the time)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept")
     parser.add_argument("--resume", metavar="DIR", help="continue an interrupted run")
+    parser.add_argument(
+        "--accept-new-data", action="store_true", help="resume though data or base changed, and score all models anew"
+    )
     parser.add_argument("--dry-run", action="store_true", help="check settings and data, and print what a run needs")
     add_setting_flags(parser)
     parser.set_defaults(parser=parser)

@@ -61,7 +61,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         if "group" in item.metadata:
             group, about = parser.add_argument_group(f"{item.metadata['group']} settings", about), None
         options: dict[str, Any] = {"dest": PREFIX + item.name, "default": argparse.SUPPRESS}
-        shown = " ".join(item.default) if isinstance(item.default, tuple) else item.default
+        shown = (" ".join(item.default) or "none") if isinstance(item.default, tuple) else item.default
         options["help"] = f"{item.metadata['help']} (default: {shown})".replace("%", "%%")
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)

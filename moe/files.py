@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gzip
+import importlib
+import io
 import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from moe.errors import UserError
+
+MAX_LINE = 1 << 24  # bytes of a line, or of one object of a JSON array: memory stays bounded whatever a file holds
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
 
 def fsync_path(path: Path) -> None:
@@ -76,27 +81,89 @@ def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
+@contextmanager
+def open_unpacked(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for reading and unpacks gzip and Zstandard, which its first bytes or its name tell.
+
+    Raises:
+        UserError: the file is missing or cannot be read, its packed data are broken, or a library is missing.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+            file.seek(0)
+            if start.startswith(_GZIP) or path.name.endswith(".gz"):
+                yield gzip.GzipFile(fileobj=file)  # type: ignore[misc]
+            elif start == _ZSTD or path.name.endswith((".zst", ".zstd")):
+                yield io.BufferedReader(_Zstandard(file, path))
+            else:
+                yield file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}: the gzip data are broken or cut short ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+class _Zstandard(io.RawIOBase):
+    """Unpacks Zstandard frames; unlike the library's reader it fails where the last frame is cut short."""
+
+    def __init__(self, file: BinaryIO, path: Path):
+        self.zstd = optional_library("zstandard", f"{path} is packed with Zstandard")
+        self.file, self.path = file, path
+        self.frame = self.zstd.ZstdDecompressor().decompressobj()
+        self.begun, self.rest, self.ready = False, b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            packed = self.rest or self.file.read(1 << 10)  # each may unpack to 32 MiB
+
+            if not packed:
+                if self.begun and not self.frame.eof:
+                    raise UserError(f"{self.path}: the Zstandard data are cut short")
+                return 0
+            if self.frame.eof:
+                self.frame = self.zstd.ZstdDecompressor().decompressobj()
+            try:
+                self.ready, self.begun = self.frame.decompress(packed), True
+            except self.zstd.ZstdError as error:
+                raise UserError(f"{self.path}: the Zstandard data are broken ({error})") from error
+            self.rest = self.frame.unused_data if self.frame.eof else b""
+        count = min(len(buffer), len(self.ready))
+        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+
+def optional_library(module: str, why: str) -> Any:
+    """Imports a module that the product starts without; raises :class:`UserError` with the package to install."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.split(".")[0].replace("_", "-")
+        raise UserError(f"{why}, which needs {package}; type: pip install {package}") from error
+
+
 def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yields each line that is not blank with its number from 1; ``*.gz`` is unpacked.
+    """Yields each line that is not blank with its number from 1; gzip and Zstandard are unpacked.
 
     Lines end at LF alone, as other separators may stand inside JSON strings; a byte order mark is dropped.
 
     Raises:
-        UserError: the file is missing or cannot be read, or its gzip data are broken.
+        UserError: as for :func:`open_unpacked`, and for a line of more than :data:`MAX_LINE` bytes.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield number, line
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path}, after line {number}: the gzip data are broken or cut short ({error})") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    with open_unpacked(path) as file:
+        number = 0
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                raise UserError(f"{path}, line {number}: longer than {MAX_LINE >> 20} MiB; expected one row a line")
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            if line.strip():
+                yield number, line
 
 
 def decode_line(line: bytes) -> str:
@@ -160,4 +227,4 @@ def json_type(value: object) -> str:
     if value is None:
         return "null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
-    return names[type(value)]
+    return names.get(type(value), f"of type {type(value).__name__}")  # Parquet has bytes and dates

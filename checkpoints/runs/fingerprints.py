@@ -7,16 +7,18 @@ from its seed (the synthetic tasks, the tiny base, its tokenizer) is known by it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from checkpoints.model_io import LoadedModel
+from checkpoints.runs.directory import RunDirectory
 from checkpoints.storage.files import sha256_file
-from moe.data.pairs import SUFFIXES
+from moe.data.pairs import load_split
 from moe.data.sources import SYNTHETIC
 from moe.data.synthetic import generate_pairs
-from moe.files import json_bytes, numbered_lines
+from moe.errors import UserError
+from moe.files import json_bytes
 from moe.training.config import TINY, RunConfig
 from moe.training.tiny_base import TOKENIZER_PAIRS, VOCABULARY, tiny_config
 
@@ -43,17 +45,45 @@ def run_fingerprints(config: RunConfig, base: LoadedModel) -> dict[str, Any]:
     return {"training data": train, "test sets": test_sets, "base": weights, "tokenizer": tokenizer}
 
 
+def check_inputs(directory: RunDirectory, now: Mapping[str, Any], accept: bool) -> list[str]:
+    """Notes what a run starts from; a resumed run has to start from the same, unless that is accepted.
+
+    What is accepted replaces the note, and all scores and test results are forgotten, so that they are made anew.
+
+    Returns:
+        names of what differs and was accepted.
+
+    Raises:
+        UserError: data, base or tokenizer are others than before; names which.
+    """
+    before = directory.results.get("fingerprints")
+    if before is None:
+        directory.note("fingerprints", dict(now))
+        return []
+    changed = [name for name, value in now.items() if name != "test sets" and before.get(name) != value]
+    old_tests, new_tests = before.get("test sets", {}), now["test sets"]
+    splits = sorted(old_tests.keys() | new_tests.keys())
+    changed += [f"test set {name!r}" for name in splits if old_tests.get(name) != new_tests.get(name)]
+    if changed and not accept:
+        raise UserError(
+            f"{directory.path} was started with another {', '.join(changed)}; put the old files back or start a new "
+            "run, or add --accept-new-data to go on with the new ones and score all models anew"
+        )
+    if changed:
+        made = ("scores of ", "tests of ")
+        directory.results = {name: x for name, x in directory.results.items() if not name.startswith(made)}
+        directory.note("fingerprints", dict(now))
+    return changed
+
+
 def _split(config: RunConfig, split: str) -> str:
     """The pairs of a split in the run's languages; of the synthetic ones, what the generator draws for seed 0."""
     parts: list[str] = []
+    pairs = {} if config.data == SYNTHETIC else load_split(config.data, split, config.languages, fields=config.fields)
     for language in config.languages:
         if config.data == SYNTHETIC:
-            pairs = generate_pairs(language, SAMPLED, 0, split)
-            parts.append(_digest([language, [[p.text, p.code, p.tests] for p in pairs]]))
-        else:
-            folder = Path(config.data) / split
-            path = next(p for p in (folder / f"{language}{suffix}" for suffix in SUFFIXES) if p.is_file())
-            parts.append(_hash([language.encode(), *(line.strip() for _, line in numbered_lines(path))]))
+            pairs[language] = generate_pairs(language, SAMPLED, 0, split)
+        parts.append(_digest([language, [[p.text, p.code, p.tests] for p in pairs[language]]]))
     return _digest(parts)
 
 

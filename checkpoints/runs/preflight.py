@@ -14,7 +14,8 @@ from checkpoints.storage.files import DiskUsage, free_bytes, require_free_space
 from checkpoints.transforms.upcycle import continued_config, upcycled_config
 from moe.config import ALL_LAYERS, ModelConfig, parse_layers
 from moe.data.prompt import encode_prompt, stop_ids
-from moe.data.sources import DataSets, load_data
+from moe.data.sources import SYNTHETIC, DataSets, load_data
+from moe.data.validate import quick_findings
 from moe.errors import UserError
 from moe.hardware import available_memory, choose_dtype
 from moe.tokenizer import Tokenizer
@@ -36,8 +37,28 @@ def run_data(config: RunConfig) -> DataSets:
     if not config.data:
         raise UserError("no data given; add --data DIR with train/LANGUAGE.jsonl and so on, or --data synthetic")
     return load_data(
-        config.data, config.languages, seed=config.seed, train_pairs=config.train_pairs, test_sets=config.test_sets
+        config.data,
+        config.languages,
+        seed=config.seed,
+        train_pairs=config.train_pairs,
+        test_sets=config.test_sets,
+        fields=config.fields,
     )
+
+
+def check_data(config: RunConfig, data: DataSets) -> list[str]:
+    """What is wrong with the data as far as seconds can tell, a line each.
+
+    Raises:
+        UserError: test pairs are in train, word for word, and the settings do not allow it.
+    """
+    if config.data == SYNTHETIC:  # whose tests hold by construction
+        return []
+    found = quick_findings(data)
+    leaks = [finding.text for finding in found if finding.leak]
+    if leaks and not config.allow_leaks:
+        raise UserError(f"{'; '.join(leaks)}: scores would mean nothing; take them out of train, or add --allow-leaks")
+    return [finding.text for finding in found]
 
 
 def base_config(config: RunConfig) -> ModelConfig:

@@ -16,7 +16,7 @@ def extract_code(answer: str, language: str) -> str:
     the code are left out.
     """
     fences = get_language(language).fences
-    blocks = [(name, code) for name, code in _fenced_blocks(answer) if code.strip()]
+    blocks = [(name, code) for name, code in fenced_blocks(answer) if code.strip()]
     for wanted in (lambda name: name in fences, lambda name: not name, lambda name: True):
         for name, code in blocks:
             if wanted(name):
@@ -31,7 +31,7 @@ _PROSE = re.compile(
 )
 
 
-def _fenced_blocks(answer: str) -> list[tuple[str, str]]:
+def fenced_blocks(answer: str) -> list[tuple[str, str]]:
     """The fenced blocks of Markdown text, as (the name after the fence in lower case, the code)."""
     blocks: list[tuple[str, str]] = []
     opened: re.Match[str] | None = None

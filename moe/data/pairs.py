@@ -1,31 +1,41 @@
-"""Text-to-code pairs on disk: JSON Lines, plain or gzipped.
+"""Text-to-code pairs on disk.
 
 A data directory holds one folder per split and one file per language::
 
     DIR/train/python.jsonl.gz   DIR/train/java.jsonl   ...   DIR/test/python.jsonl.gz
 
 Each line is a row (:mod:`moe.data.rows`) with ``language``, ``text`` and ``reference`` (or ``code``), and may have
-``id``, ``tests`` and ``license``.
+``id``, ``tests`` and ``license``. Other containers, layouts and names are read too (:mod:`moe.data.containers`,
+:mod:`moe.data.layouts`, :mod:`moe.data.splits`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from moe.data.rows import Row, read_rows
+from moe.data.containers import data_suffix, read_objects
+from moe.data.layouts import Layout, Reading, Skip, find_layout, pair_parts, parse_fields
+from moe.data.rows import Row, parse_row
+from moe.data.splits import data_language, find_split
 from moe.errors import UserError, did_you_mean
+from moe.files import named
+from moe.languages import LANGUAGES
 
-SUFFIXES = (".jsonl", ".jsonl.gz")
 REQUIRED_KEYS = ("language", "text", "reference")
+PACKAGE_FIELDS = ("package", "repo", "repository_name", "repo_name")
 
 
 @dataclass(frozen=True)
 class Pair:
     """An English description and the code that does it, with executable ``tests`` (a JSON object) where there are any.
 
-    ``language`` is a key of :data:`moe.languages.LANGUAGES`; ``license`` is an SPDX expression.
+    ``language`` is a key of :data:`moe.languages.LANGUAGES`; ``license`` is an SPDX expression; ``package`` says where
+    the code is from, by any of :data:`PACKAGE_FIELDS`.
     """
 
     language: str
@@ -34,10 +44,68 @@ class Pair:
     id: str | None = None
     tests: str | None = None
     license: str | None = None
+    package: str | None = field(default=None, compare=False)
 
 
-def read_pairs(path: str | Path, limit: int | None = None) -> list[Pair]:
-    """Reads the pairs of a ``.jsonl`` or ``.jsonl.gz`` file, only the first ``limit`` when that is given.
+@dataclass(frozen=True)
+class Split:
+    """Pairs per language, and how they were read."""
+
+    pairs: dict[str, list[Pair]]
+    reading: Reading
+
+
+def iterate_pairs(
+    path: Path, fields: Mapping[str, str], reading: Reading, language: str | None = None
+) -> Iterator[tuple[str, Pair]]:
+    """Yields the pairs of a file with their places (``"FILE, line N"``), one at a time, and counts them in ``reading``.
+
+    Args:
+        fields: what :func:`moe.data.layouts.parse_fields` returns; empty to recognize the layout.
+        language: what the file's name says; pairs of another one are an error.
+
+    Raises:
+        UserError: with file and place, for everything that is no pair, and for a file without any.
+    """
+    layout: Layout | None = None
+    count, skipped = 0, Counter[str]()
+    for place, found in read_objects(path):
+        where = f"{path}, {place}"
+        with named(where):
+            layout = layout or find_layout(found, fields)
+            try:
+                pair, source = _parsed(layout, found, language)
+            except Skip as reason:
+                skipped[str(reason)] += 1
+                reading.left_out[str(reason)] += 1
+                continue
+        if language is not None and pair.language != language:
+            raise UserError(
+                f"{where}: language is {pair.language!r}; expected {language!r}, as in the file's name (set fields to "
+                "language= to go by the name)"
+            )
+        count += 1
+        reading.layouts[layout.name] += 1
+        reading.languages[source] += 1
+        yield where, pair
+    if not count:
+        reasons = f" (left out {', '.join(f'{number:,} {why}' for why, number in skipped.items())})"
+        raise UserError(
+            f"{path}: holds no pairs{reasons if skipped else ''}; expected at least one line with "
+            f"{', '.join(REQUIRED_KEYS)}"
+        )
+
+
+def _parsed(layout: Layout, found: Mapping[str, Any], language: str | None) -> tuple[Pair, str]:
+    row, source = pair_parts(layout, found, language)
+    if layout.answers and "language" not in row:
+        raise Skip("that name no language (name the file after it, or set fields to language=NAME)")
+    package = next((found[name] for name in PACKAGE_FIELDS if isinstance(found.get(name), str)), None)
+    return replace(_pair(parse_row(row, REQUIRED_KEYS)), package=package), source
+
+
+def read_pairs(path: str | Path, limit: int | None = None, fields: Sequence[str] = ()) -> list[Pair]:
+    """Reads the pairs of a file, only the first ``limit`` when that is given.
 
     Blank lines are allowed. Raises :class:`UserError` with file and line number for everything else that is not a pair,
     and for a file without any pair.
@@ -45,69 +113,61 @@ def read_pairs(path: str | Path, limit: int | None = None) -> list[Pair]:
     path = Path(path)
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}, expected at least 1 pair")
-    if not path.name.endswith(SUFFIXES):
-        raise UserError(f"{path}: pairs are read from a file named *.jsonl or *.jsonl.gz")
-    pairs = [_pair(row, where) for where, row in read_rows(path, REQUIRED_KEYS, limit)]
-    if not pairs:
-        raise UserError(f"{path}: holds no pairs; expected at least one line with {', '.join(REQUIRED_KEYS)}")
-    return pairs
+    if data_suffix(path.name) is None:
+        raise UserError(f"{path}: pairs are read from a file named *.jsonl or *.jsonl.gz, *.json, *.parquet and so on")
+    pairs = iterate_pairs(path, parse_fields(fields), Reading(), data_language(path.name))
+    return [pair for _, pair in islice(pairs, limit)]
+
+
+def read_split(
+    data_dir: str | Path, split: str, languages: Sequence[str], limit: int | None = None, fields: Sequence[str] = ()
+) -> Split:
+    """Reads a split of a data directory, the first ``limit`` pairs of each language.
+
+    Pairs are in the order of ``languages``. Raises :class:`UserError`, naming what is there, when the directory, the
+    split or a language is missing, and for a pair of another language than its file's name.
+    """
+    files = find_split(Path(data_dir), split)
+    chosen, reading = parse_fields(fields), Reading()
+    of_all = [path for language, path in files if language is None]
+    there = sorted({language for language, _ in files if language is not None})
+    result: dict[str, list[Pair]] = {language: [] for language in languages}
+    for wanted in languages:
+        own = [path for language, path in files if language == wanted]
+        if not own and not of_all:
+            hint = did_you_mean(wanted, there)
+            raise UserError(
+                f"{Path(data_dir) / split}: no data for language {wanted!r}{hint}: expected {wanted}.jsonl or "
+                f"{wanted}.jsonl.gz; languages there: {', '.join(there)}"
+            )
+        for path in own:
+            left = None if limit is None else limit - len(result[wanted])
+            result[wanted] += [pair for _, pair in islice(iterate_pairs(path, chosen, reading, wanted), left)]
+    for path in of_all:
+        for _, pair in iterate_pairs(path, chosen, reading):
+            if pair.language not in result:
+                known = LANGUAGES.get(pair.language)
+                reading.left_out[f"in {known.name}" if known else f"in the unknown language {pair.language!r}"] += 1
+            elif limit is None or len(result[pair.language]) < limit:
+                result[pair.language].append(pair)
+    for language, pairs in result.items():
+        if not pairs:
+            raise UserError(f"{Path(data_dir) / split}: no pairs in {language!r}; {reading.describe()}")
+    return Split(result, reading)
 
 
 def load_split(
-    data_dir: str | Path, split: str, languages: Sequence[str], limit: int | None = None
+    data_dir: str | Path, split: str, languages: Sequence[str], limit: int | None = None, fields: Sequence[str] = ()
 ) -> dict[str, list[Pair]]:
-    """Reads ``DIR/<split>/<language>.jsonl(.gz)`` for each language, the first ``limit`` pairs of each.
-
-    Returns ``{language: pairs}`` in the order of ``languages``. Raises :class:`UserError`, naming what is there, when
-    the directory, the split or a language's file is missing, and for a pair of another language than its file's name.
-    """
-    directory = Path(data_dir)
-    if not directory.is_dir():
-        state = "is not a directory" if directory.exists() else "no such directory"
-        raise UserError(f"{directory}: {state}; expected a data directory with <split>/<language>.jsonl files")
-    splits = sorted(entry.name for entry in directory.iterdir() if entry.is_dir() and _languages_in(entry))
-    if split not in splits:
-        raise UserError(
-            f"{directory}: no split {split!r}{did_you_mean(split, splits)}; splits there: {', '.join(splits) or 'none'}"
-        )
-    files = _languages_in(directory / split)
-    result: dict[str, list[Pair]] = {}
-    for language in languages:
-        if language not in files:
-            hint = did_you_mean(language, files)
-            raise UserError(
-                f"{directory / split}: no data for language {language!r}{hint}: expected {language}.jsonl or "
-                f"{language}.jsonl.gz; languages there: {', '.join(sorted(files))}"
-            )
-        if len(files[language]) > 1:
-            names = " and ".join(path.name for path in files[language])
-            raise UserError(f"{directory / split}: both {names} are there; remove one of them")
-        pairs = read_pairs(files[language][0], limit)
-        for index, pair in enumerate(pairs, start=1):
-            if pair.language != language:
-                raise UserError(
-                    f"{files[language][0]}, pair {index}: language is {pair.language!r}; expected {language!r}, "
-                    "as in the file's name"
-                )
-        result[language] = pairs
-    return result
+    """The pairs alone of :func:`read_split`: ``{language: pairs}``."""
+    return read_split(data_dir, split, languages, limit, fields).pairs
 
 
-def _languages_in(directory: Path) -> dict[str, list[Path]]:
-    """Maps each language that has data in a split's folder to its files (two when both forms are there)."""
-    found: dict[str, list[Path]] = {}
-    for path in sorted(directory.iterdir()):
-        for suffix in SUFFIXES:
-            if path.name.endswith(suffix) and path.name != suffix and path.is_file():
-                found.setdefault(path.name.removesuffix(suffix), []).append(path)
-    return found
-
-
-def _pair(row: Row, where: str) -> Pair:
+def _pair(row: Row) -> Pair:
     """The pair in a row; its first reference is the one to learn."""
     code = row.references[0]
     for key, value in (("language", row.language), ("text", row.text), ("reference", code)):
         if value is None or not value.strip():
-            raise UserError(f"{where}: {key!r} is empty; expected text")
+            raise UserError(f"{key!r} is empty; expected text")
     assert row.language is not None and row.text is not None, "both are required"
     return Pair(row.language, row.text, code, None if row.id is None else str(row.id), row.tests, row.license)

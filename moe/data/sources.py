@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from moe.data.pairs import SUFFIXES, Pair, load_split
+from moe.data.pairs import Pair, Split, load_split, read_split
+from moe.data.splits import File, list_splits
 from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
 
@@ -22,21 +23,32 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class DataSets:
-    """Pairs per language: to train on, and held out by the name of their split."""
+    """Pairs per language: to train on, and held out by the name of their split; ``readings`` says how files were read.
+
+    A line of ``readings`` begins with its split.
+    """
 
     train: Pairs
     held_out: dict[str, Pairs]
+    readings: tuple[str, ...] = ()
 
 
 def load_data(
-    data: str, languages: Sequence[str], *, seed: int = 0, train_pairs: int = 0, test_sets: Sequence[str] = (AUTO,)
+    data: str,
+    languages: Sequence[str],
+    *,
+    seed: int = 0,
+    train_pairs: int = 0,
+    test_sets: Sequence[str] = (AUTO,),
+    fields: Sequence[str] = (),
 ) -> DataSets:
     """Loads everything that a run trains on and is scored by.
 
     Args:
-        data: a folder of ``SPLIT/LANGUAGE.jsonl[.gz]``, or :data:`SYNTHETIC`.
+        data: a folder of ``SPLIT/LANGUAGE.jsonl[.gz]`` or another form (:mod:`moe.data.splits`), or :data:`SYNTHETIC`.
         train_pairs: per language, drawn by ``seed``; 0 for all there are.
         test_sets: names of splits, or :data:`AUTO` for ``test`` and every other ``test*`` that has all languages.
+        fields: what is what in the files, as :func:`moe.data.layouts.parse_fields` takes it.
 
     Raises:
         UserError: data that are missing, empty or broken.
@@ -45,9 +57,14 @@ def load_data(
         train = {x: generate_pairs(x, train_pairs or SYNTHETIC_TRAIN, seed, "train") for x in languages}
         return DataSets(train, _synthetic_test_sets(languages, seed, test_sets))
     directory = Path(data)
-    train = sample_all(load_split(directory, "train", languages), train_pairs, seed)
     names = _test_splits(directory, languages) if AUTO in test_sets else test_sets
-    return DataSets(train, {name: load_split(directory, name, languages) for name in names})
+    splits = {name: read_split(directory, name, languages, fields=fields) for name in ("train", *names)}
+    train = sample_all(splits["train"].pairs, train_pairs, seed)
+    return DataSets(train, {name: splits[name].pairs for name in names}, tuple(_describe(splits)))
+
+
+def _describe(splits: Mapping[str, Split]) -> list[str]:
+    return [f"{name}: {split.reading.describe()}" for name, split in splits.items()]
 
 
 def load_held_out(data: str, languages: Sequence[str], split: str, seed: int = 0) -> Pairs:
@@ -67,12 +84,21 @@ def _synthetic_test_sets(languages: Sequence[str], seed: int, test_sets: Sequenc
 
 
 def _test_splits(directory: Path, languages: Sequence[str]) -> list[str]:
-    """``test``, whether it is there or not, and the other ``test*`` folders that have a file of every language."""
+    """``test``, whether it is there or not, and the other ``test*`` splits that have all languages.
 
-    def whole(folder: Path) -> bool:
-        return all(any((folder / f"{x}{suffix}").is_file() for suffix in SUFFIXES) for x in languages)
+    Files whose name says no language count where those of train are of that kind, too.
+    """
+    splits = list_splits(directory)
+    unnamed = any(language is None for language, _ in splits.get("train", []))
 
-    return ["test", *sorted(folder.name for folder in directory.glob("test?*") if whole(folder))]
+    def whole(files: Sequence[File]) -> bool:
+        there = {language for language, _ in files}
+        return (unnamed and None in there) or there >= set(languages)
+
+    return [
+        "test",
+        *sorted(name for name, files in splits.items() if name.startswith("test") and name != "test" and whole(files)),
+    ]
 
 
 def sample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moe.config import ALL_LAYERS, EXPERT_FORMS, ROUTER_CONTEXTS, ROUTER_LAYERS, parse_layers
+from moe.data.layouts import parse_fields
 from moe.data.prompt import check_template
 from moe.data.sources import AUTO, SYNTHETIC
 from moe.errors import UserError, did_you_mean
@@ -68,9 +69,13 @@ class RunConfig:
 
     data: str = setting(
         "synthetic",
-        "'synthetic' or a folder with train/, validation/ and test/ of LANGUAGE.jsonl[.gz]",
+        "'synthetic' or a folder with train/, validation/ and test/ of LANGUAGE.jsonl[.gz] or the like",
         group="data",
     )
+    fields: tuple[str, ...] = setting(
+        (), "what is what in foreign data, else recognized: text=FIELD code=FIELD language=FIELD id=FIELD"
+    )
+    allow_leaks: bool = setting(False, "go on when test pairs are in train, word for word")
     languages: tuple[str, ...] = setting(DEFAULT_LANGUAGES, "one expert for each of these languages")
     train_pairs: int = setting(0, "training pairs per language, 0 for all there are")
     max_tokens: int = setting(1024, "longest example, in tokens; longer ones are left out and counted")
@@ -136,7 +141,7 @@ class RunConfig:
     save_minutes: float = setting(5.0, "minutes between saved states, from which an interrupted run resumes")
 
     def __post_init__(self) -> None:
-        for name in ("languages", "test_sets"):
+        for name in ("languages", "test_sets", "fields"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for item in fields(self):
             value = getattr(self, item.name)
@@ -173,6 +178,7 @@ class RunConfig:
             raise UserError(f"languages names one twice: {' '.join(self.languages)}")
         for language in self.languages:
             get_language(language)
+        parse_fields(self.fields)
         parse_layers(self.moe_layers)
         if self.expert_form not in EXPERT_FORMS:
             raise UserError(f"expert_form is {self.expert_form!r}, expected one of {', '.join(EXPERT_FORMS)}")

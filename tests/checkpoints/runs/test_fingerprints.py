@@ -9,8 +9,10 @@ import shutil
 import pytest
 
 from checkpoints.model_io import load_model, save_model
-from checkpoints.runs.fingerprints import run_fingerprints
+from checkpoints.runs.directory import RunDirectory
+from checkpoints.runs.fingerprints import check_inputs, run_fingerprints
 from moe.data.sources import load_data
+from moe.errors import UserError
 from moe.model import Transformer
 from moe.training.config import RunConfig
 from moe.training.tiny_base import tiny_config, train_tiny_tokenizer
@@ -76,3 +78,22 @@ def test_what_a_run_makes_itself_is_known_by_its_recipe(place):
     assert other["base"] != before["base"] and other["tokenizer"] == before["tokenizer"]
     assert made(pretrain_steps=10, train_pairs=50)["training data"] != before["training data"]
     assert before["test sets"]["test"] != before["training data"]
+
+
+def test_a_resumed_run_starts_from_the_same(place, tmp_path):
+    config = RunConfig(base=str(place / "base"), data=str(place / "data"), languages=("python", "cpp"))
+    directory = RunDirectory.create(tmp_path / "run", config, [])
+    start = {"training data": "a", "test sets": {"test": "b", "test-b": "c"}, "base": "d", "tokenizer": "e"}
+    assert check_inputs(directory, start, accept=False) == []
+    for name in ("proof", "scores of base", "tests of base"):
+        directory.note(name, {"python": 1})
+    assert check_inputs(RunDirectory.resume(directory.path), start, accept=False) == []
+    other = {**start, "base": "x", "test sets": {"test": "y"}}
+    with pytest.raises(UserError, match=r"another base, test set 'test', test set 'test-b'; .*--accept-new-data"):
+        check_inputs(RunDirectory.resume(directory.path), other, accept=False)
+    assert "scores of base" in RunDirectory.resume(directory.path).results, "nothing is lost"
+    assert len(check_inputs(RunDirectory.resume(directory.path), other, accept=True)) == 3
+    results = RunDirectory.resume(directory.path).results
+    assert results.keys() == {"fingerprints", "proof"} and results["fingerprints"] == other
+    with pytest.raises(UserError, match="another training data;"):
+        check_inputs(RunDirectory.resume(directory.path), {**other, "training data": "z"}, accept=False)

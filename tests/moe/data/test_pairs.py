@@ -129,7 +129,7 @@ def test_missing_files_directories_and_other_names(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a file"):
         read_pairs(tmp_path / "folder.jsonl")
     with pytest.raises(UserError, match=r"\*\.jsonl or \*\.jsonl\.gz"):
-        read_pairs(tmp_path / "pairs.json")
+        read_pairs(tmp_path / "pairs.csv")
 
 
 def test_load_split_reads_plain_and_gzipped_files_in_the_order_asked_for(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_load_split_lists_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no data for language 'java'.*java\.jsonl\.gz; languages there: python"):
         load_split(tmp_path, "train", ["python", "java"])
     write_lines(tmp_path / "train" / "java.jsonl", GOOD)
-    with pytest.raises(UserError, match=r"java\.jsonl, pair 1: language is 'python'; expected 'java'"):
+    with pytest.raises(UserError, match=r"java\.jsonl, line 1: language is 'python'; expected 'java'"):
         load_split(tmp_path, "train", ["java"])
     write_pairs([Pair(**GOOD)], tmp_path / "train" / "python.jsonl.gz")
     with pytest.raises(UserError, match=r"both python\.jsonl and python\.jsonl\.gz are there"):

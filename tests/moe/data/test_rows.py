@@ -139,7 +139,7 @@ def test_values_of_another_type_are_named(found, message):
 def test_an_array_is_one_error(tmp_path: Path, content: str, capsys):
     path = tmp_path / "python.jsonl"
     path.write_text(content)
-    for read in (read_pairs, read_questions, read_judged):
+    for read in (read_questions, read_judged):
         with pytest.raises(UserError, match=r"python.jsonl: holds a JSON array; expected JSON Lines"):
             read(path)
     with pytest.raises(SystemExit):
