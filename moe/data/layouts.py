@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moe.data.code_blocks import fenced_blocks
 from moe.data.containers import shown_keys
+from moe.data.grammars import parses
 from moe.errors import UserError, did_you_mean
 from moe.files import json_type
 from moe.languages import LANGUAGES, language_key
@@ -30,6 +31,8 @@ PARTS = ("text", "code", "language", "id")  # what the setting ``fields`` can na
 _USER, _ASSISTANT = ("user", "human", "prompter"), ("assistant", "gpt", "model", "bot")
 _EMPTY_INPUTS = ("", "<noinput>", "not applicable", "n/a")
 _FENCE_LINE = re.compile(r"^ {0,3}(```|~~~)", re.MULTILINE)  # as in Markdown; deeper ones belong to doc comments
+# Where three backticks are no syntax, an answer that parses is code whose comments have fences.
+_NO_BACKTICKS = ("python", "java", "cpp", "c", "c_sharp", "rust", "go")
 # HumanEval's names and MBXP's for its translations of MBPP, as they stand before the number of a task.
 _TASK_LANGUAGES = {"humaneval": "python", "mbpp": "python", "mbjp": "java", "mbjsp": "javascript", "mbcpp": "cpp"}
 _TASK_LANGUAGES |= {"mbgp": "go", "mbtsp": "typescript", "mbcsp": "c_sharp", "mbphp": "php", "mbrbp": "ruby"}
@@ -50,6 +53,7 @@ class Layout:
         language: of all objects, where the layout has one alone.
         make: computes text, code and, where it knows it, the language from the object instead.
         fixed: the user's own choice of fields for the language and the id.
+        own: objects are rows (:mod:`moe.data.rows`) as they are.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Layout:
     language: str | None = None
     make: Callable[[Mapping[str, Any]], tuple[str, str, str | None]] | None = None
     fixed: Mapping[str, str] = field(default_factory=dict)
+    own: bool = False
 
 
 @dataclass
@@ -109,7 +114,7 @@ def find_layout(found: Mapping[str, Any], fields: Mapping[str, str]) -> Layout:
                 raise UserError(f"has no field {name!r}{hint}; found {shown_keys(found)}")
         return Layout(f"{text}/{code}", tuple(text.split("+")), tuple(code.split("+")), True, fixed=fields)
     layout = _known_layout({name for name, value in found.items() if value is not None}, found)
-    return Layout(layout.name, layout.text, layout.code, layout.answers, layout.language, layout.make, fields)
+    return replace(layout, fixed=fields)
 
 
 def _known_layout(names: set[str], found: Mapping[str, Any]) -> Layout:
@@ -119,21 +124,21 @@ def _known_layout(names: set[str], found: Mapping[str, Any]) -> Layout:
         return Layout("MBPP", ("text",) if "text" in names else ("prompt",), ("code",), language="python")
     if {"func_documentation_string", "func_code_string"} <= names:
         return Layout("CodeSearchNet", ("func_documentation_string",), ("func_code_string",))
-    if {"docstring", "code"} <= found.keys():
+    if {"docstring", "code"} <= found.keys() and "text" not in names:
         return Layout("CodeSearchNet", ("docstring",), ("code",))
-    if {"nl", "code"} <= names:
+    if {"nl", "code"} <= names and "text" not in names:
         concode = isinstance(found["nl"], str) and "concode_field_sep" in found["nl"]
         return Layout("CodeXGLUE nl/code", ("nl",), ("code",), language="java" if concode else None)
-    fitting = [Layout(OWN)] if "text" in found and any(name in found for name in CODE_FIELDS) else []
+    fitting = [Layout(OWN, own=True)] if "text" in found and any(name in found for name in CODE_FIELDS) else []
     if {"chosen", "rejected"} <= names:
         raise UserError("holds preferences (chosen, rejected), not pairs; set fields to text=prompt code=chosen")
     answers = [x for x in ANSWERS if x in found]
     tasks = [x for x in TASKS if x in names] or [x for x in ("input",) if x in names]
     for task in tasks:
         for answer in answers:
-            after = (x for x in AFTER if x in found and x != task)
-            parts = (*(x for x in BEFORE if x in found), task, *after)
-            fitting.append(Layout(f"{'+'.join(parts)}/{answer}", parts, (answer,), True))
+            parts = (*BEFORE, task, *(x for x in AFTER if x != task))
+            shown = "+".join(x for x in parts if x in found)
+            fitting.append(Layout(f"{shown}/{answer}", parts, (answer,), True))
     fitting += [Layout(name, make=_conversation(name), answers=True) for name in CONVERSATIONS if name in names]
     if len(fitting) == 1:
         return fitting[0]
@@ -156,9 +161,8 @@ def pair_parts(layout: Layout, found: Mapping[str, Any], file_language: str | No
         Skip: the object is no pair.
         UserError: it does not have the layout's fields.
     """
-    own = layout.name == OWN
     language, source = _language(layout, found, file_language)
-    if own:
+    if layout.own:
         row = dict(found)
         name = next((x for x in CODE_FIELDS if isinstance(row.get(x), str)), None)
         if name is not None and row[name].lstrip().startswith(("```", "~~~")):
@@ -197,12 +201,15 @@ def _language(layout: Layout, found: Mapping[str, Any], file_language: str | Non
         if language_key(chosen) in LANGUAGES:
             return language_key(chosen), "the setting fields"
         raise UserError(f"has no field {chosen!r}{did_you_mean(chosen, found)}; found {shown_keys(found)}")
-    name = next((x for x in names if found.get(x) is not None), None)
-    if name is not None:
-        value = found[name]
-        if not isinstance(value, str):
-            raise UserError(f"{name!r} is {json_type(value)}; expected a string")
-        return language_key(value.strip()), f"field {name}"
+    given: dict[str, str] = {}
+    for name in (x for x in names if found.get(x) is not None):
+        if not isinstance(found[name], str):
+            raise UserError(f"{name!r} is {json_type(found[name])}; expected a string")
+        given[name] = language_key(found[name].strip())
+    if len(set(given.values())) > 1:
+        raise UserError(f"{' and '.join(map(repr, given))} differ; set fields to language=FIELD")
+    for name, value in given.items():
+        return value, f"field {name}"
     if layout.language is not None:
         return layout.language, f"{layout.name}, which is {LANGUAGES[layout.language].name}"
     return file_language, "the file's name" if file_language else ""
@@ -227,7 +234,7 @@ def _joined(found: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _code_of_answer(answer: str, language: str | None, source: str) -> tuple[str, str | None, str]:
     """The code of an answer: its one Markdown block, or all of it; with language, which a block may name."""
-    if not _FENCE_LINE.search(answer):
+    if not _FENCE_LINE.search(answer) or (language in _NO_BACKTICKS and parses(answer, language)):
         return answer, language, source
     blocks = [(language_key(name), code) for name, code in fenced_blocks(answer) if code.strip()]
     known = {name for name, _ in blocks if name in LANGUAGES}

@@ -118,12 +118,17 @@ def test_blocks_in_doc_comments_are_no_markdown(tmp_path):
     code = 'def f():\n    """Such as\n\n    ```python\n    f()\n    ```\n    """\n    return 1'
     assert read(tmp_path, {"prompt": "T", "completion": code})[0][0].code == code
     assert read(tmp_path, {"text": "T", "code": code})[0][0].code == code
+    two_spaces = code.replace("    ", "  ")
+    assert read(tmp_path, {"prompt": "T", "completion": two_spaces})[0][0].code == two_spaces
     assert read(tmp_path, {"text": "T", "code": f"```python\n{code}\n```"})[0][0].code.startswith("def f")
 
 
 def test_input_is_part_of_the_instruction(tmp_path):
     rows = [{"instruction": "T", "input": x, "output": CODE} for x in ("x = 3", None, "<noinput>")]
     assert [pair.text for pair in read(tmp_path, *rows)[0]] == ["T\n\nx = 3", "T", "T"]
+    later = {**rows[0], "input": None}
+    del later["input"]
+    assert read(tmp_path, later, rows[0])[0][1].text == "T\n\nx = 3", "a field that the first line lacks"
     row = {"system": "S", "instruction": "T", "context": "C", "output": CODE}
     pairs, line = read(tmp_path, row, {**row, "history": [["a", "b"]]})
     assert pairs[0].text == "S\n\nT\n\nC" and line.endswith("left out 1 of several turns")
@@ -143,6 +148,7 @@ def test_input_is_part_of_the_instruction(tmp_path):
         ({"messages": "hello"}, "'messages' is a string; expected a list of objects"),
         ({"messages": [{"text": "x"}]}, "'messages' has a turn without role"),
         ({"text": "a", "code": "b", "lang": 3}, "'lang' is a number; expected a string"),
+        ({"text": "a", "code": "b", "lang": "python", "language": "en"}, "'language' and 'lang' differ; set fields"),
     ],
 )
 def test_what_is_unclear_is_refused(tmp_path, row, message):
@@ -160,7 +166,10 @@ def test_fields_say_what_is_what(tmp_path):
     pairs, line = read(tmp_path, row, fields=["text=a+b", "code=c", "id=n"])
     assert pairs == [Pair("python", "T\n\nmore", CODE, id="7")] and line.startswith("read as a+b/c, 1 pairs")
     assert read_pairs(tmp_path / "python.jsonl", fields=["text=a"])[0].code == "other"
+    both = {"text": "T", "code": CODE, "reference": "x"}
+    assert read(tmp_path, both, fields=["text=text", "code=code"])[0][0].code == CODE
     for fields, message in (
+        (["language=n"], "'n' is a number; expected a string"),
         (["text=txt"], "has no field 'txt' .did you mean 'text'"),
         (["language=x"], "has no field 'x'"),
         (["txt=a"], "fields has 'txt=a' .did you mean 'text'"),
