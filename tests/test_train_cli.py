@@ -142,7 +142,7 @@ def test_the_preset_routes_by_context(tmp_path):
     assert "router fitted: held-out tokens sent to their language" in done.stdout
     assert done.stdout.index("router fitted") < done.stdout.index("branch 1/3")
     loaded = load_model(tmp_path / "context" / "model")
-    assert (loaded.config.router_context, loaded.config.router_layers) == ("filter", "first")
+    assert (loaded.config.router_context, loaded.config.router_layers) == ("ema", "first")
     assert len([name for name, _ in loaded.model.named_parameters() if name.endswith("gate.weight")]) == 1
     assert not (tmp_path / "context" / "mixtral").exists()
     refused = train(*CONTEXT, "--runs", tmp_path, "--name", "merged", "--merge", check=False)

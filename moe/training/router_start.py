@@ -1,7 +1,7 @@
 """The router's start: logistic regression from what the router sees to the language of the document.
 
-Run before training, on documents whose language is known. Routers that forget also read documents of two languages, as
-a chat or a web page may be, and learn to follow the change. A softmax of the fitted logits is already
+Run before training, on documents whose language is known. Filters also read documents of two languages, as a chat or a
+web page may be, and learn to follow the change. A softmax of the fitted logits is already
 calibrated, so the gates need no temperature. Features are whitened first, which makes the problem well conditioned:
 L-BFGS takes seconds.
 """
@@ -28,7 +28,7 @@ FILTER_TOKENS = 512  # the first of each document: a filter is fitted on whole s
 MAX_FEATURE_BYTES = 2 << 30
 SHRINKAGE = 1e-4  # of the features' second moment, relative to its mean
 WEIGHT_PENALTY = 1e-4
-MAX_ITERATIONS = 60
+ITERATIONS, FILTER_ITERATIONS = 100, 60  # of L-BFGS, at most; a filter's cost ten times as much
 
 
 def fit_routers(model: Transformer, batches: Sequence[Batch], held_out: int, seed: int = 0) -> list[float]:
@@ -48,7 +48,7 @@ def fit_routers(model: Transformer, batches: Sequence[Batch], held_out: int, see
         raise ValueError(f"held_out is {held_out} of {len(batches)} batches; expected at least one of each kind")
     layers = list(model.config.router_places)
     fitted, measured = batches[:-held_out], batches[-held_out:]
-    if model.config.router_context in ("ema", "filter"):
+    if model.config.router_context == "filter":
         fitted = [_join(batch) if i % JOINED == JOINED - 1 else batch for i, batch in enumerate(fitted)]
     # A filter needs whole sequences of each layer's states, so its layers take turns.
     filters = model.config.router_context == "filter"
@@ -101,8 +101,10 @@ def _fit(model: Transformer, batches: Sequence[Batch], layers: Sequence[int], se
     def decide(logits: Tensor) -> Tensor:
         return _decide(model, lengths, logits) if filters else logits
 
-    y = torch.cat(labels)
-    return {layer: _logistic(torch.cat(parts), y, config.num_experts, decide) for layer, parts in features.items()}
+    y, steps = torch.cat(labels), FILTER_ITERATIONS if filters else ITERATIONS
+    return {
+        layer: _logistic(torch.cat(parts), y, config.num_experts, decide, steps) for layer, parts in features.items()
+    }
 
 
 def _join(batch: Batch) -> Batch:
@@ -149,7 +151,9 @@ def _router_inputs(model: Transformer, batch: Batch, layers: Sequence[int]) -> d
     return found
 
 
-def _logistic(x: Tensor, y: Tensor, classes: int, decide: Callable[[Tensor], Tensor]) -> Tensor:
+def _logistic(
+    x: Tensor, y: Tensor, classes: int, decide: Callable[[Tensor], Tensor], iterations: int = ITERATIONS
+) -> Tensor:
     """Multinomial logistic regression without intercept: x [N, D], y [N] int64 -> [E, D] float32.
 
     ``decide`` turns token logits [N, E] into the logits that are compared with y.
@@ -160,7 +164,7 @@ def _logistic(x: Tensor, y: Tensor, classes: int, decide: Callable[[Tensor], Ten
     factor = torch.linalg.cholesky(moment)
     white = torch.linalg.solve_triangular(factor, x.T, upper=False).T  # [N, D]
     weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight], max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
