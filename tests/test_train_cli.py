@@ -2,60 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
-import train as train_script
-from checkpoints.cli import run
-from checkpoints.model_io import load_model, save_model
+from checkpoints.model_io import load_model
 from eval.__main__ import main as evaluate
 from eval.execution import toolchains
-from moe.config import ModelConfig
 from moe.data.pairs import read_pairs
-from moe.data.sources import load_data
 from moe.inference.questions import read_questions
-from moe.languages import DEFAULT_LANGUAGES
-from moe.model import Transformer
-from moe.training.tiny_base import train_tiny_tokenizer
 from moe.training.trainer import Trainer
-from tests.pair_files import write_pairs
-
-SMALL = (
-    "--train-pairs 60 --pretrain-steps 3 --branch-steps 3 --mix-steps 2 --router-documents 40 --eval-pairs 2 "
-    "--test-pairs 1 --loss-pairs 4 --max-new-tokens 8 --languages python cpp --shared-rank 2 --expert-rank 2"
-).split(" ")
-CONTEXT = SMALL  # as the preset routes
-SMALL = [*SMALL, *"--router-context none --router-layers each --merge".split(" ")]
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def train(*arguments, check: bool = True) -> Done:
-    """Runs the script's main in this process, as its command line would."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = run(train_script.make_parser(), train_script.main, [str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            code = stopped.code or 0
-    done = Done(code, out.getvalue(), err.getvalue())
-    assert not check or done.returncode == 0, done.stdout + done.stderr
-    return done
+from tests.train_command import CONTEXT, SMALL, train
 
 
 @pytest.fixture(scope="module")
@@ -272,73 +235,6 @@ def test_runs_that_cannot_be_resumed(tmp_path):
     (tmp_path / "file").write_text("")
     done = train("--runs", tmp_path / "file" / "deeper", *SMALL, check=False)
     assert done.returncode == 2 and "--runs" in done.stderr
-
-
-def test_dry_run_writes_nothing(tmp_path):
-    done = train("--dry-run", "--runs", tmp_path / "runs", *SMALL)
-    assert "parameters" in done.stdout and "60 training pairs" in done.stdout
-    assert not (tmp_path / "runs").exists()
-    (tmp_path / "file").write_text("")
-    done = train("--dry-run", "--runs", tmp_path / "file", *SMALL, check=False)
-    assert done.returncode == 2 and "is not a directory" in done.stderr
-    (tmp_path / "runs" / "taken").mkdir(parents=True)
-    done = train("--dry-run", "--runs", tmp_path / "runs", "--name", "taken", *SMALL, check=False)
-    assert done.returncode == 2 and "taken exists" in done.stderr and "--resume" in done.stderr
-
-
-@pytest.fixture(scope="module")
-def mistral(tmp_path_factory):
-    """A small model of Mistral's kind with random weights, and a folder of pairs as README describes it."""
-    place = tmp_path_factory.mktemp("mistral")
-    config = ModelConfig(vocab_size=600, dim=96, n_layers=4, n_heads=4, n_kv_heads=2, hidden_dim=128)
-    data = load_data("synthetic", DEFAULT_LANGUAGES, train_pairs=20)
-    tokenizer = train_tiny_tokenizer(data.train, place / "tokenizer", 0)
-    model = Transformer(replace(config, vocab_size=tokenizer.vocab_size)).reset(0)
-    save_model(model, tokenizer, place / "Mistral-7B-v0.1", template="plain")
-    for split, pairs in (("train", data.train), ("validation", data.held_out["test"]), ("test", data.held_out["test"])):
-        for language, items in pairs.items():
-            write_pairs(items[:20], place / "DIR" / split / f"{language}.jsonl")
-    return place
-
-
-@pytest.mark.parametrize("preset", ["smollm2-135m", "mistral-7b-24gb", "mistral-7b-80gb"])
-def test_presets_score_the_test_splits_that_are_there(mistral, tmp_path, preset):
-    command = ["--preset", preset, "--base", mistral / "Mistral-7B-v0.1", "--dry-run", "--runs", tmp_path]
-    done = train(*command, "--data", mistral / "DIR")
-    assert "scored on test\n" in done.stdout and "python: 20 training pairs, 20 test\n" in done.stdout
-    shutil.copytree(mistral / "DIR", tmp_path / "DIR")
-    shutil.copytree(mistral / "DIR" / "test", tmp_path / "DIR" / "test-standalone")
-    done = train(*command, "--data", tmp_path / "DIR")
-    assert "cpp: 20 training pairs, 20 test, 20 test-standalone\n" in done.stdout
-    done = train(*command, "--data", mistral / "DIR", "--test-sets", "test", "test-standalone", check=False)
-    assert done.returncode == 2 and "no split 'test-standalone'" in done.stderr
-
-
-def test_epochs_become_steps_of_the_mix_stage(mistral, tmp_path):
-    more = ["--branch-steps", "3", "--tokens-per-batch", "512", "--max-tokens", "512", "--accumulate", "2"]
-    own = ["--base", mistral / "Mistral-7B-v0.1", "--data", mistral / "DIR", *more, "--dry-run", "--runs", tmp_path]
-    steps = {}
-    for epochs in ("2", "10"):
-        (line,) = re.findall(r"steps: 3 branch, (\d+) mix", train(*own, "--epochs", epochs).stdout)
-        steps[epochs] = 3 + int(line)
-    assert abs(steps["10"] - 5 * steps["2"]) <= 3 and steps["2"] > 4
-    done = train(*own, "--epochs", "0.01", check=False)
-    assert done.returncode == 2 and "the branch stage takes 3" in done.stderr and done.stderr.count("\n") == 1
-    for twice in (["--mix-steps", "5"], ["--set", "mix_steps=5"]):
-        done = train(*own, "--epochs", "2", *twice, check=False)
-        assert done.returncode == 2 and "give one of them" in done.stderr
-
-
-def test_a_run_keeps_the_steps_of_its_epochs(tmp_path):
-    flags = SMALL[: SMALL.index("--mix-steps")] + SMALL[SMALL.index("--mix-steps") + 2 :]
-    done = train("--runs", tmp_path, "--name", "e", *flags, "--epochs", "2", "--no-baseline", "--no-merge")
-    (passes,) = re.findall(r"this run makes ([\d.]+) passes", done.stdout)
-    assert float(passes) == pytest.approx(2.0, abs=0.2)
-    steps = json.loads((tmp_path / "e" / "run.json").read_text())["config"]["mix_steps"]
-    assert len((tmp_path / "e" / "metrics.csv").read_text().splitlines()) == 1 + 3 + 3 + steps
-    assert "write code with it" in train("--resume", tmp_path / "e").stdout
-    done = train("--resume", tmp_path / "e", "--epochs", "3", check=False)
-    assert done.returncode == 2 and "leave the others out" in done.stderr
 
 
 def test_a_run_of_an_earlier_version_says_what_to_rename(finished, tmp_path):

@@ -11,7 +11,7 @@ from moe.config import ModelConfig
 from moe.data.sources import load_data
 from moe.model import Transformer
 from moe.training.tiny_base import train_tiny_tokenizer
-from tests.test_train_cli import CONTEXT, train
+from tests.train_command import CONTEXT, train
 
 
 def test_a_mixtral_base_is_trained_further(tmp_path):
