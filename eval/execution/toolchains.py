@@ -303,7 +303,8 @@ def _short(value: object) -> str:
 
 
 def _line(message: str) -> str:
-    return " ".join(message.split())[:_SHOWN_CHARACTERS]
+    shown = " ".join(message.split())[:_SHOWN_CHARACTERS]
+    return shown.encode("utf-8", errors="replace").decode()  # an exception may hold lone surrogates
 
 
 def _shown(errors: str) -> str:
