@@ -192,9 +192,9 @@ def make_guard(function, space):
         seen = {*seen, identity(value)}
         for class_ in mro(kind(value)):
             for name, method in fields(class_).items():
-                if dunder(name, "__") and is_type(method, functions) and method.__globals__ is space:
-                    if name not in harmless:
-                        return False
+                operator = dunder(name, "__") and name not in harmless
+                if operator and is_type(method, functions) and method.__globals__ is space:
+                    return False
         if kind(value) is mapping:
             value = [*value, *value.values()]
         return kind(value) not in sequences or all_([trusted(item, seen) for item in value])
