@@ -22,7 +22,7 @@ from eval.execution.sandbox import HARNESS, Ended, Program, Sandbox
 from eval.execution.sources import java
 from moe.errors import UserError
 
-CPP_FLAGS = ("-std=gnu++20", "-Werror=return-type", "-fno-access-control")
+CPP_FLAGS = ("-std=gnu++20", "-Werror=return-type", "-fno-access-control", "-fmax-errors=1")
 PLAIN = ("-O0",)
 SANITIZED = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 JVM_FLAGS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-XX:-UsePerfData")

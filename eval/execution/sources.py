@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -50,11 +50,12 @@ class Script:
 
 def javascript(answer: str) -> Script:
     """Reads declarations of functions, and of variables whatever their value; ``main`` is left out."""
-    module = False
     functions: list[str] = []
     others: list[str] = []
     classes: list[str] = []
-    for node in _parse("javascript", answer).children:
+    root = _parse("javascript", answer)
+    module = _awaits(root)
+    for node in root.children:
         if node.type in ("export_statement", "import_statement"):
             module = True
             node = node.child_by_field_name("declaration") or node
@@ -65,6 +66,9 @@ def javascript(answer: str) -> Script:
         elif node.type in ("lexical_declaration", "variable_declaration"):
             for declarator in node.named_children:
                 name, value = (declarator.child_by_field_name(field) for field in ("name", "value"))
+                if name is not None and name.type == "object_pattern":
+                    bound = ("shorthand_property_identifier_pattern", "identifier")
+                    others += [_text(n) for kind in bound for n in _descend(name, kind)]
                 if name is None or name.type != "identifier":
                     continue
                 called = value is not None and value.type in (
@@ -77,6 +81,14 @@ def javascript(answer: str) -> Script:
     # Another name may be called only if a function is written there; the wanted one, whatever it holds.
     names = [name for name in (*others, *functions) if name != "main"]
     return Script(module, tuple(reversed(names)), tuple(classes))
+
+
+def _awaits(node: Node) -> bool:
+    """Whether an ``await`` stands outside of all functions, as it may in a module."""
+    return any(
+        child.type == "await_expression" or ("function" not in child.type and "method" not in child.type and _awaits(child))
+        for child in node.children
+    )
 
 
 def javascript_functions(script: Script, wanted: str, answer: str) -> tuple[str, ...]:
@@ -137,13 +149,14 @@ class Function:
     """A C++ function as an expression to call.
 
     name: qualified. kind: ``plain`` (one definition, whose address says its types), ``method`` of the class ``owner``,
-    or ``generic`` (a template, an overload or an object, called with the test's types).
+    or ``generic`` (a template, an overload or an object, called with the types of ``types``, else the test's).
     """
 
     name: str
     kind: Literal["plain", "method", "generic"]
     parameters: int
     owner: str = ""
+    types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -156,12 +169,14 @@ class CppFile:
 
     def find(self, wanted: str, parameters: int) -> Function:
         """``wanted`` if it is defined, else the last function, of so many parameters if there is one."""
-        named = [f for f in self.functions if f.name.rpartition("::")[2] == wanted]
+        # A declaration and its definition are one function.
+        named = list({(f.name, f.types): f for f in self.functions if f.name.rpartition("::")[2] == wanted}.values())
         if len(named) > 1:
-            fitting = [f for f in named if f.parameters == parameters]
-            if len(fitting) == 1 and fitting[0].kind == "method":
-                return fitting[0]
-            return Function(named[-1].name, named[-1].kind if named[-1].kind == "method" else "generic", parameters)
+            fitting = [f for f in named if f.parameters == parameters] or named
+            owners = {f.owner for f in named}
+            if fitting[-1].kind == "method" and len(owners) == len(named):
+                return fitting[-1]
+            return replace(fitting[-1], kind="generic", types=fitting[0].types if len(fitting) == 1 else ())
         functions = [f for f in self.functions if f.parameters != _VARIABLE]
         others = [f for f in functions if f.parameters == parameters] or functions
         return (named or others or [Function(wanted, "generic", parameters)])[-1]
@@ -202,13 +217,27 @@ def cpp(answer: str) -> CppFile:
         count = 0 if [_text(p) for p in parameters] == ["void"] else len(parameters)
         template = template or any(_text(n.child_by_field_name("type")).startswith("auto") for n in parameters)
         kind: Literal["plain", "method", "generic"] = "method" if owner else "generic" if template else "plain"
-        found.append(Function(f"{owner}::{name}" if owner else f"{scope}{name}", kind, count, owner))
+        types = () if template else tuple(_parameter_type(p) for p in parameters)
+        found.append(Function(f"{owner}::{name}" if owner else f"{scope}{name}", kind, count, owner, types))
     macros = [
         _text(node.child_by_field_name("name"))
         for kind in ("preproc_def", "preproc_function_def")
         for node in _descend(root, kind)
     ]
     return CppFile(tuple(found), tuple(dict.fromkeys(macros)), main[-1] if main else None)
+
+
+def _parameter_type(node: Node) -> str:
+    """The type of a parameter: its declaration without its name and its default value."""
+    inner = node.child_by_field_name("declarator")
+    name = inner if inner is not None and inner.type == "identifier" else None
+    if inner is not None and name is None:
+        name = next(_descend(inner, "identifier"), None)
+    default = node.child_by_field_name("default_value")
+    text = (node.text or b"")[: default.start_byte - node.start_byte if default else None]
+    if name is not None:
+        text = text[: name.start_byte - node.start_byte] + text[name.end_byte - node.start_byte :]
+    return " ".join(text.decode().rstrip("= \n").split())
 
 
 def _definitions(node: Node, scope: str, owner: str, template: bool) -> Iterator[tuple[Node, str, str, bool]]:

@@ -24,6 +24,8 @@ TOOLS = {"python": (), "java": ("javac", "java"), "javascript": ("node",), "cpp"
 PACKAGES = {"javac": "a JDK 17 or later", "java": "a JDK 17 or later", "node": "nodejs", "g++": "g++"}
 _SANITIZED_SLOWER = 4  # times as long as the plain program
 _SHOWN_CHARACTERS = 500
+# Errors that an answer has without the harness's headers in front, too: they only add names.
+_LACKS = ("was not declared in this scope", "does not name a type", "[-Werror=return-type]")
 _CPP_TYPES = {"float": "double", "bool": "bool", "str": "std::string"}
 
 
@@ -165,7 +167,7 @@ def _cpp(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Ver
             built = builds.cpp(sandbox, _cpp_source(task, first), kind, flags, task.precompile and first)
             if first:
                 error = built
-            if not built.error or built.timed_out:
+            if not built.error or built.timed_out or any(lack in built.error for lack in _LACKS):
                 break
         if built.error:
             yield Verdict("timeout" if built.timed_out else "compile_error", _line(error.error))
@@ -193,8 +195,12 @@ def _cpp_source(task: Task, header_first: bool) -> str:
     function = file.find(tests.function, len(tests.parameters))
     name = f"::{function.name}"
     if function.kind == "generic" or (function.kind == "plain" and function.parameters != len(tests.parameters)):
-        types = ", ".join(_cpp_type(tests, i) for i in range(len(tests.parameters)))
-        call = f"[](auto&... values) -> decltype(auto) {{ return {name}(values...); }}"
+        own = len(function.types) >= len(tests.parameters)
+        types = ", ".join(
+            f"std::decay_t<{function.types[i]}>" if own else _cpp_type(tests, i) for i in range(len(tests.parameters))
+        )
+        called = f"::{function.owner}{{}}.{function.name.rpartition('::')[2]}" if function.owner else name
+        call = f"[](auto&... values) -> decltype(auto) {{ return {called}(values...); }}"
         entry = f"static auto judged_entry = ::judged::Entry::generic<{types}>({call});\n"
     else:
         entry = f"static ::judged::Entry judged_entry(&{name});\n"
@@ -303,7 +309,8 @@ def _short(value: object) -> str:
 
 
 def _line(message: str) -> str:
-    return " ".join(message.split())[:_SHOWN_CHARACTERS]
+    shown = " ".join(message.split())[:_SHOWN_CHARACTERS]
+    return shown.encode("utf-8", errors="replace").decode()  # an exception may hold lone surrogates
 
 
 def _shown(errors: str) -> str:

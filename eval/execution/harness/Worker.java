@@ -115,13 +115,12 @@ public class Worker {
         List<Object> calls = new ArrayList<>();
         for (int i = 5; i < lines.length; i++) calls.add(decode(new ArrayDeque<>(List.of(lines[i].split(" ")))));
         String wanted = lines[2];
-        List<?> first = (List<?>) calls.get(0);
-        Method method = find(classes, wanted, first);
+        Method method = find(classes, wanted, calls);
         Object field = method == null ? function(classes, wanted) : null;
-        if (field != null) method = find(List.of(field.getClass().getInterfaces()), null, first);
+        if (field != null) method = find(List.of(field.getClass().getInterfaces()), null, calls);
         if (method == null) {
             for (String name : lines[3].split(" ")) {
-                if (method == null && !defined(classes, wanted)) method = find(classes, name, first);
+                if (method == null && !defined(classes, wanted)) method = find(classes, name, calls);
             }
         }
         if (method == null) {
@@ -175,10 +174,11 @@ public class Worker {
     }
 
     /**
-     * The first method of that name which takes these arguments, else the first of that name and number. Without a name:
-     * the method that an interface leaves to a lambda.
+     * The first method of that name which takes the arguments of all calls, else the first of that name and number.
+     * Without a name: the method that an interface leaves to a lambda.
      */
-    private static Method find(List<Class<?>> classes, String name, List<?> values) {
+    private static Method find(List<Class<?>> classes, String name, List<Object> calls) {
+        List<?> values = (List<?>) calls.get(0);
         Method close = null;
         for (Class<?> one : classes) {
             for (Method method : methods(one)) {
@@ -187,7 +187,7 @@ public class Worker {
                 if (name != null && !method.getName().equals(name) || method.isSynthetic() || !fits) continue;
                 if (Modifier.isAbstract(method.getModifiers()) != (name == null)) continue;
                 try {
-                    arguments(method, values);
+                    for (Object call : calls) arguments(method, (List<?>) call);
                     return method;
                 } catch (IllegalArgumentException unfit) {
                     if (close == null) close = method;
@@ -198,11 +198,14 @@ public class Worker {
     }
 
     private static Object make(Class<?> one, List<Class<?>> classes) throws ReflectiveOperationException {
-        if (Modifier.isAbstract(one.getModifiers())) {
-            for (Class<?> other : classes) {
-                if (one.isAssignableFrom(other) && !Modifier.isAbstract(other.getModifiers())) return make(other, classes);
+        for (Class<?> other : classes) {  // a subclass may override the method
+            try {
+                if (one != other && one.isAssignableFrom(other)) return make(other, classes);
+            } catch (NoSuchMethodException | InstantiationException unfit) {
+                // It wants arguments, or is abstract.
             }
         }
+        if (one.isEnum() && one.getEnumConstants().length > 0) return one.getEnumConstants()[0];
         if (one.isMemberClass() && !Modifier.isStatic(one.getModifiers())) {
             Constructor<?> inner = one.getDeclaredConstructor(one.getDeclaringClass());
             inner.setAccessible(true);

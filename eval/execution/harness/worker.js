@@ -18,6 +18,10 @@ const uncurry = (method) => Function.prototype.call.bind(method);
 const push = uncurry(Array.prototype.push);
 const join = uncurry(Array.prototype.join);
 const slice = uncurry(String.prototype.slice);
+const inSet = uncurry(Set.prototype.has);
+const hasOwn = uncurry(Object.prototype.hasOwnProperty);
+const isPrototypeOf = uncurry(Object.prototype.isPrototypeOf);
+const sourceOf = uncurry(Function.prototype.toString);
 const eachInMap = uncurry(Map.prototype.forEach);
 const sizeOfMap = uncurry(getOwnPropertyDescriptor(Map.prototype, "size").get);
 const hexOf = uncurry(Buffer.prototype.toString);
@@ -91,7 +95,7 @@ function own(value, key) {
   return property === undefined ? undefined : property.value;
 }
 
-const PROTOTYPES = "({ array: Array.prototype, map: Map.prototype, object: Object.prototype })";
+const PROTOTYPES = "({ array: Array.prototype, map: Map.prototype, object: Object.prototype, function: Function.prototype })";
 const MAKE = "({ array: () => [], map: () => new Map(), put: (map, key, value) => map.set(key, value) })";
 
 // A decoder whose arrays and maps are those of the realm that `make` comes from.
@@ -120,15 +124,34 @@ function decoder(make) {
 // What to call: a function, and what it is a method of.
 const found = (target, self) => ({ target, self });
 
-// The function called `wanted` as a method of one of the classes or objects: static, or of an instance.
+// Whether a property that is a function is there, and is not one that all functions and objects have.
+function has(object, wanted) {
+  if (object === null || (typeof object !== "function" && typeof object !== "object")) return false;
+  if (typeof object[wanted] !== "function") return false;
+  while (object !== null && !hasOwn(object, wanted)) object = getPrototypeOf(object);
+  return object === null || !inSet(builtIn, object);
+}
+
+// The function called `wanted` as a method of one of the classes or objects: static, of an instance, or of its fields.
 function method(classes_, wanted) {
+  const extended = (one) => {
+    for (let i = 0; i < classes_.length; i++) {
+      if (typeof one === "function" && typeof classes_[i] === "function" && isPrototypeOf(one, classes_[i])) return true;
+    }
+    return false;
+  };
   for (let i = 0; i < classes_.length; i++) {
     const class_ = classes_[i];
-    if (class_ === null || (typeof class_ !== "function" && typeof class_ !== "object")) continue;
-    if (typeof class_[wanted] === "function") return found(class_[wanted], class_);
-    if (typeof class_.prototype?.[wanted] === "function") {
+    if (extended(class_)) continue; // its subclass may override the method
+    if (has(class_, wanted)) return found(class_[wanted], class_);
+    if (typeof class_ !== "function") continue;
+    const inherited = has(class_.prototype, wanted);
+    if (!inherited && slice(sourceOf(class_), 0, 5) !== "class") continue;
+    try {
       const object = construct(class_, []);
-      return found(object[wanted], object);
+      if (has(object, wanted)) return found(object[wanted], object);
+    } catch (error) {
+      if (inherited) throw error;
     }
   }
   return undefined;
@@ -184,6 +207,7 @@ function finish() {
 }
 
 const ours = vm.runInThisContext(PROTOTYPES);
+const builtIn = new Set([ours.object, ours.function]);
 const declared = functions.split(" ").filter(Boolean);
 const classNames = classes.split(" ").filter(Boolean);
 const code = unhex(source).replace(/^\ufeff/, "");
@@ -222,6 +246,7 @@ if (kind === "module") {
   const context = vm.createContext(globals);
   globals.global = vm.runInContext("globalThis", context);
   const theirs = vm.runInContext(PROTOTYPES, context);
+  builtIn.add(theirs.object).add(theirs.function);
   const calls = mode === "cases" ? rest.map(decoder(vm.runInContext(MAKE, context))) : [];
   // A plain object, as it is for files: the answer's own realm made it.
   module.exports = globals.exports = vm.runInContext("({})", context);
@@ -235,7 +260,7 @@ if (kind === "module") {
     const exported = module.exports;
     if (typeof exported?.[names] === "function") return found(exported[names], exported);
     const classes_ = [exported];
-    for (let i = 0; i < classNames.length; i++) push(classes_, look(classNames[i]));
+    for (const name of [...classNames, ...declared]) push(classes_, look(name));
     const last = typeof exported === "function" ? exported : declared[0] && look(declared[0]);
     return method(classes_, names) ?? found(last);
   };

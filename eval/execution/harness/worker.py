@@ -107,11 +107,27 @@ def find(module, names):
     space = module.__dict__
     if wanted in space:
         return wanted, space[wanted]
-    for value in list(space.values()):
-        if isinstance(value, type) and value.__module__ == module.__name__ and wanted in value.__dict__:
-            return wanted, getattr(value(), wanted)
+    own = [value for value in space.values() if isinstance(value, type) and value.__module__ == module.__name__]
+    methods = []
+    for class_ in own:
+        method = next((vars(base)[wanted] for base in class_.__mro__ if base in own and wanted in vars(base)), None)
+        if method is not None:
+            methods.append((class_, method))
+    problem = None
+    for class_, method in methods:
+        if any(class_ in other.__mro__[1:] for other, _ in methods):
+            continue  # its subclass may override the method
+        try:
+            return wanted, getattr(class_ if isinstance(method, (staticmethod, classmethod)) else class_(), wanted)
+        except Exception as error:  # a protocol, or a class that wants arguments
+            problem = problem or error
+    if problem:
+        raise problem
     for name, value in reversed(list(space.items())):
-        if isinstance(value, types.FunctionType) and value.__globals__ is space and name != "main":
+        inner = value
+        while isinstance(getattr(inner, "__wrapped__", None), types.FunctionType):
+            inner = inner.__wrapped__  # of a decorator such as lru_cache
+        if isinstance(inner, types.FunctionType) and inner.__globals__ is space and name != "main":
             return name, value
     return wanted, None
 
@@ -165,18 +181,20 @@ def run_cases(source, names, calls, send, hexed, describe):
 
 
 def make_guard(function, space):
-    """``function``, whose results may not be of the answer's own classes where these say what they are equal to."""
+    """``function``, whose results may not be of the answer's own classes where these have operators of their own."""
     kind, mro, fields, is_type, functions = type, type.__dict__["__mro__"].__get__, vars, isinstance, types.FunctionType
     sequences, mapping, identity, all_, Assertion = (list, tuple), dict, id, all, AssertionError
+    dunder, harmless = str.startswith, frozenset(("__init__", "__new__", "__post_init__", "__repr__", "__str__"))
 
     def trusted(value, seen):
         if identity(value) in seen:
             return True
         seen = {*seen, identity(value)}
         for class_ in mro(kind(value)):
-            method = fields(class_).get("__eq__")
-            if is_type(method, functions) and method.__globals__ is space:
-                return False
+            for name, method in fields(class_).items():
+                operator = dunder(name, "__") and name not in harmless
+                if operator and is_type(method, functions) and method.__globals__ is space:
+                    return False
         if kind(value) is mapping:
             value = [*value, *value.values()]
         return kind(value) not in sequences or all_([trusted(item, seen) for item in value])
@@ -184,7 +202,7 @@ def make_guard(function, space):
     def guarded(*arguments, **named):
         value = function(*arguments, **named)
         if not trusted(value, ()):
-            raise Assertion("the result has an __eq__ of its own")
+            raise Assertion("the result has operators of its own")
         return value
 
     return guarded

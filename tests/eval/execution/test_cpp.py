@@ -65,6 +65,20 @@ def test_the_wanted_function_is_called():
             "by const reference": ("int total(const std::vector<long long>& xs) " + sum_of, TOTAL, "passed"),
             "list": ("int total(std::list<int> xs) " + sum_of, TOTAL, "passed"),
             "deque": ("int total(std::deque<short>&& xs) " + sum_of, TOTAL, "passed"),
+            "long, declared before": (
+                "int total(std::vector<long>&);\nint total(std::vector<long>& xs) " + sum_of, TOTAL, "passed"),
+            "long, overload of a helper": (
+                "int total(std::vector<long>& xs, size_t i) { return i < xs.size() ? xs[i] + total(xs, i + 1) : 0; }\n"
+                "int total(std::vector<long>& xs) { return total(xs, 0); }\n", TOTAL, "passed"),
+            "long, overload of a method": (
+                "struct S {\nint total(const std::vector<long>& xs) { return total(xs, 0); }\nprivate:\n"
+                "int total(const std::vector<long>& xs, size_t i) { return i < xs.size() ? xs[i] + total(xs, i + 1) : 0; }"
+                "\n};\n", TOTAL, "passed"),
+            "long, default argument": (
+                "int total(std::vector<long>& xs, int s = 0) { for (auto x : xs) s += x; return s; }\n", TOTAL, "passed"),
+            "virtual method": (
+                "struct B { virtual int twice(int) = 0; };\nstruct S : B { int twice(int n) override { return 2 * n; } };\n",
+                TWICE, "passed"),
         },
         FAST,
     )  # fmt: skip

@@ -191,6 +191,45 @@ def test_the_wanted_function_is_called():
                 TWICE,
                 "passed",
             ),
+            "abstract base": (
+                "import abc\nclass B(abc.ABC):\n    @abc.abstractmethod\n    def twice(self, n): ...\n"
+                "class S(B):\n    def twice(self, n):\n        return 2 * n\n",
+                TWICE,
+                "passed",
+            ),
+            "base that raises": (
+                "class B:\n    def twice(self, n):\n        raise NotImplementedError\n"
+                "class S(B):\n    def twice(self, n):\n        return 2 * n\n",
+                TWICE,
+                "passed",
+            ),
+            "inherited": (
+                "class B:\n    def __init__(self, k):\n        self.k = k\n    def twice(self, n):\n"
+                "        return self.k * n\nclass S(B):\n    def __init__(self):\n        super().__init__(2)\n",
+                TWICE,
+                "passed",
+            ),
+            "protocol": (
+                "from typing import Protocol\nclass P(Protocol):\n    def twice(self, n: int) -> int: ...\n"
+                "class S:\n    def twice(self, n):\n        return 2 * n\n",
+                TWICE,
+                "passed",
+            ),
+            "static method of a class with arguments": (
+                "class S:\n    def __init__(self, k): ...\n    @staticmethod\n    def twice(n):\n        return 2 * n\n",
+                TWICE,
+                "passed",
+            ),
+            "a class with arguments": (
+                "class S:\n    def __init__(self, k): ...\n    def twice(self, n):\n        return 2 * n\n",
+                TWICE,
+                "runtime_error",
+            ),
+            "cached, another name": (
+                "import functools\n" + helper + "@functools.cache\ndef doubled(n):\n    return 2 * n\n",
+                TWICE,
+                "passed",
+            ),
             "another name": (
                 helper + "def doubled(n):\n    return add(n, n)\ndef main():\n    pass\n",
                 TWICE,
@@ -225,6 +264,12 @@ def test_a_test_program_must_run_to_its_end():
                 "failed",
             ),
             "own __eq__": (equal + "def twice(n):\n    return A(7)\n", PROGRAM, "failed"),
+            "own __add__": (
+                "class A:\n    def __add__(s, o):\n        return 0\n"
+                "def twice(n):\n    return 4 if n == 2 else A()\n",
+                PROGRAM,
+                "failed",
+            ),
             "own __eq__ in a list": (
                 equal + "def twice(n):\n    return [A(7)]\n",
                 ProgramTests("assert twice(2) == [4]\n", entry_point="twice"),
@@ -260,6 +305,7 @@ def test_a_test_program_must_run_to_its_end():
         ("str(n * 2)", "failed", "got '4'"),
         ("10 ** 5000", "failed", "case 0 got"),
         ("'a\\n' * 1000", "failed", "case 0 got 'a"),
+        ("(_ for _ in ()).throw(ValueError(chr(0xD800)))", "runtime_error", "ValueError: ?"),
     ],
 )
 def test_the_detail_says_what_happened(body, status, detail):
