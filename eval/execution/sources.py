@@ -86,7 +86,8 @@ def javascript(answer: str) -> Script:
 def _awaits(node: Node) -> bool:
     """Whether an ``await`` stands outside of all functions, as it may in a module."""
     return any(
-        child.type == "await_expression" or ("function" not in child.type and "method" not in child.type and _awaits(child))
+        child.type == "await_expression"
+        or ("function" not in child.type and "method" not in child.type and _awaits(child))
         for child in node.children
     )
 

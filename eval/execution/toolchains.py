@@ -316,5 +316,5 @@ def _line(message: str) -> str:
 def _shown(errors: str) -> str:
     """The line of an interpreter's or sanitizer's messages that names the error; Python names it last."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    named = [line for line in lines if "rror" in line or "Exception" in line or "Assertion" in line]
+    named = [line for line in lines if "error" in line.lower() or "Exception" in line or "Assertion" in line]
     return (named or lines or [""])[-1 if named and "Traceback" in errors else 0][:_SHOWN_CHARACTERS]

@@ -130,7 +130,7 @@ def test_command_writes_the_page_of_the_best_reference(tmp_path, capsys):
     assert "CodeBLEU of p<1>, reference 1 of 2" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["codebleu", "--pairs", str(pairs), "--explain", "s", "--html", str(tmp_path / "none.html")])
-    assert capsys.readouterr().err.startswith("error: line 2 (id s): a text has the lone surrogate")
+    assert capsys.readouterr().err.startswith("error: line 2 (id s): 'hypothesis' holds a lone surrogate")
     assert not (tmp_path / "none.html").exists()
     with pytest.raises(CodeBLEUError, match="unknown mode"):
         explain("x", "x", "python", mode="other")
