@@ -24,6 +24,7 @@ _OTHERS = (
     (b"BZh", "packed with bzip2", "unpack it: bunzip2 FILE"),
     (b"\xfd7zXZ", "packed with xz", "unpack it: unxz FILE"),
     (b"7z\xbc\xaf", "a 7z archive", "unpack it"),
+    (b"\xff\xfe\0\0", "UTF-32 text", "convert it: iconv -f UTF-32 -t UTF-8 FILE"),
     (b"\xff\xfe", "UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8 FILE"),
     (b"\xfe\xff", "UTF-16 text", "convert it: iconv -f UTF-16 -t UTF-8 FILE"),
     (b"SQLite format 3", "an SQLite database", "write its rows as JSON Lines"),
@@ -38,7 +39,7 @@ _EXPECTED = "expected JSON Lines, a JSON array or Parquet"
 def data_suffix(name: str) -> str | None:
     """The ending of a data file's name (``.jsonl.gz``); None for other files, hidden ones and bare endings."""
     for suffix in (kind + packed for kind in SUFFIXES for packed in PACKED):
-        if name.endswith(suffix) and not name.startswith("."):
+        if name.lower().endswith(suffix) and not name.startswith("."):
             return suffix
     return None
 
@@ -206,7 +207,7 @@ def _refuse_others(path: Path, head: bytes) -> None:
     if b"\x00" in head:
         raise UserError(f"{path}: is a binary file; {_EXPECTED}")
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n")[0].strip()
-    if first and not first.startswith((b"{", b'"')) and not _is_json(first):
+    if first and not first.startswith(b"{") and not _is_json(first):
         shown = first[:40].decode("utf-8", "replace")
         table = any(path.name.removesuffix(packed).endswith((".csv", ".tsv")) for packed in PACKED)
         what = "is a CSV table" if table else f"is no JSON (it starts with {shown!r})"

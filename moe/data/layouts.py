@@ -93,6 +93,8 @@ def parse_fields(fields: Sequence[str]) -> dict[str, str]:
         if part in found or (not name and part != "language"):
             raise UserError(f"fields has {item!r}; expected the name of one field for {part}, once")
         found[part] = name
+    if "text" in found and found["text"] == found.get("code"):
+        raise UserError(f"fields has {found['text']!r} as text and as code; expected two fields")
     return found
 
 
@@ -173,6 +175,8 @@ def pair_parts(layout: Layout, found: Mapping[str, Any], file_language: str | No
     else:
         if layout.answers and found.get("history"):
             raise Skip("of several turns")
+        if layout.answers and found.get("label") is False:  # prompt, completion and label, as KTO trains on
+            raise Skip("labeled as bad answers")
         if layout.make is None:
             text, code = (_joined(found, names) for names in (layout.text, layout.code))
         else:
@@ -265,6 +269,8 @@ def _conversation(name: str) -> Callable[[Mapping[str, Any]], tuple[str, str, st
                 content = "".join(part["text"] for part in content)
             if not isinstance(content, str):
                 raise Skip("with turns that are no text")
+            if role.lower() in _ASSISTANT and turn.get("weight") == 0:  # fine-tuning services' "do not train on it"
+                raise Skip("with an answer of weight 0")
             said.append((role.lower(), content))
         system = [text for role, text in said if role in ("system", "developer")]
         rest = [(role, text) for role, text in said if role not in ("system", "developer")]

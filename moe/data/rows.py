@@ -197,12 +197,15 @@ def _value(found: Mapping[str, Any], key: str) -> Any:
 
 def _checked(name: str, key: str, value: Any) -> Any:
     if key == "reference" and isinstance(value, list):
+        if name == "code" and len(value) > 1:  # lines or tokens of one text, or several texts: nobody knows
+            raise UserError("'code' is a list; expected a string (several solutions are named 'references')")
         return [_checked(name, "", text) for text in value]
     if key == "tests" and isinstance(value, dict):
         value = json.dumps(value)
     number = key == "id" and isinstance(value, int) and not isinstance(value, bool)
     if not isinstance(value, str) and not number and (value is not None or not key):
-        raise UserError(f"{name!r} is {json_type(value)}; expected a string")
+        wanted = "a string or a whole number" if key == "id" else "a string"
+        raise UserError(f"{name!r} is {json_type(value)}; expected {wanted}")
     if isinstance(value, str):
         try:
             value.encode("utf-8")

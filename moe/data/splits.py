@@ -68,7 +68,9 @@ def find_split(directory: Path, split: str) -> list[File]:
 def _candidates(directory: Path) -> Iterator[tuple[str, list[File], Path]]:
     """Splits with files and the form that they are in: a folder, or the directory itself for files named after them."""
     for entry in sorted(directory.iterdir()):
-        if entry.is_dir():
+        if split := _split_of(entry.name):
+            yield split, [(data_language(entry.name), _regular(entry))], directory
+        elif entry.is_dir():
             files = _files(entry)
             by_name = [(_split_of(path.name), language, path) for language, path in files]
             if entry.name == "data" and files and all(split for split, _, _ in by_name):  # as on a hub
@@ -80,8 +82,6 @@ def _candidates(directory: Path) -> Iterator[tuple[str, list[File], Path]]:
                         yield split, [(language_key(entry.name), path)], directory
             elif files:
                 yield entry.name, files, entry
-        elif (split := _split_of(entry.name)) and entry.is_file():
-            yield split, [(data_language(entry.name), entry)], directory
 
 
 def _files(folder: Path) -> list[File]:
@@ -89,7 +89,15 @@ def _files(folder: Path) -> list[File]:
     if saved:
         return [(None, path) for path in saved]
     paths = (path for path in sorted(folder.iterdir()) if data_suffix(path.name) and path.name not in _ABOUT)
-    return [(data_language(path.name), path) for path in paths if path.is_file()]
+    return [(data_language(path.name), _regular(path)) for path in paths]
+
+
+def _regular(path: Path) -> Path:
+    """The path of a file; leaving out what only has the name of one would silently train on a part of the data."""
+    if not path.is_file():
+        what = "a folder" if path.is_dir() else "a link to nothing" if path.is_symlink() else "no regular file"
+        raise UserError(f"{path}: is {what}; expected a data file, as its name says: put one there or rename it")
+    return path
 
 
 def _split_of(name: str) -> str | None:
@@ -105,7 +113,7 @@ def _split_of(name: str) -> str | None:
 
 
 def _stem(name: str) -> str:
-    return name.removesuffix(data_suffix(name) or "").lower()
+    return name.lower().removesuffix(data_suffix(name) or "")
 
 
 def _refuse_two_forms(paths: list[Path]) -> None:

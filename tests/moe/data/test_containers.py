@@ -101,6 +101,8 @@ OTHERS = {
     "bz2": (bz2.compress(lines()), "is packed with bzip2; unpack it"),
     "xz": (lzma.compress(lines()), "is packed with xz; unpack it"),
     "utf16": (lines().decode().encode("utf-16"), "is UTF-16 text; convert it"),
+    "utf32": (lines().decode().encode("utf-32"), "is UTF-32 text; convert it"),
+    "quoted-csv": (b'"text","code"\n"a","x = 1"\n', 'is no JSON .it starts with \'"text","code"\''),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer in place of the data"),
     "web": (b"\n<!DOCTYPE html>\n<html>", "is a web page; download the file itself"),
     "binary": (b"{\x00\x01" * 100, "is a binary file; expected JSON Lines"),

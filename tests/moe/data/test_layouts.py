@@ -203,3 +203,17 @@ def test_benchmarks_as_they_are(shared_data):
             if language == "python":
                 for pair in pairs:
                     compile(pair.code, pair.id or "", "exec")
+
+
+def test_answers_that_are_marked_as_bad_are_left_out(tmp_path):
+    rows = [{"prompt": f"T{i}", "completion": CODE, "label": i > 0} for i in range(2)]
+    pairs, said = read(tmp_path, *rows)
+    assert [pair.text for pair in pairs] == ["T1"] and "left out 1 labeled as bad answers" in said
+    rows = [{"messages": [turn("user", f"T{i}"), turn("assistant", CODE) | {"weight": i}]} for i in range(2)]
+    pairs, said = read(tmp_path, *rows)
+    assert [pair.text for pair in pairs] == ["T1"] and "left out 1 with an answer of weight 0" in said
+
+
+def test_one_field_is_not_both_text_and_code():
+    with pytest.raises(UserError, match="fields has 'code' as text and as code"):
+        parse_fields(["text=code", "code=code"])
