@@ -191,7 +191,10 @@ def _chat_template(directory: Path) -> str:
 
 
 def _default(chat: object) -> str:
-    """A chat template as text; of several named ones, ``[{"name": ..., "template": ...}, ...]``, the default."""
+    """A chat template as text; of several named ones, an object or a list of ``{"name": ..., "template": ...}``, the
+    default."""
+    if isinstance(chat, dict):
+        chat = chat.get("default")
     if isinstance(chat, list):
         chat = next((x.get("template") for x in chat if isinstance(x, dict) and x.get("name") == "default"), "")
     return chat if isinstance(chat, str) else ""

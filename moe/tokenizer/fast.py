@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe.errors import UserError
+from moe.errors import Notice, UserError
 from moe.tokenizer.base import CONTROL_SHAPE, SPACE, ByteEscape, SpecialTokens, Tokenizer, token_bytes
 from moe.tokenizer.files import missing_role, tokenizer_config, tokenizer_files
 from moe.tokenizer.pipeline import byte_alphabet
@@ -54,6 +55,7 @@ class JsonTokenizer(Tokenizer):
             raise UserError(f"{source}: not a tokenizer.json of the tokenizers library ({error!r})") from error
         if vocab is None:
             raise UserError(f"{source}: a {spec['model']['type']} vocabulary; expected BPE")
+        _refuse_shared_ids(vocab, {name: index for name, (index, _) in added.items()}, source)
         self._content = self.pipeline = content
         ends = {
             name for role, name in (roles or {}).items() if role in ("bos", "eos")
@@ -69,7 +71,7 @@ class JsonTokenizer(Tokenizer):
         plain, alphabet, dummy_prefix = _plain_pipeline(spec, source)
         plain["model"]["vocab"] = {name: index for name, index in vocab.items() if name not in control}
         plain["added_tokens"] = [
-            {**token, "lstrip": False, "rstrip": False, "single_word": False}
+            {**token, "lstrip": False, "rstrip": False}
             for token in plain["added_tokens"] or ()
             if token["content"] in literal
         ]
@@ -138,6 +140,18 @@ class JsonTokenizer(Tokenizer):
         return tokenizer_files(self._content, tokenizer_config(self._names, self._roles, {}), chat_template)
 
 
+def _refuse_shared_ids(vocab: Mapping[str, int], added: Mapping[str, int], source: str | Path) -> None:
+    """Text would become another token, maybe a control token, if an added token had the id of that one."""
+    names: dict[int, str] = {index: name for name, index in vocab.items()}
+    for name, index in added.items():
+        other = names.setdefault(index, name)
+        if other != name or vocab.get(name, index) != index:
+            where = f"{other!r} has that id" if other != name else f"the vocabulary has it as {vocab[name]}"
+            raise UserError(
+                f"{source}: the added token {name!r} has id {index}, but {where}; expected an id of its own"
+            )
+
+
 def _holds(text: str, missing: frozenset[int]) -> bool:
     data = text.encode()
     return len(data.translate(None, bytes(missing))) != len(data)
@@ -148,6 +162,8 @@ def _plain_pipeline(spec: dict, source: str | Path) -> tuple[dict, dict[str, int
     and whether a space goes before each text."""
     plain = {**spec, "model": {**spec["model"], "dropout": None}, "truncation": None, "padding": None}
     plain["post_processor"] = None
+    if spec["model"].get("end_of_word_suffix") or spec["model"].get("continuing_subword_prefix"):
+        raise UserError(f"{source}: its pieces depend on the ends of words, so code would not come back as it was")
     plain["normalizer"], prefixed = _plain_normalizer(spec.get("normalizer"), source)
     steps = _steps(spec.get("pre_tokenizer"), "pretokenizers")
     for step in steps:
@@ -211,10 +227,28 @@ def _roles(
     eos = found["eos"]
     if eos is None:
         raise UserError(f"{source}: no end token is known; name it as eos_token in tokenizer_config.json beside it")
-    if add_bos is None:  # the post-processor says so; it lists the special tokens that it puts in
-        listed = json.dumps(spec.get("post_processor"))
-        add_bos = any(control[name] == found["bos"] and json.dumps(name) in listed for name in control)
+    begins = _begins(spec, control, found["bos"])
+    if add_bos is None:
+        add_bos = begins
+    elif add_bos != begins:
+        put = "put one" if begins else "put none"
+        warnings.warn(
+            f"{source} would {put} before a text, while tokenizer_config.json says add_bos_token {str(add_bos).lower()}"
+            ", which is followed; correct one of them if that is wrong",
+            Notice,
+            stacklevel=2,
+        )
     return SpecialTokens(found["bos"], eos, eos if found["pad"] is None else found["pad"], found["unk"], add_bos)
+
+
+def _begins(spec: Mapping[str, Any], control: Mapping[str, int], bos: int | None) -> bool:
+    """Whether the post-processor puts the begin token before a single text."""
+    for step in _steps(spec.get("post_processor"), "processors"):
+        first = (step.get("single") or [{}])[0] if step["type"] == "TemplateProcessing" else {}
+        name = first["SpecialToken"]["id"] if "SpecialToken" in first else (step.get("cls") or [None])[0]
+        if name is not None and bos is not None and control.get(name) == bos:
+            return True
+    return False
 
 
 def _escape(

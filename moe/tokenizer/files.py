@@ -85,6 +85,20 @@ def read_added(directory: Path) -> dict[str, int]:
     return added
 
 
+def read_text_tokens(directory: Path) -> set[str]:
+    """Reads which of the tokens that the config adds stand for text: those that it does not call special."""
+    listed = read_json(directory / CONFIG_FILE).get("added_tokens_decoder")
+    tokens = listed.values() if isinstance(listed, dict) else ()
+    return {str(token.get("content")) for token in tokens if isinstance(token, dict) and token.get("special") is False}
+
+
+def reads_without_prefix(directory: Path) -> bool:
+    """Whether the config takes away the space that a Llama tokenizer puts before each text."""
+    config = read_json(directory / CONFIG_FILE)
+    kind = str(config.get("tokenizer_class"))
+    return kind in ("LlamaTokenizer", "LlamaTokenizerFast") and config.get("add_prefix_space") is False
+
+
 def missing_role(role: str, name: str, source: str | Path) -> str:
     """The message for a token with a role that the vocabulary, or the embedding, lacks."""
     what = {"bos": "begin", "eos": "end", "unk": "unknown"}[role]
@@ -98,7 +112,9 @@ def read_chat_tokens(directory: Path) -> tuple[tuple[str, str], ...]:
     """Reads the tokens that a chat template may use by name (``bos_token``, ``eos_token`` ...)."""
     found = {}
     for name in (SPECIAL_FILE, CONFIG_FILE):
-        for key, token in read_json(directory / name).items():
+        content = read_json(directory / name)
+        extra = content.get("extra_special_tokens")  # names of the model's own, such as image_token
+        for key, token in [*content.items(), *(extra.items() if isinstance(extra, dict) else ())]:
             token = token.get("content") if isinstance(token, dict) else token
             if key.endswith("_token") and isinstance(token, str):
                 found[key] = token

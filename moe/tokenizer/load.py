@@ -13,7 +13,15 @@ from moe.errors import Notice, UserError
 from moe.tokenizer import sentencepiece_model as proto
 from moe.tokenizer.base import Tokenizer
 from moe.tokenizer.fast import JsonTokenizer
-from moe.tokenizer.files import JSON_FILE, MODEL_FILE, read_add_bos, read_added, read_roles
+from moe.tokenizer.files import (
+    JSON_FILE,
+    MODEL_FILE,
+    read_add_bos,
+    read_added,
+    read_roles,
+    read_text_tokens,
+    reads_without_prefix,
+)
 from moe.tokenizer.spm import SentencePieceTokenizer
 
 VERSIONED_MODEL = re.compile(r".*\.model(?:\.v\d+)?(?:m\d+)?")
@@ -43,12 +51,20 @@ def load_tokenizer(path: str | Path, rows: int | None = None) -> Tokenizer:
     if VERSIONED_MODEL.fullmatch(file.name):
         if rows is not None:
             added = _with_rows(added, rows, folder, roles)
-        tokenizer: Tokenizer = SentencePieceTokenizer(_read(file), added, roles, add_bos is not False, source=file)
-        if path.is_dir() and (folder / JSON_FILE).is_file() and _same_tokens(folder):
+        bare = reads_without_prefix(folder)
+        data = proto.without_dummy_prefix(_read(file)) if bare else _read(file)
+        tokenizer: Tokenizer = SentencePieceTokenizer(data, added, roles, add_bos is not False, source=file)
+        if path.is_dir() and not bare and (folder / JSON_FILE).is_file() and _same_tokens(folder):
             tokenizer.pipeline = _text(folder / JSON_FILE)
         return tokenizer
     if file.suffix == ".json":
-        return JsonTokenizer(_completed(_text(file), added, rows, file, roles), roles, add_bos, source=file)
+        tokenizer = JsonTokenizer(_completed(_text(file), added, rows, file, roles), roles, add_bos, source=file)
+        if tokenizer.adds_prefix_space and reads_without_prefix(folder):
+            raise UserError(
+                f"{folder}: tokenizer_config.json says add_prefix_space false, but {JSON_FILE} puts a space before "
+                f"each text; add the model's {MODEL_FILE}, or take that key out"
+            )
+        return tokenizer
     raise UserError(f"{file}: not a tokenizer file; expected {MODEL_FILE} or {JSON_FILE}")
 
 
@@ -169,8 +185,12 @@ def _completed(content: str, added: Mapping[str, int], rows: int | None, file: P
         }
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return content  # the loader says what is wrong
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    listed += [{"id": index, "content": name, **flags} for name, index in sorted(new.items(), key=lambda x: x[1])]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    text = read_text_tokens(file.parent)
+    listed += [
+        {"id": index, "content": name, "special": name not in text, **flags}
+        for name, index in sorted(new.items(), key=lambda x: x[1])
+    ]
     kept = listed
     if rows is not None and not any(index >= rows for index in _ids(vocab)):
         left = _with_rows({token["content"]: int(token["id"]) for token in listed}, rows, file.parent, roles)

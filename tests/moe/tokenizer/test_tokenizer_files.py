@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from moe.errors import UserError
+from moe.errors import Notice, UserError
 from moe.tokenizer import Tokenizer, load_tokenizer, sentencepiece_model, tokenizer_from_gguf, train_sentencepiece
 from moe.tokenizer.fast import JsonTokenizer
 from moe.tokenizer.pipeline import byte_alphabet
@@ -289,3 +289,87 @@ def test_a_tokenizer_json_that_is_no_json(tmp_path: Path) -> None:
         (tmp_path / "tokenizer.json").write_bytes(content)
         with pytest.raises(UserError, match=complaint):
             load_tokenizer(tmp_path)
+
+
+def step(kind: str, before: list[str], after: list[str], pair: list[str]) -> dict[str, Any]:
+    """A post-processor that puts tokens before and after a text, and others before a pair of texts."""
+    if kind == "RobertaProcessing":
+        return {"type": kind, "cls": [before[0], 1], "sep": [after[0], 0]}
+    parts = [{"SpecialToken": {"id": name, "type_id": 0}} for name in before]
+    single = [*parts, {"Sequence": {"id": "A"}}, *({"SpecialToken": {"id": name, "type_id": 0}} for name in after)]
+    special = {name: {"id": name, "ids": [0], "tokens": [name]} for name in (*before, *after, *pair)}
+    made = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special}
+    return {"type": "Sequence", "processors": [{"type": "ByteLevel"}, made]} if kind == "Sequence" else made
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "after", "pair", "begins"),
+    [
+        ("TemplateProcessing", ["<|begin|>"], [], [], True),
+        ("Sequence", ["<|begin|>"], ["<|end|>"], [], True),
+        ("RobertaProcessing", ["<|begin|>"], ["<|end|>"], [], True),
+        ("TemplateProcessing", [], ["<|begin|>"], [], False),  # a token that begins and ends texts, put at the end
+        ("Sequence", [], [], ["<|begin|>"], False),
+        ("RobertaProcessing", ["<|end|>"], ["<|begin|>"], [], False),
+    ],
+)
+def test_the_begin_token_counts_only_before_a_text(byte_level, kind, before, after, pair, begins) -> None:
+    content = json.dumps({**byte_level, "post_processor": step(kind, before, after, pair)})
+    roles = {"bos": "<|begin|>", "eos": "<|end|>"}
+    assert JsonTokenizer(content, roles).add_bos is begins
+    with pytest.warns(Notice, match=f"would put {'one' if begins else 'none'} before a text"):
+        assert JsonTokenizer(content, roles, add_bos=not begins).add_bos is not begins
+
+
+@pytest.mark.parametrize(
+    ("token", "complaint"),
+    [
+        ({"id": 0, "content": "foo"}, "'foo' has id 0, but '<|end|>' has that id"),
+        ({"id": 5, "content": "foo"}, "'foo' has id 5, but .* has that id"),
+        ({"id": 900, "content": "re"}, "'re' has id 900, but the vocabulary has it as 258"),
+    ],
+)
+def test_added_tokens_that_share_an_id_are_refused(byte_level, token, complaint) -> None:
+    added = [*byte_level["added_tokens"], {**CONTROL, "special": False, **token}]
+    with pytest.raises(UserError, match=complaint):
+        JsonTokenizer(json.dumps({**byte_level, "added_tokens": added}), {"eos": "<|end|>"})
+
+
+def test_pieces_at_the_ends_of_words_are_refused(byte_level) -> None:
+    content = {**byte_level, "model": {**byte_level["model"], "end_of_word_suffix": "</w>"}}
+    with pytest.raises(UserError, match="pieces depend on the ends of words"):
+        JsonTokenizer(json.dumps(content), {"eos": "<|end|>"})
+
+
+def test_single_words_stay_single_words(byte_level) -> None:
+    added = [
+        *byte_level["added_tokens"],
+        {**CONTROL, "id": 259, "content": "foo", "special": False, "single_word": True},
+    ]
+    tokenizer = JsonTokenizer(json.dumps({**byte_level, "added_tokens": added}), {"eos": "<|end|>"})
+    assert 259 in tokenizer.encode("a foo b") and 259 not in tokenizer.encode("food")
+
+
+def test_tokens_that_the_config_adds_as_text_are_found_in_text(byte_level, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(json.dumps(byte_level))
+    listed = {"259": {**CONTROL, "content": "NEW", "special": False}, "260": {**CONTROL, "content": "OLD"}}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"eos_token": "<|end|>", "added_tokens_decoder": listed})
+    )
+    tokenizer = load_tokenizer(tmp_path)
+    assert 259 in tokenizer.encode("NEW OLD") and 260 not in tokenizer.encode("NEW OLD")
+    assert tokenizer.decode(tokenizer.encode("NEW OLD")) == "NEW OLD"
+
+
+def test_a_llama_tokenizer_without_the_space_before_texts(directory: Path) -> None:
+    config = directory / "tokenizer_config.json"
+    before = load_tokenizer(directory)
+    change(config, add_prefix_space=False)
+    assert same(before, load_tokenizer(directory)), "only Llama's classes know the key"
+    change(config, tokenizer_class="LlamaTokenizer")
+    tokenizer = load_tokenizer(directory)
+    assert tokenizer.encode("return") == before.encode_continued("return") != before.encode("return")
+    assert tokenizer.decode(tokenizer.encode(" return")) == " return" and not tokenizer.adds_prefix_space
+    with pytest.raises(UserError, match="says add_prefix_space false"):
+        (directory / "tokenizer.model").unlink()
+        load_tokenizer(directory)
