@@ -12,6 +12,7 @@ import torch
 
 from checkpoints.model_io import load_model, save_model
 from moe.data.chat_template import TEMPLATE_FILE
+from moe.data.rendering import render
 from moe.errors import Notice, UserError
 from moe.inference.answers import Question, Writer
 from moe.tokenizer import train_sentencepiece
@@ -101,7 +102,8 @@ def test_a_guess_is_announced_in_one_line(saved, tmp_path, capsys):
         assert load_model(directory).template == "mistral-instruct"
     config = json.loads((directory / "tokenizer_config.json").read_text())
     broken = FOREIGN + "{{ raise_exception('only for tools') }}"
-    for chat in (broken, [{"name": "tools", "template": "x"}, {"name": "default", "template": broken}]):
+    listed = [{"name": "tools", "template": "x"}, {"name": "default", "template": broken}]
+    for chat in (broken, listed, {"tools": "x", "default": broken}):
         (directory / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": chat}))
         with pytest.warns(Notice, match=r"only for tools.*guess from \[INST\] in its chat template"):
             assert load_model(directory).template == "mistral-instruct"
@@ -114,6 +116,16 @@ def test_a_guess_is_announced_in_one_line(saved, tmp_path, capsys):
         assert load_model(directory, template="plain").template == "plain"
     with pytest.raises(UserError, match="unknown prompt template 'plane'"):
         load_model(directory, template="plane")
+
+
+def test_a_chat_template_can_name_the_extra_tokens_of_its_model(saved):
+    directory = saved(None)
+    path = directory / "tokenizer_config.json"
+    chat = "{{ turn_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    extra = {"extra_special_tokens": {"turn_token": "[INST]"}, "chat_template": chat}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **extra}))
+    tokenizer = load_model(directory).tokenizer
+    assert render(tokenizer.chat, [{"role": "user", "content": "x"}]) == "[INST]x"
 
 
 def test_a_template_that_is_given_replaces_the_chat_template_too(saved, tmp_path):
