@@ -164,6 +164,28 @@ def _pattern(settings: Mapping[str, Any], key: str, module: str, source: Path) -
     return next((patterns[name] for name in names if re.match(rf"(.*\.)?({name})$", module)), None)
 
 
+def _check_applied(settings: Mapping[str, Any], layer: int, name: str, source: Path) -> None:
+    """Raises :class:`UserError` where the settings leave out a module with tensors: PEFT would not load these."""
+    wanted, excluded = settings.get("target_modules"), settings.get("exclude_modules")
+    layers = settings.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers
+
+    def among(names: Any) -> bool:
+        return any(name == str(one) or name.endswith(f".{one}") for one in names)
+
+    left_out = {
+        "layers_to_transform": bool(layers) and not (isinstance(layers, list) and layer in layers),
+        "target_modules": isinstance(wanted, list) and not among(wanted),
+        "exclude_modules": isinstance(excluded, list) and among(excluded),
+    }
+    for key, left in left_out.items():
+        if left:
+            raise UserError(
+                f"{source}: {key} is {str(settings[key])[:80]}, which leaves out {name}, but the adapter has tensors "
+                "of it; correct that setting, or save the adapter again"
+            )
+
+
 def _pair(
     place: Place,
     sides: Mapping[str, StoredTensor],
@@ -178,6 +200,7 @@ def _pair(
         raise UserError(f"{source}: lora_{lacking.pop()} of {name} is missing; save the adapter again")
     a, b = sides["A"], sides["B"]
     config_file = source.with_name(ADAPTER_CONFIG)
+    _check_applied(settings, layer, name, config_file)
     own = {key: _pattern(settings, pattern, name, config_file) for key, pattern in _PATTERNS.items()}
     reader = ConfigReader(
         {key: settings.get(key) if value is None else value for key, value in own.items()}, config_file

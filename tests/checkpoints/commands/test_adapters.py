@@ -200,6 +200,10 @@ def test_damaged_and_foreign_adapters_are_told(tmp_path, base, mixture, hf_model
         ({"peft_type": "LOHA"}, "peft_type is 'LOHA'; expected 'LORA'"),
         ({"rank_pattern": {"(a+)+": 3}}, "rank_pattern has '(a+)+'"),
         ({"alpha_pattern": ["x"]}, "alpha_pattern has"),
+        ({"layers_to_transform": 7}, "layers_to_transform is 7, which leaves out model.layers."),
+        ({"layers_to_transform": "0"}, "layers_to_transform is 0, which leaves out model.layers."),
+        ({"target_modules": ["gate_proj", "mlp.up_proj"]}, ", which leaves out model.layers.0.mlp.down_proj"),
+        ({"exclude_modules": ["layers.1.mlp.up_proj"]}, ", which leaves out model.layers.1.mlp.up_proj"),
         ({"rank_pattern": "up_proj"}, "rank_pattern has 'up_proj'"),
         ({"something_new": {"rank": 3}}, "something_new is {'rank': 3}, which an expert cannot represent"),
     ):
