@@ -49,8 +49,9 @@ class JsonTokenizer(Tokenizer):
     ) -> None:
         try:
             spec = json.loads(content)
-            added = {token["content"]: (token["id"], token["special"]) for token in spec["added_tokens"] or ()}
+            added = {token["content"]: (int(token["id"]), token["special"]) for token in spec["added_tokens"] or ()}
             vocab = dict(spec["model"]["vocab"]) if spec["model"].get("type", "BPE") == "BPE" else None
+            vocab = vocab and {name: int(index) for name, index in vocab.items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UserError(f"{source}: not a tokenizer.json of the tokenizers library ({error!r})") from error
         if vocab is None:
@@ -227,7 +228,10 @@ def _roles(
     eos = found["eos"]
     if eos is None:
         raise UserError(f"{source}: no end token is known; name it as eos_token in tokenizer_config.json beside it")
-    begins = _begins(spec, control, found["bos"])
+    try:
+        begins = _begins(spec, control, found["bos"])
+    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        raise UserError(f"{source}: its post_processor is broken ({error!r})") from error
     if add_bos is None:
         add_bos = begins
     elif add_bos != begins:

@@ -373,3 +373,17 @@ def test_a_llama_tokenizer_without_the_space_before_texts(directory: Path) -> No
     with pytest.raises(UserError, match="says add_prefix_space false"):
         (directory / "tokenizer.model").unlink()
         load_tokenizer(directory)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"added_tokens": [{**CONTROL, "id": [1], "content": "x"}]}, "not a tokenizer.json"),
+        ({"model": {"type": "BPE", "vocab": {"a": [1]}, "merges": []}}, "not a tokenizer.json"),
+        ({"post_processor": []}, "its post_processor is broken"),
+        ({"post_processor": {"type": "TemplateProcessing", "single": [1]}}, "its post_processor is broken"),
+    ],
+)
+def test_broken_parts_give_one_line(byte_level, changes, complaint) -> None:
+    with pytest.raises(UserError, match=complaint):
+        JsonTokenizer(json.dumps({**byte_level, **changes}), {"eos": "<|end|>", "bos": "<|begin|>"})
