@@ -273,12 +273,10 @@ def answer_code(answer: str, language: str) -> str:
 
     Fences in a docstring are code. JavaScript takes a fenced block for template strings, so a leading fence is none.
     """
-    fenced = answer.lstrip().startswith(("```", "~~~"))
-    return (
-        answer
-        if not fenced and not _parse(language, answer.removeprefix("\ufeff")).has_error
-        else extract_code(answer, language)
-    )
+    text = answer.removeprefix("\ufeff")
+    if text.lstrip().startswith(("```", "~~~")) or _parse(language, text).has_error:
+        return extract_code(text, language)
+    return answer
 
 
 def without_main(answer: str) -> str:
