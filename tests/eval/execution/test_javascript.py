@@ -173,6 +173,13 @@ def test_a_test_program_must_run_to_its_end():
             "assert module": (WRONG, ProgramTests("require('assert').strictEqual(twice(2), 4);"), "failed"),
             "deepEqual": ("const same = (xs) => [...xs];\n", ProgramTests(
                 "require('assert').deepStrictEqual(same([1, [2]]), [1, [2]]);"), "passed"),
+            "what Node makes": ("const same = (xs) => structuredClone(xs);\n", ProgramTests(
+                "require('assert').deepStrictEqual(same([1, [2]]), [1, [2]]);\n"
+                "if (!(Buffer.from('a') instanceof Uint8Array)) throw 'another realm';"), "passed"),
+            "names of Node": (
+                "const module = 1, require = 2;\nfunction Buffer() {}\nfunction setTimeout() {}\nvar console = {};\n"
+                "function process(n) { return 2 * n; }\nvar String, Object, Array, Error;\n",
+                ProgramTests("if (process(2) !== 4) throw 'no';"), "passed"),
             "module": ("export " + RIGHT, asserts, "passed"),
         },
     )  # fmt: skip
