@@ -164,16 +164,16 @@ def _cpp(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Ver
             flags = ("-Wno-error=return-type", *flags)  # an end that is reached
     for kind in kinds:
         # With the harness's headers in front an answer may leave out its own; without them none of its names clash.
-        error = None
+        error = ""  # the first attempt's
         for first, overloaded in ((True, False), (True, True), (False, False)):
-            if overloaded and error and _OVERLOADED not in error.error:
+            if overloaded and _OVERLOADED not in error:
                 continue
             built = builds.cpp(sandbox, _cpp_source(task, first, overloaded), kind, flags, task.precompile and first)
-            error = error or built
+            error = error or built.error
             if not built.error or built.timed_out or any(lack in built.error for lack in _LACKS):
                 break
         if built.error:
-            yield Verdict("timeout" if built.timed_out else "compile_error", _line(error.error))
+            yield Verdict("timeout" if built.timed_out else "compile_error", _line(error))
             return
         request = "\n".join([task.secret, *(calls(tests) if isinstance(tests, CaseTests) else ())]).encode()
         sanitized = kind is SANITIZED
