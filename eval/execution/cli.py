@@ -14,6 +14,7 @@ from eval.execution.cases import CaseTests
 from eval.execution.judge import check_language, judge_many
 from eval.execution.limits import Limits
 from eval.execution.pass_at_k import mean_pass_at_k
+from eval.execution.sources import answer_code
 from eval.execution.toolchains import PACKAGES, STATUSES, Verdict, missing_tools
 from moe.data.rows import Judged, describe_judged, read_judged
 from moe.errors import UserError
@@ -33,7 +34,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "execution",
         help="run code against its test cases",
         description="Runs the answer of each row (in a row without one, the reference) against the row's tests and "
-        "prints the pass rate per language. " + CONTAINMENT,
+        "prints the pass rate per language. Code is taken out of an answer's fenced block. " + CONTAINMENT,
     )
     parser.add_argument(
         "--pairs",
@@ -90,7 +91,9 @@ def main(args: argparse.Namespace) -> int:
     for language in dict.fromkeys(row.language for row, _ in usable):
         if tools := missing_tools(language):
             print(f"{' and '.join(tools)} not found on the path; install {PACKAGES[tools[0]]}", file=sys.stderr)
-    jobs = [(row.language, row.code, tests) for row, tests in usable]
+    jobs = [
+        (row.language, answer_code(row.code, row.language) if row.answer else row.code, tests) for row, tests in usable
+    ]
     verdicts: list[Verdict] = []
     try:
         for verdict in judge_many(jobs, limits, args.workers):

@@ -26,6 +26,7 @@ _SANITIZED_SLOWER = 4  # times as long as the plain program
 _SHOWN_CHARACTERS = 500
 # Errors that an answer has without the harness's headers in front, too: they only add names.
 _LACKS = ("was not declared in this scope", "does not name a type", "[-Werror=return-type]")
+_OVERLOADED = "unresolved overloaded function"  # the C library has a function of that name, too
 _CPP_TYPES = {"float": "double", "bool": "bool", "str": "std::string"}
 
 
@@ -163,14 +164,16 @@ def _cpp(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Ver
             flags = ("-Wno-error=return-type", *flags)  # an end that is reached
     for kind in kinds:
         # With the harness's headers in front an answer may leave out its own; without them none of its names clash.
-        for first in (True, False):
-            built = builds.cpp(sandbox, _cpp_source(task, first), kind, flags, task.precompile and first)
-            if first:
-                error = built
+        error = ""  # the first attempt's
+        for first, overloaded in ((True, False), (True, True), (False, False)):
+            if overloaded and _OVERLOADED not in error:
+                continue
+            built = builds.cpp(sandbox, _cpp_source(task, first, overloaded), kind, flags, task.precompile and first)
+            error = error or built.error
             if not built.error or built.timed_out or any(lack in built.error for lack in _LACKS):
                 break
         if built.error:
-            yield Verdict("timeout" if built.timed_out else "compile_error", _line(error.error))
+            yield Verdict("timeout" if built.timed_out else "compile_error", _line(error))
             return
         request = "\n".join([task.secret, *(calls(tests) if isinstance(tests, CaseTests) else ())]).encode()
         sanitized = kind is SANITIZED
@@ -184,7 +187,7 @@ def _cpp(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Ver
         )
 
 
-def _cpp_source(task: Task, header_first: bool) -> str:
+def _cpp_source(task: Task, header_first: bool, overloaded: bool = False) -> str:
     tests, header = task.tests, '#include "judged.hpp"\n'
     if isinstance(tests, ProgramTests):
         answer = without_main(task.answer) if cpp(tests.after).main else task.answer
@@ -194,7 +197,11 @@ def _cpp_source(task: Task, header_first: bool) -> str:
     undefine = "".join(f"#undef {macro}\n" for macro in file.macros)
     function = file.find(tests.function, len(tests.parameters))
     name = f"::{function.name}"
-    if function.kind == "generic" or (function.kind == "plain" and function.parameters != len(tests.parameters)):
+    if (
+        function.kind == "generic"
+        or (overloaded and function.kind == "plain")
+        or (function.kind == "plain" and function.parameters != len(tests.parameters))
+    ):
         own = len(function.types) >= len(tests.parameters)
         types = ", ".join(
             f"std::decay_t<{function.types[i]}>" if own else _cpp_type(tests, i) for i in range(len(tests.parameters))

@@ -30,6 +30,7 @@ const string = String;
 const writeSync = fs.writeSync;
 const apply = Reflect.apply;
 const construct = Reflect.construct;
+const once = process.once.bind(process);
 const exit = process.reallyExit.bind(process);
 
 const [, , mode, kind, requestFd, resultsFd] = process.argv;
@@ -203,7 +204,7 @@ function finish() {
     send(broken === undefined ? "E" : `A ${broken}`);
     exit(0);
   };
-  process.once("beforeExit", end);
+  once("beforeExit", end);
 }
 
 const ours = vm.runInThisContext(PROTOTYPES);
@@ -252,6 +253,10 @@ if (kind === "module") {
   module.exports = globals.exports = vm.runInContext("({})", context);
   const before = names ? own(globals, names) : undefined;
   const isDeclared = declared.includes(names);
+  if (mode === "program") {
+    const { require, module, exports, __filename, __dirname } = globals;
+    Object.assign(globalThis, { require, module, exports, __filename, __dirname });
+  }
   const find = () => {
     const look = (name) => vm.runInContext(name, context);
     if (isDeclared) return found(look(names));
@@ -270,7 +275,9 @@ if (kind === "module") {
       importModuleDynamically: vm.constants?.USE_MAIN_CONTEXT_DEFAULT_LOADER,
     });
     started = true;
-    script.runInContext(context);
+    // Tests share the realm with the answer anyway, and in this one what Node makes has the usual prototypes.
+    if (mode === "program") script.runInThisContext();
+    else script.runInContext(context);
     if (mode === "cases") runCases(find, [theirs, ours], calls);
     else finish();
   } catch (error) {

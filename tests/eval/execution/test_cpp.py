@@ -65,6 +65,8 @@ def test_the_wanted_function_is_called():
             "by const reference": ("int total(const std::vector<long long>& xs) " + sum_of, TOTAL, "passed"),
             "list": ("int total(std::list<int> xs) " + sum_of, TOTAL, "passed"),
             "deque": ("int total(std::deque<short>&& xs) " + sum_of, TOTAL, "passed"),
+            "name of the C library": (
+                "double read(long n) { return n + 0.5; }\n", cases("read", ["int"], "float", (2, 2.5)), "passed"),
             "long, declared before": (
                 "int total(std::vector<long>&);\nint total(std::vector<long>& xs) " + sum_of, TOTAL, "passed"),
             "long, overload of a helper": (

@@ -78,6 +78,13 @@ def test_the_wanted_method_is_called():
             "lambda in a field": ("class A { static Function<Integer, Integer> twice = n -> 2 * n; static int other(int n) { return n; } }\n", TWICE, "passed"),
             "default method": ("interface I { default int twice(int n) { return 2 * n; } }\nclass C implements I {}\n", TWICE, "passed"),
             "inherited": ("abstract class B { int twice(int n) { return 2 * n; } }\nclass C extends B {}\n", TWICE, "passed"),
+            "base that throws": (
+                "class B { int twice(int n) { throw new UnsupportedOperationException(); } }\n"
+                "class S extends B { int twice(int n) { return 2 * n; } }\nclass T extends B { T(int k) {} }\n", TWICE, "passed"),
+            "overload that later cases need": (
+                "static int twice(int n) { return 2 * n; }\nstatic long twice(long n) { return 2 * n; }\n",
+                cases("twice", ["int"], "int", (2, 4), (5_000_000_000, 10_000_000_000)), "passed"),
+            "enum": ("enum E { ONE; int twice(int n) { return 2 * n; } }\n", TWICE, "passed"),
             "changes its argument": ("static int total(List<Integer> xs) { xs.add(0); return xs.stream().mapToInt(x -> x).sum(); }\n", TOTAL, "passed"),
         },
     )  # fmt: skip

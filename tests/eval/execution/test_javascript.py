@@ -93,6 +93,19 @@ def test_the_wanted_function_is_called():
             "global": (helper + "globalThis.twice = (n) => scale(n, 2);\n", TWICE, "passed"),
             "assigned without a declaration": (helper + "twice = (n) => scale(n, 2);\n", TWICE, "passed"),
             "another name": (helper + "const doubled = (n) => scale(n, 2);\nfunction main() {}\n", TWICE, "passed"),
+            "base that throws": (
+                "class B { twice(n) { throw new Error(); } }\nclass S extends B { twice(n) { return 2 * n; } }\n", TWICE, "passed"),
+            "inherited": (
+                "class B { twice(n) { return this.k * n; } }\nclass S extends B { constructor() { super(); this.k = 2; } }\n",
+                TWICE, "passed"),
+            "field": ("class N { constructor(x) { x.y(); } }\nclass S { twice = (n) => 2 * n; }\n", TWICE, "passed"),
+            "prototype": ("function S() {}\nS.prototype.twice = (n) => 2 * n;\n", TWICE, "passed"),
+            "pattern": ("const { f: twice } = { f: (n) => 2 * n };\n" + helper, TWICE, "passed"),
+            "name that all functions have": (
+                "class S { apply(n) { return 2 * n; } }\n", cases("apply", ["int"], "int", (2, 4)), "passed"),
+            "await without export": ("const k = await Promise.resolve(2);\nfunction twice(n) { return k * n; }\n", TWICE, "passed"),
+            "await in a function": (
+                "async function f() { await 0; }\nfunction twice(n) { if (!this) throw 0; return 2 * n; }\n", TWICE, "passed"),
             "another function": (helper + "function doubled(n) { return scale(n, 2); }\n", TWICE, "passed"),
             "name of a global": (
                 "function escape(n) {\n  return 2 * n;\n}\n",
@@ -160,6 +173,13 @@ def test_a_test_program_must_run_to_its_end():
             "assert module": (WRONG, ProgramTests("require('assert').strictEqual(twice(2), 4);"), "failed"),
             "deepEqual": ("const same = (xs) => [...xs];\n", ProgramTests(
                 "require('assert').deepStrictEqual(same([1, [2]]), [1, [2]]);"), "passed"),
+            "what Node makes": ("const same = (xs) => structuredClone(xs);\n", ProgramTests(
+                "require('assert').deepStrictEqual(same([1, [2]]), [1, [2]]);\n"
+                "if (!(Buffer.from('a') instanceof Uint8Array)) throw 'another realm';"), "passed"),
+            "names of Node": (
+                "const module = 1, require = 2;\nfunction Buffer() {}\nfunction setTimeout() {}\nvar console = {};\n"
+                "function process(n) { return 2 * n; }\nvar String, Object, Array, Error;\n",
+                ProgramTests("if (process(2) !== 4) throw 'no';"), "passed"),
             "module": ("export " + RIGHT, asserts, "passed"),
         },
     )  # fmt: skip
