@@ -24,6 +24,7 @@ TOOLS = {"python": (), "java": ("javac", "java"), "javascript": ("node",), "cpp"
 PACKAGES = {"javac": "a JDK 17 or later", "java": "a JDK 17 or later", "node": "nodejs", "g++": "g++"}
 _SANITIZED_SLOWER = 4  # times as long as the plain program
 _SHOWN_CHARACTERS = 500
+_ASSERTS_ON = "\n#undef NDEBUG\n#undef assert\n#include <assert.h>\n"  # whatever the answer made of them
 # Errors that an answer has without the harness's headers in front, too: they only add names.
 _LACKS = ("was not declared in this scope", "does not name a type", "[-Werror=return-type]")
 _OVERLOADED = "unresolved overloaded function"  # the C library has a function of that name, too
@@ -191,7 +192,7 @@ def _cpp_source(task: Task, header_first: bool, overloaded: bool = False) -> str
     tests, header = task.tests, '#include "judged.hpp"\n'
     if isinstance(tests, ProgramTests):
         answer = without_main(task.answer) if cpp(tests.after).main else task.answer
-        return (header if header_first else "") + tests.before + answer + "\n" + tests.after
+        return (header if header_first else "") + tests.before + answer + _ASSERTS_ON + tests.after
     answer = task.answer.removeprefix("\ufeff")
     file = cpp(answer)
     undefine = "".join(f"#undef {macro}\n" for macro in file.macros)

@@ -180,6 +180,7 @@ def test_a_test_program_must_run_to_its_end():
         'int main(int c, char* v[]) {\n  if (twice(2) != 4) throw std::runtime_error("no");\n  return 0;\n}\n'
     )
     code = ProgramTests("int main() { return twice(2) != 4; }\n")
+    plain = ProgramTests("int main() {\n    assert(twice(2) == 4);\n}\n", before="#include <cassert>\n")
     boost = ProgramTests(
         asserts.after + "// linked\n", before="#include <cmath>\nusing namespace std;\n", flags=("-lm",)
     )
@@ -197,6 +198,9 @@ def test_a_test_program_must_run_to_its_end():
             "exit": ("int twice(int n) { exit(0); }\n", asserts, "runtime_error"),
             "exit while loading": ("int quit() { exit(0); }\nint x = quit();\n" + RIGHT, asserts, "runtime_error"),
             "does not compile": ("int twice(int n) { return }\n", asserts, "compile_error"),
+            "asserts off": ("#define NDEBUG\n#include <cassert>\n" + WRONG, plain, "failed"),
+            "own assert": ("#undef assert\n#define assert(x)\n" + WRONG, plain, "failed"),
+            "own assert, right": ("#define assert(x)\n" + RIGHT, plain, "passed"),
         },
         FAST,
     )  # fmt: skip
