@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 from functools import cache
+from typing import TYPE_CHECKING
 
-from tree_sitter import Language, Parser
+if TYPE_CHECKING:
+    from tree_sitter import Parser
 
 # Pairs are often methods, which some grammars take only inside a class.
 _CLASS = {language: "class X {\n%s\n}" for language in ("java", "javascript", "typescript", "cpp", "c_sharp")}
@@ -24,6 +26,8 @@ def parses(code: str, language: str) -> bool:
 
 @cache
 def _parser(language: str) -> Parser:
+    from tree_sitter import Language, Parser  # training on a GPU machine does without it
+
     module = importlib.import_module(f"tree_sitter_{language}")
     function = {"php": "language_php", "typescript": "language_typescript"}.get(language, "language")
     return Parser(Language(getattr(module, function)()))
