@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 
 import pytest
 
 from checkpoints.runs.preflight import check_data
+from moe.data import grammars
 from moe.data.__main__ import main
 from moe.data.grammars import parses
 from moe.data.overlap import SHINGLE, Benchmarks, ExactCopies, NearCopies
@@ -26,6 +28,16 @@ def python(number: int, text: str = "") -> Pair:
 
 def lines(data: DataSets) -> list[str]:
     return [finding.text for finding in quick_findings(data)]
+
+
+def test_the_quick_part_does_without_tree_sitter(monkeypatch):
+    """As on a GPU machine; copies and leaks are still found."""
+    prose = [Pair("python", f"Case {i}.", f"This is no code, number {i}.") for i in range(60)]
+    data = DataSets({"python": prose}, {"test": {"python": prose[:2]}})
+    assert len(lines(data)) == 2
+    grammars._parser.cache_clear()
+    monkeypatch.setitem(sys.modules, "tree_sitter", None)
+    assert len(lines(data)) == 1
 
 
 def test_leaks_are_counted_by_kind():
