@@ -10,12 +10,11 @@ from checkpoints.commands.common import (
     add_output_arguments,
     check_output,
     chosen_dtype,
+    find_model,
     only_planned,
 )
 from checkpoints.formats.delta import DeltaCheckpoint
-from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.progress import byte_progress
-from checkpoints.runs.finished import model_of
 from checkpoints.storage.files import format_bytes
 from checkpoints.transforms.adapters import adapter_folders, adapter_tensors, write_adapters
 from checkpoints.transforms.merge import open_any
@@ -35,7 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
-    source = open_any(resolve_model_path(model_of(arguments.source)))
+    source = open_any(find_model(arguments.source))
     if not isinstance(source, DeltaCheckpoint):
         found = "has full experts, which no low-rank adapter holds" if source.config.is_moe else "is a dense model"
         hint = "; python -m checkpoints extract takes one out" if source.config.is_moe else ""

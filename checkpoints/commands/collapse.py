@@ -11,9 +11,9 @@ from checkpoints.commands.common import (
     add_output_arguments,
     check_output,
     chosen_dtype,
+    find_model,
     write_output,
 )
-from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.transforms.merge import collapsed_tensors, expert_names, expert_shares, open_any
 from checkpoints.transforms.rewrite import Rewrite
 from moe.errors import UserError
@@ -52,7 +52,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
-    source = open_any(resolve_model_path(arguments.source))
+    source = open_any(find_model(arguments.source))
     shares = expert_shares(source.config, by_language(arguments.weights))
     check_output(arguments, source)
     dtype = chosen_dtype(arguments.dtype)

@@ -15,6 +15,7 @@ from checkpoints.formats.delta import is_delta
 from checkpoints.formats.hub import is_hub_id
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.progress import byte_progress
+from checkpoints.runs.finished import model_of
 from checkpoints.second_opinion import READERS
 from checkpoints.storage.files import format_bytes, free_bytes, require_free_space, require_new
 from checkpoints.storage.writer import MANIFEST, SMALL_FILES_BYTES
@@ -27,6 +28,11 @@ from moe.hardware import DTYPES
 
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30}
 UNITS |= {"tb": 10**12, "tib": 1 << 40, "b": 1}
+
+
+def find_model(path: str | Path) -> Path:
+    """Where a model lies that is named by its path, its hub id or the run that made it."""
+    return resolve_model_path(model_of(path))
 
 
 def byte_size(text: str) -> int:
@@ -131,7 +137,7 @@ def labeled_pairs(data: Path | None, split: str, languages: Sequence[str], count
 
 def open_full(path: Path, merged: Path) -> Checkpoint:
     """Opens a model of any format but delta experts; for those, :class:`UserError` says how to merge to ``merged``."""
-    path = resolve_model_path(path)
+    path = find_model(path)
     if is_delta(path):
         merge = shlex.join(["python", "-m", "checkpoints", "merge", str(path), str(merged)])
         raise UserError(f"{path} has delta experts; type: {merge}")

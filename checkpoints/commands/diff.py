@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
+from checkpoints.commands.common import find_model
 from checkpoints.formats.delta import DeltaCheckpoint
-from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.rewrite import dense_part
@@ -29,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def all_tensors(path: Path) -> tuple[ModelConfig, dict[str, StoredTensor]]:
     """A model's config and tensors by name; for a delta directory its own and its base's."""
-    opened = open_any(resolve_model_path(path))
+    opened = open_any(find_model(path))
     tensors = dict(dense_part(opened).tensors)
     if isinstance(opened, DeltaCheckpoint):
         tensors |= opened.tensors

@@ -10,11 +10,10 @@ from checkpoints.commands.common import (
     add_output_arguments,
     check_output,
     chosen_dtype,
+    find_model,
     write_output,
 )
-from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_card import language_name
-from checkpoints.runs.finished import model_of
 from checkpoints.transforms.merge import collapsed_tensors, expert_shares, open_any
 from checkpoints.transforms.rewrite import Rewrite, dense_part
 
@@ -34,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
-    source = open_any(resolve_model_path(model_of(arguments.source)))
+    source = open_any(find_model(arguments.source))
     language = arguments.language
     shares = expert_shares(source.config, {language: 1.0})
     check_output(arguments, source)

@@ -7,9 +7,9 @@ import math
 from collections import Counter
 from pathlib import Path
 
+from checkpoints.commands.common import find_model
 from checkpoints.formats.delta import DeltaCheckpoint
 from checkpoints.formats.names import expected_tensors
-from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.storage.files import format_bytes
 from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.quantize import is_quantizable
@@ -96,7 +96,7 @@ def describe(path: Path) -> list[tuple[str, str]]:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
-    rows = describe(resolve_model_path(arguments.path))
+    rows = describe(find_model(arguments.path))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")

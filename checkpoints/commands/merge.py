@@ -15,6 +15,7 @@ from checkpoints.commands.common import (
     add_output_arguments,
     check_output,
     chosen_dtype,
+    find_model,
     integer_at_least,
     labeled_pairs,
     only_planned,
@@ -24,10 +25,8 @@ from checkpoints.commands.common import (
 from checkpoints.formats.delta import DeltaCheckpoint
 from checkpoints.formats.extras import checkpoint_tokenizer
 from checkpoints.formats.parameters import main_dtype
-from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.progress import CountDisplay
 from checkpoints.proof import PROOF_FILE, Proof, logit_bound
-from checkpoints.runs.finished import model_of
 from checkpoints.storage.safetensors_file import tensors_digest
 from checkpoints.storage.writer import add_to_directory
 from checkpoints.streamed_proof import prove_directories, prove_streamed
@@ -77,7 +76,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
-    source = open_any(resolve_model_path(model_of(arguments.source)))
+    source = open_any(find_model(arguments.source))
     sees_context = source.config.is_moe and not source.config.is_mixtral
     if not isinstance(source, DeltaCheckpoint) and not (sees_context and arguments.refit_router):
         raise UserError(

@@ -149,3 +149,15 @@ def test_a_run_is_named_like_its_model(tmp_path, mixture):
     (tmp_path / "mixture").rename(tmp_path / "model")
     (tmp_path / "run.json").write_text("{}")
     assert run_main("extract", tmp_path, tmp_path / "out", "--language", "java") == 0
+
+
+def test_a_run_is_inspected_and_compared_as_its_model(mixture, tmp_path, capsys):
+    mixture("full")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    (tmp_path / "mixture").rename(run / "model")
+    capsys.readouterr()
+    for command in (["inspect", run], ["diff", run, run / "model"]):
+        assert run_main(*command) == 0, capsys.readouterr().err
+    assert str(run / "model") in capsys.readouterr().out
