@@ -248,34 +248,33 @@ def _number(identity: str, place: int) -> int:
     return int(found[1]) if found else place
 
 
+def _make_problem(place: tuple[str, str, str, int], **fields: Any) -> Problem:
+    """A problem at ``(where, id, language, place in its file)``."""
+    where, identity, language, number = place
+    start = {"id": identity, "number": _number(identity, number), "language": language, "description": ""}
+    return Problem(**{**start, **fields}, where=where)
+
+
 def _humaneval(row: Row, where: str, identity: str, language: str, place: int) -> Problem:
     entry = _text(row, "entry_point", where)
-    return Problem(
-        id=identity,
-        number=_number(identity, place),
-        language=language,
+    return _make_problem(
+        (where, identity, language, place),
         prompt=_text(row, "prompt", where),
-        description="",
         tests=f"{_text(row, 'test', where)}\ncheck({entry})\n",
         entry_point=entry,
         solution=_solution(row, where),
         stop=_HUMANEVAL_STOP,
-        where=where,
     )
 
 
 def _humaneval_x(row: Row, where: str, identity: str, language: str, place: int) -> Problem:
-    return Problem(
-        id=identity,
-        number=_number(identity, place),
-        language=language,
+    return _make_problem(
+        (where, identity, language, place),
         prompt=_text(row, "prompt", where),
-        description="",
         setup=_HUMANEVAL_X_SETUP.get(language, ""),
         tests=_text(row, "test", where),
         solution=_solution(row, where),
         stop=_HUMANEVAL_X_STOP if language == "python" else None,
-        where=where,
     )
 
 
@@ -284,17 +283,13 @@ def _mbxp(row: Row, where: str, identity: str, language: str, place: int) -> Pro
     tests = _text(row, "test", where)
     if language == "python":
         tests += f"\ncheck({entry})\n"
-    return Problem(
-        id=identity,
-        number=_number(identity, place),
-        language=language,
+    return _make_problem(
+        (where, identity, language, place),
         prompt=_text(row, "prompt", where),
-        description="",
         tests=tests,
         entry_point=entry,
         solution=_solution(row, where),
         stop=_HUMANEVAL_X_STOP if language == "python" else None,
-        where=where,
     )
 
 
@@ -306,30 +301,23 @@ def _mbpp(row: Row, where: str, identity: str, language: str, place: int) -> Pro
     imports = _texts(row, "test_imports", where) if "test_imports" in row else ()
     setup = _text(row, "test_setup_code", where, empty=True) if row.get("test_setup_code") else ""
     asserts = "\n".join(tests)
-    return Problem(
-        id=identity,
-        number=_number(identity, place),
-        language=language,
+    return _make_problem(
+        (where, identity, language, place),
         prompt=f'"""\n{description}\n{asserts}\n"""\n',
         in_program=False,
         description=f"{description}\nIt has to pass these tests:\n{asserts}",
         tests="\n".join((*imports, setup, asserts, "")),
         solution=_text(row, "code", where),
         stop=_MBPP_STOP,
-        where=where,
     )
 
 
 def _multipl_e(row: Row, where: str, identity: str, language: str, place: int) -> Problem:
-    return Problem(
-        id=identity,
-        number=_number(identity, place),
-        language=language,
+    return _make_problem(
+        (where, identity, language, place),
         prompt=_text(row, "prompt", where),
-        description="",
         tests=_text(row, "tests", where),
         stop=_texts(row, "stop_tokens", where),
-        where=where,
     )
 
 
