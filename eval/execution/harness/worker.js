@@ -213,7 +213,12 @@ const declared = functions.split(" ").filter(Boolean);
 const classNames = classes.split(" ").filter(Boolean);
 const code = unhex(source).replace(/^\ufeff/, "");
 const nodeModules = process.env.NODE_PATH?.split(path.delimiter)[0];
-if (nodeModules) fs.symlinkSync(nodeModules, "node_modules");
+if (nodeModules) {
+  fs.symlinkSync(nodeModules, "node_modules");
+  // Node 20 looks at its last stat, here that of the request's pipe, and then leaves symbolic links unresolved:
+  // import and require would take one file for two modules.
+  fs.statSync(".");
+}
 
 if (kind === "module") {
   const file = path.resolve("answer.mjs");
