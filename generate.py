@@ -28,9 +28,9 @@ from moe.hardware import choose_device, choose_dtype, describe_hardware, dtype_n
 from moe.inference.answers import Question, Writer, check_stop
 from moe.inference.chat import Chat
 from moe.inference.questions import read_questions
+from moe.inference.routing_stats import RoutingShares
 from moe.inference.sampling import Sampling
 from moe.languages import LANGUAGES, get_language
-from moe.routing_stats import RoutingShares
 
 BATCH_SIZE = 32
 

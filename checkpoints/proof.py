@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from moe.hardware import dtype_name
-from moe.inference.generation import generate
+from moe.inference.generation import generate_many
 from moe.model import Transformer
 from moe.tokenizer import Tokenizer
 
@@ -98,7 +98,7 @@ def prove(
     assert dense.config.vocab_size == mixture.config.vocab_size
     limit = max(8, dense.config.max_seq_len - greedy_tokens)
     prompts = [ids[:limit] for ids in prompt_ids(tokenizer, dense.config.vocab_size)]
-    answers = generate(dense, prompts, max_new_tokens=greedy_tokens)
+    answers = generate_many(dense, prompts, max_new_tokens=greedy_tokens)
     rows = [prompt + answer.tokens for prompt, answer in zip(prompts, answers)]
     difference = size = 0.0
     greedy = []

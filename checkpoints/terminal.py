@@ -15,7 +15,7 @@ from checkpoints.progress import CountDisplay
 from moe.files import json_lines, write_json_lines
 from moe.inference.answers import Answer, Question, Writer
 from moe.inference.questions import answer_rows
-from moe.routing_stats import RoutingShares, expert_names
+from moe.inference.routing_stats import RoutingShares, expert_names
 
 
 def line_reader(lines: TextIO) -> Callable[[str], str | None]:

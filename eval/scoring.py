@@ -85,7 +85,6 @@ def write_answers(
             batch_size=settings.batch_size,
             max_new_tokens=settings.max_new_tokens,
             stop_ids=stop_ids(tokenizer, template),
-            pad_id=tokenizer.pad_id,
             on_token=_FenceStop(tokenizer, len(flat)) if settings.code_only else None,
             on_progress=finished,
         )

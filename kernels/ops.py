@@ -15,7 +15,8 @@ from torch import Tensor
 
 from kernels import custom_ops, int4
 from kernels.cpu.decode import experts_decode
-from kernels.cpu.delta import delta_experts_decode
+from kernels.cpu.delta import delta_experts_decode, delta_experts_fwd
+from kernels.cpu.experts import experts_fwd
 from kernels.cpu.experts import linear as cpu_linear
 from kernels.int4 import Int4Weight
 from kernels.types import DeltaWeights, LowRank
@@ -92,9 +93,9 @@ def _traced(x: Tensor) -> bool:
     return torch.compiler.is_compiling() or not plain or custom_ops.uses_triton(x)
 
 
-def _decodes_on_cpu(x: Tensor) -> bool:
-    """One row that goes around the operators, whose wrapping would take as long as the work."""
-    return x.shape[0] == 1 and x.device.type == "cpu" and not _traced(x)
+def _around_operators(x: Tensor) -> bool:
+    """A CPU's inference goes around the operators, whose wrapping would take as long as a few rows' work."""
+    return x.device.type == "cpu" and not _traced(x)
 
 
 def _weights(
@@ -134,9 +135,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     A dense feed-forward that calls this and experts that equal it round alike, so their outputs are the same bits.
     x [..., D], weight [N, D] -> [..., N]. Differentiable in both.
     """
-    if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight)
     rows = x.reshape(-1, x.shape[-1])
+    ours = x.dtype == torch.float32 or (rows.shape[0] == 1 and x.dtype != torch.float64)
+    if not ours or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight)
     y = custom_ops.linear(rows, weight) if _wants_grad(x, weight) else cpu_linear(rows, weight)
     return y.view(*x.shape[:-1], weight.shape[0])
 
@@ -163,8 +165,10 @@ def experts_forward(
     if len(weights) == 6:
         packed, scales = weights[::2], weights[1::2]
         return custom_ops.experts(x, *packed, *scales, gates, expert_ids, save)[0]
-    if not save and _decodes_on_cpu(x):
-        return experts_decode(x, weights[0], weights[1], weights[2], gates, expert_ids)
+    if not save and _around_operators(x):
+        if x.shape[0] == 1:
+            return experts_decode(x, weights[0], weights[1], weights[2], gates, expert_ids)
+        return experts_fwd(x, weights[0], weights[1], weights[2], gates, expert_ids)[0]
     return custom_ops.experts(x, *weights, None, None, None, gates, expert_ids, save)[0]
 
 
@@ -216,8 +220,10 @@ def delta_experts_forward(
     _same_kind(x, **{f"shared.{n}": t for n, t in zip(LowRank._fields, low)})
     _same_kind(x, **{f"experts.{n}": t for n, t in zip(LowRank._fields, high)})
     save = _wants_grad(x, gates, *base, *low, *high)
-    if not save and len(base) == 3 and _decodes_on_cpu(x):
+    if not save and len(base) == 3 and _around_operators(x):
         pairs = (LowRank(*low) if low else None, LowRank(*high) if high else None)
         weights = DeltaWeights(base[0], base[1], base[2], *pairs, float(scale), float(shared_scale))
-        return delta_experts_decode(x, weights, gates, expert_ids)
+        if x.shape[0] == 1:
+            return delta_experts_decode(x, weights, gates, expert_ids)
+        return delta_experts_fwd(x, weights, gates, expert_ids)[0]
     return custom_ops.delta_experts(x, base, low, high, gates, expert_ids, float(scale), float(shared_scale), save)[0]

@@ -1,22 +1,26 @@
-"""A key/value cache that rolls when the model has a sliding window.
+"""A static key/value cache: one buffer, a length of its own for each row, rolling where layers have a sliding window.
 
-All rows share one time axis: shorter prompts are padded on the left, by ``padding`` tokens. Slot ``t % C`` of a buffer
-of capacity ``C`` holds time ``t``. With a window of 4 and 6 tokens fed one by one, the buffer holds
+Nothing is padded: a row's token at time ``t`` lies in slot ``t % C`` of a buffer of capacity ``C``. With a window of 4
+and 6 tokens fed one by one, the buffer holds
 
     time      0  1  2  3          4  1  2  3          4  5  2  3
     slot      0  1  2  3    ->    0  1  2  3    ->    0  1  2  3
 
-exactly what the last query may see; the order does not matter, as rotary embeddings are already in the keys. A chunk
-that would overwrite keys that its own earlier queries still need attends to [old keys, new keys] and is stored
-afterwards. Where only some layers have a window, those with it and those without share a track each.
+exactly what the last query may see; the order does not matter, as rotary embeddings are already in the keys. ``slack``
+more slots let a row take back its last tokens (:meth:`KVCache.advance`), as speculative decoding does. Where only some
+layers have a window, those with it and those without share a track each.
+
+A forward pass works on a :class:`Step`, the next tokens of every row, or on :class:`Prompts`, which are read packed one
+after another and become new rows. Both know positions, masks and places before the first layer runs, from numbers that
+the host has: no layer computes them again, and no step waits for the device.
 """
 
-# B batch, G key/value heads, C head dim, L keys
+# B rows, S tokens of each, G key/value heads, C head dim (and capacity), L keys, E experts
 
 from __future__ import annotations
 
-import copy
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,75 +29,44 @@ from moe.config import ModelConfig
 
 
 class Track:
-    """Keys and values of the layers that have the same sliding window: [layers, B, G, capacity, C] each."""
+    """Keys and values of the layers that have the same sliding window: [layers, B, 2 G, capacity, C]."""
 
-    def __init__(self, window: int | None, max_len: int, layers: int, shape: tuple[int, int, int], **options: Any):
-        self.window = window
-        self.capacity = min(max_len, window) if window else max_len
-        rows, heads, size = shape
-        self.keys = torch.empty((layers, rows, heads, self.capacity, size), **options)
-        self.values = torch.empty_like(self.keys)
+    def __init__(self, window: int | None, max_len: int, slack: int, shape: tuple[int, int, int, int], **options: Any):
+        self.window, self.slack = window, slack
+        self.capacity = min(max_len, window + slack) if window else max_len
+        layers, rows, heads, size = shape
+        # Zeros, as what a mask hides still enters products: uninitialized memory may hold NaN.
+        self.buffer = torch.zeros((layers, rows, 2 * heads, self.capacity, size), **options)
 
-    def wraps(self, length: int, count: int) -> bool:
-        """Whether ``count`` tokens after ``length`` others overwrite keys that they may still need."""
-        return count > 1 and length + count > self.capacity
+    def grow(self, max_len: int, lengths: Sequence[int]) -> None:
+        """Makes room for rows of ``max_len`` tokens."""
+        capacity = min(max_len, self.window + self.slack) if self.window else max_len
+        if capacity > self.capacity:  # until now no row was longer than the buffer, so none has wrapped around
+            old, (*lead, _, size) = self.buffer, self.buffer.shape
+            self.buffer, self.capacity = old.new_zeros(*lead, capacity, size), capacity
+            for row, length in enumerate(lengths):
+                self.buffer[:, row, :, :length] = old[:, row, :, :length]
 
-    def key_times(self, length: int, count: int) -> Tensor:
-        """[L] times of the keys that :meth:`update` returns for the next ``count`` tokens, in their order."""
-        device, end = self.keys.device, length + count
-        if end <= self.capacity:
-            return torch.arange(end, device=device)
-        if self.wraps(length, count):
-            return torch.arange(max(0, length - self.capacity), end, device=device)
-        slots = torch.arange(self.capacity, device=device)
-        return end - 1 - (end - 1 - slots) % self.capacity
 
-    def update(self, layer: int, length: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores keys and values [B, G, S, C] after ``length`` tokens; returns those to attend to, [B, G, L, C]."""
-        count, end = keys.shape[2], length + keys.shape[2]
-        keys, values = keys.to(self.keys.dtype), values.to(self.values.dtype)
-        buffers = (self.keys[layer], self.values[layer])
-        if not self.wraps(length, count):
-            slot = length % self.capacity
-            for buffer, new in zip(buffers, (keys, values)):
-                buffer[:, :, slot : slot + count] = new
-            filled = min(end, self.capacity)
-            return buffers[0][:, :, :filled], buffers[1][:, :, :filled]
-        old_times = torch.arange(max(0, length - self.capacity), length, device=keys.device)
-        new_slots = torch.arange(end - min(count, self.capacity), end, device=keys.device) % self.capacity
-        joined = []
-        for buffer, new in zip(buffers, (keys, values)):
-            joined.append(torch.cat((buffer[:, :, old_times % self.capacity], new), dim=2))
-            buffer[:, :, new_slots] = new[:, :, -self.capacity :]
-        return joined[0], joined[1]
+class Row(NamedTuple):
+    """One row of a cache: the filled keys and values of each track, the routers' states, the tokens so far."""
 
-    def rows(self, start: int, stop: int) -> Track:
-        """Some of the rows, in the same memory."""
-        part = copy.copy(self)
-        part.keys, part.values = self.keys[:, start:stop], self.values[:, start:stop]
-        return part
-
-    def keep_rows(self, places: list[int], length: int) -> None:
-        """Keeps the rows at ``places``; copies only rows that move, and of these the filled part, where it can."""
-        if all(source >= target for target, source in enumerate(places)):
-            filled = min(length, self.capacity)
-            for target, source in enumerate(places):
-                if source != target:
-                    for buffer in (self.keys, self.values):
-                        buffer[:, target, :, :filled] = buffer[:, source, :, :filled]
-            self.keys, self.values = self.keys[:, : len(places)], self.values[:, : len(places)]
-        else:
-            self.keys, self.values = self.keys[:, places], self.values[:, places]
+    parts: list[Tensor]
+    router_states: Tensor
+    length: int
 
 
 class KVCache:
-    """Keys and values of all layers for a batch of rows.
+    """Keys and values of all layers for a batch of rows, and what the routers remember of each.
 
     Args:
         config: the model's sizes; ``sliding_window`` bounds the capacity of the layers that have it.
-        batch: number of rows B.
-        max_len: longest sequence, prompt and answer together, in tokens (padding included).
-        padding: [B] int64, tokens of left padding per row; None when there is none.
+        batch: the most rows B.
+        max_len: longest sequence, prompt and answer together, in tokens; :meth:`grow` raises it.
+        slack: the most tokens that a row takes back at a time.
+
+    Attributes:
+        lengths: tokens of each row so far; the rows in use are the first ones.
     """
 
     def __init__(
@@ -103,79 +76,200 @@ class KVCache:
         max_len: int,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        padding: Tensor | None = None,
+        slack: int = 0,
     ):
-        self.max_len = max_len
+        self.max_len, self.batch = max_len, batch
         self.device = torch.device(device)
         layers = {
             window: [i for i in range(config.n_layers) if config.window(i) == window] for window in config.windows
         }
         shape = (batch, config.n_kv_heads, config.head_dim)
         self.tracks = {
-            window: Track(window, max_len, len(own), shape, dtype=dtype, device=device)
+            window: Track(window, max_len, slack, (len(own), *shape), dtype=dtype, device=device)
             for window, own in layers.items()
         }
-        self._places = {layer: (window, i) for window, own in layers.items() for i, layer in enumerate(own)}
+        self.places = {layer: (window, i) for window, own in layers.items() for i, layer in enumerate(own)}
         # What routers remember of the tokens so far: sums of logits, or log beliefs up to a constant, [routers, B, E].
         routers = len(config.router_places) if config.router_context != "none" else 0
         self.router_states = torch.zeros(routers, batch, config.num_experts, dtype=torch.float64, device=device)
-        self.length = 0  # tokens seen, the same for all rows
-        self.padding = padding.to(device) if padding is not None and bool((padding > 0).any()) else None
+        self.lengths: list[int] = []
 
-    def positions(self, count: int) -> Tensor:
-        """Rotary positions of the next ``count`` tokens: [B or 1, count] int64, 0 within the padding."""
-        times = torch.arange(self.length, self.length + count, device=self.device)[None]
-        return times if self.padding is None else (times - self.padding[:, None]).clamp_min(0)
+    @property
+    def nbytes(self) -> int:
+        return sum(track.buffer.nbytes for track in self.tracks.values())
 
-    def is_real(self, count: int) -> Tensor:
-        """[B, count] bool: which of the next ``count`` tokens are no padding."""
-        times = torch.arange(self.length, self.length + count, device=self.device)[None]
-        assert self.padding is not None
-        return times >= self.padding[:, None]
+    def step(self, rows: int, count: int) -> Step:
+        """The next ``count`` tokens of every row; the first step of an empty cache makes ``rows`` rows."""
+        if not self.lengths:
+            self.lengths = [0] * rows
+        if rows != len(self.lengths):
+            raise ValueError(f"the cache holds {len(self.lengths)} rows and is asked to continue {rows}")
+        if (end := max(self.lengths) + count) > self.max_len:
+            raise ValueError(f"the cache was made for {self.max_len} tokens and is asked to hold {end}")
+        return Step(self, count)
 
-    def mask(self, count: int, window: int | None) -> Tensor | None:
-        """[B or 1, 1, count, L] bool of what the next tokens may see in layers with this window; None when that is
-        everything they are given, or everything before them."""
-        if self.padding is None and (count == 1 or (window is None and self.length == 0)):
-            return None  # one token a step: the buffer holds exactly its window
-        key_times = self.tracks[window].key_times(self.length, count)  # [L]
-        times = torch.arange(self.length, self.length + count, device=key_times.device)[:, None]  # [count, 1]
-        allowed = key_times <= times  # [count, L]
+    def prompts(self, lengths: Sequence[int]) -> Prompts:
+        """New rows of these lengths, which one packed pass fills."""
+        if len(self.lengths) + len(lengths) > self.batch:
+            raise ValueError(f"the cache was made for {self.batch} rows, holds {len(self.lengths)}, and gets more")
+        if max(lengths) > self.max_len:
+            raise ValueError(f"the cache was made for {self.max_len} tokens and is asked to hold {max(lengths)}")
+        return Prompts(self, tuple(lengths))
+
+    def grow(self, max_len: int) -> None:
+        """Makes room for rows of ``max_len`` tokens."""
+        if max_len > self.max_len:
+            for track in self.tracks.values():
+                track.grow(max_len, self.lengths)
+            self.max_len = max_len
+
+    def row(self, place: int) -> Row:
+        """A row, as views."""
+        length = self.lengths[place]
+        parts = [track.buffer[:, place, :, : min(length, track.capacity)] for track in self.tracks.values()]
+        return Row(parts, self.router_states[:, place], length)
+
+    def set_row(self, place: int, row: Row) -> None:
+        """Writes a row of this cache, or a copy of one, to another place; the place after the last row adds it."""
+        for track, part in zip(self.tracks.values(), row.parts):
+            track.buffer[:, place, :, : part.shape[2]] = part
+        self.router_states[:, place] = row.router_states
+        self.lengths[place : place + 1] = [row.length]
+
+    def drop_rows(self, places: Sequence[int]) -> list[int]:
+        """Drops finished rows: rows from the end move into the holes. Returns the old place of each row that stays."""
+        keep = fill_holes(len(self.lengths), places)
+        for target, source in enumerate(keep):
+            if source != target:
+                self.set_row(target, self.row(source))
+        del self.lengths[len(keep) :]
+        return keep
+
+
+def fill_holes(count: int, ended: Sequence[int]) -> list[int]:
+    """Places to keep of ``count`` without ``ended``: rows from the end move into the holes, the others stay put."""
+    tail = [place for place in range(count - len(ended), count) if place not in ended]
+    return [tail.pop() if place in ended else place for place in range(count - len(ended))]
+
+
+class Step:
+    """The next S tokens of every row of a cache, for one forward pass."""
+
+    def __init__(self, cache: KVCache, count: int):
+        self.cache, self.count = cache, count
+        lengths = cache.lengths
+        self.rows, self.end = len(lengths), max(lengths) + count
+        device = cache.device
+        starts = torch.tensor(lengths, device=device)  # [B]
+        self.positions = starts[:, None] + torch.arange(count, device=device)  # [B, S]
+        even = min(lengths) == max(lengths)
+        self.masks: dict[int | None, Tensor | None] = {}
+        self._slots: dict[int | None, Tensor] = {}
+        for window, track in cache.tracks.items():
+            capacity = track.capacity
+            row = torch.arange(self.rows * track.buffer.shape[2], device=device).view(self.rows, -1, 1) * capacity
+            slots = self.positions if self.end <= capacity else self.positions % capacity
+            self._slots[window] = (row + slots[:, None]).view(-1)  # [B 2G S] in a layer's buffer as [B 2G capacity, C]
+            self.masks[window] = self._mask(track, even)
+        self._states: dict[int, Tensor] = {}
+
+    def _joins(self, track: Track) -> bool:
+        """Whether the new tokens overwrite keys that the first of them still need."""
+        return track.window is not None and self.end > track.capacity and self.count > track.slack + 1
+
+    def _mask(self, track: Track, even: bool) -> Tensor | None:
+        """[B, 1, S, L] bool of what the tokens may see; None when that is everything they are given."""
+        window, capacity, device = track.window, track.capacity, self.cache.device
+        queries = self.positions[:, None, :, None]  # [B, 1, S, 1]
+        if self._joins(track):
+            times = self._old_times(track)
+            times = torch.cat((times, self.positions), 1)[:, None, None]  # [B, 1, 1, L]
+        elif self.end <= capacity:
+            if even and self.count == 1 and (window is None or self.end <= window):
+                return None
+            times = torch.arange(self.end, device=device)
+        else:
+            if even and self.count == 1 and capacity == window:
+                return None  # one token a step: the buffer holds exactly its window
+            last = self.positions[:, -1:]  # [B, 1]
+            slots = torch.arange(capacity, device=device)
+            times = (last - (last - slots) % capacity)[:, None, None]  # [B, 1, 1, capacity]
+        allowed = (times <= queries) & (times >= 0)
         if window is not None:
-            allowed &= times - key_times < window
-        allowed = allowed[None, None]  # [1, 1, count, L]
-        if self.padding is not None:
-            real = key_times[None] >= self.padding[:, None]  # [B, L]
-            # A query inside the padding sees itself, so that its softmax stays finite; its result is unused.
-            allowed = (allowed & real[:, None, None]) | (key_times == times)[None, None]
+            allowed &= queries - times < window
         return allowed
 
-    def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores keys and values [B, G, S, C] of the next S tokens and returns those to attend to, [B, G, L, C]."""
-        if (end := self.length + keys.shape[2]) > self.max_len:
-            raise ValueError(f"the cache was made for {self.max_len} tokens and is asked to hold {end}")
-        window, place = self._places[layer]
-        return self.tracks[window].update(place, self.length, keys, values)
+    def _old_times(self, track: Track) -> Tensor:
+        """[B, capacity] times of the keys in the buffer, oldest first; negative where a row has none."""
+        return self.positions[:, :1] - torch.arange(track.capacity, 0, -1, device=self.cache.device)
 
-    def advance(self, count: int) -> None:
-        """Moves time on after all layers have stored ``count`` tokens."""
-        self.length += count
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores keys and values [B, G, S, C] of the tokens and returns those to attend to, [B, G, L, C]."""
+        window, place = self.cache.places[layer]
+        track = self.cache.tracks[window]
+        buffer, groups = track.buffer[place], keys.shape[1]  # [B', 2G, capacity, C]
+        new = torch.cat((keys, values), 1).to(buffer.dtype)  # [B, 2G, S, C]
+        joined = None
+        if self._joins(track):
+            slots = (self._old_times(track) % track.capacity)[:, None, :, None]  # [B, 1, capacity, 1]
+            old = buffer[: self.rows].gather(2, slots.expand(-1, 2 * groups, -1, buffer.shape[3]))
+            joined = torch.cat((old, new), 2)
+        index = self._slots[window]
+        if self.count > track.capacity:  # of tokens that share a slot the last one stays
+            new = new[:, :, -track.capacity :]
+            index = index.view(self.rows, -1, self.count)[:, :, -track.capacity :].reshape(-1)
+        buffer.view(-1, buffer.shape[3]).index_copy_(0, index, new.reshape(-1, new.shape[3]))
+        found = buffer[: self.rows, :, : min(self.end, track.capacity)] if joined is None else joined
+        return found[:, :groups], found[:, groups:]
 
-    def rows(self, start: int, stop: int) -> KVCache:
-        """A cache of some of the rows that shares this one's memory but advances on its own."""
-        part = copy.copy(self)
-        part.tracks = {window: track.rows(start, stop) for window, track in self.tracks.items()}
-        part.router_states = self.router_states[:, start:stop]
-        if self.padding is not None:
-            padding = self.padding[start:stop]
-            part.padding = padding if bool((padding > 0).any()) else None
-        return part
+    def recall(self, router: int) -> Tensor:
+        """[B, E] what a router remembers of the tokens before."""
+        return self.cache.router_states[router, : self.rows]
 
-    def keep_rows(self, rows: Tensor) -> None:
-        """Drops all rows but ``rows`` [B'] int64, once the other answers are finished."""
-        places = rows.tolist()
-        for track in self.tracks.values():
-            track.keep_rows(places, self.length)
-        self.router_states = self.router_states[:, rows]
-        if self.padding is not None:
-            self.padding = self.padding[rows]
+    def remember(self, router: int, states: Tensor) -> None:
+        """What the router knows after each of the tokens, [B, S, E]."""
+        self._states[router] = states
+
+    def advance(self, counts: Sequence[int] | None = None) -> None:
+        """Ends the pass: of each row's tokens the first ``counts`` stay (None: all), the others never were."""
+        lengths = self.cache.lengths
+        for row in range(self.rows):
+            lengths[row] += self.count if counts is None else counts[row]
+        for router, states in self._states.items():
+            if counts is None or self.count == 1:
+                last = states[:, -1]
+            else:
+                places = torch.tensor(counts, device=states.device) - 1
+                last = states[torch.arange(self.rows, device=states.device), places]
+            self.cache.router_states[router, : self.rows] = last
+
+
+class Prompts:
+    """Documents packed one after another in a batch of one row; each becomes a row of a cache."""
+
+    def __init__(self, cache: KVCache, lengths: tuple[int, ...]):
+        self.cache, self.lengths = cache, lengths
+        self.first = len(cache.lengths)
+
+    def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores keys and values [1, G, S, C] of all documents and returns them: each attends to itself."""
+        window, place = self.cache.places[layer]
+        track = self.cache.tracks[window]
+        buffer, capacity = track.buffer[place], track.capacity
+        new = torch.cat((keys, values), 1)[0].to(buffer.dtype)  # [2G, S, C]
+        for row, part in enumerate(new.split(self.lengths, dim=1), self.first):
+            length = part.shape[1]
+            if length <= capacity:
+                buffer[row, :, :length] = part
+            else:
+                slots = torch.arange(length - capacity, length, device=new.device) % capacity
+                buffer[row, :, slots] = part[:, -capacity:]
+        return keys, values
+
+    def remember(self, router: int, states: Tensor) -> None:
+        """What the router knows at the end of each document, [B, E]."""
+        self.cache.router_states[router, self.first : self.first + len(self.lengths)] = states
+
+    def advance(self) -> None:
+        """Ends the pass: the documents are rows now."""
+        self.cache.lengths += self.lengths

@@ -111,20 +111,32 @@ class MoEFeedForward(nn.Module):
         if config.is_moe:
             self.expert_deltas = LowRankDelta(config.dim, config.hidden_dim, config.expert_rank, config.num_experts)
 
-    def route(self, x: Tensor, context: RouterContext | None = None, slot: int = 0) -> Routing | None:
-        """Chooses the experts of the tokens x [T, D]; None without a router (a dense adapter)."""
+    def route(
+        self, x: Tensor, context: RouterContext | None = None, slot: int = 0, bias: Tensor | None = None
+    ) -> Routing | None:
+        """Chooses the experts of the tokens x [T, D]; None without a router (a dense adapter).
+
+        ``bias`` [T, E] is added to the logits that decide; -inf excludes an expert, whose gate is then 0.
+        """
         if self.gate is None:
             return None
         router_logits = self.gate(x.to(self.gate.weight.dtype))  # [T, E]
         if context is not None:
             router_logits = context.decide(router_logits, slot)
+        if bias is not None:
+            router_logits = router_logits + bias.to(router_logits.dtype)
         return Routing(router_logits, *select_top_k(router_logits, self.top_k))
 
     def forward(
-        self, x: Tensor, decided: Routing | None = None, context: RouterContext | None = None, slot: int = 0
+        self,
+        x: Tensor,
+        decided: Routing | None = None,
+        context: RouterContext | None = None,
+        slot: int = 0,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
         """x [T, D] -> [T, D] and the router's decision: ``decided`` where given (forced, or an earlier layer's)."""
-        routing = self.route(x, context, slot) if decided is None else decided
+        routing = self.route(x, context, slot, bias) if decided is None else decided
         if self.experts is not None:
             assert routing is not None, "full experts have a router"
             weights = (self.experts.w1, self.experts.w2, self.experts.w3)

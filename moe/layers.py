@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import ops
-from moe.cache import KVCache
+from moe.cache import Prompts, Step
 from moe.config import ModelConfig
 from moe.rope import apply_rope
 
@@ -29,6 +29,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype.itemsize >= 4 and not torch.is_grad_enabled():
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # the same in fewer calls
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -87,14 +89,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor
         return torch.cat(parts, dim=2)
     if q.dtype != k.dtype:  # a cache may be wider than the model
         return attend(q.to(k.dtype), k, v, pattern).to(q.dtype)
-    grouped = q.shape[1] != k.shape[1]
-    if grouped and pattern.mask is not None and q.is_cuda:
+    shape, share, single = q.shape, q.shape[1] // k.shape[1], q.shape[2] == 1
+    if single:
+        # The heads that share keys become queries of one head, which reads the keys once. A single query at the end
+        # sees every key it is given, so it needs no causal mask.
+        q, share = q.reshape(shape[0], k.shape[1], -1, shape[3]), 1  # [B, G, H / G, C]
+    elif share > 1 and pattern.mask is not None and q.is_cuda:
         # No fused GPU kernel takes a mask together with grouped heads; without one, all scores would be stored.
-        share = q.shape[1] // k.shape[1]
-        k, v, grouped = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1), False
-    # A single query at the end sees every key it is given, so it needs no causal mask.
-    causal = pattern.mask is None and q.shape[2] > 1
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.mask, is_causal=causal, enable_gqa=grouped)
+        k, v, share = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1), 1
+    causal = pattern.mask is None and not single
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.mask, is_causal=causal, enable_gqa=share > 1)
+    return out.reshape(shape)
 
 
 class Linear(nn.Linear):
@@ -126,7 +131,7 @@ class Attention(nn.Module):
         cos: Tensor,
         sin: Tensor,
         pattern: AttentionPattern,
-        cache: KVCache | None = None,
+        cache: Step | Prompts | None = None,
         layer: int = 0,
     ) -> Tensor:
         batch, length, _ = x.shape
@@ -135,7 +140,7 @@ class Attention(nn.Module):
         v = self.wv(x).view(batch, length, self.n_kv_heads, self.head_dim).transpose(1, 2)
         q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
-            k, v = cache.update(layer, k, v)  # [B, G, L, C]
+            k, v = cache.store(layer, k, v)  # [B, G, L, C]
         out = attend(q, k, v, pattern)  # [B, H, S, C]
         return self.wo(out.transpose(1, 2).reshape(batch, length, -1))
 

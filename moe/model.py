@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels import ops
-from moe.cache import KVCache
+from moe.cache import KVCache, Prompts, Step
 from moe.config import ModelConfig
 from moe.experts import LowRankDelta, MoEFeedForward
 from moe.layers import Attention, AttentionPattern, FeedForward, Linear, RMSNorm, make_pattern
@@ -54,12 +54,13 @@ class Block(nn.Module):
         cos: Tensor,
         sin: Tensor,
         pattern: AttentionPattern,
-        cache: KVCache | None,
+        cache: Step | Prompts | None,
         layer: int,
         decided: Routing | None,
         context: RouterContext | None,
         slot: int,
         observer: Observer | None,
+        expert_bias: Tensor | None,
     ) -> tuple[Tensor, Routing | None]:
         x = x + self.attention(self.attention_norm(x), cos, sin, pattern, cache, layer)
         normed = self.ffn_norm(x)
@@ -68,7 +69,7 @@ class Block(nn.Module):
         if isinstance(self.feed_forward, FeedForward):
             return x + self.feed_forward(normed), None
         tokens = normed.reshape(-1, normed.shape[-1])  # [T, D]
-        out, routing = self.feed_forward(tokens, decided, context, slot)
+        out, routing = self.feed_forward(tokens, decided, context, slot, expert_bias)
         return x + out.view_as(x), routing
 
 
@@ -87,6 +88,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, i in sparse, i in routers) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
+        self._rope_table: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def reset(self, seed: int = 0, std: float = 0.02) -> Transformer:
@@ -122,9 +124,10 @@ class Transformer(nn.Module):
         self,
         tokens: Tensor,
         *,
-        cache: KVCache | None = None,
+        cache: KVCache | Step | None = None,
         documents: tuple[int, ...] | None = None,
         forced_experts: Tensor | None = None,
+        expert_bias: Tensor | None = None,
         observer: Observer | None = None,
         activation_checkpointing: bool = False,
         logits: bool = True,
@@ -135,45 +138,67 @@ class Transformer(nn.Module):
 
         Args:
             tokens: [B, S] int64.
-            cache: keys and values of earlier tokens; these tokens are added to it.
+            cache: keys and values of earlier tokens; these tokens are added to it. With ``documents`` each of these
+                becomes a new row of it. A pass over a cache (:meth:`KVCache.step`) leaves it to the caller to end it.
             documents: lengths of documents packed in one row (B = 1): each has its own positions and sees only itself.
             forced_experts: [T] int64, the expert of each token with gate 1, in the place of the router.
+            expert_bias: [T, E], added to what each token's router decides by; -inf excludes an expert.
             observer: called with (layer, [B, S, D]) for what enters each feed-forward.
             activation_checkpointing: keep only each layer's input for the backward pass and recompute the rest.
             depth: run only the first ``depth`` layers.
-            logits: whether to compute logits; ``last_only``: of the last position alone, [B, 1, V].
+            logits: whether to compute logits; ``last_only``: of the last position alone, [B, 1, V], or of each
+                document's, [1, N, V].
         """
         batch, length = tokens.shape
-        if documents is not None and (batch != 1 or cache is not None):
-            raise ValueError("packed documents need a batch of one row and no cache")
-        if cache is not None:
-            positions = cache.positions(length)
-            patterns = {window: AttentionPattern(mask=cache.mask(length, window)) for window in cache.tracks}
+        if documents is not None and batch != 1:
+            raise ValueError("packed documents need a batch of one row")
+        step: Step | Prompts | None
+        if isinstance(cache, KVCache):
+            step = cache.step(batch, length) if documents is None else cache.prompts(documents)
+        else:
+            step = cache
+        if isinstance(step, Step):
+            positions = step.positions
+            patterns = {window: AttentionPattern(mask=mask) for window, mask in step.masks.items()}
         else:
             positions = _positions(length, documents, tokens.device)
             windows = self.config.windows
             patterns = {window: make_pattern(length, window, documents, tokens.device) for window in windows}
         x = self.tok_embeddings(tokens)  # [B, S, D]
-        cos, sin = rotary(self.config, positions, x.dtype)  # [B or 1, 1, S, C]
+        cos, sin = self._rotary(positions, x.dtype, step)  # [B or 1, 1, S, C]
         context = None
         if self.config.router_context != "none" and forced_experts is None:
-            context = RouterContext(self.config, (batch, length), tokens.device, documents, cache)
+            context = RouterContext(self.config, (batch, length), tokens.device, documents, step)
         forced = None if forced_experts is None or not self.config.is_moe else force_experts(forced_experts)
         routing: list[Routing] = []
         for index, block in enumerate(self.layers[:depth]):
             earlier = routing[0] if routing and self.config.router_layers == "first" else None
             pattern = patterns[self.config.window(index)]
-            arguments = (x, cos, sin, pattern, cache, index, forced or earlier, context, len(routing), observer)
+            before = (step, index, forced or earlier, context, len(routing), observer, expert_bias)
             if activation_checkpointing and torch.is_grad_enabled():
-                x, decided = checkpoint(block, *arguments, use_reentrant=False)
+                x, decided = checkpoint(block, x, cos, sin, pattern, *before, use_reentrant=False)
             else:
-                x, decided = block(*arguments)
+                x, decided = block(x, cos, sin, pattern, *before)
             if decided is not None:
                 routing.append(decided)
-        if cache is not None:
-            cache.advance(length)
-        hidden = self.norm(x[:, -1:] if last_only else x)  # [B, S or 1, D]
+        if isinstance(cache, KVCache) and step is not None:
+            step.advance()
+        if last_only:
+            x = x[:, -1:] if documents is None else x[:, _last_positions(documents, x.device)]
+        hidden = self.norm(x)  # [B, S or 1, D]
         return ModelOutput(hidden, ops.linear(hidden, self.output_weight) if logits else None, routing)
+
+    def _rotary(self, positions: Tensor, dtype: torch.dtype, step: Step | Prompts | None) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [B or 1, 1, S, C]; a step of generation looks them up, as computing them takes ten calls."""
+        scaling = self.config.rope_scaling
+        if not isinstance(step, Step) or (scaling is not None and scaling.kind == "dynamic"):
+            return rotary(self.config, positions, dtype)
+        table, longest = self._rope_table, step.cache.max_len
+        if table is None or len(table[0]) < longest or table[0].dtype != dtype or table[0].device != positions.device:
+            cos, sin = rotary(self.config, torch.arange(longest, device=positions.device)[None], dtype)
+            self._rope_table = table = cos[0, 0], sin[0, 0]  # [longest, C]
+        cos, sin = (part[positions][:, None] for part in table)
+        return cos, sin
 
 
 def rotary(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -187,6 +212,11 @@ def _positions(length: int, documents: tuple[int, ...] | None, device: torch.dev
     if documents is None:
         return torch.arange(length, device=device)[None]
     return torch.cat([torch.arange(n, device=device) for n in documents])[None]
+
+
+def _last_positions(documents: tuple[int, ...], device: torch.device) -> Tensor:
+    """[N] the last position of each packed document."""
+    return torch.tensor(documents, device=device).cumsum(0) - 1
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from moe.cache import KVCache
+from moe.cache import Prompts, Step
 from moe.config import ModelConfig
 
 BLOCK = 64  # positions summed by one small triangular product
@@ -114,6 +114,12 @@ def filter_beliefs(logits: Tensor, keep: float, before: Tensor | None = None) ->
         [N, S, E] float64 log beliefs; their exponentials sum to 1.
     """
     rows, length, width = logits.shape
+    if length == 1:  # a step of decoding: the definition
+        belief = (
+            logits.new_full((rows, width), 1.0 / width, dtype=torch.float64) if before is None else before.softmax(-1)
+        )
+        belief = (keep * belief + (1.0 - keep) / width)[:, None] * logits.double().softmax(-1)
+        return (belief / belief.sum(-1, keepdim=True)).log()
     block = min(length, FILTER_BLOCK)
     blocks = -(-length // block)
     padded = torch.nn.functional.pad(logits.double(), (0, 0, 0, blocks * block - length))
@@ -148,7 +154,7 @@ class RouterContext:
         config: ``router_context`` and ``router_half_life``.
         shape: (B, S) of the pass.
         documents: lengths of documents packed in one row (B = 1); None: each row is one document.
-        cache: sums or beliefs of earlier tokens, updated in place; its left padding counts as nothing.
+        cache: the pass over a cache, which knows sums or beliefs of earlier tokens and takes those of these.
     """
 
     def __init__(
@@ -157,13 +163,12 @@ class RouterContext:
         shape: tuple[int, int],
         device: torch.device,
         documents: Sequence[int] | None = None,
-        cache: KVCache | None = None,
+        cache: Step | Prompts | None = None,
     ):
         self.filters = config.router_context == "filter"
         self.decay = 1.0 if config.router_context == "mean" else 0.5 ** (1.0 / config.router_half_life)
         self.shape, self.cache = shape, cache
         self.index: Tensor | None = None
-        self.inside: Tensor | None = None
         batch, length = shape
         if documents is not None:
             # Row and column [S] of each token in a table of documents, and its inverse [N, longest].
@@ -171,14 +176,12 @@ class RouterContext:
             self.column = torch.cat([torch.arange(n, device=device) for n in documents])
             self.index = torch.zeros(len(documents), max(documents), dtype=torch.int64, device=device)
             self.index[self.row, self.column] = torch.arange(length, device=device)
-            self.inside = torch.zeros_like(self.index, dtype=torch.bool)
-            self.inside[self.row, self.column] = True
+            self.ends = torch.cat([torch.full((1,), n - 1, device=device) for n in documents])  # [N]
             counted = self.column + 1
+        elif isinstance(cache, Step):
+            counted = (cache.positions + 1).view(-1)
         else:
-            positions = torch.arange(length, device=device)[None] if cache is None else cache.positions(length)
-            if cache is not None and cache.padding is not None:
-                self.inside = cache.is_real(length)
-            counted = (positions + 1).expand(batch, length).reshape(-1)
+            counted = (torch.arange(length, device=device) + 1).expand(batch, length).reshape(-1)
         counted = counted.double()
         if self.decay < 1.0:
             counted = (1.0 - self.decay**counted) / (1.0 - self.decay)
@@ -190,16 +193,13 @@ class RouterContext:
         Means of the values, or log beliefs shifted so that their logsumexp is that of the token's own logits, which is
         what the z-loss holds down. ``slot`` is the router's place in the cache.
         """
-        if self.index is not None:
-            table = values[self.index]  # [N, longest, E]
-        else:
-            table = values.view(*self.shape, -1)  # [B, S, E]
-        if self.inside is not None:
-            table = table * self.inside[..., None]  # a zero adds nothing to a mean and is no evidence
-        before = None if self.cache is None else self.cache.router_states[slot]
+        table = values.view(*self.shape, -1) if self.index is None else values[self.index]  # [B, S or longest, E]
+        before = self.cache.recall(slot) if isinstance(self.cache, Step) else None
         states = (filter_beliefs if self.filters else running_sum)(table, self.decay, before)
-        if self.cache is not None:
-            self.cache.router_states[slot].copy_(states[:, -1])
+        if isinstance(self.cache, Step):
+            self.cache.remember(slot, states)
+        elif self.cache is not None:
+            self.cache.remember(slot, states[torch.arange(len(self.ends), device=states.device), self.ends])
         states = states[self.row, self.column] if self.index is not None else states.reshape(values.shape)
         if self.filters:
             return (states + values.double().logsumexp(-1, keepdim=True)).to(values.dtype)

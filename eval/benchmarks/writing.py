@@ -21,7 +21,7 @@ from eval.benchmarks.prompts import AnswerStream, Style, encode
 from moe.data.prompt import stop_ids
 from moe.errors import UserError
 from moe.files import json_lines, read_json_lines
-from moe.inference.generation import answer_limit, generate
+from moe.inference.generation import answer_limit, generate_many
 from moe.inference.sampling import Sampling
 
 Key = tuple[str, str, int]  # language, problem's id, sample's number
@@ -107,13 +107,12 @@ def _write_batch(
         streams[row].push(token)
         return streams[row].stopped
 
-    found = generate(
+    found = generate_many(
         loaded.model,
         [prompt for _, prompt, _ in batch],
         max_new_tokens=settings.max_new_tokens,
         stop_ids=stop_ids(tokenizer, loaded.template),
         sampling=settings.sampling,
-        pad_id=tokenizer.pad_id,
         row_ids=[row_id(problem, sample) for problem, _, sample in batch],
         on_token=on_token,
     )

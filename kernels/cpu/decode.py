@@ -17,6 +17,19 @@ from torch import Tensor
 from kernels.types import accumulation_dtype
 
 
+def _is_intel() -> bool:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            return any(line.startswith("vendor_id") and "GenuineIntel" in line for line in file)
+    except OSError:
+        return False
+
+
+# Whether MKL has its own code for this processor; on others its products with one row are slow. A constant, as
+# torch.compile cannot trace the reading of a file.
+IS_INTEL = _is_intel()
+
+
 @functools.cache
 def has_avx512() -> bool:
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
@@ -44,7 +57,15 @@ def _times_row(blocks: Tensor, row: Tensor) -> Tensor:
 
 
 def matvec(x: Tensor, w: Tensor) -> Tensor:
-    """``x @ w.T`` for one row x [1, D], w [N, D]."""
+    """``x @ w.T`` for one row x [1, D], w [N, D].
+
+    In 16 bits torch's matrix-vector product reads a matrix up to twice as fast as its matrix products do, in float32
+    on Intel processors MKL's matrix product up to four times as fast as the blocks of rows that suit others.
+    """
+    if x.dtype.itemsize == 2 and w.stride(-1) == 1:
+        return torch.mv(w, x[0]).view(1, -1)
+    if IS_INTEL:
+        return F.linear(x, w)
     parts = row_blocks(w)
     if not parts:
         return F.linear(x, w)
@@ -73,10 +94,8 @@ def weighted_sum(values: Iterable[Tensor], gates: list[float], dtype: torch.dtyp
 
 def experts_decode(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor) -> Tensor:
     """`kernels.cpu.experts.experts_fwd` for one token: x [1, D] -> [1, D]."""
-    x = x.contiguous()
-    blocks1, blocks2, blocks3 = (w.unflatten(-2, (row_blocks(w) or 1, -1)) for w in (w1, w2, w3))  # [E, P, n, columns]
     outputs = []
     for e in chosen_experts(expert_ids, w1.shape[0]):
-        act = F.silu(_times_row(blocks1[e], x)).mul_(_times_row(blocks3[e], x))  # F values
-        outputs.append(_times_row(blocks2[e], act))  # D values
-    return weighted_sum(outputs, gates.tolist()[0], x.dtype).view(1, -1)
+        act = F.silu(matvec(x, w1[e])).mul_(matvec(x, w3[e]))  # [1, F]
+        outputs.append(matvec(act, w2[e]))  # [1, D]
+    return weighted_sum(outputs, gates.tolist()[0], x.dtype)

@@ -81,11 +81,11 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     with AVX2 alone that holds for contiguous weights; with transposed ones oneDNN takes up to twice as long as MKL.
     A single row goes to `matvec`.
     """
-    if x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[0] > 0 and has_onednn_linear():
-        if x.shape[0] == 1 and row_blocks(w):
-            return matvec(x, w)
-        if has_avx512() or w.is_contiguous():
-            return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
+    if x.shape[0] == 1 and x.device.type == "cpu" and x.dtype != torch.float64 and row_blocks(w):
+        return matvec(x, w)
+    fast = x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[0] > 0 and has_onednn_linear()
+    if fast and (has_avx512() or w.is_contiguous()):
+        return torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], "")
     return F.linear(x, w)
 
 
@@ -94,7 +94,7 @@ def part_linear(x: Tensor, w: Tensor) -> Tensor:
 
     oneDNN rounds a single row differently from each row of two or more, so a single row is doubled.
     """
-    return linear(x, w) if x.shape[0] != 1 or x.dtype != torch.float32 else linear(torch.cat((x, x)), w)[:1]
+    return linear(x, w) if x.shape[0] != 1 or x.dtype == torch.float64 else linear(torch.cat((x, x)), w)[:1]
 
 
 def zero_unused(stacked: Tensor, used: set[int]) -> None:

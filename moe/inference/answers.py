@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from moe.data.prompt import encode_prompt, instruction_for, stop_ids
 from moe.errors import UserError
-from moe.inference.generation import Generation, OnOutput, answer_limit, generate, generate_many
+from moe.inference.engine import Engine, Generation, OnOutput, Request
+from moe.inference.generation import answer_limit
 from moe.inference.sampling import GREEDY, Sampling
 from moe.model import Transformer
 from moe.tokenizer import Tokenizer
@@ -47,6 +48,7 @@ class Answer:
         finished: "stop" (by the model or a stop string) or "length" (no tokens were left).
         tokens: how many the model wrote, with those of a stop string and without the end token.
         seconds: from the start of the call to this answer's end.
+        drafted, accepted: tokens that were guessed, and how many of them were right.
     """
 
     text: str
@@ -54,6 +56,8 @@ class Answer:
     prompt_tokens: int
     tokens: int
     seconds: float
+    drafted: int = 0
+    accepted: int = 0
 
 
 class TextStream:
@@ -109,6 +113,10 @@ class TextStream:
 class Writer:
     """Writes answers with a model, its tokenizer and the prompt template that it was trained with.
 
+    Args:
+        draft: see :class:`~moe.inference.engine.Engine`.
+        truncate: whether a prompt that does not fit loses its first tokens; otherwise it is an error.
+
     Raises :class:`UserError` for an empty stop string and, when asked, for prompts that do not fit the context.
     """
 
@@ -120,21 +128,76 @@ class Writer:
         max_new_tokens: int = 512,
         sampling: Sampling = GREEDY,
         stop: Sequence[str] = (),
+        draft: int = 0,
+        truncate: bool = False,
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.max_new_tokens, self.sampling, self.stop = max_new_tokens, sampling, check_stop(stop)
-        self._settings: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens,
-            "stop_ids": stop_ids(tokenizer, template),
-            "sampling": sampling,
-            "pad_id": tokenizer.pad_id,
-        }
+        self.draft, self.truncate = draft, truncate
+        self.stop_ids = stop_ids(tokenizer, template)
 
     def encode(self, question: Question, name: str = "the prompt") -> list[int]:
         """The prompt's ids; raises :class:`UserError`, calling the prompt ``name``, when they leave no room."""
         ids = encode_prompt(self.tokenizer, self.template, instruction_for(question.text, question.language))
+        if self.truncate:  # the end of the prompt and room for an answer
+            ids = ids[-max(1, self.model.config.max_seq_len - self.max_new_tokens) :]
         answer_limit(self.model, len(ids), self.max_new_tokens, name)
         return ids
+
+    def engine(self, max_rows: int, on_output: OnOutput | None = None) -> Engine:
+        """An engine for :meth:`request`."""
+        return Engine(self.model, max_rows, self.draft, on_output)
+
+    def request(
+        self,
+        question: Question,
+        on_answer: Callable[[Answer], object],
+        show: Callable[[str], object] = lambda text: None,
+        number: int = 0,
+        name: str = "the prompt",
+    ) -> Request:
+        """A request whose text goes to ``show`` piece by piece, and the whole answer to ``on_answer``.
+
+        ``number`` varies the random numbers, and is the request's key.
+        """
+        stream, started = self.stream(question), time.monotonic()
+        prompt = self.encode(question, name)
+
+        def on_token(token: int) -> bool:
+            show(stream.push(token))
+            return stream.stopped
+
+        def on_finished(found: Generation) -> None:
+            show(stream.flush())
+            finished = "stop" if stream.stopped else found.finished  # the last characters can complete a stop string
+            seconds = time.monotonic() - started
+            on_answer(
+                Answer(
+                    stream.text,
+                    finished,
+                    found.prompt_tokens,
+                    len(found.tokens),
+                    seconds,
+                    found.drafted,
+                    found.accepted,
+                )
+            )
+
+        limit = answer_limit(self.model, len(prompt), self.max_new_tokens)
+        return Request(
+            prompt,
+            limit,
+            self.sampling,
+            self.stop_ids,
+            number,
+            key=number,
+            on_token=on_token,
+            on_finished=on_finished,
+        )
+
+    def stream(self, question: Question) -> TextStream:
+        """What turns the tokens of an answer into text."""
+        return TextStream(self.tokenizer, self.stop)
 
     def answer(
         self,
@@ -144,20 +207,7 @@ class Writer:
         number: int = 0,
     ) -> Answer:
         """Writes one answer and passes its text to ``show`` piece by piece; ``number`` varies the random numbers."""
-        stream = TextStream(self.tokenizer, self.stop)
-
-        def on_token(row: int, token: int) -> bool:
-            show(stream.push(token))
-            return stream.stopped
-
-        started = time.monotonic()
-        prompt = self.encode(question)
-        found = generate(
-            self.model, [prompt], row_ids=[number], on_token=on_token, on_output=on_output, **self._settings
-        )[0]
-        show(stream.flush())
-        seconds = time.monotonic() - started
-        return Answer(stream.text, _finished(found, stream), len(prompt), len(found.tokens), seconds)
+        return self.answer_many([question], 1, on_output=on_output, show=show, first=number)[0]
 
     def answer_many(
         self,
@@ -165,41 +215,23 @@ class Writer:
         batch_size: int,
         on_answer: Callable[[int, Answer], object] = lambda place, answer: None,
         on_output: OnOutput | None = None,
+        show: Callable[[str], object] = lambda text: None,
+        first: int = 0,
     ) -> list[Answer]:
-        """Writes all answers, ``batch_size`` at a time, and returns them in the order of the questions.
+        """Writes all answers, up to ``batch_size`` at a time, and returns them in the order of the questions.
 
-        ``on_answer`` gets each with its question's place as soon as it is done, short ones first.
+        ``on_answer`` gets each with its question's place as soon as it is done. Requests are numbered from ``first``.
         """
-        prompts = [self.encode(question, _name(place, question)) for place, question in enumerate(questions)]
-        streams = [TextStream(self.tokenizer, self.stop) for _ in questions]
-        answers: dict[int, Answer] = {}
-        started = time.monotonic()
+        engine, answers = self.engine(batch_size, on_output), dict[int, Answer]()
 
-        def on_token(place: int, token: int) -> bool:
-            streams[place].push(token)
-            return streams[place].stopped
+        def keep(place: int, answer: Answer) -> None:
+            answers[place] = answer
+            on_answer(place, answer)
 
-        def on_finished(place: int, found: Generation) -> None:
-            stream = streams[place]
-            stream.flush()
-            answers[place] = Answer(
-                stream.text,
-                _finished(found, stream),
-                found.prompt_tokens,
-                len(found.tokens),
-                time.monotonic() - started,
-            )
-            on_answer(place, answers[place])
-
-        generate_many(
-            self.model,
-            prompts,
-            batch_size=batch_size,
-            on_token=on_token,
-            on_progress=on_finished,
-            on_output=on_output,
-            **self._settings,
-        )
+        for place, question in enumerate(questions):
+            name = _name(place, question) if len(questions) > 1 else "the prompt"
+            engine.submit(self.request(question, partial(keep, place), show, first + place, name))
+        engine.run()
         return [answers[place] for place in range(len(questions))]
 
 
@@ -208,10 +240,6 @@ def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
     if any(not text for text in stop):
         raise UserError("a stop string is empty; expected text such as '# Test'")
     return tuple(stop)
-
-
-def _finished(found: Generation, stream: TextStream) -> str:
-    return "stop" if stream.stopped else found.finished  # the last characters of an answer can complete a stop string
 
 
 def _name(place: int, question: Question) -> str:

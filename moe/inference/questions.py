@@ -10,8 +10,8 @@ from moe.data.rows import Row, read_rows
 from moe.errors import UserError
 from moe.files import named, read_lines
 from moe.inference.answers import Answer, Question
+from moe.inference.routing_stats import RoutingShares, expert_names
 from moe.languages import get_language
-from moe.routing_stats import RoutingShares, expert_names
 
 
 def read_questions(path: str | Path, language: str | None = None) -> list[Question]:

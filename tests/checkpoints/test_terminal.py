@@ -13,7 +13,7 @@ from checkpoints.terminal import costs, expert_share_table, line_reader
 from moe.config import ModelConfig
 from moe.errors import Notice, UserError
 from moe.inference.answers import Answer
-from moe.routing_stats import RoutingShares
+from moe.inference.routing_stats import RoutingShares
 
 
 class Terminal(io.StringIO):

@@ -73,35 +73,37 @@ def test_cache_equals_no_cache(config, attention, chunks, make_model):
     assert (got - wanted).abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("slack", [0, 3])
 @pytest.mark.parametrize("attention", ATTENTION, ids=["full", "window", "mixed"])
-def test_left_padded_rows_equal_single_rows(config, attention, make_model):
+def test_rows_of_different_lengths_equal_single_rows(config, attention, slack, make_model):
+    """Packed prompts, steps of one token and of several, tokens taken back, rows dropped and the cache grown."""
     model = make_model(replace(config, **attention))
-    lengths, total = (11, 4, 8), 17
-    rows = [tokens_of(total, seed=s)[0] for s in range(3)]
-    padding = torch.tensor([11 - n for n in lengths])
-    prompts = torch.stack(
-        [torch.cat((torch.zeros(11 - n, dtype=torch.int64), row[:n])) for n, row in zip(lengths, rows)]
-    )
-    cache = KVCache(model.config, 3, total, torch.float64, padding=padding)
-    logits = [model(prompts, cache=cache).logits[:, -1]]
-    for step in range(5):
-        logits.append(
-            model(torch.stack([r[n + step] for n, r in zip(lengths, rows)])[:, None], cache=cache).logits[:, -1]
-        )
-    for row, n, tokens in zip(range(3), lengths, rows):
-        wanted = model(tokens[None, : n + 5]).logits[0, n - 1 :]
-        assert (torch.stack(logits)[:, row] - wanted).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("attention", ATTENTION, ids=["full", "window", "mixed"])
-def test_dropping_rows_of_a_cache(tiny_config, attention, make_model):
-    model = make_model(replace(tiny_config, **attention))
-    tokens = tokens_of(10, rows=3)
-    cache = KVCache(model.config, 3, 10, torch.float64, padding=torch.tensor([0, 2, 1]))
-    model(tokens[:, :8], cache=cache)
-    cache.keep_rows(torch.tensor([1, 2]))
-    got = model(tokens[1:, 8:9], cache=cache).logits[0, -1]
-    assert (got - model(tokens[1:2, 2:9]).logits[0, -1]).abs().max() < 1e-12
+    lengths = [11, 4, 8]
+    rows = [tokens_of(40, seed=s)[0] for s in range(3)]
+    wanted = [model(row[None]).logits[0] for row in rows]
+    cache = KVCache(model.config, 3, 16, torch.float64, slack=slack)
+    packed = torch.cat([row[:n] for n, row in zip(lengths, rows)])[None]
+    logits = model(packed, cache=cache, documents=tuple(lengths), last_only=True).logits[0]
+    assert (logits - torch.stack([w[n - 1] for w, n in zip(wanted, lengths)])).abs().max() < 1e-12
+    cache.grow(40)
+    for count, kept in (
+        (1, (1, 1, 1)),
+        (slack + 1, (1, slack + 1, 1)),
+        (1, (1, 1, 1)),
+        (slack + 1, (1, 1, 1)),
+        (6, (6,) * 3),
+    ):
+        step = cache.step(3, count)
+        logits = model(torch.stack([r[n : n + count] for n, r in zip(lengths, rows)]), cache=step).logits
+        for row, n, w in zip(range(3), lengths, wanted):
+            assert (logits[row] - w[n : n + count]).abs().max() < 1e-12
+        step.advance(kept)
+        lengths = [n + k for n, k in zip(lengths, kept)]
+        assert cache.lengths == lengths
+    assert cache.drop_rows([0]) == [2, 1]
+    logits = model(torch.stack([rows[2][lengths[2]], rows[1][lengths[1]]])[:, None], cache=cache).logits
+    for place, row in enumerate((2, 1)):
+        assert (logits[place, 0] - wanted[row][lengths[row]]).abs().max() < 1e-12
 
 
 def test_a_full_cache_says_so(tiny_config, make_model):
@@ -109,6 +111,14 @@ def test_a_full_cache_says_so(tiny_config, make_model):
     cache = KVCache(model.config, 1, 4, torch.float64)
     with pytest.raises(ValueError, match="made for 4 tokens"):
         model(tokens_of(5), cache=cache)
+    cache = KVCache(model.config, 1, 4, torch.float64)
+    with pytest.raises(ValueError, match="made for 4 tokens"):
+        model(tokens_of(5), cache=cache, documents=(5,))
+    with pytest.raises(ValueError, match="made for 1 rows"):
+        model(tokens_of(4), cache=cache, documents=(2, 2))
+    model(tokens_of(2), cache=cache)
+    with pytest.raises(ValueError, match="holds 1 rows and is asked to continue 2"):
+        model(tokens_of(1, rows=2), cache=cache)
 
 
 def test_untouched_deltas_change_nothing(tiny_config):

@@ -10,7 +10,7 @@ import torch
 from moe.cache import KVCache
 from moe.config import ModelConfig
 from moe.errors import UserError
-from moe.inference.generation import generate
+from moe.inference.generation import generate_many
 from moe.router import BLOCK, FILTER_BLOCK, filter_beliefs, running_sum
 
 CONTEXTS = [(context, layers) for context in ("mean", "ema", "filter") for layers in ("each", "first")]
@@ -126,10 +126,10 @@ def test_reading_in_chunks_and_token_by_token_decides_as_one_pass(model, make_mo
 def test_padding_and_leaving_rows_change_nothing(model):
     """Prompts of different lengths in one batch, answers that end at different steps: as each prompt alone."""
     prompts = [torch.randint(0, 97, (n,)).tolist() for n in (3, 17, 9, 1, 30)]
-    stop = {int(generate(model, prompts[:1], max_new_tokens=4)[0].tokens[-1])}
-    together = generate(model, prompts, max_new_tokens=24, stop_ids=stop)
+    stop = {int(generate_many(model, prompts[:1], max_new_tokens=4)[0].tokens[-1])}
+    together = generate_many(model, prompts, max_new_tokens=24, stop_ids=stop)
     for prompt, answer in zip(prompts, together):
-        assert generate(model, [prompt], max_new_tokens=24, stop_ids=stop)[0].tokens == answer.tokens
+        assert generate_many(model, [prompt], max_new_tokens=24, stop_ids=stop)[0].tokens == answer.tokens
 
 
 def test_checkpointed_activations_give_the_same_gradients(model):

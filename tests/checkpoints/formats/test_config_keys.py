@@ -15,7 +15,7 @@ from checkpoints.formats import open_checkpoint
 from checkpoints.formats.config_keys import HARMLESS, NEUTRAL, READ, READ_OF_MIXTURES, is_neutral
 from checkpoints.model_io import load_model, read_config
 from moe.errors import Notice, UserError
-from moe.inference.generation import generate
+from moe.inference.generation import generate_many
 
 KINDS = ("mistral", "llama", "mixtral")
 THETA = {"rope_theta": 1e4}
@@ -286,7 +286,7 @@ def test_generation_through_the_cache_with_mixed_layers_and_scaling(tmp_path, hf
     change(tmp_path, layer_types=[SLIDING, FULL, SLIDING])
     model = load_model(tmp_path, torch.float64).model
     prompts = [tokens(97, 9)[0].tolist(), tokens(97, 14 if padded else 9)[1].tolist()]
-    for prompt, found in zip(prompts, generate(model, prompts, max_new_tokens=20), strict=True):
+    for prompt, found in zip(prompts, generate_many(model, prompts, max_new_tokens=20), strict=True):
         sequence = list(prompt)
         for token in found.tokens:
             with torch.no_grad():

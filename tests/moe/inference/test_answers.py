@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from moe.data.prompt import encode_prompt, instruction_for
 from moe.errors import UserError
 from moe.inference.answers import Answer, Question, TextStream, Writer
-from moe.inference.generation import generate, generate_many
+from moe.inference.generation import generate_many
 from moe.inference.questions import answer_rows, read_questions
+from moe.inference.routing_stats import RoutingShares, expert_names
 from moe.inference.sampling import Sampling
-from moe.routing_stats import RoutingShares, expert_names
 from moe.tokenizer import train_sentencepiece
 
 
@@ -94,7 +94,7 @@ def test_one_answer_equals_the_generated_tokens(writer, tokenizer):
     question, shown = Question("Return the sum.", "java"), []
     answer = writer.answer(question, shown.append)
     prompt = encode_prompt(tokenizer, "plain", instruction_for("Return the sum.", "java"))
-    wanted = generate(writer.model, [prompt], max_new_tokens=24, stop_ids=[tokenizer.eos_id])[0]
+    wanted = generate_many(writer.model, [prompt], max_new_tokens=24, stop_ids=[tokenizer.eos_id])[0]
     assert answer.text == "".join(shown) == tokenizer.decode(wanted.tokens)
     assert (answer.tokens, answer.prompt_tokens) == (len(wanted.tokens), len(prompt))
     assert answer.finished == wanted.finished and answer.seconds >= 0
@@ -146,7 +146,7 @@ def test_an_instruction_without_a_language():
 def test_routing_shares_count_the_tokens_of_the_answer(writer):
     model, prompts = writer.model, [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
     shares = RoutingShares(model.config, 3)
-    stop = {generate(model, [prompts[0]], max_new_tokens=6)[0].tokens[3]}
+    stop = {generate_many(model, [prompts[0]], max_new_tokens=6)[0].tokens[3]}
     answers = generate_many(model, prompts, batch_size=2, max_new_tokens=6, stop_ids=stop, on_output=shares)
     for place, (prompt, answer) in enumerate(zip(prompts, answers)):
         decided = len(answer.tokens) + (answer.finished == "stop")

@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe.cache import KVCache
+from moe.cache import KVCache, fill_holes
 from moe.errors import UserError
-from moe.inference import generation
-from moe.inference.generation import cache_dtype, fill_holes, generate, generate_many
-from moe.inference.sampling import Sampling, sample, uniforms
+from moe.inference import engine
+from moe.inference.drafts import Lookup
+from moe.inference.engine import Engine, Request, cache_dtype
+from moe.inference.generation import generate_many
+from moe.inference.sampling import Sampling, number_stream, sample
 
 WINDOWS = [None, 5]
 
@@ -25,10 +27,14 @@ def prompts_of(*lengths: int, seed: int = 0) -> list[list[int]]:
 @torch.inference_mode()
 def slowly(model, prompt, count, stop_ids=(), sampling=None, row=0) -> list[int]:
     """The definition: read everything again for each token, one prompt at a time, without a cache."""
-    text, numbers = list(prompt), uniforms(sampling.seed, [row], count) if sampling else None
-    for step in range(count):
+    text, numbers = list(prompt), number_stream(sampling.seed, row) if sampling else None
+    for _ in range(count):
         logits = model(torch.tensor([text])).logits[:, -1]
-        token = int(logits.argmax()) if sampling is None else int(sample(logits, sampling, numbers[:, step]))
+        token = (
+            int(logits.argmax())
+            if sampling is None
+            else int(sample(logits, sampling, torch.tensor([numbers.random()])))
+        )
         if token in stop_ids:
             break
         text.append(token)
@@ -51,8 +57,8 @@ def test_greedy_with_the_cache_equals_greedy_without(config, window, make_model)
     prompts = prompts_of(7, 1, 12, 4, 12)
     wanted = [slowly(model, prompt, 15) for prompt in prompts]
     assert len({tuple(w) for w in wanted}) == 5
-    assert [generate(model, [p], max_new_tokens=15)[0].tokens for p in prompts] == wanted
-    assert [g.tokens for g in generate(model, prompts, max_new_tokens=15, pad_id=96)] == wanted
+    assert [generate_many(model, [p], max_new_tokens=15)[0].tokens for p in prompts] == wanted
+    assert [g.tokens for g in generate_many(model, prompts, max_new_tokens=15)] == wanted
     assert [g.tokens for g in generate_many(model, prompts, batch_size=2, max_new_tokens=15)] == wanted
 
 
@@ -67,7 +73,7 @@ def test_rows_that_stop_leave_the_batch_and_change_no_other(tiny_config, window,
     lengths = [len(text) for text in wanted]
     assert len(set(lengths)) >= 4 and max(lengths) == 20
     sizes = []
-    answers = generate(
+    answers = generate_many(
         model, prompts, max_new_tokens=20, stop_ids=stop, on_output=lambda rows, out: sizes.append(len(rows))
     )
     assert [a.tokens for a in answers] == wanted
@@ -87,27 +93,27 @@ def test_samples_do_not_depend_on_the_batch(tiny_config, sampling, make_model):
     settings = {"max_new_tokens": 12, "stop_ids": (5, 6), "sampling": sampling}
     for size in (1, 3, 4):
         assert [g.tokens for g in generate_many(model, prompts, batch_size=size, **settings)] == wanted
-    alone = generate(model, [prompts[2]], row_ids=[2], **settings)
+    alone = generate_many(model, [prompts[2]], row_ids=[2], **settings)
     assert alone[0].tokens == wanted[2]
-    other = generate(model, prompts, max_new_tokens=12, sampling=replace(sampling, seed=99))
+    other = generate_many(model, prompts, max_new_tokens=12, sampling=replace(sampling, seed=99))
     assert [g.tokens for g in other] != wanted
 
 
 def test_the_context_is_respected(tiny_config, make_model):
     model = make_model(replace(tiny_config, max_seq_len=16))
-    answers = generate(model, prompts_of(3, 10, 15), max_new_tokens=8)
+    answers = generate_many(model, prompts_of(3, 10, 15), max_new_tokens=8)
     assert [(len(a.tokens), a.finished) for a in answers] == [(8, "length"), (6, "length"), (1, "length")]
     with pytest.raises(
         UserError, match="prompt 2 has 16 tokens and leaves no room in the model's context of 16 tokens"
     ):
-        generate(model, prompts_of(3, 16), max_new_tokens=8)
+        generate_many(model, prompts_of(3, 16), max_new_tokens=8)
     with pytest.raises(UserError, match="prompt 2 is empty"):
         generate_many(model, [[1], []], batch_size=4, max_new_tokens=8)
     with pytest.raises(UserError, match="max_new_tokens is 0"):
-        generate(model, [[1]], max_new_tokens=0)
+        generate_many(model, [[1]], max_new_tokens=0)
     with pytest.raises(UserError, match="batch size is 0"):
         generate_many(model, [[1]], batch_size=0, max_new_tokens=1)
-    assert generate(model, [], max_new_tokens=1) == [] == generate_many(model, [], batch_size=1, max_new_tokens=1)
+    assert generate_many(model, [], max_new_tokens=1) == [] == generate_many(model, [], batch_size=1, max_new_tokens=1)
 
 
 def test_callbacks(tiny_config, make_model):
@@ -162,8 +168,130 @@ def test_prompts_read_in_parts(tiny_config, window, make_model, monkeypatch):
     model = make_model(replace(tiny_config, sliding_window=window))
     prompts = prompts_of(9, 9, 7, 3, 12)
     wanted = [slowly(model, prompt, 6) for prompt in prompts]
-    monkeypatch.setattr(generation, "TOKENS_PER_PASS", 25)
+    monkeypatch.setattr(engine, "TOKENS_PER_PASS", 18)
     seen = []
-    answers = generate(model, prompts, max_new_tokens=6, on_output=lambda rows, out: seen.append(rows))
+    answers = generate_many(
+        model, prompts, max_new_tokens=6, on_output=lambda requests, out: seen.append([r.key for r in requests])
+    )
     assert [a.tokens for a in answers] == wanted
     assert seen[:4] == [[0, 1], [2, 3], [4], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("context", ["none", "mean", "ema", "filter"])
+def test_samples_of_a_prompt_share_its_reading(tiny_config, window, context, make_model):
+    """Those of the first batch copy its row, later ones what was kept of it; routers remember what they should."""
+    config = replace(tiny_config, num_experts=4, router_context=context, sliding_window=window)
+    model, (prompt, other) = make_model(config), prompts_of(17, 5)
+    sampling, read = Sampling(1.0, seed=1), []
+    wanted = [slowly(model, p, 8, (), sampling, row) for row, p in enumerate([prompt] * 5 + [other])]
+    model.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs.get("documents")), with_kwargs=True)
+    answers = generate_many(model, [prompt] * 5 + [other], batch_size=2, max_new_tokens=8, sampling=sampling)
+    assert [a.tokens for a in answers] == wanted
+    assert [r for r in read if r] == [(17,), (5,)]
+
+
+def test_requests_enter_and_leave_a_running_batch(tiny_config, make_model):
+    model, prompts = make_model(tiny_config), prompts_of(5, 9, 2, 7, 30, 3)
+    lengths, settings = (
+        (3, 11, 1, 6, 9, 4),
+        [Sampling(), Sampling(1.0, 8, 0.9, 2, 0.05, 1.3), Sampling(0.7, seed=9)] * 2,
+    )
+    done: dict[int, list[int]] = {}
+    running = Engine(model, 3)
+    requests = [
+        Request(p, n, s, row_id=i, key=i, on_finished=lambda found, i=i: done.__setitem__(i, found.tokens))
+        for i, (p, n, s) in enumerate(zip(prompts, lengths, settings))
+    ]
+    running.submit(*requests[:3])
+    for request in requests[3:]:
+        running.step()
+        running.submit(request)
+    running.run()
+    assert [len(done[i]) for i in range(6)] == list(lengths)
+    for i, request in enumerate(requests):
+        alone = generate_many(model, [request.prompt], max_new_tokens=lengths[i], sampling=settings[i], row_ids=[i])
+        assert alone[0].tokens == done[i]
+    assert not running.step()
+
+
+def test_a_cancelled_request_ends(tiny_config, make_model):
+    running, done = Engine(make_model(tiny_config), 1), []
+    requests = [Request(p, 50, key=i, on_finished=done.append) for i, p in enumerate(prompts_of(4, 6, 3))]
+    running.submit(*requests)
+    running.step()
+    for request in requests[:2]:
+        running.cancel(request)
+    running.run()
+    assert [(len(a.tokens), a.finished) for a in done] == [(2, "stop"), (0, "stop"), (50, "length")]
+
+
+@pytest.mark.parametrize("attention", [{}, {"sliding_window": 5}, {"sliding_window": 7, "sliding_layers": (1,)}])
+@pytest.mark.parametrize("context", ["none", "mean", "ema", "filter"])
+def test_drafts_change_no_token(tiny_config, attention, context, make_model, monkeypatch):
+    """Greedy and drawn: tokens that were not confirmed leave no trace in keys, routers, text and random numbers."""
+    model = make_model(replace(tiny_config, num_experts=4, router_context=context, **attention))
+    prompts = prompts_of(5, 3, 8)
+    for sampling in (Sampling(), Sampling(0.9, 20, seed=3), Sampling(repetition_penalty=1.2)):
+        settings = {"max_new_tokens": 30, "sampling": sampling}
+        plain = [a.tokens for a in generate_many(model, prompts, **settings)]
+        texts = [prompt + tokens for prompt, tokens in zip(prompts, plain)]
+
+        def guess(self, count, texts=texts):
+            """What comes, with a mistake at every seventh place of the text."""
+            (text,) = [t for t in texts if t[: len(self._text)] == self._text]
+            return [
+                (text[i] + (i % 7 == 0)) % 97 for i in range(len(self._text), min(len(self._text) + count, len(text)))
+            ]
+
+        monkeypatch.setattr(Lookup, "guess", guess)
+        for size, draft in ((1, 3), (3, 6)):
+            drafted = generate_many(model, prompts, batch_size=size, draft=draft, **settings)
+            assert [a.tokens for a in drafted] == plain
+            assert all(0 < a.accepted < a.drafted for a in drafted)
+
+
+def test_look_ups_find_the_newest_place():
+    lookup = Lookup([1, 2, 3, 4, 9, 2, 3, 5, 6, 7, 2, 3])
+    assert lookup.guess(3) == [5, 6, 7] and lookup.guess(0) == []
+    lookup.push(4)
+    assert lookup.guess(2) == [9, 2], "a longer agreement counts more"
+    lookup.push(8)
+    assert lookup.guess(2) == [] and Lookup([1]).guess(4) == []
+    assert Lookup([5, 5, 5, 5]).guess(4) == [5]
+
+
+def test_right_drafts_save_passes(tiny_config, make_model):
+    model, passes = make_model(tiny_config), []
+    prompt = prompts_of(6)[0]
+    text = generate_many(model, [prompt], max_new_tokens=40)[0].tokens
+    model.register_forward_hook(lambda *_: passes.append(1))
+    found = generate_many(model, [prompt + text + prompt], max_new_tokens=40, draft=5)[0]
+    assert len(passes) == 1 + len(found.tokens) - 1 - found.accepted
+
+
+def test_biases_choose_experts(tiny_config, make_model):
+    """A request's bias is its own; -inf leaves an expert out."""
+    model = make_model(replace(tiny_config, num_experts=4, num_experts_per_tok=2))
+    off, seen = float("-inf"), []
+
+    def look(requests, output):
+        for routing in output.routing:
+            for place, request in enumerate(requests):
+                seen.append(
+                    (request.key, {int(e) for e, g in zip(routing.expert_ids[place], routing.gates[place]) if g})
+                )
+
+    done = {}
+    running = Engine(model, 4, on_output=look)
+    biases = [None, (0.0, off, 0.0, off), (off, off, off, 0.0), (0.0, 0.0, 0.0, 0.0)]
+    for key, bias in enumerate(biases):
+        prompt = prompts_of(7)[0]
+        running.submit(
+            Request(prompt, 12, expert_bias=bias, key=key, on_finished=lambda a, k=key: done.__setitem__(k, a))
+        )
+    running.run()
+    assert {frozenset(experts) for key, experts in seen if key == 1} == {frozenset({0, 2})}
+    assert {frozenset(experts) for key, experts in seen if key == 2} == {frozenset({3})}
+    assert done[0].tokens == done[3].tokens == generate_many(model, prompts_of(7), max_new_tokens=12)[0].tokens
+    assert done[0].tokens != done[2].tokens

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe.errors import UserError
-from moe.inference.sampling import GREEDY, Sampling, candidates, sample, uniforms
+from moe.inference.sampling import GREEDY, Sampling, candidates, choose, number_stream, sample
 
 DRAWS = 10_000
 
@@ -73,15 +73,40 @@ def test_the_ends_of_the_distribution(sampling, dtype):
     assert {first, last} == {1, 3}
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (9, 1.0), (0, 0.9), (12, 0.8)])
+@pytest.mark.parametrize("min_p", [0.02, 0.2, 1.0])
+def test_min_p_and_the_penalty_equal_those_of_transformers(logits, top_k, top_p, min_p):
+    from transformers import generation
+
+    text = [3, 5, 3, 17, 39, 5]
+    filters = [generation.RepetitionPenaltyLogitsProcessor(1.4), generation.TemperatureLogitsWarper(1.5)]
+    filters += [generation.TopKLogitsWarper(top_k)] if top_k else []
+    filters += [generation.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    filters += [generation.MinPLogitsWarper(min_p)]
+    wanted = torch.softmax(generation.LogitsProcessorList(filters)(torch.tensor([text]), logits[None]), -1)[0]
+    grid, sampling = (torch.arange(DRAWS) + 0.5) / DRAWS, Sampling(1.5, top_k, top_p, 0, min_p, 1.4)
+    drawn = choose(logits.expand(DRAWS, -1), [sampling] * DRAWS, grid.tolist(), [text] * DRAWS)
+    found = torch.bincount(torch.tensor(drawn), minlength=40) / DRAWS
+    assert (found - wanted).abs().max() < 1.5 / DRAWS and bool((found[wanted == 0] == 0).all())
+
+
+def test_rows_with_settings_of_their_own(logits):
+    settings = [Sampling(), Sampling(1.0), Sampling(repetition_penalty=9.0), Sampling(1.0, 3), Sampling(1.0, seed=7)]
+    texts = [[0], [1], [int(logits.argmax())], [2], [3]]
+    rows = [choose(logits[None], [s], [0.3], [t])[0] for s, t in zip(settings, texts)]
+    assert choose(logits.expand(5, -1), settings, [0.3] * 5, texts) == rows
+    assert rows[0] == int(logits.argmax()) != rows[2] and rows[1] == rows[4]
+
+
 def test_random_numbers_belong_to_seed_and_row():
-    rows = uniforms(5, [0, 3, 1], 50)
-    assert rows.shape == (3, 50) and rows.dtype == torch.float64
-    assert torch.equal(uniforms(5, [3], 20), rows[1:2, :20]), "neither other rows nor the length count"
-    assert torch.equal(uniforms(5, [3, 3], 4)[0], uniforms(5, [3, 3], 4)[1])
-    assert len({*rows[:, 0].tolist(), *uniforms(6, [0, 3, 1], 1)[:, 0].tolist()}) == 6
-    many = uniforms(0, range(200), 50)
+    def numbers(seed: int, row: int, count: int) -> list[float]:
+        stream = number_stream(seed, row)
+        return [stream.random() for _ in range(count)]
+
+    assert numbers(5, 3, 20) == numbers(5, 3, 50)[:20]
+    assert len({n for seed in (5, 6) for row in range(3) for n in numbers(seed, row, 1)}) == 6
+    many = torch.tensor([numbers(0, row, 50) for row in range(200)])
     assert many.min() >= 0 and many.max() < 1 and abs(float(many.mean()) - 0.5) < 0.01
-    assert uniforms(0, [], 3).shape == (0, 3)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +120,9 @@ def test_random_numbers_belong_to_seed_and_row():
         ({"top_p": 1.01}, "top_p is 1.01"),
         ({"top_p": float("nan")}, "top_p is nan"),
         ({"seed": -1}, "seed is -1"),
+        ({"min_p": -0.1}, "min_p is -0.1"),
+        ({"min_p": float("nan")}, "min_p is nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0, expected a positive number"),
     ],
 )
 def test_settings_out_of_range(settings, message):

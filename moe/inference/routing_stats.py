@@ -9,14 +9,15 @@ from collections.abc import Sequence
 import torch
 
 from moe.config import ModelConfig
+from moe.inference.engine import Request
 from moe.model import ModelOutput
 
 
 class RoutingShares:
     """Sums, for each answer, the gates of each expert over the answer's tokens.
 
-    Pass it as ``on_output`` to :func:`moe.inference.generation.generate`. A token counts at the position that
-    predicted it, the one before it, so of the prompt only the last token counts.
+    Pass it as ``on_output`` to an :class:`~moe.inference.engine.Engine` whose requests have the answer's number as key.
+    A token counts at the position that predicted it, the one before it, so of the prompt only the last token counts.
 
     Args:
         answers: how many prompts there are.
@@ -26,12 +27,11 @@ class RoutingShares:
         self.config = config
         self.gates = torch.zeros(answers, len(config.sparse_layers), config.num_experts, dtype=torch.float64)
 
-    def __call__(self, rows: Sequence[int], output: ModelOutput) -> None:
-        places = torch.tensor(list(rows))
+    def __call__(self, requests: Sequence[Request], output: ModelOutput) -> None:
+        places = torch.tensor([request.key for request in requests])
         for layer, routing in enumerate(output.routing):
-            last = torch.arange(1, len(rows) + 1, device=routing.gates.device) * (len(routing.gates) // len(rows)) - 1
-            gates = torch.zeros(len(rows), self.gates.shape[2], dtype=torch.float64)
-            gates.scatter_add_(1, routing.expert_ids[last].cpu(), routing.gates[last].double().cpu())  # [B, E]
+            gates = torch.zeros(len(requests), self.gates.shape[2], dtype=torch.float64)
+            gates.scatter_add_(1, routing.expert_ids.cpu(), routing.gates.double().cpu())  # [B, E]
             self.gates[places, layer] += gates
 
     def shares(self, answer: int) -> list[float]:
