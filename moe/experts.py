@@ -10,11 +10,13 @@ once per token however many experts a token visits.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kernels import ops
+from kernels.packed import Int4Weights
 from moe.config import ModelConfig
 from moe.layers import FeedForward
 from moe.router import RouterContext, Routing, select_top_k
@@ -73,6 +75,11 @@ def draw_low_rank(a: Tensor, generator: torch.Generator | None = None) -> Tensor
     """Fills A [..., r, in] in place from U(-1/sqrt(in), 1/sqrt(in)), as a Kaiming-uniform linear layer starts."""
     bound = 1.0 / math.sqrt(a.shape[-1])
     return a.uniform_(-bound, bound, generator=generator)
+
+
+def operands(*weights: Any) -> list[Any]:
+    """Weights as :mod:`kernels.ops` takes them."""
+    return [weight.weight() if isinstance(weight, Int4Weights) else weight for weight in weights]
 
 
 class MoEFeedForward(nn.Module):
@@ -139,19 +146,20 @@ class MoEFeedForward(nn.Module):
         routing = self.route(x, context, slot, bias) if decided is None else decided
         if self.experts is not None:
             assert routing is not None, "full experts have a router"
-            weights = (self.experts.w1, self.experts.w2, self.experts.w3)
-            return ops.experts_forward(x, *weights, routing.gates, routing.expert_ids), routing
+            w1, w2, w3 = operands(self.experts.w1, self.experts.w2, self.experts.w3)
+            return ops.experts_forward(x, w1, w2, w3, routing.gates, routing.expert_ids), routing
         if routing is None:  # every token on one expert that has no delta of its own
             gates = torch.ones(x.shape[0], 1, dtype=torch.float32, device=x.device)
             expert_ids = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
         else:
             gates, expert_ids = routing.gates, routing.expert_ids
         assert self.base is not None, "deltas change a base"
+        w1, w2, w3 = operands(self.base.w1.weight, self.base.w2.weight, self.base.w3.weight)
         out = ops.delta_experts_forward(
             x,
-            self.base.w1.weight,
-            self.base.w2.weight,
-            self.base.w3.weight,
+            w1,
+            w2,
+            w3,
             self.shared_delta.weights(x.dtype) if self.shared_delta is not None else None,
             self.expert_deltas.weights(x.dtype) if self.expert_deltas is not None else None,
             gates,

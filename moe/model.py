@@ -6,12 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels import ops
+from kernels.packed import PackedWeights
 from moe.cache import KVCache, Prompts, Step
 from moe.config import ModelConfig
 from moe.experts import LowRankDelta, MoEFeedForward
@@ -108,17 +110,17 @@ class Transformer(nn.Module):
         return self
 
     @property
-    def output_weight(self) -> Tensor:
+    def output_weight(self) -> Any:
         """[V, D] weights of the output projection (the embeddings when tied)."""
         return self.tok_embeddings.weight if self.output is None else self.output.weight
 
     @property
     def device(self) -> torch.device:
-        return self.tok_embeddings.weight.device
+        return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.tok_embeddings.weight.dtype
+        return self.norm.weight.dtype
 
     def forward(
         self,
@@ -164,7 +166,9 @@ class Transformer(nn.Module):
             positions = _positions(length, documents, tokens.device)
             windows = self.config.windows
             patterns = {window: make_pattern(length, window, documents, tokens.device) for window in windows}
-        x = self.tok_embeddings(tokens)  # [B, S, D]
+        table: Any = self.tok_embeddings.weight
+        packed = isinstance(table, PackedWeights)
+        x = table.rows(tokens, self.dtype) if packed else self.tok_embeddings(tokens)  # [B, S, D]
         cos, sin = self._rotary(positions, x.dtype, step)  # [B or 1, 1, S, C]
         context = None
         if self.config.router_context != "none" and forced_experts is None:

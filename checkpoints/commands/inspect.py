@@ -7,10 +7,14 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import torch
+
 from checkpoints.commands.common import find_model
 from checkpoints.formats.delta import DeltaCheckpoint
 from checkpoints.formats.names import expected_tensors
+from checkpoints.formats.quantized import pair_of
 from checkpoints.storage.files import format_bytes
+from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.quantize import is_quantizable
 from checkpoints.transforms.rewrite import dense_part
@@ -28,9 +32,24 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(main=main)
 
 
+def cache_bytes(config: ModelConfig, width: int, context: int = CONTEXT) -> int:
+    """Bytes of the keys and values of one sequence, ``width`` bytes a number."""
+    lengths = (min(context, config.window(layer) or context) for layer in range(config.n_layers))
+    return 2 * config.n_kv_heads * config.head_dim * width * sum(lengths)
+
+
+def running_bytes(tensor: StoredTensor) -> int:
+    """Bytes of a weight in memory when a CPU runs the model in bfloat16: int4 has a scale and a zero for each group."""
+    pair = pair_of(tensor)
+    if pair is None:
+        return 2 * math.prod(tensor.shape)
+    levels, scales = pair
+    return levels.nbytes + scales.nbytes * (2 if levels.dtype == torch.uint8 else 1)
+
+
 def memory_to_run(config: ModelConfig, feed_forward: float, rest: float, context: int = CONTEXT) -> float:
     """Bytes of weights and a 16-bit cache of one sequence; ``feed_forward`` and ``rest`` are bytes per weight."""
-    cache = 2 * config.n_layers * config.n_kv_heads * config.head_dim * context * 2
+    cache = cache_bytes(config, 2, context)
     shapes = dict(expected_tensors(config.dense() if config.is_delta else config))
     inner = sum(math.prod(shape) for name, shape in shapes.items() if is_quantizable(name, shape))
     return inner * feed_forward + (parameter_counts(config)[0] - inner) * rest + cache
@@ -88,7 +107,15 @@ def describe(path: Path) -> list[tuple[str, str]]:
         ("dtypes", ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.most_common())),
         ("files", f"{len(files)} of tensors, {format_bytes(sum(f.stat().st_size for f in files))}"),
     ]
-    for name, feed_forward, rest in (("float32", 4.0, 4.0), ("bfloat16", 2.0, 2.0), ("int4", 0.515625, 2.0)):
+    tensors_stored = [
+        *dense.tensors.values(),
+        *(opened.tensors.values() if isinstance(opened, DeltaCheckpoint) else ()),
+    ]
+    if any(pair_of(tensor) for tensor in tensors_stored):
+        running = sum(map(running_bytes, tensors_stored)) + cache_bytes(config, 4)
+        rows.append(("memory, as stored", f"{format_bytes(running)} with {CONTEXT} tokens of context on a CPU"))
+        return rows
+    for name, feed_forward, rest in (("float32", 4.0, 4.0), ("bfloat16", 2.0, 2.0), ("int4", 0.53125, 2.0)):
         needed = format_bytes(memory_to_run(config, feed_forward, rest))
         rows.append((f"memory, {name}", f"{needed} with {CONTEXT} tokens of context"))
     return rows

@@ -1,4 +1,4 @@
-"""``quantize``: feed-forwards in int4, with the perplexity before and after."""
+"""``quantize``: int4 feed-forwards or int8 matrices, with the perplexity before and after."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from checkpoints.transforms.quantize import (
     round_to_nearest,
 )
 from checkpoints.transforms.rewrite import OutputOptions, Rewrite, write_rewritten
+from kernels.int4 import group_of
 from moe.errors import UserError
 from moe.languages import DEFAULT_LANGUAGES
 
@@ -38,7 +39,7 @@ METHODS = ("nearest", "gptq")
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
-    parser = subparsers.add_parser("quantize", help="feed-forwards to int4 in groups of 128")
+    parser = subparsers.add_parser("quantize", help="feed-forwards to int4 in groups of 128, or everything to int8")
     parser.add_argument("source", type=Path, help="a dense model or one with full experts")
     parser.add_argument("out", type=Path, help="the directory to write")
     parser.add_argument(
@@ -46,6 +47,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         choices=METHODS,
         default="nearest",
         help="nearest: streamed, bounded memory; gptq: calibrated on prompts, loads the model",
+    )
+    parser.add_argument("--bits", type=int, choices=(4, 8), default=4, help="8: feed-forwards, attention and output")
+    parser.add_argument(
+        "--rest",
+        choices=("keep", "int8"),
+        default="keep",
+        help="attention and output beside int4 feed-forwards; int8 writes faster",
     )
     parser.add_argument(
         "--calibration",
@@ -67,19 +75,30 @@ def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
     source = open_full(arguments.source, merged=Path("FULL"))
     if is_quantized(source.settings):
-        raise UserError(f"{source.path} is in int4 already; give the model that it was made from")
+        raise UserError(f"{source.path} is quantized already; give the model that it was made from")
+    if arguments.bits == 8 and (arguments.method == "gptq" or arguments.rest != "keep"):
+        raise UserError("--bits 8 rounds every matrix to nearest; leave --method and --rest out")
     if arguments.method == "gptq" and source.config.is_moe and not source.config.is_mixtral:
         raise UserError(
             f"{arguments.source} routes by document context, which gptq's calibration does not follow; give "
             "--method nearest"
         )
     check_output(arguments, source, strict=arguments.method == "gptq")
+    how = (arguments.bits, arguments.rest)
     feed_forward = [(n, s) for n, s in expected_tensors(source.config) if ".feed_forward." in n and ".gate." not in n]
     rounded = sum(is_quantizable(name, shape) for name, shape in feed_forward)
-    written = sum(tensor.nbytes for tensor in quantized_tensors(source))
-    print(f"{rounded} of {len(feed_forward)} feed-forward matrices to int4 in groups of 128 ({arguments.method})")
-    if rounded < len(feed_forward):
-        print("the others have an input width that is not a multiple of 128 and stay as they are")
+    written = sum(tensor.nbytes for tensor in quantized_tensors(source, round_to_nearest, *how))
+    if arguments.bits == 8:
+        action = "Matrices were rounded to int8, one scale for each output"
+        print("feed-forward, attention and output matrices to int8")
+    else:
+        sizes = sorted({group_of(shape[1]) for _, shape in feed_forward} - {0}, reverse=True)
+        groups = f"groups of {' and '.join(map(str, sizes))}"
+        also = " and attention and output to int8" if arguments.rest == "int8" else ""
+        action = f"Feed-forward matrices were rounded to int4 in {groups} ({arguments.method}){also}"
+        print(f"{rounded} of {len(feed_forward)} feed-forward matrices to int4 in {groups} ({arguments.method}){also}")
+        if rounded < len(feed_forward):
+            print("the others have an input width that is not a multiple of 32 and stay as they are")
     if only_planned(arguments, written):
         return 0
     rounder: Rounder = round_to_nearest
@@ -95,11 +114,11 @@ def main(arguments: argparse.Namespace) -> int:
     rewrite = Rewrite(
         source,
         source.config,
-        list(quantized_tensors(source, rounder)),
-        action=f"Feed-forward matrices were rounded to int4 in groups of 128 ({arguments.method})",
-        job=["quantize", arguments.method, prompts],
+        list(quantized_tensors(source, rounder, *how)),
+        action=action,
+        job=["quantize", arguments.method, prompts, *how],
         base_id=arguments.base_id,
-        extra_config={"quantization_config": quantization_settings(arguments.method)},
+        extra_config={"quantization_config": quantization_settings(arguments.method, *how)},
     )
     with byte_progress(written, "quantize") as progress:
         write_rewritten(rewrite, arguments.out, OutputOptions(arguments.force, arguments.max_shard, progress))

@@ -11,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from checkpoints.formats.names import stacked_name
+from checkpoints.formats.quantized import pair_of
 from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor
+from kernels.int4 import GROUP, Int4Weight
+from kernels.packed import Int4Weights, Packed, PackedWeights, pack_for_cpu
 from moe.config import ModelConfig
 from moe.model import Transformer
 
@@ -34,17 +37,23 @@ def fill_model(
     dtype: torch.dtype,
     device: torch.device | str,
     rename: Mapping[str, str] | None = None,
+    packed: bool = False,
 ) -> None:
     """Sets parameters of a meta model from flat tensors, holding one tensor at a time besides the model.
 
     Args:
         rename: flat name -> parameter name, where they differ in this model.
+        packed: keeps weights in int4 and int8 as they are, for inference; otherwise they are decoded.
     """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     stacks: dict[str, Tensor] = {}
+    quantized: dict[str, dict[int, Packed | Int4Weight]] = {}
     for flat, tensor in tensors.items():
         name, expert = stacked_name(flat)
         name = (rename or {}).get(name, name)
+        if packed and (pair := pair_of(tensor)) is not None and is_packable(tensor, device):
+            quantized.setdefault(name, {})[expert or 0] = read_packed(pair, device)
+            continue
         if expert is None:
             set_parameter(model, name, tensor.read().to(device=device, dtype=dtype))
             continue
@@ -53,6 +62,37 @@ def fill_model(
         stacks[name][expert].copy_(tensor.read())
     for name, stack in stacks.items():
         set_parameter(model, name, stack)
+    for name in list(quantized):
+        weights = [weight for _, weight in sorted(quantized.pop(name).items())]
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        delattr(module, leaf)
+        setattr(module, leaf, stacked_packed(weights))
+
+
+def is_packable(tensor: StoredTensor, device: torch.device | str) -> bool:
+    """Whether this device multiplies a quantized weight without decoding it: a GPU those in int4, groups of 128."""
+    pair = pair_of(tensor)
+    if torch.device(device).type == "cpu":
+        return True
+    return pair is not None and pair[0].dtype == torch.uint8 and pair[0].shape[2] == GROUP // 2
+
+
+def read_packed(pair: tuple[StoredTensor, StoredTensor], device: torch.device | str) -> Packed | Int4Weight:
+    """A quantized weight as the device multiplies it."""
+    levels, scales = (tensor.read().to(device) for tensor in pair)
+    if levels.dtype == torch.int8:
+        return Packed(levels, scales)
+    weight = Int4Weight(levels[None], scales[None])
+    return pack_for_cpu(weight) if levels.device.type == "cpu" else weight
+
+
+def stacked_packed(weights: list[Packed | Int4Weight]) -> nn.Module:
+    """Weights of E experts, or the one of a dense layer, as a module; takes the list apart, to free its memory."""
+    if isinstance(weights[0], Int4Weight):
+        return Int4Weights(Int4Weight(*(torch.cat(parts) for parts in zip(*weights))))
+    levels, scales = (torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*weights))
+    return PackedWeights(levels, scales)
 
 
 def require_complete(model: Transformer) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from checkpoints.formats.names import stacked_name
 from checkpoints.model_io import LoadedModel
-from checkpoints.transforms.quantize import Rounder
+from checkpoints.storage.safetensors_file import StoredTensor
+from checkpoints.transforms.quantize import Rounder, round_to_nearest
 from kernels.int4 import GROUP, Int4Weight
 from moe.data.packing import encode_pairs
 from moe.data.pairs import Pair
@@ -126,7 +127,13 @@ class InputMoments:
 
 def gptq_rounder(moments: InputMoments) -> Rounder:
     """A rounder for :func:`quantized_tensors` that calibrates each matrix on the collected inputs."""
-    return lambda name, weight: gptq(weight.read(), moments.of(name))
+
+    def rounded(name: str, weight: StoredTensor) -> Int4Weight:
+        if weight.shape[1] % GROUP:  # groups that gptq does not know
+            return round_to_nearest(name, weight)
+        return gptq(weight.read(), moments.of(name))
+
+    return rounded
 
 
 def sample_sequences(

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.packed import Packed, PackedWeights
 from kernels.types import accumulation_dtype
 
 
@@ -56,12 +57,14 @@ def _times_row(blocks: Tensor, row: Tensor) -> Tensor:
     return torch.bmm(row.as_strided((parts, 1, width), (0, width, 1)), blocks.transpose(1, 2))  # [P, 1, n]
 
 
-def matvec(x: Tensor, w: Tensor) -> Tensor:
+def matvec(x: Tensor, w: Tensor | Packed) -> Tensor:
     """``x @ w.T`` for one row x [1, D], w [N, D].
 
     In 16 bits torch's matrix-vector product reads a matrix up to twice as fast as its matrix products do, in float32
     on Intel processors MKL's matrix product up to four times as fast as the blocks of rows that suit others.
     """
+    if isinstance(w, Packed):
+        return w.product(x)
     if x.dtype.itemsize == 2 and w.stride(-1) == 1:
         return torch.mv(w, x[0]).view(1, -1)
     if IS_INTEL:
@@ -92,7 +95,14 @@ def weighted_sum(values: Iterable[Tensor], gates: list[float], dtype: torch.dtyp
     return total.to(dtype)
 
 
-def experts_decode(x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor) -> Tensor:
+def experts_decode(
+    x: Tensor,
+    w1: Tensor | PackedWeights,
+    w2: Tensor | PackedWeights,
+    w3: Tensor | PackedWeights,
+    gates: Tensor,
+    expert_ids: Tensor,
+) -> Tensor:
     """`kernels.cpu.experts.experts_fwd` for one token: x [1, D] -> [1, D]."""
     outputs = []
     for e in chosen_experts(expert_ids, w1.shape[0]):

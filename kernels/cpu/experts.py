@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kernels.cpu.decode import has_avx512, matvec, row_blocks
 from kernels.dispatch import sort_by_expert
+from kernels.packed import Packed, PackedWeights
 from kernels.types import ExpertDispatch, Gradients, Needs, Saved, accumulation_dtype
 
 
@@ -73,7 +74,7 @@ def has_onednn_linear() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def linear(x: Tensor, w: Tensor) -> Tensor:
+def linear(x: Tensor, w: Tensor | Packed) -> Tensor:
     """``x @ w.T`` for x [M, D], w [N, D], either of them with any strides.
 
     In float32 torch uses MKL, whose kernels for few rows run on one thread and, on AMD processors, without AVX-512.
@@ -81,6 +82,8 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     with AVX2 alone that holds for contiguous weights; with transposed ones oneDNN takes up to twice as long as MKL.
     A single row goes to `matvec`.
     """
+    if isinstance(w, Packed):
+        return w.product(x)
     if x.shape[0] == 1 and x.device.type == "cpu" and x.dtype != torch.float64 and row_blocks(w):
         return matvec(x, w)
     fast = x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[0] > 0 and has_onednn_linear()
@@ -89,7 +92,7 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     return F.linear(x, w)
 
 
-def part_linear(x: Tensor, w: Tensor) -> Tensor:
+def part_linear(x: Tensor, w: Tensor | Packed) -> Tensor:
     """`linear` for some rows of a larger batch, with the bits that they have in the product of the whole batch.
 
     oneDNN rounds a single row differently from each row of two or more, so a single row is doubled.
@@ -147,7 +150,12 @@ def row_dots(a: Tensor, b: Tensor, dtype: torch.dtype, in_place: bool = False) -
 
 
 def experts_fwd(
-    x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor
+    x: Tensor,
+    w1: Tensor | PackedWeights,
+    w2: Tensor | PackedWeights,
+    w3: Tensor | PackedWeights,
+    gates: Tensor,
+    expert_ids: Tensor,
 ) -> tuple[Tensor, Saved]:
     """Output [T, D] and what the backward needs."""
     top_k = expert_ids.shape[1]

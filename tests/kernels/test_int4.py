@@ -50,7 +50,7 @@ def test_int4_layers_on_the_cpu():
 
 
 def test_int4_says_what_does_not_fit():
-    with pytest.raises(ValueError, match="divisible by 128, got 100"):
+    with pytest.raises(ValueError, match="divisible by 32, got 100"):
         int4.pack(torch.randn(2, 4, 100))
     with pytest.raises(ValueError, match="finite"):
         int4.pack(torch.full((1, 4, 128), float("nan")))

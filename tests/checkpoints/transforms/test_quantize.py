@@ -16,9 +16,11 @@ from checkpoints.storage.safetensors_file import load_tensors, save_tensors
 from checkpoints.transforms.gptq import InputMoments, gptq, gptq_rounder, perplexity
 from checkpoints.transforms.quantize import quantized_tensors
 from kernels.int4 import pack, unpack
+from moe.cache import KVCache
 from moe.config import ModelConfig
 from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
+from moe.inference.generation import generate_many
 from moe.tokenizer import train_sentencepiece
 from tests.checkpoints.command_line import run_main
 from tests.pair_files import write_pairs
@@ -58,15 +60,79 @@ def test_weights_are_the_kernels_packing_and_load_again(tmp_path, saved, experts
     assert run_main("verify", tmp_path / "int4") == 0
 
 
-def test_widths_that_are_no_multiple_of_128_stay(tmp_path, saved, tiny_config, make_model, capsys):
+def test_widths_that_are_no_multiple_of_128_have_smaller_groups(tmp_path, saved, tiny_config, make_model, capsys):
     path, _ = saved(hidden_dim=192)
     assert run_main("quantize", path, tmp_path / "int4", "--no-perplexity") == 0
-    assert "4 of 6 feed-forward matrices" in capsys.readouterr().out
+    assert "6 of 6 feed-forward matrices to int4 in groups of 128 and 64" in capsys.readouterr().out
     stored = load_file(tmp_path / "int4" / "model.safetensors")
-    assert "model.layers.0.mlp.down_proj.weight" in stored and "model.layers.0.mlp.up_proj.int4_packed" in stored
+    assert stored["model.layers.0.mlp.down_proj.int4_packed"].shape == (3, 128, 32)
     save_model(make_model(tiny_config), None, tmp_path / "narrow")
-    assert run_main("quantize", tmp_path / "narrow", tmp_path / "none", "--no-perplexity") == 2
-    assert "multiple of 128" in capsys.readouterr().err
+    assert run_main("quantize", tmp_path / "narrow", tmp_path / "some", "--no-perplexity") == 0
+    assert "others have an input width that is not a multiple of 32" in capsys.readouterr().out
+    save_model(make_model(replace(tiny_config, dim=40, hidden_dim=48)), None, tmp_path / "odd")
+    assert run_main("quantize", tmp_path / "odd", tmp_path / "none", "--no-perplexity") == 2
+    assert "multiple of 32" in capsys.readouterr().err
+
+
+FORMATS = {"int4": [], "int4, rest int8": ["--rest", "int8"], "int8": ["--bits", "8"]}
+
+
+@pytest.mark.parametrize(
+    ("form", "bits"),
+    [
+        ("dense", "int8"),
+        ("tied", "int4, rest int8"),
+        ("full", "int4"),
+        ("some layers", "int8"),
+        ("delta", "int4"),
+        ("delta", "int8"),
+    ],
+)
+def test_quantized_models_run_as_they_are(tmp_path, make_model, form, bits, capsys):
+    """Packed in memory they compute what their decoded weights do, in the bytes that inspect states."""
+    changes = {
+        "dense": {},
+        "tied": {"tie_embeddings": True},
+        "full": {"num_experts": 3},
+        "some layers": {"num_experts": 3, "moe_layers": (1,)},
+        "delta": {"num_experts": 3, "expert_form": "delta", "shared_rank": 2, "expert_rank": 2},
+    }
+    config, base, out, flags = replace(CONFIG, **changes[form]), tmp_path / "model", tmp_path / "packed", FORMATS[bits]
+    model = make_model(config.dense() if form == "delta" else config, dtype=torch.float32, std=0.08)
+    save_model(model, None, base)
+    assert run_main("quantize", base, out, "--no-perplexity", *flags) == 0
+    if form == "delta":
+        packed_base = out
+        with torch.no_grad():
+            mixture = load_model(packed_base).model.state_dict()
+            delta = make_model(config, dtype=torch.float32, std=0.08)
+            renamed = {n.replace("feed_forward.", "feed_forward.base."): value for n, value in mixture.items()}
+            delta.load_state_dict(renamed, strict=False)
+        out = tmp_path / "delta"
+        save_model(delta, None, out, base=packed_base)
+    decoded, packed = load_model(out).model, load_model(out, torch.bfloat16, packed=True).model
+    kept = [type(module).__name__ for module in packed.modules()].count("PackedWeights")
+    attention = 0 if flags == [] else 8 + 1
+    assert kept == attention + 6
+    tokens = torch.randint(0, 97, (2, 30), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted, found = decoded(tokens).logits, packed(tokens).logits.float()
+        assert (found - wanted).square().mean() < 0.001 * wanted.square().mean()
+        steps = [generate_many(m, tokens.tolist(), max_new_tokens=3) for m in (decoded, packed)]
+    assert [len(a.tokens) for a in steps[1]] == [3, 3]
+    capsys.readouterr()
+    assert run_main("inspect", out) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory, as stored")]
+    sizes = {id(t): t.nbytes for t in (*packed.parameters(), *packed.buffers())}
+    taken = sum(sizes.values()) + KVCache(config, 1, 4096).nbytes
+    number, unit = line.split("stored")[1].split(" with")[0].split()
+    assert float(number) * 1024 ** ["B", "KiB", "MiB"].index(unit) == pytest.approx(taken, rel=0.05)
+
+
+def test_int8_takes_no_other_flags(tmp_path, saved, capsys):
+    path, _ = saved()
+    assert run_main("quantize", path, tmp_path / "x", "--bits", "8", "--method", "gptq") == 2
+    assert "leave --method and --rest out" in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
 def test_gptq_equals_rounding_when_inputs_are_independent():
