@@ -11,9 +11,12 @@ router decides which experts answer.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -27,7 +30,8 @@ from moe.errors import UserError
 from moe.hardware import choose_device, choose_dtype, describe_hardware, dtype_name, keep_freed_memory
 from moe.inference.answers import Question, Writer, check_stop
 from moe.inference.chat import Chat
-from moe.inference.questions import read_questions
+from moe.inference.function_end import FunctionEnd
+from moe.inference.questions import AnswersFile, read_questions
 from moe.inference.routing_stats import RoutingShares
 from moe.inference.sampling import Sampling
 from moe.languages import LANGUAGES, get_language
@@ -37,7 +41,8 @@ BATCH_SIZE = 32
 
 def main(arguments: argparse.Namespace) -> int:
     # 1. Check everything that was typed before the model is read.
-    sampling = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    a = arguments
+    sampling = Sampling(a.temperature, a.top_k, a.top_p, a.seed, a.min_p, a.repetition_penalty)
     stop = check_stop(arguments.stop)
     questions = read_input(arguments)
     device = choose_device(arguments.device)
@@ -48,18 +53,32 @@ def main(arguments: argparse.Namespace) -> int:
     # 2. Load the model.
     path = model_of(arguments.model) if arguments.model else newest_model(arguments.runs)
     console.print(f"model {path}" + ("" if arguments.model else " (the newest run; --model DIR takes another)"))
-    loaded = load_model(path, dtype, device, base=arguments.base, template=arguments.template)
+    loaded = load_model(path, dtype, device, base=arguments.base, template=arguments.template, packed=True)
     if loaded.tokenizer is None:
         raise UserError(f"{path} has no tokenizer; expected tokenizer.json or tokenizer.model beside the weights")
     console.print(f"{describe_hardware(device)}, weights in {dtype_name(dtype)}")
     warn(arguments, sampling, loaded.config, console)
-    writer = Writer(loaded.model, loaded.tokenizer, loaded.template, arguments.max_new_tokens, sampling, stop)
+    writer = Writer(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.template,
+        arguments.max_new_tokens,
+        sampling,
+        stop,
+        draft=arguments.draft,
+        truncate=arguments.truncate,
+        stop_at_function=arguments.stop_at is not None,
+    )
 
     # 3. Answer.
     show_routing = arguments.show_routing and loaded.config.is_moe
     if arguments.prompts is not None:
-        answer_file(writer, questions, arguments.batch_size or BATCH_SIZE, arguments.output, console, show_routing)
-        return 0
+        output = None
+        if arguments.output not in (None, "-"):
+            output = AnswersFile(arguments.output, answer_settings(arguments, path, questions), arguments.force)
+        batch_size = arguments.batch_size or BATCH_SIZE
+        failed = answer_file(writer, questions, batch_size, output, console, show_routing, arguments.samples)
+        return 1 if failed else 0
 
     def answer(question: Question, number: int = 0) -> None:
         shares = RoutingShares(loaded.config, 1) if show_routing else None
@@ -70,7 +89,13 @@ def main(arguments: argparse.Namespace) -> int:
         if shares is not None:
             console.print(expert_share_table(shares))
 
-    if questions:
+    if arguments.samples > 1:
+        several = writer.answer_many(questions * arguments.samples, arguments.samples)
+        for number, one in enumerate(several):
+            console.print(f"answer {number + 1} of {arguments.samples}")
+            print(one.text, end="" if one.text.endswith("\n") else "\n", flush=True)
+        console.print(costs(several, max(one.seconds for one in several)))
+    elif questions:
         answer(questions[0])
     else:
         Chat(answer, arguments.language, line_reader(sys.stdin), console.print, sys.stdin.isatty()).run()
@@ -88,27 +113,53 @@ def read_input(arguments: argparse.Namespace) -> list[Question]:
         get_language(arguments.language)
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is {arguments.max_new_tokens}, expected at least 1")
+    if arguments.samples < 1:
+        raise UserError(f"--samples is {arguments.samples}, expected at least 1")
+    if arguments.draft < 0:
+        raise UserError(f"--draft is {arguments.draft}, expected 0 (none) or a number of tokens")
+    if arguments.prompts is None and arguments.prompt is None:
+        for name, value in (("--suffix", arguments.suffix), ("--samples", arguments.samples > 1 or None)):
+            if value is not None:
+                raise UserError(f"{name} is for a prompt, which was not given")
+    if arguments.stop_at is not None and arguments.language is None and arguments.prompts is None:
+        raise UserError("--stop-at function needs --language NAME, whose syntax says where a function ends")
+    if arguments.stop_at is not None and arguments.language is not None:
+        FunctionEnd(arguments.language)
     if arguments.prompts is None:
         for flag in ("output", "batch_size", "force"):
             if getattr(arguments, flag) is not None and getattr(arguments, flag) is not False:
                 raise UserError(f"--{flag.replace('_', '-')} is for --prompts FILE, which was not given")
-        return [] if arguments.prompt is None else [Question(arguments.prompt, arguments.language)]
+        if arguments.prompt is None:
+            return []
+        return [Question(arguments.prompt, arguments.language, suffix=arguments.suffix)]
     if arguments.prompt is not None:
         raise UserError("a prompt and --prompts FILE were given; expected one of them")
     if arguments.batch_size is not None and arguments.batch_size < 1:
         raise UserError(f"--batch-size is {arguments.batch_size}, expected at least 1")
     questions = read_questions(arguments.prompts, arguments.language)
     if arguments.output not in (None, "-"):
-        check_output_file(arguments.output, arguments.force)
+        check_output_file(arguments.output, force=True)  # one that exists may be continued
         if os.path.realpath(arguments.output) == os.path.realpath(arguments.prompts):
             raise UserError(f"{arguments.output} is where the prompts are read from; give another --output")
     return questions
+
+
+def answer_settings(arguments: argparse.Namespace, model: Path, questions: Sequence[Question]) -> dict[str, Any]:
+    """What the answers to a file of prompts depend on, besides the machine."""
+    flags = (
+        "temperature top_k top_p min_p repetition_penalty seed max_new_tokens stop stop_at truncate samples template"
+    )
+    digest = hashlib.sha256(repr([(q.text, q.language, q.id) for q in questions]).encode()).hexdigest()
+    settings = {name: getattr(arguments, name) for name in (*flags.split(), "dtype", "show_routing")}
+    return {"model": str(model.absolute()), "prompts": digest, **settings}
 
 
 def warn(arguments: argparse.Namespace, sampling: Sampling, config: ModelConfig, console: Console) -> None:
     """Says which settings have no effect."""
     if sampling.greedy and (sampling.top_k or sampling.top_p < 1 or sampling.seed):
         console.print("warning: at temperature 0 --top-k, --top-p and --seed do nothing; add --temperature 0.8")
+    if sampling.greedy and arguments.samples > 1:
+        console.print("warning: at temperature 0 all --samples of a prompt are equal; add --temperature 0.8")
     if arguments.show_routing and not config.is_moe:
         console.print("warning: this model has no experts, so --show-routing shows nothing")
     if arguments.base is not None and not config.is_delta:
@@ -137,10 +188,29 @@ def make_parser() -> ArgumentParser:
     add("--temperature", type=float, default=0.0, metavar="T", help="0: the most likely token (greedy)")
     add("--top-k", type=int, default=0, metavar="K", help="draw from the K most likely tokens; 0: all")
     add("--top-p", type=float, default=1.0, metavar="P", help="draw from the most likely tokens that hold P")
+    add(
+        "--min-p", type=float, default=0.0, metavar="P", help="drop tokens less likely than P times the most likely one"
+    )
+    add("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1: discourage what is there already")
     add("--seed", type=int, default=0, metavar="N", help="seed of the draws")
     add("--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; repeatable")
+    add("--stop-at", choices=("function",), help="end the answer with its first function, found by a parser")
+    add("-n", "--samples", type=int, default=1, metavar="N", help="answers to each prompt, which is read once")
+    add("--suffix", metavar="TEXT", help="fill the gap between the prompt and TEXT, for models trained to")
+    add("--truncate", action="store_true", help="drop the start of a prompt that does not fit the context")
+    add(
+        "--draft",
+        type=int,
+        default=0,
+        metavar="N",
+        help="guess N tokens a step from what the text repeats; same answers",
+    )
     add("--prompts", metavar="FILE", help="*.jsonl[.gz] with text, language, perhaps id; else one prompt a line")
-    add("--output", metavar="FILE", help="JSON Lines of answers to --prompts (default, and -: stdout)")
+    add(
+        "--output",
+        metavar="FILE",
+        help="JSON Lines of answers to --prompts, continued if it is unfinished (default, and -: stdout)",
+    )
     add("--batch-size", type=int, metavar="N", help=f"prompts answered at once (default: {BATCH_SIZE})")
     add("--force", action="store_true", help="replace --output if it exists")
     add("--show-routing", action="store_true", help="also show which experts wrote the answer")

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from checkpoints.model_io import save_model
 from checkpoints.runs.finished import finished_models, newest_model
 from moe.config import ModelConfig
 from moe.errors import UserError
+from moe.inference.questions import AnswersFile
 from moe.tokenizer import train_sentencepiece
 
 PROMPT = "Return the sum of all even numbers in a list."
@@ -143,29 +145,78 @@ def test_prompts_from_a_file(call, tmp_path):
 def test_ctrl_c_keeps_the_answers_so_far(call, tmp_path, monkeypatch, answered):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
     prompts.write_text("Return one.\nReturn two.\nReturn three.\n")
-    whole = generate.Writer.answer_many
-
-    def stopped(self, questions, batch_size, on_answer, *rest):
-        def count(place, answer, done=[]):  # noqa: B006
-            if len(done) == answered:
-                raise KeyboardInterrupt
-            done.append(place)
-            on_answer(place, answer)
-
-        return whole(self, questions, batch_size, count, *rest)
-
     flags = ["--prompts", str(prompts), "--output", str(out), "--batch-size", "1", "--max-new-tokens", "4"]
     assert call(*flags, "--show-routing")[0] == 0
-    rows = out.read_text().splitlines()
+    rows = out.read_text()
     out.unlink()
-    monkeypatch.setattr(generate.Writer, "answer_many", stopped)
+    add = AnswersFile.add
+
+    def stopped(self, number, row):
+        if number == answered:
+            raise KeyboardInterrupt
+        add(self, number, row)
+
+    monkeypatch.setattr(AnswersFile, "add", stopped)
     code, _, err = call(*flags, "--show-routing")
     assert code == 130 and f"stopped with {answered} of 3 prompts answered" in err
-    if not answered:
-        assert not out.exists()
-        return
-    kept = out.read_text().splitlines()
-    assert len(kept) == 2 and all(row in rows for row in kept)
+    assert "the same command continues" in err and out.read_text().count("\n") == answered
+    monkeypatch.setattr(AnswersFile, "add", add)
+    code, _, err = call(*flags)
+    assert code == 2 and "begun with other prompts, settings" in err
+    code, _, err = call(*flags, "--show-routing")
+    assert code == 0 and out.read_text() == rows and (f"continuing: {answered} of 3" in err) == bool(answered)
+
+
+def test_a_killed_run_keeps_its_answers_and_continues(runs, tmp_path, root):
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    prompts.write_text("".join(f"Return {n}.\n" for n in range(60)))
+    command = [sys.executable, "generate.py", "--prompts", str(prompts), "--output", str(out), "--runs", str(runs)]
+    command += ["--device", "cpu", "--dtype", "float32", "--max-new-tokens", "60", "--batch-size", "2"]
+    process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (out.exists() and out.stat().st_size):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    kept = [json.loads(line) for line in out.read_bytes().split(b"\n")[:-1]]
+    assert 0 < len(kept) < 60
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0 and "continuing: " in done.stderr
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["text"] for row in rows] == [f"Return {n}." for n in range(60)]
+    assert all({k: v for k, v in row.items() if k != "number"} == rows[row["number"]] for row in kept)
+
+
+def test_a_prompt_that_is_too_long_is_reported_and_the_others_answered(call, tmp_path):
+    prompts, out = tmp_path / "p.txt", tmp_path / "out.jsonl"
+    prompts.write_text("Return one.\n" + "a b " * 100 + "\nReturn two.\n")
+    flags = ("--prompts", str(prompts), "--output", str(out), "--max-new-tokens", "4")
+    code, _, err = call(*flags)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert code == 1 and "1 of 3 prompts were not answered" in err
+    assert ["error" in row for row in rows] == [False, True, False] and "leaves no room" in rows[1]["error"]
+    assert call(*flags, "--truncate", "--force")[0] == 0
+    assert all("answer" in json.loads(line) for line in out.read_text().splitlines())
+
+
+def test_several_samples(call, tmp_path):
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("Return one.\nReturn two.\n")
+    flags = ("--temperature", "1.5", "--max-new-tokens", "6", "-n", "3")
+    rows = [json.loads(line) for line in call("--prompts", str(prompts), *flags)[1].splitlines()]
+    assert [(row["text"], row["sample"]) for row in rows] == [
+        (text, n) for text in ("Return one.", "Return two.") for n in range(3)
+    ]
+    assert len({row["answer"] for row in rows}) == 6
+    code, out, err = call("Return one.", *flags)
+    assert code == 0 and "answer 3 of 3" in err
+    assert all(row["answer"].rstrip("\n") in out for row in rows[:3])
+    assert "are equal" in call("a", "-n", "2", "--max-new-tokens", "1")[2]
+
+
+def test_drafts_write_the_same(call):
+    plain = call(PROMPT, "--max-new-tokens", "40")
+    drafted = call(PROMPT, "--max-new-tokens", "40", "--draft", "4")
+    assert drafted[1] == plain[1]
 
 
 def test_the_template_is_the_models_unless_one_is_given(call, runs, tmp_path):
@@ -209,6 +260,13 @@ def test_a_chat(call):
         (("a", "--top-k", "x"), "argument --top-k: invalid int value: 'x'"),
         (("a", "--max-new-tokens", "0"), "--max-new-tokens is 0, expected at least 1"),
         (("a", "--stop", ""), "a stop string is empty"),
+        (("a", "--min-p", "2"), "min_p is 2.0"),
+        (("a", "--repetition-penalty", "0"), "repetition_penalty is 0.0"),
+        (("a", "-n", "0"), "--samples is 0"),
+        (("a", "--draft", "-1"), "--draft is -1"),
+        (("a", "--stop-at", "function"), "needs --language NAME"),
+        (("a", "--suffix", "b"), "no tokens to fill a gap with"),
+        (("--suffix", "b"), "--suffix is for a prompt"),
         (("a", "--temprature", "1"), "did you mean '--temperature'?"),
         (("a b " * 100,), "tokens and leaves no room in the model's context of 160 tokens"),
         (("a", "--output", "x.jsonl"), "--output is for --prompts FILE"),
@@ -236,7 +294,6 @@ def test_mistakes(call, arguments, message, tmp_path, monkeypatch):
         ('{"text": "a"}', (), "line 2: lacks the key 'language'"),
         ('{"language": "cpp"}', (), "line 2: lacks the key 'text'"),
         ('{"text": "a", "language": "cpp"}', ("--batch-size", "0"), "--batch-size is 0"),
-        ('{"text": "' + "a b " * 100 + '", "language": "cpp", "id": "q"}', (), "prompt 2 (q) has"),
     ],
 )
 def test_mistakes_in_a_file_write_nothing(call, tmp_path, line, flags, message):

@@ -11,16 +11,27 @@ from checkpoints.commands.common import (
     add_data_argument,
     add_output_arguments,
     check_output,
+    find_model,
     integer_at_least,
     labeled_pairs,
     only_planned,
     open_full,
 )
+from checkpoints.formats import open_checkpoint
+from checkpoints.formats.delta import base_reference, is_delta, open_delta
 from checkpoints.formats.names import expected_tensors
 from checkpoints.formats.quantized import is_quantized
 from checkpoints.model_io import LoadedModel, load_model
 from checkpoints.progress import byte_progress
-from checkpoints.storage.files import directory_bytes, format_bytes
+from checkpoints.storage.files import (
+    copy_file,
+    directory_bytes,
+    format_bytes,
+    new_directory,
+    read_json_object,
+    write_bytes,
+)
+from checkpoints.storage.writer import MANIFEST
 from checkpoints.transforms.gptq import InputMoments, gptq_rounder, perplexity, sample_sequences
 from checkpoints.transforms.quantize import (
     Rounder,
@@ -32,6 +43,7 @@ from checkpoints.transforms.quantize import (
 from checkpoints.transforms.rewrite import OutputOptions, Rewrite, write_rewritten
 from kernels.int4 import group_of
 from moe.errors import UserError
+from moe.files import json_bytes
 from moe.languages import DEFAULT_LANGUAGES
 
 METHODS = ("nearest", "gptq")
@@ -40,7 +52,7 @@ METHODS = ("nearest", "gptq")
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Adds the subcommand."""
     parser = subparsers.add_parser("quantize", help="feed-forwards to int4 in groups of 128, or everything to int8")
-    parser.add_argument("source", type=Path, help="a dense model or one with full experts")
+    parser.add_argument("source", type=Path, help="a model; of one with delta experts the base is rounded")
     parser.add_argument("out", type=Path, help="the directory to write")
     parser.add_argument(
         "--method",
@@ -73,11 +85,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand."""
-    source = open_full(arguments.source, merged=Path("FULL"))
+    path = find_model(arguments.source)
+    if is_delta(path):
+        return quantize_base(arguments, path)
+    source = open_full(path, merged=Path("FULL"))
     if is_quantized(source.settings):
         raise UserError(f"{source.path} is quantized already; give the model that it was made from")
-    if arguments.bits == 8 and (arguments.method == "gptq" or arguments.rest != "keep"):
-        raise UserError("--bits 8 rounds every matrix to nearest; leave --method and --rest out")
+    check_bits(arguments)
     if arguments.method == "gptq" and source.config.is_moe and not source.config.is_mixtral:
         raise UserError(
             f"{arguments.source} routes by document context, which gptq's calibration does not follow; give "
@@ -126,6 +140,47 @@ def main(arguments: argparse.Namespace) -> int:
     print(f"wrote {arguments.out} ({format_bytes(directory_bytes(arguments.out))}; before: {format_bytes(before)})")
     if loaded is not None and held_out:
         print_perplexity(loaded, arguments.out, held_out)
+    return 0
+
+
+def check_bits(arguments: argparse.Namespace) -> None:
+    """Raises :class:`UserError` for flags that int8 does not know."""
+    if arguments.bits == 8 and (arguments.method == "gptq" or arguments.rest != "keep"):
+        raise UserError("--bits 8 rounds every matrix to nearest; leave --method and --rest out")
+
+
+def quantize_base(arguments: argparse.Namespace, path: Path) -> int:
+    """Writes a delta directory whose quantized base lies in it; the deltas stay as they are."""
+    delta, how = open_delta(path), (arguments.bits, arguments.rest)
+    check_bits(arguments)
+    if arguments.method == "gptq":
+        raise UserError(f"{path} has delta experts, whose base is rounded to nearest; leave --method out")
+    if is_quantized(delta.base.settings):
+        raise UserError(f"the base of {path} is quantized already; give the model that it was made from")
+    tensors = list(quantized_tensors(delta.base, round_to_nearest, *how))
+    written = sum(tensor.nbytes for tensor in tensors) + sum(tensor.nbytes for tensor in delta.tensors.values())
+    if only_planned(arguments, written):
+        return 0
+    reads = [path, *delta.base.weight_files]
+    with new_directory(arguments.out, arguments.force, written, reads=reads) as temporary:
+        rewrite = Rewrite(
+            delta.base,
+            delta.base.config,
+            tensors,
+            action=f"Matrices were rounded to int{arguments.bits} (nearest)",
+            job=["quantize", "nearest", [], *how],
+            base_id=arguments.base_id,
+            extra_config={"quantization_config": quantization_settings("nearest", *how)},
+        )
+        write_rewritten(rewrite, temporary / "base", OutputOptions(max_shard_bytes=arguments.max_shard))
+        for file in path.iterdir():
+            if file.is_file() and file.name not in ("config.json", MANIFEST):
+                copy_file(file, temporary / file.name)
+        settings = read_json_object(path / "config.json")
+        reference = base_reference(open_checkpoint(temporary / "base")).to_json(temporary)
+        settings["base"] = {**reference, "path": str((arguments.out / "base").absolute())}
+        write_bytes(temporary / "config.json", json_bytes(settings))
+    print(f"wrote {arguments.out} ({format_bytes(directory_bytes(arguments.out))}) with its quantized base")
     return 0
 
 

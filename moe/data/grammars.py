@@ -20,12 +20,13 @@ def parses(code: str, language: str) -> bool:
     forms = [_OPENING.get(language, "%s"), _CLASS.get(language)]
     if language == "php" and code.lstrip().startswith("<?"):
         forms = ["%s"]
-    parser = _parser(language)
-    return any(not parser.parse(form.replace("%s", code).encode()).root_node.has_error for form in forms if form)
+    found = parser(language)
+    return any(not found.parse(form.replace("%s", code).encode()).root_node.has_error for form in forms if form)
 
 
 @cache
-def _parser(language: str) -> Parser:
+def parser(language: str) -> Parser:
+    """The parser of a language; ModuleNotFoundError where its grammar is not installed."""
     from tree_sitter import Language, Parser  # training on a GPU machine does without it
 
     module = importlib.import_module(f"tree_sitter_{language}")

@@ -76,6 +76,33 @@ def encode_example(tokenizer: Tokenizer, template: str, instruction: str, respon
     return [*prompt, *tokenizer.encode(response), _end_id(tokenizer, template)], len(prompt)
 
 
+# Fill-in-the-middle tokens of StarCoder and SmolLM, of Qwen and Codestral; the last writes the suffix first.
+FILL_TOKENS = (
+    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
+    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"),
+    ("[SUFFIX]", "[PREFIX]", None),
+)
+
+
+def encode_fill(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
+    """Encodes the text around a gap, as models that were trained to fill gaps read it (Bavarian et al., 2022).
+
+    Raises :class:`UserError` when the tokenizer has no tokens for it.
+    """
+    for first, second, last in FILL_TOKENS:
+        marks = [tokenizer.special_id(name) for name in (first, second, last) if name is not None]
+        if None in marks:
+            continue
+        one, two = (suffix, prefix) if last is None else (prefix, suffix)
+        begin = [tokenizer.bos_id] if tokenizer.add_bos else []
+        parts = zip(marks, (tokenizer.encode(one), tokenizer.encode(two), []))
+        ids = [*begin, *(token for mark, text in parts for token in (mark, *text))]
+        return [token for token in ids if token is not None]
+    raise UserError(
+        f"the tokenizer has no tokens to fill a gap with, such as {FILL_TOKENS[0][0]}; leave the suffix out"
+    )
+
+
 def stop_ids(tokenizer: Tokenizer, template: str) -> frozenset[int]:
     """The ids that end an answer: the template's end token, the tokenizer's, the model's, and those of documents."""
     documents = {end for name in DOCUMENT_ENDS if (end := tokenizer.special_id(name)) is not None}

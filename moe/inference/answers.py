@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from moe.data.prompt import encode_prompt, instruction_for, stop_ids
+from moe.data.prompt import encode_fill, encode_prompt, instruction_for, stop_ids
 from moe.errors import UserError
 from moe.inference.engine import Engine, Generation, OnOutput, Request
+from moe.inference.function_end import FunctionEnd
 from moe.inference.generation import answer_limit
 from moe.inference.sampling import GREEDY, Sampling
 from moe.model import Transformer
@@ -20,7 +21,8 @@ from moe.tokenizer import Tokenizer
 class Question:
     """A description of code and the language to write it in (None mentions none: the router decides).
 
-    ``references`` and ``tests`` are not shown to the model; they go with the answer.
+    ``references`` and ``tests`` are not shown to the model; they go with the answer. With a ``suffix`` the text is code
+    and the answer what belongs between the two.
     """
 
     text: str
@@ -28,6 +30,7 @@ class Question:
     id: str | None = None
     references: tuple[str, ...] = ()
     tests: str | None = None
+    suffix: str | None = None
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -67,7 +70,8 @@ class TextStream:
     shown. The stop string that is complete first ends the answer, wherever token boundaries lie.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), end: FunctionEnd | None = None):
+        self._end = end
         self._decoder = tokenizer.stream()
         self._stop = tuple(sorted(stop, key=len, reverse=True))
         self._held = ""
@@ -91,7 +95,13 @@ class TextStream:
     def _add(self, piece: str) -> str:
         shown = ""
         for character in piece:
+            if self._end is not None and self._end.before(self.text + shown + self._held, character):
+                shown, self._held, self.stopped = shown + self._held, "", True
+                break
             self._held += character
+            if self._end is not None and self._end.after(self.text + shown + self._held):
+                shown, self._held, self.stopped = shown + self._held, "", True
+                break
             ended = next((stop for stop in self._stop if self._held.endswith(stop)), None)
             if ended is not None:
                 shown += self._held.removesuffix(ended)
@@ -116,6 +126,7 @@ class Writer:
     Args:
         draft: see :class:`~moe.inference.engine.Engine`.
         truncate: whether a prompt that does not fit loses its first tokens; otherwise it is an error.
+        stop_at_function: whether an answer ends with its first function, for questions that name a language.
 
     Raises :class:`UserError` for an empty stop string and, when asked, for prompts that do not fit the context.
     """
@@ -130,15 +141,19 @@ class Writer:
         stop: Sequence[str] = (),
         draft: int = 0,
         truncate: bool = False,
+        stop_at_function: bool = False,
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.max_new_tokens, self.sampling, self.stop = max_new_tokens, sampling, check_stop(stop)
-        self.draft, self.truncate = draft, truncate
+        self.draft, self.truncate, self.stop_at_function = draft, truncate, stop_at_function
         self.stop_ids = stop_ids(tokenizer, template)
 
     def encode(self, question: Question, name: str = "the prompt") -> list[int]:
         """The prompt's ids; raises :class:`UserError`, calling the prompt ``name``, when they leave no room."""
-        ids = encode_prompt(self.tokenizer, self.template, instruction_for(question.text, question.language))
+        if question.suffix is not None:
+            ids = encode_fill(self.tokenizer, question.text, question.suffix)
+        else:
+            ids = encode_prompt(self.tokenizer, self.template, instruction_for(question.text, question.language))
         if self.truncate:  # the end of the prompt and room for an answer
             ids = ids[-max(1, self.model.config.max_seq_len - self.max_new_tokens) :]
         answer_limit(self.model, len(ids), self.max_new_tokens, name)
@@ -155,10 +170,11 @@ class Writer:
         show: Callable[[str], object] = lambda text: None,
         number: int = 0,
         name: str = "the prompt",
+        key: object = None,
     ) -> Request:
         """A request whose text goes to ``show`` piece by piece, and the whole answer to ``on_answer``.
 
-        ``number`` varies the random numbers, and is the request's key.
+        ``number`` varies the random numbers.
         """
         stream, started = self.stream(question), time.monotonic()
         prompt = self.encode(question, name)
@@ -190,14 +206,15 @@ class Writer:
             self.sampling,
             self.stop_ids,
             number,
-            key=number,
+            key=key,
             on_token=on_token,
             on_finished=on_finished,
         )
 
     def stream(self, question: Question) -> TextStream:
         """What turns the tokens of an answer into text."""
-        return TextStream(self.tokenizer, self.stop)
+        end = FunctionEnd(question.language) if self.stop_at_function and question.language else None
+        return TextStream(self.tokenizer, self.stop, end)
 
     def answer(
         self,
@@ -220,7 +237,8 @@ class Writer:
     ) -> list[Answer]:
         """Writes all answers, up to ``batch_size`` at a time, and returns them in the order of the questions.
 
-        ``on_answer`` gets each with its question's place as soon as it is done. Requests are numbered from ``first``.
+        ``on_answer`` gets each with its question's place, which is its request's key, as soon as it is done. Random
+        numbers are those of ``first`` and the numbers after it.
         """
         engine, answers = self.engine(batch_size, on_output), dict[int, Answer]()
 
@@ -229,8 +247,8 @@ class Writer:
             on_answer(place, answer)
 
         for place, question in enumerate(questions):
-            name = _name(place, question) if len(questions) > 1 else "the prompt"
-            engine.submit(self.request(question, partial(keep, place), show, first + place, name))
+            name = question_name(place, question) if len(questions) > 1 else "the prompt"
+            engine.submit(self.request(question, partial(keep, place), show, first + place, name, place))
         engine.run()
         return [answers[place] for place in range(len(questions))]
 
@@ -242,5 +260,6 @@ def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
     return tuple(stop)
 
 
-def _name(place: int, question: Question) -> str:
+def question_name(place: int, question: Question) -> str:
+    """What messages call a question of a file."""
     return f"prompt {place + 1}" + (f" ({question.id})" if question.id else "")

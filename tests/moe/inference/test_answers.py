@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe.data.prompt import encode_prompt, instruction_for
+from moe.data.prompt import encode_fill, encode_prompt, instruction_for
 from moe.errors import UserError
 from moe.inference.answers import Answer, Question, TextStream, Writer
+from moe.inference.function_end import FunctionEnd
 from moe.inference.generation import generate_many
-from moe.inference.questions import answer_rows, read_questions
+from moe.inference.questions import AnswersFile, answer_row, error_row, read_questions
 from moe.inference.routing_stats import RoutingShares, expert_names
 from moe.inference.sampling import Sampling
 from moe.tokenizer import train_sentencepiece
@@ -222,14 +223,90 @@ def test_prompt_files_that_cannot_be_read(tmp_path):
             read_questions(tmp_path / "p.txt.gz")
 
 
-def test_rows_of_an_answers_file(writer):
-    questions = [Question("a", "cpp", "x"), Question("b")]
-    answers = {1: Answer("two", "stop", 5, 2, 0.5), 0: Answer("one", "length", 4, 1, 0.1)}
-    first = {"id": "x", "language": "cpp", "text": "a", "answer": "one", "finished": "length"}
-    assert answer_rows(questions, answers)[0] == {**first, "prompt_tokens": 4, "tokens": 1}
-    del answers[0]
-    shares = RoutingShares(writer.model.config, 2)
-    shares.gates[1, :, 1] = 2.0
-    (row,) = answer_rows(questions, answers, shares)
-    assert (row["id"], row["text"], row["answer"]) == (None, "b", "two")
-    assert row["routing"] == {"python": 0.0, "java": 1.0, "cpp": 0.0}
+def test_rows_of_answers():
+    question, answer = Question("a", "cpp", "x"), Answer("one", "length", 4, 1, 0.1)
+    first = {"id": "x", "language": "cpp", "text": "a"}
+    assert answer_row(question, answer) == {
+        **first, "answer": "one", "finished": "length", "prompt_tokens": 4, "tokens": 1
+    }  # fmt: skip
+    assert error_row(question, "too long", 2) == {**first, "sample": 2, "error": "too long"}
+
+
+def test_an_answers_file_continues_after_a_kill(tmp_path):
+    path, settings = tmp_path / "a.jsonl", {"seed": 1, "stop": ["x"]}
+    file = AnswersFile(path, settings)
+    file.add(2, {"answer": "two"})
+    file.add(0, {"answer": "é"})
+    with path.open("ab") as cut:
+        cut.write(b'{"answer": "on')
+    again = AnswersFile(path, settings)
+    assert again.rows == {2: {"answer": "two"}, 0: {"answer": "é"}}
+    again.add(1, {"answer": "one"})
+    with pytest.raises(UserError, match="begun with other prompts, settings or another model"):
+        AnswersFile(path, {**settings, "seed": 2})
+    again.finish()
+    assert [json.loads(line)["answer"] for line in path.read_text().splitlines()] == ["é", "one", "two"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"] and "number" not in path.read_text()
+    with pytest.raises(UserError, match="exists; give another --output or --force"):
+        AnswersFile(path, settings)
+    assert AnswersFile(path, settings, force=True).rows == {} and path.read_bytes() == b""
+
+
+# --------------------------------------------------------------------------------------------------- functions
+
+FUNCTIONS = {
+    "python": (
+        "import math\n\n\n@cache\ndef f(x):\n    def g():\n        return [\n1\n]\n\n    # note\n    return g\n",
+        "\nprint(f(1))\n",
+    ),
+    "java": ('public static int f(int x) {\n    if (x > 0) { return "}".length(); }\n    return 1;\n}', "\nint y;\n"),
+    "javascript": ("// adds\nfunction f(x) {\n  const g = (y) => { return y; };\n  return g(x);\n}", "\nf(1);\n"),
+    "cpp": ("#include <vector>\nint f(int x) {\n  for (;;) { break; }\n  return x;\n}", "\nint main() {}\n"),
+}
+
+
+@pytest.mark.parametrize("language", FUNCTIONS)
+def test_an_answer_stops_at_the_end_of_its_function(language):
+    function, rest = FUNCTIONS[language]
+    for size in (1, 3, 1000):  # pieces of text that a token stands for
+        text = function + rest
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        stream = TextStream(Pieces(pieces), (), FunctionEnd(language))
+        for index in range(len(pieces)):
+            stream.push(index)
+            if stream.stopped:
+                break
+        assert stream.stopped and stream.text.rstrip("\n") == function.rstrip("\n")
+    stream = TextStream(Pieces([function[:-3]]), (), FunctionEnd(language))
+    stream.push(0)
+    stream.flush()
+    assert not stream.stopped and stream.text == function[:-3]
+
+
+def test_filling_a_gap(chatml):
+    class Marked:
+        bos_id, add_bos = 7, True
+
+        def __init__(self, *names):
+            self.names = names
+
+        def special_id(self, name):
+            return 100 + self.names.index(name) if name in self.names else None
+
+        def encode(self, text):
+            return list(text.encode())
+
+    star = Marked("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
+    assert encode_fill(star, "a", "b") == [7, 100, 97, 101, 98, 102]
+    assert encode_fill(Marked("[PREFIX]", "[SUFFIX]"), "a", "b") == [7, 101, 98, 100, 97]
+    with pytest.raises(UserError, match="no tokens to fill a gap"):
+        encode_fill(chatml, "a", "b")
+
+
+def test_truncated_prompts_keep_their_end_and_room_for_an_answer(writer):
+    long = Question("first " + "a " * 300 + "last")
+    short = Writer(writer.model, writer.tokenizer, "plain", 24, truncate=True)
+    ids = short.encode(long)
+    assert len(ids) == writer.model.config.max_seq_len - 24
+    assert encode_prompt(writer.tokenizer, "plain", long.text)[-len(ids) :] == ids
+    assert short.answer(long).tokens > 0
