@@ -20,6 +20,7 @@ from typing import Any
 
 from rich.console import Console
 
+from checkpoints.answers_file import AnswersFile
 from checkpoints.cli import ArgumentParser, check_output_file, run, script_command
 from checkpoints.model_io import load_model
 from checkpoints.runs.finished import model_of, newest_model
@@ -31,7 +32,7 @@ from moe.hardware import choose_device, choose_dtype, describe_hardware, dtype_n
 from moe.inference.answers import Question, Writer, check_stop
 from moe.inference.chat import Chat
 from moe.inference.function_end import FunctionEnd
-from moe.inference.questions import AnswersFile, read_questions
+from moe.inference.questions import read_questions
 from moe.inference.routing_stats import RoutingShares
 from moe.inference.sampling import Sampling
 from moe.languages import LANGUAGES, get_language

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from checkpoints.answers_file import AnswersFile
 from checkpoints.progress import CountDisplay
 from moe.errors import UserError
 from moe.files import json_lines
 from moe.inference.answers import Answer, Question, Writer, question_name
-from moe.inference.questions import AnswersFile, answer_row, error_row
+from moe.inference.questions import answer_row, error_row
 from moe.inference.routing_stats import RoutingShares, expert_names
 
 

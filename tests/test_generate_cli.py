@@ -14,11 +14,11 @@ from dataclasses import replace
 import pytest
 
 import generate
+from checkpoints.answers_file import AnswersFile
 from checkpoints.model_io import save_model
 from checkpoints.runs.finished import finished_models, newest_model
 from moe.config import ModelConfig
 from moe.errors import UserError
-from moe.inference.questions import AnswersFile
 from moe.tokenizer import train_sentencepiece
 
 PROMPT = "Return the sum of all even numbers in a list."

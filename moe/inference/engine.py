@@ -135,8 +135,9 @@ class Engine:
         self.waiting.extend(requests)
 
     def cancel(self, request: Request) -> None:
-        """Ends a request at its next token ("stop")."""
-        self._cancelled.add(request)
+        """Ends a request at its next token ("stop"); one that is done stays as it is."""
+        if request in self.waiting or any(row.request is request for row in self.rows):
+            self._cancelled.add(request)
 
     def run(self) -> None:
         """Works until nothing is left."""

@@ -16,7 +16,7 @@ from moe.errors import UserError
 from moe.inference.answers import Answer, Question, TextStream, Writer
 from moe.inference.function_end import FunctionEnd
 from moe.inference.generation import generate_many
-from moe.inference.questions import AnswersFile, answer_row, error_row, read_questions
+from moe.inference.questions import answer_row, error_row, read_questions
 from moe.inference.routing_stats import RoutingShares, expert_names
 from moe.inference.sampling import Sampling
 from moe.tokenizer import train_sentencepiece
@@ -230,26 +230,6 @@ def test_rows_of_answers():
         **first, "answer": "one", "finished": "length", "prompt_tokens": 4, "tokens": 1
     }  # fmt: skip
     assert error_row(question, "too long", 2) == {**first, "sample": 2, "error": "too long"}
-
-
-def test_an_answers_file_continues_after_a_kill(tmp_path):
-    path, settings = tmp_path / "a.jsonl", {"seed": 1, "stop": ["x"]}
-    file = AnswersFile(path, settings)
-    file.add(2, {"answer": "two"})
-    file.add(0, {"answer": "é"})
-    with path.open("ab") as cut:
-        cut.write(b'{"answer": "on')
-    again = AnswersFile(path, settings)
-    assert again.rows == {2: {"answer": "two"}, 0: {"answer": "é"}}
-    again.add(1, {"answer": "one"})
-    with pytest.raises(UserError, match="begun with other prompts, settings or another model"):
-        AnswersFile(path, {**settings, "seed": 2})
-    again.finish()
-    assert [json.loads(line)["answer"] for line in path.read_text().splitlines()] == ["é", "one", "two"]
-    assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"] and "number" not in path.read_text()
-    with pytest.raises(UserError, match="exists; give another --output or --force"):
-        AnswersFile(path, settings)
-    assert AnswersFile(path, settings, force=True).rows == {} and path.read_bytes() == b""
 
 
 # --------------------------------------------------------------------------------------------------- functions
