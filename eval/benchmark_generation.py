@@ -84,12 +84,17 @@ def prompts_of(count: int, length: int) -> list[list[int]]:
 
 
 def seconds_per_task(write: Work, task: str) -> float:
-    """Seconds of a step of decoding (a longer answer's time minus a short one's), or of reading a prompt."""
+    """Seconds of a step of decoding (a longer answer's time minus a short one's), or of reading a prompt.
+
+    On one thread they are seconds of CPU time, in which other load on the machine does not count.
+    """
+
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
     def timed(prompts: list[list[int]], new: int) -> float:
-        started = time.perf_counter()
+        started = clock()
         write(prompts, new)
-        return time.perf_counter() - started
+        return clock() - started
 
     if task.startswith("prefill"):
         return timed(prompts_of(1, PREFILL), 1)

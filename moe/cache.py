@@ -38,14 +38,17 @@ class Track:
         # Zeros, as what a mask hides still enters products: uninitialized memory may hold NaN.
         self.buffer = torch.zeros((layers, rows, 2 * heads, self.capacity, size), **options)
 
-    def grow(self, max_len: int, lengths: Sequence[int]) -> None:
-        """Makes room for rows of ``max_len`` tokens."""
+    def grow(self, rows: int, max_len: int, lengths: Sequence[int]) -> None:
+        """Makes room for this many rows of ``max_len`` tokens."""
         capacity = min(max_len, self.window + self.slack) if self.window else max_len
-        if capacity > self.capacity:  # until now no row was longer than the buffer, so none has wrapped around
-            old, (*lead, _, size) = self.buffer, self.buffer.shape
-            self.buffer, self.capacity = old.new_zeros(*lead, capacity, size), capacity
+        old, (layers, _, heads, _, size) = self.buffer, self.buffer.shape
+        if capacity > self.capacity or rows > old.shape[1]:
+            # Where the capacity grows, no row was longer than it until now, so none has wrapped around.
+            self.buffer = old.new_zeros(layers, rows, heads, capacity, size)
             for row, length in enumerate(lengths):
-                self.buffer[:, row, :, :length] = old[:, row, :, :length]
+                filled = min(length, self.capacity)
+                self.buffer[:, row, :, :filled] = old[:, row, :, :filled]
+            self.capacity = capacity
 
 
 class Row(NamedTuple):
@@ -62,7 +65,7 @@ class KVCache:
     Args:
         config: the model's sizes; ``sliding_window`` bounds the capacity of the layers that have it.
         batch: the most rows B.
-        max_len: longest sequence, prompt and answer together, in tokens; :meth:`grow` raises it.
+        max_len: longest sequence, prompt and answer together, in tokens; :meth:`grow` raises both.
         slack: the most tokens that a row takes back at a time.
 
     Attributes:
@@ -116,12 +119,15 @@ class KVCache:
             raise ValueError(f"the cache was made for {self.max_len} tokens and is asked to hold {max(lengths)}")
         return Prompts(self, tuple(lengths))
 
-    def grow(self, max_len: int) -> None:
-        """Makes room for rows of ``max_len`` tokens."""
-        if max_len > self.max_len:
-            for track in self.tracks.values():
-                track.grow(max_len, self.lengths)
-            self.max_len = max_len
+    def grow(self, batch: int, max_len: int) -> None:
+        """Makes room for ``batch`` rows of ``max_len`` tokens; rows that are there stay."""
+        if batch <= self.batch and max_len <= self.max_len:
+            return
+        states, self.max_len, self.batch = self.router_states, max(max_len, self.max_len), max(batch, self.batch)
+        for track in self.tracks.values():
+            track.grow(self.batch, self.max_len, self.lengths)
+        self.router_states = states.new_zeros(len(states), self.batch, states.shape[2])
+        self.router_states[:, : states.shape[1]] = states
 
     def row(self, place: int) -> Row:
         """A row, as views."""

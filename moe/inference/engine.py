@@ -28,7 +28,7 @@ from moe.router import Routing
 
 # Prompts are read this many tokens at a time: more is no faster, and activations need memory for each.
 TOKENS_PER_PASS = 8192
-FIRST_CAPACITY = 256  # tokens that a cache has room for at first; it doubles when a request needs more
+FIRST_CAPACITY = 256  # tokens that a row has room for at first
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Engine:
     def _start(self, requests: list[Request]) -> None:
         if not requests:
             return
-        cache = self._room(max(len(r.prompt) + r.max_new_tokens for r in requests) + self.draft)
+        cache = self._room(len(self.rows) + len(requests), max(len(r.prompt) for r in requests))
         groups: list[list[Request]] = []
         for request in requests:  # those with the same prompt one after another
             if groups and _same(groups[-1][0], request):
@@ -237,17 +237,17 @@ class Engine:
         biases = torch.tensor([r.expert_bias or nothing for r in requests], device=self.model.device)  # [B, E]
         return biases.repeat_interleave(torch.tensor(counts, device=biases.device), 0)
 
-    def _room(self, tokens: int) -> KVCache:
-        """The cache, with room for rows of ``tokens`` tokens."""
-        longest = FIRST_CAPACITY
+    def _room(self, rows: int, tokens: int) -> KVCache:
+        """The cache, with room for this many rows of ``tokens`` tokens; both double when they have to grow."""
+        batch, longest = 1, FIRST_CAPACITY
+        while batch < rows:
+            batch *= 2
         while longest < tokens:
             longest *= 2
         if self._cache is None:
-            model = self.model
-            self._cache = KVCache(
-                model.config, self.max_rows, longest, cache_dtype(model), model.device, slack=self.draft
-            )
-        self._cache.grow(longest)
+            options = (cache_dtype(self.model), self.model.device, self.draft)
+            self._cache = KVCache(self.model.config, min(batch, self.max_rows), longest, *options)
+        self._cache.grow(min(batch, self.max_rows), longest)
         return self._cache
 
     # -------------------------------------------------------------------------------------------------- tokens
@@ -260,7 +260,7 @@ class Engine:
         longest = max(map(len, drafts))
         inputs = [[row.text[-1], *draft] + [0] * (longest - len(draft)) for row, draft in zip(rows, drafts)]
         tokens = torch.tensor(inputs, device=self.model.device)  # [B, S]
-        step = self._cache.step(*tokens.shape)
+        step = self._room(len(rows), max(self._cache.lengths) + tokens.shape[1]).step(*tokens.shape)
         bias = self._biases([row.request for row in rows], [tokens.shape[1]] * len(rows))
         output = self.model(tokens, cache=step, expert_bias=bias)
         if not longest:
