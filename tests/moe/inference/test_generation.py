@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import random
 from dataclasses import replace
 
 import pytest
@@ -295,3 +297,38 @@ def test_biases_choose_experts(tiny_config, make_model):
     assert {frozenset(experts) for key, experts in seen if key == 2} == {frozenset({3})}
     assert done[0].tokens == done[3].tokens == generate_many(model, prompts_of(7), max_new_tokens=12)[0].tokens
     assert done[0].tokens != done[2].tokens
+
+
+def test_random_requests_in_a_running_batch_equal_each_alone(tiny_config, make_model):
+    """SOAK=2000 in the environment makes it a soak: lengths, settings, biases and arrivals are random."""
+    context = {"router_context": "filter", "router_layers": "first", "sliding_window": 24}
+    model = make_model(replace(tiny_config, num_experts=4, **context))
+    draw, done = random.Random(0), {}
+    requests = []
+    for key in range(int(os.environ.get("SOAK", "40"))):
+        drawn = Sampling(
+            draw.uniform(0.3, 1.5), draw.choice([0, 5]), draw.choice([1, 0.8]), draw.randrange(9), 0.01, 1.2
+        )
+        requests.append(
+            Request(
+                [draw.randrange(97) for _ in range(draw.choice([1, 3, 10, 60]))],
+                draw.choice([1, 4, 9, 20]),
+                draw.choice([Sampling(), drawn]),
+                frozenset(draw.sample(range(97), 3)),
+                draw.randrange(1000),
+                draw.choice([None, None, (0.0, float("-inf"), 0.0, 3.0)]),
+                key,
+                on_finished=lambda answer, key=key: done.__setitem__(key, answer),
+            )
+        )
+    running, pending = Engine(model, 6, draft=3), list(requests)
+    while pending or running.rows or running.waiting:
+        for _ in range(min(len(pending), draw.choice([0, 1, 1, 3, 8]))):
+            running.submit(pending.pop(0))
+        running.step()
+    for request in requests:
+        alone: list = []
+        single = Engine(model, 1)
+        single.submit(replace(request, on_finished=alone.append))
+        single.run()
+        assert (alone[0].tokens, alone[0].finished) == (done[request.key].tokens, done[request.key].finished)
