@@ -305,7 +305,7 @@ def test_random_requests_in_a_running_batch_equal_each_alone(tiny_config, make_m
     model = make_model(replace(tiny_config, num_experts=4, **context))
     draw, done = random.Random(0), {}
     requests = []
-    for key in range(int(os.environ.get("SOAK", "40"))):
+    for key in range(int(os.environ.get("SOAK", "16"))):
         drawn = Sampling(
             draw.uniform(0.3, 1.5), draw.choice([0, 5]), draw.choice([1, 0.8]), draw.randrange(9), 0.01, 1.2
         )
