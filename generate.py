@@ -1,8 +1,9 @@
-"""Writes code: answers one prompt, a file of prompts, or questions at the terminal.
+"""Writes code: answers one prompt, a file of prompts, questions at the terminal, or OpenAI's API.
 
     python generate.py "Return the sum of all even numbers in a list." --language python
     python generate.py --prompts prompts.jsonl --output answers.jsonl
     python generate.py
+    python generate.py --serve 8000
 
 --model defaults to the newest run of train.py. Without --language the prompt is passed to the model as it is, and the
 router decides which experts answer.
@@ -24,18 +25,19 @@ from checkpoints.answers_file import AnswersFile
 from checkpoints.cli import ArgumentParser, check_output_file, run, script_command
 from checkpoints.model_io import load_model
 from checkpoints.runs.finished import model_of, newest_model
-from checkpoints.terminal import answer_file, costs, expert_share_table, line_reader
+from checkpoints.terminal import Session, answer_file, line_reader
 from moe.config import ModelConfig
 from moe.data.prompt import OWN, TEMPLATES, check_template
 from moe.errors import UserError
 from moe.hardware import choose_device, choose_dtype, describe_hardware, dtype_name, keep_freed_memory
 from moe.inference.answers import Question, Writer, check_stop
 from moe.inference.chat import Chat
+from moe.inference.expert_choice import ROUTINGS
 from moe.inference.function_end import FunctionEnd
 from moe.inference.questions import read_questions
-from moe.inference.routing_stats import RoutingShares
 from moe.inference.sampling import Sampling
 from moe.languages import LANGUAGES, get_language
+from serving.start import open_port, serve
 
 BATCH_SIZE = 32
 
@@ -46,6 +48,7 @@ def main(arguments: argparse.Namespace) -> int:
     sampling = Sampling(a.temperature, a.top_k, a.top_p, a.seed, a.min_p, a.repetition_penalty)
     stop = check_stop(arguments.stop)
     questions = read_input(arguments)
+    listener = None if arguments.serve is None else open_port(arguments.serve)
     device = choose_device(arguments.device)
     keep_freed_memory(device)
     dtype = choose_dtype(device, arguments.dtype)
@@ -60,52 +63,51 @@ def main(arguments: argparse.Namespace) -> int:
     console.print(f"{describe_hardware(device)}, weights in {dtype_name(dtype)}")
     warn(arguments, sampling, loaded.config, console)
     writer = Writer(
-        loaded.model,
-        loaded.tokenizer,
-        loaded.template,
-        arguments.max_new_tokens,
-        sampling,
-        stop,
+        *(loaded.model, loaded.tokenizer, loaded.template, arguments.max_new_tokens, sampling, stop),
         draft=arguments.draft,
         truncate=arguments.truncate,
         stop_at_function=arguments.stop_at is not None,
+        routing=arguments.routing,
+        experts=None if arguments.experts is None else arguments.experts.split(","),
     )
+    check_routing(arguments, writer)
 
     # 3. Answer.
+    rows = arguments.batch_size or BATCH_SIZE
     show_routing = arguments.show_routing and loaded.config.is_moe
+    if listener is not None:
+        serve(writer, Path(path), listener, rows, console.print)
+        return 0
     if arguments.prompts is not None:
         output = None
         if arguments.output not in (None, "-"):
             output = AnswersFile(arguments.output, answer_settings(arguments, path, questions), arguments.force)
-        batch_size = arguments.batch_size or BATCH_SIZE
-        failed = answer_file(writer, questions, batch_size, output, console, show_routing, arguments.samples)
+        failed = answer_file(writer, questions, rows, output, console, show_routing, arguments.samples)
         return 1 if failed else 0
-
-    def answer(question: Question, number: int = 0) -> None:
-        shares = RoutingShares(loaded.config, 1) if show_routing else None
-        written = writer.answer(question, lambda text: print(text, end="", flush=True), shares, number)
-        if not written.text.endswith("\n"):
-            print(flush=True)
-        console.print(costs([written], written.seconds))
-        if shares is not None:
-            console.print(expert_share_table(shares))
-
-    if arguments.samples > 1:
-        several = writer.answer_many(questions * arguments.samples, arguments.samples)
-        for number, one in enumerate(several):
-            console.print(f"answer {number + 1} of {arguments.samples}")
-            print(one.text, end="" if one.text.endswith("\n") else "\n", flush=True)
-        console.print(costs(several, max(one.seconds for one in several)))
-    elif questions:
-        answer(questions[0])
+    session = Session(writer, console, show_routing, arguments.json)
+    if not questions:
+        reader, typing = line_reader(sys.stdin), sys.stdin.isatty()
+        Chat(session.answer, arguments.language, reader, console.print, typing, session.write_new, sampling).run()
+    elif arguments.samples > 1:
+        session.answer_often(questions[0], arguments.samples)
     else:
-        Chat(answer, arguments.language, line_reader(sys.stdin), console.print, sys.stdin.isatty()).run()
+        session.answer(questions[0])
+    if arguments.trace is not None:
+        console.print(session.trace(arguments.trace))
     return 0
+
+
+def check_routing(arguments: argparse.Namespace, writer: Writer) -> None:
+    """Raises :class:`UserError` where the model cannot be routed or traced as the flags say."""
+    if arguments.trace is not None and not writer.model.config.is_moe:
+        raise UserError("this model has no experts, so there is nothing to trace; leave --trace out")
+    if arguments.prompt is not None or arguments.language is not None or arguments.routing == "free":
+        writer.bias(arguments.language)
 
 
 def read_input(arguments: argparse.Namespace) -> list[Question]:
     """The prompts to answer; empty for a chat at the terminal."""
-    for flag in ("model", "runs", "base", "prompts", "output"):
+    for flag in ("model", "runs", "base", "prompts", "output", "trace"):
         if getattr(arguments, flag) == "":
             raise UserError(f"--{flag} is empty; give a path or leave the flag out")
     if arguments.template is not None:
@@ -118,25 +120,13 @@ def read_input(arguments: argparse.Namespace) -> list[Question]:
         raise UserError(f"--samples is {arguments.samples}, expected at least 1")
     if arguments.draft < 0:
         raise UserError(f"--draft is {arguments.draft}, expected 0 (none) or a number of tokens")
+    check_together(arguments)
+    if arguments.trace is not None:
+        check_output_file(arguments.trace, arguments.force)
     if arguments.prompts is None and arguments.prompt is None:
-        for name, value in (("--suffix", arguments.suffix), ("--samples", arguments.samples > 1 or None)):
-            if value is not None:
-                raise UserError(f"{name} is for a prompt, which was not given")
-    if arguments.stop_at is not None and arguments.language is None and arguments.prompts is None:
-        raise UserError("--stop-at function needs --language NAME, whose syntax says where a function ends")
-    if arguments.stop_at is not None and arguments.language is not None:
-        FunctionEnd(arguments.language)
-    if arguments.prompts is None:
-        for flag in ("output", "batch_size", "force"):
-            if getattr(arguments, flag) is not None and getattr(arguments, flag) is not False:
-                raise UserError(f"--{flag.replace('_', '-')} is for --prompts FILE, which was not given")
-        if arguments.prompt is None:
-            return []
-        return [Question(arguments.prompt, arguments.language, suffix=arguments.suffix)]
+        return []
     if arguments.prompt is not None:
-        raise UserError("a prompt and --prompts FILE were given; expected one of them")
-    if arguments.batch_size is not None and arguments.batch_size < 1:
-        raise UserError(f"--batch-size is {arguments.batch_size}, expected at least 1")
+        return [Question(arguments.prompt, arguments.language, suffix=arguments.suffix)]
     questions = read_questions(arguments.prompts, arguments.language)
     if arguments.output not in (None, "-"):
         check_output_file(arguments.output, force=True)  # one that exists may be continued
@@ -148,11 +138,38 @@ def read_input(arguments: argparse.Namespace) -> list[Question]:
 def answer_settings(arguments: argparse.Namespace, model: Path, questions: Sequence[Question]) -> dict[str, Any]:
     """What the answers to a file of prompts depend on, besides the machine."""
     flags = (
-        "temperature top_k top_p min_p repetition_penalty seed max_new_tokens stop stop_at truncate samples template"
+        "temperature top_k top_p min_p repetition_penalty seed max_new_tokens stop stop_at truncate samples template "
+        "routing experts"
     )
     digest = hashlib.sha256(repr([(q.text, q.language, q.id) for q in questions]).encode()).hexdigest()
     settings = {name: getattr(arguments, name) for name in (*flags.split(), "dtype", "show_routing")}
     return {"model": str(model.absolute()), "prompts": digest, **settings}
+
+
+def check_together(arguments: argparse.Namespace) -> None:
+    """Raises :class:`UserError` for flags that do not go together."""
+    one, many, server = (getattr(arguments, name) is not None for name in ("prompt", "prompts", "serve"))
+    if one + many + server > 1:
+        raise UserError("of a prompt, --prompts FILE and --serve PORT, two were given; expected one of them")
+    for flag, applies, owner in (
+        ("output", many, "--prompts FILE"),
+        ("batch_size", many or server, "--prompts FILE or --serve PORT"),
+        ("force", many or arguments.trace is not None, "--prompts FILE or --trace FILE"),
+        ("suffix", one, "a prompt"),
+        ("samples", one or many or arguments.samples == 1, "a prompt or --prompts FILE"),
+        ("trace", one and arguments.samples == 1, "one answer to a prompt (in a chat, type /trace FILE)"),
+        ("json", not (many or server), "a prompt or a chat (--prompts writes JSON in any case)"),
+        ("show_routing", not server, "a prompt, a chat or --prompts FILE (the server's answers have it)"),
+    ):
+        value = getattr(arguments, flag)
+        if not applies and value is not None and value is not False:
+            raise UserError(f"--{flag.replace('_', '-')} is for {owner}")
+    if arguments.batch_size is not None and arguments.batch_size < 1:
+        raise UserError(f"--batch-size is {arguments.batch_size}, expected at least 1")
+    if arguments.stop_at is not None and arguments.language is None and not (many or server):
+        raise UserError("--stop-at function needs --language NAME, whose syntax says where a function ends")
+    if arguments.stop_at is not None and arguments.language is not None:
+        FunctionEnd(arguments.language)
 
 
 def warn(arguments: argparse.Namespace, sampling: Sampling, config: ModelConfig, console: Console) -> None:
@@ -185,6 +202,13 @@ def make_parser() -> ArgumentParser:
         metavar="NAME",
         help=f"prompt template ({', '.join((*TEMPLATES, OWN))}; default: the model's)",
     )
+    add(
+        "--routing",
+        choices=ROUTINGS,
+        default="free",
+        help="what --language does to the router: nothing, favor its expert, or use it alone",
+    )
+    add("--experts", metavar="LIST", help="choose among these experts only, such as 0,2 or python,cpp")
     add("--max-new-tokens", type=int, default=512, metavar="N", help="longest answer, in tokens")
     add("--temperature", type=float, default=0.0, metavar="T", help="0: the most likely token (greedy)")
     add("--top-k", type=int, default=0, metavar="K", help="draw from the K most likely tokens; 0: all")
@@ -213,7 +237,10 @@ def make_parser() -> ArgumentParser:
         help="JSON Lines of answers to --prompts, continued if it is unfinished (default, and -: stdout)",
     )
     add("--batch-size", type=int, metavar="N", help=f"prompts answered at once (default: {BATCH_SIZE})")
-    add("--force", action="store_true", help="replace --output if it exists")
+    add("--json", action="store_true", help="print an answer as a line of JSON, with its routing")
+    add("--trace", metavar="FILE", help="also write an HTML page on which expert wrote each token")
+    add("--serve", type=int, metavar="PORT", help="serve OpenAI's API on this port of 127.0.0.1 (0: a free one)")
+    add("--force", action="store_true", help="replace --output or --trace if it exists")
     add("--show-routing", action="store_true", help="also show which experts wrote the answer")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--dtype", default="auto", help="auto (bfloat16 where it is native), float32 or bfloat16")

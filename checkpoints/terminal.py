@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -17,8 +19,12 @@ from checkpoints.progress import CountDisplay
 from moe.errors import UserError
 from moe.files import json_lines
 from moe.inference.answers import Answer, Question, Writer, question_name
+from moe.inference.engine import Request
+from moe.inference.expert_choice import expert_names
 from moe.inference.questions import answer_row, error_row
-from moe.inference.routing_stats import RoutingShares, expert_names
+from moe.inference.routing_stats import RoutingShares, routing_of
+from moe.inference.sampling import Sampling
+from moe.inference.trace import write_trace
 
 
 def line_reader(lines: TextIO) -> Callable[[str], str | None]:
@@ -35,6 +41,99 @@ def line_reader(lines: TextIO) -> Callable[[str], str | None]:
             return None
 
     return read
+
+
+class Session:
+    """Answers questions at the terminal: the text as it is written, then what it took and which experts wrote it.
+
+    Args:
+        writer: its sampling changes with each question's.
+        console: for everything but the answers, which go to stdout.
+        show_routing: adds the share of each expert, layer by layer.
+        as_json: prints each answer as a line of JSON, with its routing, when it is done.
+    """
+
+    def __init__(self, writer: Writer, console: Console, show_routing: bool = False, as_json: bool = False):
+        self.writer, self.console = writer, console
+        self.show_routing, self.as_json = show_routing, as_json
+        self._last: tuple[Request, list[int], str] | None = None
+
+    def answer(self, question: Question, number: int = 0, sampling: Sampling | None = None) -> str:
+        """Answers a question, the ``number``-th of its session, and returns the text."""
+        writer, config = self.writer, self.writer.model.config
+        writer.sampling = sampling or writer.sampling
+        question = self._shortened(question)
+        shares = RoutingShares(config, 1) if config.is_moe else None
+        show = (lambda text: None) if self.as_json else lambda text: print(text, end="", flush=True)
+        answers: list[Answer] = []
+        tokens: list[int] = []
+        request = writer.request(question, answers.append, show, number)
+        decode = request.on_token
+        assert decode is not None
+
+        def on_token(token: int) -> object:
+            tokens.append(token)
+            return decode(token)
+
+        self._last = request, tokens, question.text
+        engine = writer.engine(1, shares)
+        engine.submit(replace(request, key=0, on_token=on_token))
+        engine.run()
+        (written,) = answers
+        if self.as_json:
+            row = answer_row(question, written) | (
+                {} if shares is None else {"routing": routing_of(shares, 0)["shares"]}
+            )
+            print(json_lines([row]), end="", flush=True)
+        elif not written.text.endswith("\n"):
+            print(flush=True)
+        self.console.print(costs([written], written.seconds))
+        if shares is not None and written.tokens:
+            self.console.print(decision(shares, question.language, writer.routing))
+            if self.show_routing:
+                self.console.print(expert_share_table(shares))
+        return written.text
+
+    def answer_often(self, question: Question, count: int) -> None:
+        """Writes ``count`` answers to a question at the same time and shows them when all are done."""
+        answers = self.writer.answer_many([question] * count, count)
+        for number, answer in enumerate(answers):
+            if self.as_json:
+                print(json_lines([answer_row(question, answer, number)]), end="", flush=True)
+            else:
+                self.console.print(f"answer {number + 1} of {count}")
+                print(answer.text, end="" if answer.text.endswith("\n") else "\n", flush=True)
+        self.console.print(costs(answers, max(answer.seconds for answer in answers)))
+
+    def _shortened(self, question: Question) -> Question:
+        fitting = self.writer.fitting(question)
+        if dropped := len(question.history) - len(fitting.history):
+            self.console.print(f"warning: the context is full; the first {dropped} messages are forgotten")
+        return fitting
+
+    def trace(self, path: str) -> str:
+        """Writes a page about the last answer, and returns what to say about it."""
+        if self._last is None:
+            raise UserError("there is no answer to trace yet; type a prompt first")
+        request, tokens, text = self._last
+        model, tokenizer = self.writer.model, self.writer.tokenizer
+        write_trace(path, model, tokenizer, request.prompt, tokens, request.expert_bias, text)
+        return f"wrote {path}"
+
+    def write_new(self, path: str) -> str:
+        """:meth:`trace` into a file that does not exist."""
+        if Path(path).exists():
+            raise UserError(f"{path} exists; give another name")
+        return self.trace(path)
+
+
+def decision(shares: RoutingShares, language: str | None, routing: str) -> str:
+    """Which expert wrote the first answer, in one line."""
+    found = routing_of(shares, 0)
+    listed = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
+    if routing == "forced":
+        return f"forced to {language}"
+    return f"the router decided for {found['expert']}: {listed}"
 
 
 def answer_file(
@@ -78,8 +177,7 @@ def answer_file(
         answers.append(answer)
         row = answer_row(questions[number // samples], answer, number % samples if samples > 1 else None)
         if shares is not None:
-            by_name = zip(expert_names(config), shares.shares(number))
-            row["routing"] = {name: round(share, 4) for name, share in by_name}
+            row["routing"] = routing_of(shares, number)["shares"]
         keep(number, row)
 
     try:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import replace
 
 import pytest
@@ -100,6 +103,33 @@ def test_routing_is_shown(call, runs):
     dense = call(PROMPT, "--max-new-tokens", "5", "--show-routing", "--model", model, "--base", model)
     assert dense[0] == 0 and "no experts" in dense[2] and "--base does nothing" in dense[2]
     assert "none for java" in call(PROMPT, "--max-new-tokens", "1", "--language", "java")[2]
+
+
+def test_the_router_is_told_what_to_do(call, tmp_path):
+    short = (PROMPT, "--max-new-tokens", "12", "--language", "cpp")
+    free, forced = call(*short), call(*short, "--routing", "forced")
+    assert "the router decided for " in free[2] and "forced to cpp" in forced[2] and free[1] != forced[1]
+    assert forced[1] == call(*short, "--experts", "1")[1] == call(*short, "--experts", "cpp,1")[1]
+    assert call(*short, "--experts", "0,1")[1] == free[1]
+    prompts = tmp_path / "p.jsonl"
+    prompts.write_text(json.dumps({"text": PROMPT, "language": "cpp"}))
+    flags = ("--prompts", str(prompts), "--max-new-tokens", "12", "--routing", "forced")
+    assert json.loads(call(*flags)[1])["answer"].rstrip("\n") == forced[1].rstrip("\n")
+
+
+def test_json_and_trace(call, tmp_path):
+    page = tmp_path / "trace.html"
+    code, out, err = call(PROMPT, "--max-new-tokens", "5", "--json", "--trace", str(page))
+    row = json.loads(out)
+    assert code == 0 and row["tokens"] == 5 and set(row["routing"]) == {"python", "cpp"} and f"wrote {page}" in err
+    assert row["answer"].rstrip("\n") == call(PROMPT, "--max-new-tokens", "5")[1].rstrip("\n")
+    before = page.read_bytes()
+    assert before.startswith(b"<!doctype html>")
+    assert "exists; give another" in call(PROMPT, "--trace", str(page))[2] and page.read_bytes() == before
+    other = str(tmp_path / "chat.html")
+    said = f"/trace {other}\n{PROMPT}\nagain\n/trace {other}\n/trace {other}\n"
+    code, out, err = call("--max-new-tokens", "5", stdin=said)
+    assert code == 0 and "no answer to trace yet" in err and f"wrote {other}" in err and "give another name" in err
 
 
 def test_prompts_from_a_file(call, tmp_path):
@@ -273,6 +303,16 @@ def test_a_chat(call):
         (("a", "--batch-size", "3"), "--batch-size is for --prompts FILE"),
         (("a", "--batch-size", "0"), "--batch-size is for --prompts FILE"),
         (("a", "--model", ""), "--model is empty"),
+        (("a", "--routing", "forced"), "routing is 'forced' without a language"),
+        (("a", "--routing", "forced", "--language", "java"), "no expert is for java; experts: python, cpp"),
+        (("a", "--routing", "force"), "invalid choice: 'force'"),
+        (("a", "--experts", "0,2"), "unknown expert '2'; experts: 0 (python), 1 (cpp)"),
+        (("a", "--experts", ""), "unknown expert ''"),
+        (("a", "--serve", "0"), "of a prompt, --prompts FILE and --serve PORT, two were given"),
+        (("--serve", "-1"), "the port is -1"),
+        (("--serve", "0", "--json"), "--json is for a prompt or a chat"),
+        (("--trace", "x.html"), "--trace is for one answer to a prompt (in a chat, type /trace FILE)"),
+        (("a", "--trace", "no/x.html"), "no does not exist"),
         (("a", "--runs", ""), "--runs is empty"),
         (("a", "--template", "chatlm"), "unknown prompt template 'chatlm' (did you mean 'chatml'?)"),
         (("a", "--prompts", "x.jsonl"), "expected one of them"),
@@ -327,6 +367,23 @@ def test_a_run_stands_for_its_model(call, runs, tmp_path):
     assert code == 0 and f"model {model}" in err
     code, _, err = call("a", "--model", str(runs / "unfinished"))
     assert code == 2 and f"not finished; continue it with: python train.py --resume {runs / 'unfinished'}" in err
+
+
+@pytest.mark.slow
+def test_a_server_ends_cleanly(runs, root):
+    pytest.importorskip("uvicorn", reason="starlette or uvicorn is not installed")
+    flags = ["--runs", str(runs), "--device", "cpu", "--dtype", "float32", "--serve", "0"]
+    process = subprocess.Popen([sys.executable, "generate.py", *flags], cwd=root, stderr=subprocess.PIPE, text=True)
+    line = next(line for line in process.stderr if line.startswith("serving"))
+    url = re.search(r"http://127\.0\.0\.1:\d+/v1", line)[0]
+    body = json.dumps({"prompt": "def", "max_tokens": 3}).encode()
+    asked = urllib.request.Request(f"{url}/completions", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(asked, timeout=60) as answer:
+        assert json.load(answer)["usage"]["completion_tokens"] <= 3
+    process.send_signal(signal.SIGTERM)
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(30) == 0 and err == "stopped\n" and "'newer'" in line
 
 
 def test_a_reader_that_goes_away(runs, root):

@@ -19,7 +19,7 @@ MAX_LINES = 400
 COMMANDS = ("moe.data.__main__",)  # a command line inside a room that has none: a script by its imports
 # Rooms from the ground floor up, and the floors inside a room: a module may import what stands before it in its list,
 # and its own folder. "" are the files at the top of the room.
-ROOMS = ("kernels", "moe", "checkpoints", "eval", "scripts")
+ROOMS = ("kernels", "moe", "checkpoints", "serving", "eval", "scripts")
 FLOORS = {
     "kernels": ("", "cpu", "gpu", "bench"),
     "moe": ("", "tokenizer", "data", "inference", "training"),

@@ -7,6 +7,8 @@ becomes a control token, and the tokens of a response do not depend on the promp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from moe.data import rendering
 from moe.errors import UserError, did_you_mean
 from moe.languages import get_language
@@ -16,36 +18,59 @@ OWN = "own"  # the model's own chat template, which its tokenizer carries
 TEMPLATES = ("mistral-instruct", "chatml", "plain")  # those written here
 # What SmolLM2's own chat template puts first when a conversation has no system message.
 CHATML_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+Messages = Sequence[tuple[str, str]]  # roles ("system", "user", "assistant") and texts
 CHATML_MARKS = ("<|im_start|>", "<|im_end|>")
 MISTRAL_MARKS = ("[INST]", "[/INST]")
 # Tokens that end a document in models that end a turn with <|im_end|>.
 DOCUMENT_ENDS = ("<|endoftext|>", "<|end_of_text|>")
 
 
-def prompt_parts(tokenizer: Tokenizer, template: str, instruction: str) -> list[str | int]:
-    """The parts of a prompt, in order: texts, and the ids of control tokens.
+def prompt_parts(tokenizer: Tokenizer, template: str, messages: Messages) -> list[str | int]:
+    """The parts of a conversation up to the next answer, in order: texts, and the ids of control tokens.
 
     ``mistral-instruct`` is ``<s>[INST] … [/INST]``, with the marks as control tokens where the tokenizer has them
     (Mistral v2, v3) and as text where not (v1); ``chatml`` is SmolLM2's, with its default system message; ``plain`` is
-    the instruction and a newline. A model's ``own`` template has no parts: it is rendered.
+    the instruction and a newline. Answers in a conversation end with the template's end token. A system message is a
+    turn of its own, in ``mistral-instruct`` text before the first instruction. A model's ``own`` template has no parts:
+    it is rendered.
+
+    Args:
+        messages: roles and texts; "system" is the first, if any, and a user's message the last.
 
     Raises:
         UserError: the template is unknown or the tokenizer lacks its control tokens.
     """
     check_template(template)
-    if template == "plain":
-        begin = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
-        return [*begin, f"{instruction}\n"]
     if template == "chatml":
         start, end = (_control_id(tokenizer, mark, template) for mark in CHATML_MARKS)
-        system, user = f"system\n{CHATML_SYSTEM}", f"user\n{instruction}"
-        return [start, system, end, "\n", start, user, end, "\n", start, "assistant\n"]
+        if messages[0][0] != "system":
+            messages = [("system", CHATML_SYSTEM), *messages]
+        parts: list[str | int] = []
+        for role, text in messages:
+            said = ["assistant\n", text] if role == "assistant" else [f"{role}\n{text}"]
+            parts += [start, *said, end, "\n"]
+        return [*parts, start, "assistant\n"]
+    end = _end_id(tokenizer, template)
+    if template == "plain":
+        parts = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+        for role, text in messages:
+            parts += [text, end] if role == "assistant" else [f"{text}\n"]
+        return parts
     if tokenizer.bos_id is None:
         raise UserError(f"the tokenizer has no begin token, which the prompt template {template!r} needs")
-    if has_mistral_marks(tokenizer):
-        opening, closing = (_control_id(tokenizer, mark, template) for mark in MISTRAL_MARKS)
-        return [tokenizer.bos_id, opening, instruction, closing]
-    return [tokenizer.bos_id, f"[INST] {instruction} [/INST]"]
+    if messages[0][0] == "system":
+        (_, system), (role, text), *rest = messages
+        messages = [(role, f"{system}\n\n{text}"), *rest]
+    parts = [tokenizer.bos_id]
+    for role, text in messages:
+        if role == "assistant":
+            parts += [text, end]
+        elif has_mistral_marks(tokenizer):
+            opening, closing = (_control_id(tokenizer, mark, template) for mark in MISTRAL_MARKS)
+            parts += [opening, text, closing]
+        else:
+            parts += [f"[INST] {text} [/INST]"]
+    return parts
 
 
 def encode_prompt(tokenizer: Tokenizer, template: str, instruction: str) -> list[int]:
@@ -54,11 +79,17 @@ def encode_prompt(tokenizer: Tokenizer, template: str, instruction: str) -> list
     Raises:
         UserError: as for :func:`prompt_parts`.
     """
+    return encode_messages(tokenizer, template, [("user", instruction)])
+
+
+def encode_messages(tokenizer: Tokenizer, template: str, messages: Messages) -> list[int]:
+    """Encodes a conversation, up to where the next response begins; see :func:`prompt_parts`."""
     if check_template(template) == OWN:
         _require_chat(tokenizer)
-        return rendering.encode_chat(tokenizer, rendering.prompt_of(instruction), add_generation_prompt=True)
+        named = [{"role": role, "content": text} for role, text in messages]
+        return rendering.encode_chat(tokenizer, named, add_generation_prompt=True)
     ids: list[int] = []
-    for part in prompt_parts(tokenizer, template, instruction):
+    for part in prompt_parts(tokenizer, template, messages):
         ids += [part] if isinstance(part, int) else tokenizer.encode(part)
     return ids
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from moe.data.prompt import encode_fill, encode_prompt, instruction_for, stop_ids
+from moe.data.prompt import encode_fill, encode_messages, instruction_for, stop_ids
 from moe.errors import UserError
 from moe.inference.engine import Engine, Generation, OnOutput, Request
+from moe.inference.expert_choice import expert_bias
 from moe.inference.function_end import FunctionEnd
 from moe.inference.generation import answer_limit
 from moe.inference.sampling import GREEDY, Sampling
@@ -22,7 +23,8 @@ class Question:
     """A description of code and the language to write it in (None mentions none: the router decides).
 
     ``references`` and ``tests`` are not shown to the model; they go with the answer. With a ``suffix`` the text is code
-    and the answer what belongs between the two.
+    and the answer what belongs between the two. ``history`` holds roles ("user", "assistant", or first "system") and
+    texts of earlier messages, as the model gets them.
     """
 
     text: str
@@ -31,6 +33,7 @@ class Question:
     references: tuple[str, ...] = ()
     tests: str | None = None
     suffix: str | None = None
+    history: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -127,6 +130,7 @@ class Writer:
         draft: see :class:`~moe.inference.engine.Engine`.
         truncate: whether a prompt that does not fit loses its first tokens; otherwise it is an error.
         stop_at_function: whether an answer ends with its first function, for questions that name a language.
+        routing, experts: see :func:`~moe.inference.expert_choice.expert_bias`.
 
     Raises :class:`UserError` for an empty stop string and, when asked, for prompts that do not fit the context.
     """
@@ -142,22 +146,28 @@ class Writer:
         draft: int = 0,
         truncate: bool = False,
         stop_at_function: bool = False,
+        routing: str = "free",
+        experts: Sequence[int | str] | None = None,
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.max_new_tokens, self.sampling, self.stop = max_new_tokens, sampling, check_stop(stop)
         self.draft, self.truncate, self.stop_at_function = draft, truncate, stop_at_function
+        self.routing, self.experts = routing, experts
         self.stop_ids = stop_ids(tokenizer, template)
 
     def encode(self, question: Question, name: str = "the prompt") -> list[int]:
         """The prompt's ids; raises :class:`UserError`, calling the prompt ``name``, when they leave no room."""
-        if question.suffix is not None:
-            ids = encode_fill(self.tokenizer, question.text, question.suffix)
-        else:
-            ids = encode_prompt(self.tokenizer, self.template, instruction_for(question.text, question.language))
+        ids = self._ids(question)
         if self.truncate:  # the end of the prompt and room for an answer
             ids = ids[-max(1, self.model.config.max_seq_len - self.max_new_tokens) :]
         answer_limit(self.model, len(ids), self.max_new_tokens, name)
         return ids
+
+    def _ids(self, question: Question) -> list[int]:
+        if question.suffix is not None:
+            return encode_fill(self.tokenizer, question.text, question.suffix)
+        instruction = instruction_for(question.text, question.language)
+        return encode_messages(self.tokenizer, self.template, [*question.history, ("user", instruction)])
 
     def engine(self, max_rows: int, on_output: OnOutput | None = None) -> Engine:
         """An engine for :meth:`request`."""
@@ -176,8 +186,19 @@ class Writer:
 
         ``number`` varies the random numbers.
         """
-        stream, started = self.stream(question), time.monotonic()
-        prompt = self.encode(question, name)
+        return self.continuation(self.encode(question, name), question.language, on_answer, show, number, key)
+
+    def continuation(
+        self,
+        prompt: Sequence[int],
+        language: str | None,
+        on_answer: Callable[[Answer], object],
+        show: Callable[[str], object] = lambda text: None,
+        number: int = 0,
+        key: object = None,
+    ) -> Request:
+        """:meth:`request` for a prompt in tokens; ``language`` is for the router and the end of functions."""
+        stream, started = self.stream(language), time.monotonic()
 
         def on_token(token: int) -> bool:
             show(stream.push(token))
@@ -206,15 +227,29 @@ class Writer:
             self.sampling,
             self.stop_ids,
             number,
+            self.bias(language),
             key=key,
             on_token=on_token,
             on_finished=on_finished,
         )
 
-    def stream(self, question: Question) -> TextStream:
+    def stream(self, language: str | None) -> TextStream:
         """What turns the tokens of an answer into text."""
-        end = FunctionEnd(question.language) if self.stop_at_function and question.language else None
+        end = FunctionEnd(language) if self.stop_at_function and language else None
         return TextStream(self.tokenizer, self.stop, end)
+
+    def bias(self, language: str | None) -> tuple[float, ...] | None:
+        """What requests in this language add to the router's logits."""
+        return expert_bias(self.model.config, language, self.routing, self.experts)
+
+    def fitting(self, question: Question) -> Question:
+        """The question without the oldest turns of its history that leave too little room for an answer."""
+        context = self.model.config.max_seq_len
+        room = min(self.max_new_tokens, context // 4)
+        while question.history and len(self._ids(question)) + room > context:
+            kept = [place for place, (role, _) in enumerate(question.history) if place and role == "user"]
+            question = replace(question, history=question.history[kept[0] :] if kept else ())
+        return question
 
     def answer(
         self,

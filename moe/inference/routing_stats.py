@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from moe.config import ModelConfig
 from moe.inference.engine import Request
+from moe.inference.expert_choice import expert_names
 from moe.model import ModelOutput
+from moe.router import Routing
 
 
 class RoutingShares:
@@ -29,10 +32,11 @@ class RoutingShares:
 
     def __call__(self, requests: Sequence[Request], output: ModelOutput) -> None:
         places = torch.tensor([request.key for request in requests])
-        for layer, routing in enumerate(output.routing):
-            gates = torch.zeros(len(requests), self.gates.shape[2], dtype=torch.float64)
-            gates.scatter_add_(1, routing.expert_ids.cpu(), routing.gates.double().cpu())  # [B, E]
-            self.gates[places, layer] += gates
+        self.gates[places] += dense_gates(output.routing, self.config.num_experts)
+
+    def clear(self, answer: int) -> None:
+        """Forgets an answer, so that another can have its number."""
+        self.gates[answer] = 0.0
 
     def shares(self, answer: int) -> list[float]:
         """[E] share of each expert in an answer, over all layers; they sum to 1."""
@@ -43,10 +47,21 @@ class RoutingShares:
         return [_normalized(layer) for layer in self.gates[answer]]
 
 
+def dense_gates(routing: Sequence[Routing], experts: int) -> torch.Tensor:
+    """[T, L, E] float64 gates of T tokens in all layers, 0 where an expert was not chosen; on the CPU."""
+    ids = torch.stack([layer.expert_ids for layer in routing], 1).cpu()  # [T, L, K]
+    gates = torch.stack([layer.gates for layer in routing], 1).cpu().double()
+    return torch.zeros(*ids.shape[:2], experts, dtype=torch.float64).scatter_add_(2, ids, gates)
+
+
 def _normalized(gates: torch.Tensor) -> list[float]:
     return (gates / gates.sum().clamp_min(1e-300)).tolist()
 
 
-def expert_names(config: ModelConfig) -> list[str]:
-    """The experts' languages, or their numbers where they have none."""
-    return list(config.expert_languages) or [f"expert {number}" for number in range(config.num_experts)]
+def routing_of(shares: RoutingShares, answer: int) -> dict[str, Any]:
+    """What the router decided in an answer: the expert with the largest share of the gates, and all shares."""
+    config = shares.config
+    by_name: dict[str, float] = {}
+    for name, share in zip(expert_names(config), shares.shares(answer)):
+        by_name[name] = round(by_name.get(name, 0.0) + share, 4)
+    return {"expert": max(by_name, key=by_name.__getitem__), "shares": by_name}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe.data.chat_template import chat_template, guess_template, named_template
-from moe.data.prompt import TEMPLATES, encode_example, encode_prompt, instruction_for, prompt_parts
+from moe.data.prompt import TEMPLATES, encode_example, encode_prompt, has_mistral_marks, instruction_for, prompt_parts
 from moe.errors import UserError
 from moe.languages import LANGUAGES
 from moe.tokenizer import Tokenizer, load_tokenizer
@@ -48,7 +48,7 @@ def fitting(tokenizer: Tokenizer) -> list[str]:
     found = []
     for template in TEMPLATES:
         try:
-            prompt_parts(tokenizer, template, "x")
+            prompt_parts(tokenizer, template, [("user", "x")])
         except UserError:
             continue
         found.append(template)
@@ -94,17 +94,33 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
 @settings(max_examples=150, deadline=None)
-@given(words.filter(str.strip), st.sampled_from([None, *LANGUAGES]), st.sampled_from(TEMPLATES), st.integers(0, 3))
-def test_the_rendered_text_is_the_encoded_prompts(render, request, text, language, template, kind) -> None:
+@given(
+    words.filter(str.strip),
+    st.sampled_from([None, *LANGUAGES]),
+    st.sampled_from(TEMPLATES),
+    st.integers(0, 3),
+    st.lists(st.tuples(words.filter(str.strip), words.filter(bool)), max_size=2),
+    st.none() | words.filter(str.strip),
+)
+def test_the_rendered_text_is_the_encoded_prompts(
+    render, request, text, language, template, kind, turns, system
+) -> None:
     tokenizer = request.getfixturevalue(KINDS[kind])
     if template not in fitting(tokenizer):
         return
     names = {index: name for name, index in tokenizer.special_tokens.items()}
     instruction = instruction_for(text, language)
-    parts = prompt_parts(tokenizer, template, instruction)
+    before = [("system", system)] if system is not None else []
+    for asked, answered in turns:
+        before += [("user", asked), ("assistant", answered)]
+    # As in training, SentencePiece puts a space before an answer (but for one after a control token).
+    after_text = template != "mistral-instruct" or not has_mistral_marks(tokenizer)
+    space = " " if tokenizer.adds_prefix_space and after_text else ""
+    encoded = [(role, space + text if role == "assistant" else text) for role, text in before]
+    parts = prompt_parts(tokenizer, template, [*encoded, ("user", instruction)])
     expected = "".join(part if isinstance(part, str) else names[part] for part in parts)
     roles = {"bos_token": names.get(tokenizer.bos_id, ""), "eos_token": names[tokenizer.eos_id]}
-    chat = [message("user", instruction)]
+    chat = [message(*turn) for turn in [*before, ("user", instruction)]]
     assert render(chat_template(tokenizer, template), chat, add_generation_prompt=True, **roles) == expected
 
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from moe.data.prompt import encode_fill, encode_prompt, instruction_for
 from moe.errors import UserError
 from moe.inference.answers import Answer, Question, TextStream, Writer
+from moe.inference.expert_choice import expert_names
 from moe.inference.function_end import FunctionEnd
 from moe.inference.generation import generate_many
 from moe.inference.questions import answer_row, error_row, read_questions
-from moe.inference.routing_stats import RoutingShares, expert_names
+from moe.inference.routing_stats import RoutingShares
 from moe.inference.sampling import Sampling
 from moe.tokenizer import train_sentencepiece
 
