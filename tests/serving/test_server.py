@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import importlib
 import json
 import socket
 import sys
@@ -14,6 +15,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from checkpoints.model_io import save_model
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.inference.answers import Question, Writer
@@ -195,6 +197,8 @@ def test_requests_side_by_side_are_answered_as_alone(client, writer):
         ({"prompt": "a", "routing": "forced"}, "without a language"),
         ({"prompt": "a", "language": "java", "routing": "forced"}, "no expert is for java"),
         ({"prompt": "a", "experts": [2]}, "unknown expert '2'"),
+        ({"prompt": "a", "suffix": "b"}, "fill"),
+        ({"prompt": [1], "suffix": "b"}, "with a suffix it has to be a text"),
         ({"prompt": "a", "stream_options": {"x": 1}}, "unknown stream_options 'x'"),
         ({"prompt": []}, "the prompt is empty"),
         ({"prompt": [99999]}, "neither a text nor a list of tokens"),
@@ -247,6 +251,19 @@ def test_what_the_door_turns_away(service):
     assert status == 405 and "GET /v1/completions: method not allowed" in answer["error"]["message"]
     status, answer = post(service, "/etc/passwd", None)
     assert status == 404 and "not found; see /v1/models" in answer["error"]["message"]
+
+
+def test_a_soak_counts_what_differs(writer, tmp_path, capsys, monkeypatch):
+    soak = importlib.import_module("serving.soak")
+    save_model(writer.model, writer.tokenizer, tmp_path / "model", template="plain")
+    arguments = ["--model", str(tmp_path / "model"), "--requests", "6", "--clients", "3", "--max-tokens", "6"]
+    command = soak.make_parser().parse_args([*arguments, "--device", "cpu"])
+    assert soak.main(command) == 0
+    out = capsys.readouterr().out
+    assert " 0 different" in out and " 0 errors; 0 rows held" in out
+    kept = soak.send
+    monkeypatch.setattr(soak, "send", lambda *a: [(text + "x", end) for text, end in kept(*a) or []])
+    assert soak.main(command) == 1 and " 0 equal" in capsys.readouterr().out
 
 
 def test_a_full_queue_turns_requests_away_and_clients_that_leave_free_their_places(service, client):
