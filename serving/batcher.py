@@ -35,7 +35,7 @@ class Batcher:
         config = writer.model.config
         self._shares = RoutingShares(config, self.most) if config.is_moe else None
         self._changed = threading.Condition()
-        self._inbox: list[tuple[Any, bool]] = []  # and whether it is to be cancelled
+        self._inbox: list[tuple[Any, bool]] = []  # and whether it is to be canceled
         self._taken: dict[int, tuple[Request, Callable[[str], object]]] = {}  # by slot: and what to do if it fails
         self._slots = list(range(self.most))
         self._stopping = False
@@ -102,8 +102,8 @@ class Batcher:
             if stopping:
                 return self._fail("the server is stopping")
             try:
-                for request, cancelled in inbox:
-                    if not cancelled:
+                for request, canceled in inbox:
+                    if not canceled:
                         engine.submit(request)
                     elif request in engine.waiting:
                         engine.waiting.remove(request)
