@@ -134,32 +134,33 @@ def main(arguments: argparse.Namespace) -> int:
     server.start()
     ready.wait()
 
-    # 2. Clients, each of which compares its answer.
+    # 2. Clients; this thread compares what they get.
     draw = random.Random(arguments.seed)
     bodies = [
         random_body(draw, loaded.config.expert_languages, arguments.max_tokens) for _ in range(arguments.requests)
     ]
     leaving = [body["stream"] and draw.random() < LEAVES for body in bodies]
-    lock, memory = threading.Lock(), [resident_memory()]
+    memory = [resident_memory()]
 
-    def check(place: int) -> Result:
-        body = bodies[place]
+    def ask(place: int) -> list[tuple[str, str]] | str:
         try:
-            found = send(body, listener.getsockname()[1], leaving[place])
+            found = send(bodies[place], listener.getsockname()[1], leaving[place])
         except (OSError, ValueError) as error:
-            return Result(f"error: {error}", body)
-        if found is None:
-            return Result("left", body)
-        with lock:  # one at a time, so that nothing else is in its batch
-            wanted = alone(body, writer)
+            return f"error: {error}"
+        return "left" if found is None else found
+
+    def check(body: dict[str, Any], found: list[tuple[str, str]] | str) -> Result:
+        if isinstance(found, str):
+            return Result(found, body)
+        wanted = alone(body, writer)
         same = found == [(answer.text, answer.finished) for answer in wanted]
         return Result("equal" if same else "different", body, sum(answer.tokens for answer in wanted))
 
     started, results = time.monotonic(), []
     try:
         with ThreadPoolExecutor(arguments.clients) as pool:
-            for result in pool.map(check, range(len(bodies))):
-                results.append(result)
+            for body, found in zip(bodies, pool.map(ask, range(len(bodies)))):
+                results.append(check(body, found))  # in this thread alone: each thread would keep memory of its own
                 if len(results) % max(1, len(bodies) // 10) == 0:
                     memory.append(resident_memory())
                     print(f"{len(results)} requests, {memory[-1]:.0f} MiB", flush=True)
