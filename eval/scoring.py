@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from eval.answer_code import answer_code, is_complete
 from eval.codebleu import codebleu, codebleu_each
-from moe.data.code_blocks import extract_code
 from moe.data.pairs import Pair
 from moe.data.prompt import encode_prompt, instruction_for, stop_ids
 from moe.data.rows import Row
@@ -21,7 +21,6 @@ from moe.model import Transformer
 from moe.tokenizer import Tokenizer
 
 PARTS = ("codebleu", "ngram_match_score", "weighted_ngram_match_score", "syntax_match_score", "dataflow_match_score")
-FENCE = "```"
 
 
 @dataclass(frozen=True)
@@ -86,31 +85,31 @@ def write_answers(
             max_new_tokens=settings.max_new_tokens,
             stop_ids=stop_ids(tokenizer, template),
             pad_id=tokenizer.pad_id,
-            on_token=_FenceStop(tokenizer, len(flat)) if settings.code_only else None,
+            on_token=_BlockStop(tokenizer, [pair.language for pair in flat]) if settings.code_only else None,
             on_progress=finished,
         )
     answers: dict[str, list[ScoredAnswer]] = {language: [] for language in pairs}
     keys = [language for language, items in pairs.items() for _ in items]
     for key, pair, generation in zip(keys, flat, generations, strict=True):
         raw = tokenizer.decode(generation.tokens)
-        code = extract_code(raw, pair.language) if settings.code_only else raw.strip()
+        code = answer_code(raw, pair.language).strip("\r\n") if settings.code_only else raw.strip()
         name = pair.id or f"{key}-{len(answers[key])}"
         row = Row(name, pair.language, pair.text, (pair.code,), pair.tests, code)
         answers[key].append(ScoredAnswer(row, raw, generation.finished))
     return answers
 
 
-class _FenceStop:
-    """Ends a chat answer when its first code block closes: scoring drops the prose after it."""
+class _BlockStop:
+    """Ends a chat answer when its code block closes: scoring drops the prose after it."""
 
-    def __init__(self, tokenizer: Tokenizer, count: int):
-        self.streams = [tokenizer.stream() for _ in range(count)]
-        self.texts = [""] * count
+    def __init__(self, tokenizer: Tokenizer, languages: Sequence[str]):
+        self.languages = languages
+        self.streams = [tokenizer.stream() for _ in languages]
+        self.texts = [""] * len(languages)
 
     def __call__(self, place: int, token: int) -> bool:
         self.texts[place] += self.streams[place].push(token)
-        first = self.texts[place].find(FENCE)
-        return first >= 0 and self.texts[place].find("\n" + FENCE, first + len(FENCE)) >= 0
+        return is_complete(self.texts[place], self.languages[place])
 
 
 def score_answers(answers: Mapping[str, Sequence[ScoredAnswer]]) -> dict[str, Score]:

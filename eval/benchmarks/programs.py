@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from eval.answer_code import answer_code as code_of
 from eval.benchmarks.problems import Problem
 from eval.benchmarks.prompts import Style
 from eval.benchmarks.source import brace_depth, class_body, declared, parse, prompt_parts
 from eval.execution import CaseTests, ProgramTests
-from moe.data.code_blocks import extract_code
 
 Tests = CaseTests | ProgramTests
 _FUTURE = re.compile(r"^from __future__ import .*", re.MULTILINE)
@@ -28,7 +28,7 @@ def answer_code(problem: Problem, answer: str, style: Style) -> str:
     """
     if style == "completion":
         return _closed(problem, problem.prompt + answer) if problem.in_program else answer
-    code = extract_code(answer, problem.language)
+    code = code_of(answer, problem.language)
     return _joined(problem, code) if problem.in_program and problem.prompt else code
 
 

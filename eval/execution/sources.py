@@ -10,7 +10,6 @@ from typing import Literal
 from tree_sitter import Node, Parser
 
 from eval.codebleu.grammar import load_grammar
-from moe.data.code_blocks import extract_code
 
 _JAVA_TYPES = (
     "class_declaration",
@@ -266,17 +265,6 @@ def _definitions(node: Node, scope: str, owner: str, template: bool) -> Iterator
                     yield from _definitions(body, scope, f"{owner}::{name}" if owner else f"{scope}{name}", template)
             case "linkage_specification" | "declaration_list" | "preproc_if" | "preproc_ifdef" | "preproc_else":
                 yield from _definitions(child, scope, owner, template)
-
-
-def answer_code(answer: str, language: str) -> str:
-    """The code in what a model wrote: all of it where it parses, else its fenced block or what is left without prose.
-
-    Fences in a docstring are code. JavaScript takes a fenced block for template strings, so a leading fence is none.
-    """
-    text = answer.removeprefix("\ufeff")
-    if text.lstrip().startswith(("```", "~~~")) or _parse(language, text).has_error:
-        return extract_code(text, language)
-    return answer
 
 
 def without_main(answer: str) -> str:

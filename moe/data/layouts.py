@@ -240,7 +240,7 @@ def _code_of_answer(answer: str, language: str | None, source: str) -> tuple[str
     """The code of an answer: its one Markdown block, or all of it; with language, which a block may name."""
     if not _FENCE_LINE.search(answer) or (language in _NO_BACKTICKS and parses(answer, language)):
         return answer, language, source
-    blocks = [(language_key(name), code) for name, code in fenced_blocks(answer) if code.strip()]
+    blocks = [(language_key(name), code) for name, code, _ in fenced_blocks(answer) if code.strip()]
     known = {name for name, _ in blocks if name in LANGUAGES}
     if language is None and len(known) == 1:
         language, source = known.pop(), "code blocks"
