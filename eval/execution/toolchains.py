@@ -57,11 +57,11 @@ class Task:
         return "cases" if isinstance(self.tests, CaseTests) else "program"
 
     def request(self, source: str, functions: Sequence[str] = (), classes: Sequence[str] = (), test: str = "") -> bytes:
-        """The lines that a harness reads: secret, source, wanted name, other names, and calls or the test program."""
+        """The lines that a harness reads: secret, source, wanted name, other names, and calls or, for a test program, ``test``."""
         if isinstance(self.tests, CaseTests):
             wanted, rest = self.tests.function, calls(self.tests)
         else:
-            wanted, rest = self.tests.entry_point, [_hex(test)]
+            wanted, rest = self.tests.entry_point, [test]
         lines: list[str] = [self.secret, _hex(source), wanted, " ".join(functions), " ".join(classes), *rest]
         return "\n".join(lines).encode("ascii", errors="replace")
 
@@ -97,7 +97,7 @@ def _python(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | 
     if isinstance(task.tests, CaseTests):
         request = task.request(task.answer)
     else:
-        request = task.request(task.tests.before + task.answer, test=_calling_check(task.tests))
+        request = task.request(task.tests.before + task.answer, test=_hex(_calling_check(task.tests)))
     yield Program(argv, sandbox.limits.seconds, request)
 
 
@@ -119,7 +119,8 @@ def _calling_check(tests: ProgramTests) -> str:
 
 def _javascript(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Verdict]:
     tests = task.tests
-    source = task.answer if isinstance(tests, CaseTests) else tests.before + task.answer + "\n" + tests.after
+    own = task.answer if isinstance(tests, CaseTests) else tests.before + task.answer + "\n"
+    source = own if isinstance(tests, CaseTests) else own + tests.after
     script = javascript(source)
     functions = javascript_functions(script, tests.function, source) if isinstance(tests, CaseTests) else ()
     memory = max(64, sandbox.limits.memory >> 21)  # half, in MiB: the rest is for the runtime
@@ -127,7 +128,7 @@ def _javascript(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Progra
     argv += ["module" if script.module else "script", "{request}", "{results}"]
     paths = tests.paths if isinstance(tests, ProgramTests) else ()
     environment = {"NODE_PATH": ":".join(map(str, paths))} if paths else {}
-    request = task.request(source, functions, script.classes)
+    request = task.request(source, functions, script.classes, str(own.count("\n") + 1))
     yield Program(argv, sandbox.limits.seconds, request, paths, environment=environment)
 
 

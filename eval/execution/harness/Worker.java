@@ -28,8 +28,8 @@ import java.util.stream.Stream;
 
 /**
  * Runs the compiled classes of a Java answer: java Worker cases|program FOLDER CLASSPATH REQUEST RESULTS. All cases of
- * a test run in one JVM; eval/execution/channel.py has the form. The answer has a class loader of its own and cannot
- * name this class.
+ * a test run in one JVM; eval/execution/values.py has the form of values. The answer has a class loader
+ * of its own and cannot name this class.
  */
 public class Worker {
     private final OutputStream results;

@@ -185,6 +185,32 @@ def test_a_test_program_must_run_to_its_end():
     )  # fmt: skip
 
 
+def test_what_a_test_program_waits_for_must_happen():
+    never = "async function twice(n) { await new Promise(() => {}); }\n"
+    right = "async function twice(n) { new Promise(() => {}).then(() => 0); return 2 * n; }\n"
+    programs = {
+        "async function": "(async () => { if (await twice(2) !== 4) throw new Error('no'); })();\n",
+        "then": "function test() {\n  twice(2).then((v) => { if (v !== 4) throw new Error('no'); });\n}\ntest();\n",
+        "chain": "Promise.resolve(0).then(() => twice(2)).then((v) => console.assert(v === 4)).catch(() => { throw 1; });\n",
+        "all": "const all = Promise.all([twice(1), twice(2)]);\nall.then(([_, v]) => console.assert(v === 4));\n",
+        "race": "(async () => {\n  const v = await Promise.race([twice(2), new Promise(() => {})]);\n"
+        "  if (v !== 4) throw new Error('no');\n})();\n",
+        "top level": "if (await twice(2) !== 4) throw new Error('no');\n",
+    }
+    check(
+        "javascript",
+        {
+            f"{name}, {start or 'script'} {kind}": (start + answer, ProgramTests(program), status)
+            for name, program in programs.items()
+            for start in ("", "export ")
+            for kind, answer, status in (
+                ("right", right, "passed"),
+                ("never", never, "runtime_error" if name == "top level" else "failed"),
+            )
+        },
+    )  # fmt: skip
+
+
 def test_a_folder_of_modules_is_found(tmp_path):
     package = tmp_path / "node_modules" / "doubler"
     package.mkdir(parents=True)
