@@ -55,7 +55,12 @@ def _together(language, suite):
         for which, (_, tests) in enumerate(suite)
         for case in tests["cases"]
     ]
-    return answer, {**first, "function": "choose", "parameters": [["which", "int"], *first["parameters"]], "cases": cases}
+    return answer, {
+        **first,
+        "function": "choose",
+        "parameters": [["which", "int"], *first["parameters"]],
+        "cases": cases,
+    }
 
 
 @pytest.mark.slow
