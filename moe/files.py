@@ -29,17 +29,28 @@ def fsync_path(path: Path) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an :class:`OSError` without a file name, as writes raise on a full disk, the name of ``path``."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling of ``path`` to write to, which then replaces ``path`` atomically.
 
-    On an error the sibling is removed and ``path`` is as before. The sibling's name holds the process id, so that a
-    later process can tell what a killed one left.
+    On an error the sibling is removed and ``path`` is as before; an :class:`OSError` names ``path``. The sibling's name
+    holds the process id, so that a later process can tell what a killed one left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        fsync_path(temporary)
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            fsync_path(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)

@@ -14,7 +14,8 @@ from checkpoints.storage.files import DiskUsage, free_bytes, require_free_space
 from checkpoints.transforms.upcycle import continued_config, upcycled_config
 from moe.config import ALL_LAYERS, ModelConfig, parse_layers
 from moe.data.prompt import encode_prompt, stop_ids
-from moe.data.sources import SYNTHETIC, DataSets, load_data
+from moe.data.sources import SYNTHETIC, DataSets, Pairs, load_data, load_held_out, sample_all
+from moe.data.splits import list_splits
 from moe.data.validate import quick_findings
 from moe.errors import UserError
 from moe.hardware import available_memory, choose_dtype
@@ -44,6 +45,15 @@ def run_data(config: RunConfig) -> DataSets:
         test_sets=config.test_sets,
         fields=config.fields,
     )
+
+
+def validation_pairs(config: RunConfig) -> Pairs | None:
+    """The pairs that early stopping measures; None without ``validation_steps`` or where the data have none."""
+    synthetic = config.data == SYNTHETIC
+    if not config.validation_steps or not (synthetic or "validation" in list_splits(Path(config.data))):
+        return None
+    pairs = load_held_out(config.data, config.languages, "validation", config.seed, config.fields)
+    return sample_all(pairs, config.validation_pairs, config.seed)
 
 
 def check_data(config: RunConfig, data: DataSets) -> list[str]:

@@ -28,6 +28,16 @@ from moe.training.optimizer import (
 from moe.training.stages import Stage, choose_trainable
 
 CHOSEN_MEMORY = 0.9  # decay per step of the expert counts that balance is measured by
+LOSS_MEMORY = 0.9  # decay per step of the mean loss that a spike is measured by
+LEAST_SPIKE = 1.0  # nats above that mean: a loss near zero may well double
+
+
+class Diverged(UserError):
+    """Too many steps in a row were skipped; ``rates`` are the settings to lower, ``step`` the last good one."""
+
+    def __init__(self, message: str, rates: tuple[str, ...], step: int):
+        super().__init__(message)
+        self.rates, self.step = rates, step
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class StepReport:
         tokens: tokens processed, prompts included; ``seconds`` they took.
         routing: [G, E] float32 share of each language's gate weight that went to each expert, all layers together, NaN
             for a language without tokens in this step; None without a router.
+        skipped: why no weight was changed in this step; "" otherwise. ``all_skipped`` counts such steps of the stage.
+        validation: loss of held-out pairs by language after this step, where it was measured.
     """
 
     stage: str
@@ -56,6 +68,9 @@ class StepReport:
     tokens: int
     seconds: float
     routing: Tensor | None
+    skipped: str = ""
+    all_skipped: int = 0
+    validation: tuple[float, ...] | None = None
 
 
 @dataclass
@@ -128,18 +143,25 @@ class Trainer:
         self.optimizer = make_optimizer(self.parameters, config.weight_decay, stage)
         self.names = parameter_names(self.optimizer, self.parameters)
         self.step = 0
+        self.mean_loss = math.nan  # decayed, of the steps that were not skipped
+        self.skipped = self.skipped_in_a_row = 0
         experts = model.config.num_experts
         # Decayed counts, by which balance is measured: slots by router and expert [R, E], tokens by language [G].
         self.chosen = torch.zeros(len(model.config.router_places), experts, device=model.device)
         self.seen = torch.zeros(len(self.languages), device=model.device)
 
     def state(self) -> StageState:
-        """A snapshot to continue from (tensors are not copied)."""
+        """A snapshot to continue from (tensors are not copied).
+
+        It is of the last step that was not skipped, whose weights these still are; the skipped ones are tried again.
+        """
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
         optimizer = optimizer_tensors(self.optimizer, self.names)
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
         tensors |= {"routing/chosen": self.chosen, "routing/seen": self.seen}
-        return StageState(self.stage.name, self.step, tensors)
+        skipped = float(self.skipped - self.skipped_in_a_row)
+        tensors["progress"] = torch.tensor([self.mean_loss, skipped], dtype=torch.float64)
+        return StageState(self.stage.name, self.step - self.skipped_in_a_row, tensors)
 
     @torch.no_grad()
     def restore(self, state: StageState) -> None:
@@ -151,7 +173,10 @@ class Trainer:
         self.continue_from(state)
         for name, counts in (("chosen", self.chosen), ("seen", self.seen)):
             counts.copy_(state.tensors[f"routing/{name}"])
-        self.step = state.step
+        if "progress" in state.tensors:  # states of earlier versions have none
+            self.mean_loss, skipped = state.tensors["progress"].tolist()
+            self.skipped = int(skipped)
+        self.step, self.skipped_in_a_row = state.step, 0
 
     def continue_from(self, state: StageState) -> None:
         """Takes over the optimizer's averages of the parameters that the stage of ``state`` trained, too."""
@@ -173,11 +198,17 @@ class Trainer:
         return [self.batches[first + i].to(self.model.device) for i in range(self.config.accumulate)]
 
     def train_step(self) -> StepReport:
-        """One optimizer step over ``accumulate`` micro-batches; raises :class:`UserError` for a non-finite gradient."""
+        """One optimizer step over ``accumulate`` micro-batches.
+
+        A loss spike, and a loss or gradient that is not finite, change no weight: the step is skipped and counted.
+
+        Raises:
+            Diverged: more than ``max_skipped_steps`` steps in a row were skipped.
+        """
         started = time.perf_counter()
         set_learning_rates(self.optimizer, self.stage, self.step, self.config.warmup_ratio, self.config.min_lr_ratio)
-        self.chosen *= CHOSEN_MEMORY
-        self.seen *= CHOSEN_MEMORY
+        before = self.chosen, self.seen
+        self.chosen, self.seen = self.chosen * CHOSEN_MEMORY, self.seen * CHOSEN_MEMORY
         batches = self._batches_of_step()
         learned = sum(batch.targets.shape[0] for batch in batches)
         sums = _Sums(len(self.languages), self.model.config.num_experts, self.model.device)
@@ -185,19 +216,26 @@ class Trainer:
             self._micro_batch(batch, learned, sums)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or float("inf"))
         losses, tokens, balance, z, gradient_norm, routing = sums.read(norm)
-        if not math.isfinite(gradient_norm):
-            rates = {"pretrain": "pretrain_lr", "mix": "mix_lr or branch_lr"}.get(self.stage.name, "branch_lr")
-            raise UserError(
-                f"the gradient is not finite in step {self.step + 1} of stage {self.stage.name}; set a lower {rates}"
-            )
-        self.optimizer.step()
+        loss = sum(losses) / sum(tokens)
+        skipped = self._reason_to_skip(loss, gradient_norm)
+        if skipped:
+            self.chosen, self.seen = before
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        else:
+            self.optimizer.step()
+            memory = 0.0 if math.isnan(self.mean_loss) else LOSS_MEMORY
+            self.mean_loss = loss if not memory else memory * self.mean_loss + (1 - memory) * loss
+            self.skipped_in_a_row = 0
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.skipped_in_a_row > self.config.max_skipped_steps:
+            raise self._diverged(skipped)
         return StepReport(
             stage=self.stage.name,
             step=self.step,
             steps=self.stage.steps,
-            loss=sum(losses) / sum(tokens),
+            loss=loss,
             language_losses=tuple(loss / n if n else None for loss, n in zip(losses, tokens, strict=True)),
             balance=balance / len(batches),
             z=z / len(batches),
@@ -206,6 +244,30 @@ class Trainer:
             tokens=sum(batch.tokens.shape[1] for batch in batches),
             seconds=time.perf_counter() - started,
             routing=routing / routing.sum(-1, keepdim=True) if self._router_decides else None,
+            skipped=skipped,
+            all_skipped=self.skipped,
+        )
+
+    def _reason_to_skip(self, loss: float, gradient_norm: float) -> str:
+        if not math.isfinite(loss):
+            return "the loss is not finite"
+        if not math.isfinite(gradient_norm):
+            return "the gradient is not finite"
+        most = max(self.config.spike_factor * self.mean_loss, self.mean_loss + LEAST_SPIKE)
+        if self.config.spike_factor and loss > most:  # false in the first step, where the mean is NaN
+            return f"the loss is {loss:.2f} after a mean of {self.mean_loss:.2f}"
+        return ""
+
+    def _diverged(self, reason: str) -> Diverged:
+        rates = {"pretrain": ("pretrain_lr",), "mix": ("mix_lr", "branch_lr")}.get(self.stage.name, ("branch_lr",))
+        if self.stage.name == "mix" and not self.config.mix_trains_experts:
+            rates = ("mix_lr",)
+        good = self.step - self.skipped_in_a_row
+        return Diverged(
+            f"{self.skipped_in_a_row} steps in a row were skipped in stage {self.stage.name}, up to step {self.step} "
+            f"({reason}); set a lower {' or '.join(rates)} (max_skipped_steps is {self.config.max_skipped_steps})",
+            rates,
+            good,
         )
 
     @property
