@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib
 import io
 import json
@@ -90,6 +91,42 @@ def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
         replace_file(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+class Journal:
+    """Results noted one by one, so that work which was killed goes on behind them: JSON Lines, appended to.
+
+    Args:
+        path: the file; :meth:`finish` removes it.
+        task: what the work is; the results of another one are dropped. None keeps no file.
+    """
+
+    def __init__(self, path: Path | None, task: Any):
+        self.path, self.rows = path, list[dict[str, Any]]()
+        if path is None:
+            return
+        digest = hashlib.sha256(json_bytes(task)).hexdigest()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            for line in path.read_bytes().splitlines():
+                try:
+                    self.rows.append(parse_object(line.decode("utf-8"), "a result"))
+                except ValueError:  # cut short by a kill
+                    break
+        if not self.rows or self.rows.pop(0) != {"task": digest}:
+            self.rows = []
+        replace_file(path, json_lines([{"task": digest}, *self.rows]).encode("utf-8"))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Notes one result."""
+        if self.path is not None:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(json_lines([row]))
+
+    def finish(self) -> None:
+        """Removes the file, once all results are kept elsewhere."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ import torch
 
 from checkpoints.cli import script_command
 from checkpoints.model_card import RESULTS_FILE, RUN_FILE
-from checkpoints.runs.state import drop_train_states, has_train_state, load_train_state, save_train_state
+from checkpoints.runs.state import KEPT, drop_train_states, has_train_state, load_train_state, save_train_state
 from checkpoints.storage.files import new_directory, read_json_object, remove_abandoned, write_json
 from moe.errors import UserError
 from moe.files import json_bytes, replace_file, replacing
@@ -138,9 +138,10 @@ class RunDirectory:
             temporary.write_bytes(json_bytes(self.settings))
             self._lock(temporary)  # before it takes the old file's place
 
-    def save_state(self, state: StageState) -> None:
-        """Saves a stage's state beside the one before it."""
-        save_train_state(self.path / "state" / state.stage, state.tensors, {"step": state.step, "stage": state.stage})
+    def save_state(self, state: StageState, keep: int = KEPT) -> None:
+        """Saves a stage's state; ``keep`` says how many stay."""
+        meta = {"step": state.step, "stage": state.stage}
+        save_train_state(self.path / "state" / state.stage, state.tensors, meta, keep)
 
     def has_state(self, stage: str) -> bool:
         """Whether a stage has been started."""

@@ -81,7 +81,7 @@ class StagedRun:
                     report = replace(report, validation=watch.measure(model, report.step))
                     if watch.fruitless == 0 and self.config.keep_best:
                         weights = {n: t for n, t in trainer.state().tensors.items() if n.startswith("weights/")}
-                        self.directory.save_state(StageState(_best(stage.name), report.step, weights))
+                        self.directory.save_state(StageState(_best(stage.name), report.step, weights), keep=1)
                 show(report)
                 over = trainer.step == stage.steps or (watch is not None and watch.over)
                 due = time.monotonic() - saved > 60 * self.config.save_minutes
