@@ -41,13 +41,14 @@ from checkpoints.runs.preflight import (
 from checkpoints.runs.staged_run import StagedRun
 from eval.evaluate import Evaluation
 from eval.reporting.display import TrainingMonitor
+from eval.reporting.metrics import TRACKERS, check_tracker
 from eval.reporting.record import MODELS
 from eval.reporting.summary import report, worse_than_base
 from moe.config import describe_layers
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.sources import DataSets
 from moe.errors import UserError
-from moe.hardware import available_memory, choose_device, describe_hardware, dtype_name, keep_freed_memory
+from moe.hardware import available_memory, choose_device, describe_hardware, dtype_name, keep_freed_memory, matmul_rate
 from moe.model import count_parameters
 from moe.training.config import ADJUSTABLE, TINY, RunConfig
 from moe.training.interrupt import Interrupted, raised_signals
@@ -68,6 +69,7 @@ def main(arguments: argparse.Namespace) -> int:
 def plan_and_run(arguments: argparse.Namespace) -> int:
     # 1. Plan: settings, device, data, what exists already.
     console = make_console()
+    check_tracker(arguments.log_to)
     resumed, config, warnings = open_run(arguments)
     config = replace(config, **(given_settings(arguments) if resumed else {}))
     device = choose_device(config.device)
@@ -126,7 +128,8 @@ def make_experts(
     arguments: argparse.Namespace,
 ) -> int:
     """The recipe after the plan; the exit code: 1 if the mixture is worse than its base."""
-    monitor = TrainingMonitor(console, directory.path, config.languages)
+    rate = matmul_rate(device, dtype)
+    monitor = TrainingMonitor(console, directory.path, config.languages, rate, arguments.log_to)
     stages = StagedRun(directory, config, monitor, say_that_the_step_is_saved)
     evaluation = Evaluation(directory, config, data.held_out, console)
 
@@ -257,6 +260,9 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--exit-zero-on-signal", action="store_true", help="exit with 0, not 128 + its number, after SIGTERM and so on"
+    )
+    parser.add_argument(
+        "--log-to", choices=TRACKERS, default="", help="also send metrics to this tracker, if installed"
     )
     parser.add_argument("--no-check", action="store_true", help="load the base without comparing it with its manifest")
     parser.add_argument("--dry-run", action="store_true", help="check settings and data, and print what a run needs")

@@ -55,8 +55,6 @@ class RunDirectory:
             "torch": torch.__version__,
         }
         try:
-            if path.exists():
-                shutil.rmtree(path)  # empty, or what a killed start of an earlier version left
             with new_directory(path) as temporary:
                 write_json(temporary / RUN_FILE, settings)
         except OSError as error:
@@ -68,8 +66,8 @@ class RunDirectory:
         """Raises :class:`UserError` where no run can be started."""
         if (path / RUN_FILE).exists():
             raise UserError(f"{path} exists; give another --name, or continue that run with: {resume_command(path)}")
-        if path.exists() and not (path.is_dir() and all(x.name.startswith(f".{RUN_FILE}.") for x in path.iterdir())):
-            raise UserError(f"{path} exists and is not a run; give another --name")
+        if path.exists():
+            raise UserError(f"{path} exists and is no run that --resume could continue; give another --name")
         parent = next(folder for folder in path.absolute().parents if folder.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             what = "a directory that cannot be written to" if parent.is_dir() else "not a directory"

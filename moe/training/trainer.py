@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moe.data.packing import Batch, MixedBatches
 from moe.errors import UserError
+from moe.hardware import used_memory
 from moe.losses import balance_loss, expert_counts, token_losses, z_loss
 from moe.model import ModelOutput, Transformer
 from moe.training.config import RunConfig
@@ -54,6 +55,10 @@ class StepReport:
             for a language without tokens in this step; None without a router.
         skipped: why no weight was changed in this step; "" otherwise. ``all_skipped`` counts such steps of the stage.
         validation: loss of held-out pairs by language after this step, where it was measured.
+        routers: [R, G, E] float32 gate weight that each language gave to each expert, by router; None without one.
+        flops_per_token: operations in matrix products with weights, forward and backward; what activation
+            checkpointing computes again does not count.
+        memory: bytes in use: allocated at most on a GPU, resident on a CPU.
     """
 
     stage: str
@@ -71,6 +76,9 @@ class StepReport:
     skipped: str = ""
     all_skipped: int = 0
     validation: tuple[float, ...] | None = None
+    routers: Tensor | None = None
+    flops_per_token: float = 0.0
+    memory: int = 0
 
 
 @dataclass
@@ -88,21 +96,21 @@ class _Sums:
     They stay on the model's device: a micro-batch never makes the host wait, and :meth:`read` waits once a step.
     """
 
-    def __init__(self, languages: int, experts: int, device: torch.device):
+    def __init__(self, languages: int, routers: int, experts: int, device: torch.device):
         self.losses = torch.zeros(languages, dtype=torch.float64, device=device)  # [G]
         self.tokens = torch.zeros(languages, dtype=torch.float64, device=device)  # [G]
         self.balance = torch.zeros((), dtype=torch.float64, device=device)
         self.z = torch.zeros((), dtype=torch.float64, device=device)
-        self.routing = torch.zeros(languages, experts, device=device)  # [G, E] gate weight
+        self.routing = torch.zeros(routers, languages, experts, device=device)  # [R, G, E] gate weight
 
     def read(self, norm: Tensor) -> tuple[list[float], list[float], float, float, float, Tensor]:
-        """On the host: losses and tokens per language, balance, z, the gradient's ``norm``, routing [G, E]."""
+        """On the host: losses and tokens per language, balance, z, the gradient's ``norm``, routing [R, G, E]."""
         scalars = torch.stack((self.balance, self.z, norm.double()))
         parts = (self.losses, self.tokens, scalars, self.routing.flatten().double())
         values = torch.cat(parts).tolist()  # the only place of a step where the host waits for the device
-        languages, experts = self.routing.shape
+        languages = self.routing.shape[1]
         losses, tokens, rest = values[:languages], values[languages : 2 * languages], values[2 * languages :]
-        return losses, tokens, *rest[:3], torch.tensor(rest[3:]).view(languages, experts)
+        return losses, tokens, *rest[:3], torch.tensor(rest[3:]).view(self.routing.shape)
 
 
 def forward_batch(
@@ -121,6 +129,23 @@ def forward_batch(
 def batch_losses(model: Transformer, output: ModelOutput, batch: Batch) -> Tensor:
     """[N] cross-entropy of the learned tokens of a batch."""
     return token_losses(output.hidden[0, batch.positions], model.output_weight, batch.targets)
+
+
+def training_flops(model: Transformer, trained: Collection[str]) -> float:
+    """Operations per token in products with weight matrices: forward, backward, and gradients of what is trained.
+
+    Attention scores are left out, and so are products with experts that a token does not visit.
+    """
+    config = model.config
+    visited = config.num_experts_per_tok / config.num_experts if config.is_moe else 1.0
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        looked_up = name.startswith("tok_embeddings") and not config.tie_embeddings
+        if parameter.dim() < 2 or looked_up:
+            continue
+        share = visited if ".experts." in name or "expert_deltas" in name else 1.0
+        total += 2 * (3 if name in trained else 2) * share * parameter.numel()
+    return total
 
 
 class Trainer:
@@ -142,6 +167,7 @@ class Trainer:
         self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts)
         self.optimizer = make_optimizer(self.parameters, config.weight_decay, stage)
         self.names = parameter_names(self.optimizer, self.parameters)
+        self.flops_per_token = training_flops(model, self.parameters)
         self.step = 0
         self.mean_loss = math.nan  # decayed, of the steps that were not skipped
         self.skipped = self.skipped_in_a_row = 0
@@ -211,12 +237,12 @@ class Trainer:
         self.chosen, self.seen = self.chosen * CHOSEN_MEMORY, self.seen * CHOSEN_MEMORY
         batches = self._batches_of_step()
         learned = sum(batch.targets.shape[0] for batch in batches)
-        sums = _Sums(len(self.languages), self.model.config.num_experts, self.model.device)
+        sums = _Sums(len(self.languages), len(self.chosen), self.model.config.num_experts, self.model.device)
         for batch in batches:
             self._micro_batch(batch, learned, sums)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or float("inf"))
         losses, tokens, balance, z, gradient_norm, routing = sums.read(norm)
-        loss = sum(losses) / sum(tokens)
+        loss, table = sum(losses) / sum(tokens), routing.sum(0)  # table [G, E]
         skipped = self._reason_to_skip(loss, gradient_norm)
         if skipped:
             self.chosen, self.seen = before
@@ -243,9 +269,12 @@ class Trainer:
             gradient_norm=gradient_norm,
             tokens=sum(batch.tokens.shape[1] for batch in batches),
             seconds=time.perf_counter() - started,
-            routing=routing / routing.sum(-1, keepdim=True) if self._router_decides else None,
+            routing=table / table.sum(-1, keepdim=True) if self._router_decides else None,
             skipped=skipped,
             all_skipped=self.skipped,
+            routers=routing if self._router_decides else None,
+            flops_per_token=self.flops_per_token,
+            memory=used_memory(self.model.device),
         )
 
     def _reason_to_skip(self, loss: float, gradient_norm: float) -> str:
@@ -312,8 +341,7 @@ class Trainer:
             zs.append(z_loss(routing.router_logits))
             slots = batch.languages[:, None] * experts + routing.expert_ids  # [S, K]
             gates = routing.gates.detach().float().flatten()
-            weights = torch.zeros_like(sums.routing).flatten().index_add_(0, slots.flatten(), gates)  # [G * E]
-            sums.routing += weights.view_as(sums.routing)
+            sums.routing[layer].view(-1).index_add_(0, slots.flatten(), gates)  # [G * E]
         balance, z = torch.stack(balances).mean(), torch.stack(zs).mean()
         sums.balance += balance.detach()
         sums.z += z.detach()
