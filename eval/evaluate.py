@@ -23,6 +23,8 @@ from moe.files import write_json_lines
 from moe.training.config import RunConfig
 from moe.training.held_out_loss import HeldOutLoss, held_out_loss
 
+UNFINISHED = ".unfinished"  # of the file that notes each answer until all of a model are scored
+
 
 class Evaluation:
     """Scores the models of a run on its held-out pairs, each model once.
@@ -90,9 +92,11 @@ class Evaluation:
         result: dict[str, Any] = {"scores": {}, "cost": asdict(model_cost(model.config))}
         for split, pairs in self.held_out.items():
             chosen = sample_all(pairs, config.eval_pairs, config.seed)
+            path = self._file("answers", name, split)
+            journal = path.with_suffix(UNFINISHED)
             with CountDisplay(self.console, f"{name}: answers, {split}") as show:
-                answers = write_answers(model, tokenizer, template, chosen, settings, show)
-            save_answers(answers, self._file("answers", name, split))
+                answers = write_answers(model, tokenizer, template, chosen, settings, show, journal)
+            save_answers(answers, path)
             chosen = sample_all(pairs, config.loss_pairs, config.seed)
             encoded = encode_pairs(chosen, tokenizer, template, model.config.max_seq_len)
             with CountDisplay(self.console, f"{name}: loss, {split}") as show:
@@ -108,6 +112,8 @@ class Evaluation:
                 }
                 for language, score in score_answers(answers).items()
             }
+        for split in self.held_out:
+            self._file("answers", name, split).with_suffix(UNFINISHED).unlink(missing_ok=True)
         if routing is not None:
             numbers = list(model.config.sparse_layers)
             result["specialization"] = {**asdict(routing.specialization()), "layer_numbers": numbers}

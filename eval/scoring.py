@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from eval.codebleu import codebleu, codebleu_each
 from moe.data.pairs import Pair
 from moe.data.prompt import encode_prompt, instruction_for, stop_ids
 from moe.data.rows import Row
-from moe.files import write_json_lines
+from moe.files import Journal, write_json_lines
 from moe.inference.generation import Generation, generate_many
 from moe.languages import get_language
 from moe.model import Transformer
@@ -64,16 +64,25 @@ def write_answers(
     pairs: Mapping[str, Sequence[Pair]],
     settings: AnswerSettings,
     on_progress: Callable[[int, int], None] | None = None,
+    journal: Path | None = None,
 ) -> dict[str, list[ScoredAnswer]]:
-    """Greedy answers for all pairs of all languages, batched together; ``on_progress`` gets (done, total)."""
+    """Greedy answers for all pairs of all languages, batched together; ``on_progress`` gets (done, total).
+
+    Each answer is noted in ``journal`` when it is done; a later call with the same prompts goes on behind the batches
+    that are there whole, and gives the same answers.
+    """
     flat = [pair for items in pairs.values() for pair in items]
     ask = "code-only" if settings.code_only else "train"
     prompts = [encode_prompt(tokenizer, template, instruction_for(pair.text, pair.language, ask)) for pair in flat]
+    noted = Journal(journal, {"prompts": prompts, **asdict(settings)})
+    known = {row["place"]: Generation(row["tokens"], row["finished"], len(prompts[row["place"]])) for row in noted.rows}
     done = 0
 
     def finished(place: int, answer: Generation) -> None:
         nonlocal done
         done += 1
+        if place not in known:
+            noted.add({"place": place, "tokens": answer.tokens, "finished": answer.finished})
         if on_progress is not None:
             on_progress(done, len(flat))
 
@@ -87,6 +96,7 @@ def write_answers(
             pad_id=tokenizer.pad_id,
             on_token=_BlockStop(tokenizer, [pair.language for pair in flat]) if settings.code_only else None,
             on_progress=finished,
+            known=known,
         )
     answers: dict[str, list[ScoredAnswer]] = {language: [] for language in pairs}
     keys = [language for language, items in pairs.items() for _ in items]

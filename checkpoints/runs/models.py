@@ -29,17 +29,19 @@ from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokeniz
 Pairs = Mapping[str, Sequence[Pair]]
 
 
-def load_base(run: StagedRun, train_pairs: Pairs, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+def load_base(
+    run: StagedRun, train_pairs: Pairs, dtype: torch.dtype, device: torch.device, check: bool = True
+) -> LoadedModel:
     """Loads the dense model, frozen; it has a tokenizer.
 
-    The tiny base is trained first, unless the run's directory has it already.
+    The tiny base is trained first, unless the run's directory has it already. ``check`` is that of :func:`load_model`.
     """
     path: str | Path = run.config.base
     if path == TINY:
         path = run.directory.path / "base"
         if not path.exists():
             _train_tiny_base(run, train_pairs, path, device)
-    base = load_model(path, dtype, device, template=given_template(run.config))
+    base = load_model(path, dtype, device, template=given_template(run.config), check=check)
     require_tokenizer(base.tokenizer, base.path)
     base.model.requires_grad_(False)
     return base

@@ -10,11 +10,14 @@ from checkpoints.formats import open_checkpoint
 from checkpoints.formats.delta import is_delta
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template, require_fit
 from checkpoints.formats.smollm2 import resolve_model_path
+from checkpoints.runs.state import KEPT
 from checkpoints.storage.files import DiskUsage, free_bytes, require_free_space
+from checkpoints.storage.writer import SMALL_FILES_BYTES
 from checkpoints.transforms.upcycle import continued_config, upcycled_config
 from moe.config import ALL_LAYERS, ModelConfig, parse_layers
 from moe.data.prompt import encode_prompt, stop_ids
-from moe.data.sources import SYNTHETIC, DataSets, load_data
+from moe.data.sources import SYNTHETIC, DataSets, Pairs, load_data, load_held_out, sample_all
+from moe.data.splits import list_splits
 from moe.data.validate import quick_findings
 from moe.errors import UserError
 from moe.hardware import available_memory, choose_dtype
@@ -22,6 +25,8 @@ from moe.tokenizer import Tokenizer
 from moe.training.config import TINY, RunConfig
 from moe.training.memory_plan import GIB, MemoryPlan, plan_memory
 from moe.training.tiny_base import VOCABULARY, tiny_config
+
+METRICS_BYTES = 4096  # of a step, in metrics.csv and TensorBoard's files
 
 
 def run_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
@@ -44,6 +49,15 @@ def run_data(config: RunConfig) -> DataSets:
         test_sets=config.test_sets,
         fields=config.fields,
     )
+
+
+def validation_pairs(config: RunConfig) -> Pairs | None:
+    """The pairs that early stopping measures; None without ``validation_steps`` or where the data have none."""
+    synthetic = config.data == SYNTHETIC
+    if not config.validation_steps or not (synthetic or "validation" in list_splits(Path(config.data))):
+        return None
+    pairs = load_held_out(config.data, config.languages, "validation", config.seed, config.fields)
+    return sample_all(pairs, config.validation_pairs, config.seed)
 
 
 def check_data(config: RunConfig, data: DataSets) -> list[str]:
@@ -124,13 +138,18 @@ def mixture_config(config: RunConfig, base: ModelConfig) -> ModelConfig:
 
 
 def disk_needed(config: RunConfig, plan: MemoryPlan) -> int:
-    """Most bytes that a run writes: models, and the states of three stages with one old state still there."""
-    states = 3 * (3 * 4 * plan.trainable) + 3 * 4 * plan.trainable
+    """Most bytes that a run writes: two states of each stage and one being written, best weights, models, and the room
+    for small files that every write of a model asks for."""
+    trained = 4 * plan.trainable  # also an upper bound of the adapter's
+    stages = [trained, trained, *([trained] if config.baseline else []), 4 * plan.parameters * (config.base == TINY)]
+    states = 3 * (KEPT * sum(stages) + max(stages))  # weights and Adam's two averages
+    best = 3 * trained if config.validation_steps and config.keep_best else 0
     copies = 1 if config.moe_layers == ALL_LAYERS else len(config.languages)  # of dense layers, in a Mixtral directory
     full = 4 * plan.parameters * copies
-    models = 2 * 4 * plan.trainable + (full if config.expert_form == "full" else 0)
+    models = sum(stages[1:]) + (full if config.expert_form == "full" else 0)
     merged = 4 * plan.parameters * (len(config.languages) if config.merge else 0)
-    return states + models + merged + (1 << 24)
+    steps = config.pretrain_steps + 2 * (config.branch_steps + config.mix_steps)
+    return states + best + models + merged + METRICS_BYTES * steps + 3 * SMALL_FILES_BYTES
 
 
 def require_disk(config: RunConfig, plan: MemoryPlan, directory: Path, disk_free: DiskUsage = free_bytes) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from checkpoints.model_card import RESULTS_FILE, RUN_FILE
 from checkpoints.storage.files import read_json_object
+from eval.reporting.metrics import METRICS_FILE, read_metrics
 from moe.errors import UserError
 from moe.files import read_json_lines
 
@@ -18,12 +18,13 @@ STAGES = {"base": ("pretrain",), "dense adapter": ("adapter",), "mixture": ("bra
 
 @dataclass
 class StageSteps:
-    """The steps of one training stage: their numbers and losses, and the tokens and seconds of all."""
+    """The steps of one training stage: numbers and losses, tokens and seconds of all, (step, validation loss)."""
 
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
+    validation: list[tuple[int, float]] = field(default_factory=list)
 
 
 class RunRecord:
@@ -82,20 +83,13 @@ class RunRecord:
 
     def stages(self) -> dict[str, StageSteps]:
         """The training stages that made steps, in their order."""
-        path = self.path / "metrics.csv"
         found: dict[str, StageSteps] = {}
-        if not path.is_file():
-            return found
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            for row in csv.DictReader(file):
-                try:
-                    step, loss = int(row["step"]), float(row["loss"])
-                    tokens, seconds = int(row["tokens"]), float(row["seconds"])
-                except (TypeError, ValueError):  # a row cut short by a kill
-                    continue
-                stage = found.setdefault(row["stage"], StageSteps())
-                stage.steps.append(step)
-                stage.losses.append(loss)
-                stage.tokens += tokens
-                stage.seconds += seconds
+        for row in read_metrics(self.path / METRICS_FILE):
+            stage = found.setdefault(row["stage"], StageSteps())
+            stage.steps.append(int(row["step"]))
+            stage.losses.append(float(row["loss"]))
+            stage.tokens += int(row["tokens"])
+            stage.seconds += float(row["seconds"])
+            if row.get("validation_loss"):
+                stage.validation.append((int(row["step"]), float(row["validation_loss"])))
         return found

@@ -7,7 +7,7 @@ A finished row leaves the batch at once, so a step costs only as much as the ans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -139,12 +139,16 @@ def generate_many(
     on_token: OnToken | None = None,
     on_progress: Callable[[int, Generation], object] | None = None,
     on_output: OnOutput | None = None,
+    known: Mapping[int, Generation] | None = None,
 ) -> list[Generation]:
     """Answers any number of prompts, ``batch_size`` at a time, longest first; the answers are in the prompts' order.
 
     Prompts of similar length share a batch, to keep padding low. A row's random numbers depend on the seed and on its
     place in ``prompts``, never on its batch. ``on_token``, ``on_progress`` (an answer is done) and ``on_output`` get a
-    prompt's place. Raises :class:`UserError` as :func:`generate` does, before any work.
+    prompt's place. Batches whose answers are all ``known``, by place, are not written again; one that lacks an answer
+    is, whole: in another batch the last bits of its logits could differ.
+
+    Raises :class:`UserError` as :func:`generate` does, before any work.
     """
     if batch_size < 1:
         raise UserError(f"batch size is {batch_size}, expected at least 1")
@@ -154,6 +158,9 @@ def generate_many(
     answers: dict[int, Generation] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
+        if known and all(place in known for place in batch):
+            answers |= {place: known[place] for place in batch}
+            continue
         found = generate(
             model,
             [prompts[place] for place in batch],
