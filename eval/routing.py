@@ -50,12 +50,15 @@ class PromptKind:
 
 
 def encode(pairs: Mapping[str, Sequence[Pair]], loaded: LoadedModel, kind: str, limit: int) -> dict[str, list[Example]]:
-    """Examples whose prompts name their language (``named``), none (``unnamed``) or the next one (``misnamed``)."""
+    """Examples whose prompts name their language (``named``), none (``unnamed``) or the next one (``misnamed``).
+
+    ``forced`` prompts are ``named`` ones.
+    """
     languages = list(pairs)
     assert loaded.tokenizer is not None
     examples: dict[str, list[Example]] = {}
     for index, language in enumerate(languages):
-        said = {"named": language, "unnamed": None, "misnamed": languages[(index + 1) % len(languages)]}[kind]
+        said = {"unnamed": None, "misnamed": languages[(index + 1) % len(languages)]}.get(kind, language)
         encoded = (
             encode_example(loaded.tokenizer, loaded.template, instruction_for(pair.text, said), pair.code)
             for pair in pairs[language]
@@ -65,12 +68,13 @@ def encode(pairs: Mapping[str, Sequence[Pair]], loaded: LoadedModel, kind: str, 
 
 
 def measure_prompts(loaded: LoadedModel, pairs: Mapping[str, Sequence[Pair]], kind: str) -> PromptKind:
-    """Loss and routing of one kind of prompt."""
+    """Loss and routing of one kind of prompt; ``forced`` sends each token to the expert of its language."""
     config = loaded.config
     counter = None
     if config.is_moe:
         counter = RoutingCounter(len(pairs), len(config.sparse_layers), config.num_experts)
-    losses = held_out_loss(loaded.model, encode(pairs, loaded, kind, config.max_seq_len), on_output=counter)
+    examples = encode(pairs, loaded, kind, config.max_seq_len)
+    losses = held_out_loss(loaded.model, examples, on_output=counter, forced=kind == "forced")
     found = counter.specialization() if counter is not None else None
     return PromptKind(
         {language: loss.loss for language, loss in losses.items()},
@@ -168,7 +172,7 @@ def main(arguments: argparse.Namespace) -> int:
     for name in ("prompts", "loss", *languages, "own share", "bits", "tokens to switch"):
         table.add_column(name, justify="left" if name == "prompts" else "right")
     results: dict[str, Any] = {}
-    for kind in ("named", "unnamed", "misnamed"):
+    for kind in ("named", "unnamed", "misnamed", *(["forced"] if loaded.config.is_moe else [])):
         found = measure_prompts(loaded, pairs, kind)
         results[kind] = asdict(found)
         mean = sum(found.loss.values()) / len(found.loss)

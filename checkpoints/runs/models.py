@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,7 +102,12 @@ def make_mixture(dense: Transformer, config: RunConfig) -> Transformer:
 
 
 def make_adapter(dense: Transformer, config: RunConfig) -> Transformer:
-    """The baseline: one low-rank adapter with as many active parameters as the mixture's deltas."""
+    """The baseline: one low-rank adapter with as many active parameters as the mixture's deltas.
+
+    Beside full experts it is a copy of the dense model, whose feed-forwards are trained whole.
+    """
+    if config.expert_form == "full":
+        return copy.deepcopy(dense)
     return _upcycle(dense, config, (), "delta", 1, 0, config.adapter_rank)
 
 

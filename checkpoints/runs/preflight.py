@@ -159,7 +159,7 @@ def require_disk(config: RunConfig, plan: MemoryPlan, directory: Path, disk_free
 
 def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype) -> MemoryPlan:
     """Memory of the run's largest stage; raises :class:`UserError` for a mixture or a baseline that cannot be made."""
-    if config.baseline and not base.is_moe:
+    if config.baseline and config.expert_form == "delta":
         upcycled_config(base, (), "delta", 1, 0, config.adapter_rank)
     return plan_memory(mixture_config(config, base), config.tokens_per_batch, dtype, config.activation_checkpointing)
 

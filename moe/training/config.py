@@ -101,9 +101,14 @@ class RunConfig:
     mix_trains_experts: bool = setting(
         True, "train the experts in the mix stage too (at branch_lr), not the router alone"
     )
-    baseline: bool = setting(True, "also train and score a dense adapter with equal active parameters and steps")
+    baseline: bool = setting(
+        True,
+        "also train and score a dense adapter with equal active parameters and steps; beside full experts the "
+        "dense feed-forwards, trained whole",
+    )
 
     pretrain_lr: float = setting(3e-3, "peak learning rate of the tiny base", group="optimization")
+    pretrain_muon_lr: float = setting(0.0, "peak learning rate of Muon for the tiny base's layers, 0 for AdamW alone")
     branch_lr: float = setting(1e-4, "peak learning rate of deltas (and of full experts)")
     mix_lr: float = setting(1e-3, "peak learning rate of the router")
     warmup_ratio: float = setting(0.03, "share of a stage's steps in which the learning rate rises")
@@ -256,8 +261,9 @@ class RunConfig:
         no_validation = not self.validation_steps and "without validation_steps nothing is measured on validation/"
         reasons = {
             "merge": full and "full experts are written as a Mixtral directory anyway",
-            "expert_rank": full and "full experts have no rank; the baseline's adapter alone uses it",
-            "delta_scale": full and not self.baseline and "full experts have no deltas",
+            "expert_rank": full and "full experts have no rank",
+            "shared_rank": full and "full experts have no deltas",
+            "delta_scale": full and "full experts have no deltas",
             "router_half_life": self.router_context not in ("ema", "filter")
             and "only router_context ema and filter forget",
             "patience": no_validation,
@@ -265,6 +271,7 @@ class RunConfig:
             "validation_pairs": no_validation,
             "pretrain_steps": not tiny and "only the tiny base is trained from scratch",
             "pretrain_lr": not tiny and "only the tiny base is trained from scratch",
+            "pretrain_muon_lr": not tiny and "only the tiny base is trained from scratch",
         }
         return [f"{name} has no effect: {reasons[name]}" for name in given if reasons.get(name)]
 

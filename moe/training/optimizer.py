@@ -1,4 +1,4 @@
-"""AdamW with parameter groups, and the learning-rate schedule."""
+"""AdamW with parameter groups, Muon beside it for the tiny base, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -11,16 +11,41 @@ from torch import Tensor, nn
 from moe.training.stages import Stage, is_router
 
 
-def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float, stage: Stage) -> torch.optim.AdamW:
+class MuonWithAdamW:
+    """Two optimizers of different parameters that share groups and state as if they were one."""
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW):
+        self.parts = (muon, adamw)
+        self.param_groups = muon.param_groups + adamw.param_groups
+        self.state = muon.state = adamw.state
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+
+Optimizer = torch.optim.AdamW | MuonWithAdamW
+
+
+def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float, stage: Stage) -> Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) with weight decay on matrices, none on routers and vectors.
 
-    Each group keeps its peak learning rate under ``"peak"``; :func:`set_learning_rates` scales it.
+    Where the stage has a learning rate for it, Muon (Jordan et al., 2024) trains the matrices of the layers, and AdamW
+    the embeddings, the output projection and the norms. Each group keeps its peak learning rate under ``"peak"``;
+    :func:`set_learning_rates` scales it.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     routers: list[nn.Parameter] = []
+    hidden: list[nn.Parameter] = []
     for name, parameter in parameters.items():
         group = routers if is_router(name) else decayed if parameter.dim() > 1 else plain
+        if stage.muon_learning_rate and group is decayed and name.startswith("layers."):
+            group = hidden
         group.append(parameter)
     groups = [
         {"params": decayed, "weight_decay": weight_decay, "peak": stage.learning_rate},
@@ -28,13 +53,18 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float, 
         {"params": routers, "weight_decay": 0.0, "peak": stage.router_learning_rate, "router": True},
     ]
     device = next(iter(parameters.values())).device.type
-    return torch.optim.AdamW(
+    adamw = torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=0.0,
         betas=(0.9, 0.95),
         eps=1e-8,
         fused=device in ("cpu", "cuda"),
     )
+    if not hidden:
+        return adamw
+    muon = torch.optim.Muon(hidden, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon.param_groups[0]["peak"] = stage.muon_learning_rate
+    return MuonWithAdamW(muon, adamw)
 
 
 def schedule(step: int, steps: int, warmup_ratio: float, min_lr_ratio: float) -> float:
@@ -46,9 +76,7 @@ def schedule(step: int, steps: int, warmup_ratio: float, min_lr_ratio: float) ->
     return min_lr_ratio + (1.0 - min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_learning_rates(
-    optimizer: torch.optim.Optimizer, stage: Stage, step: int, warmup_ratio: float, min_lr_ratio: float
-) -> None:
+def set_learning_rates(optimizer: Optimizer, stage: Stage, step: int, warmup_ratio: float, min_lr_ratio: float) -> None:
     """Sets every group's learning rate for ``step`` of ``stage`` (see :func:`schedule`).
 
     Routers follow a schedule of the stage's own length. Experts continue the schedule, and AdamW's averages, of the
@@ -60,7 +88,7 @@ def set_learning_rates(
         group["lr"] = group["peak"] * (own if group.get("router") else whole)
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: Optimizer, names: list[str]) -> dict[str, Tensor]:
     """The optimizer's state as named tensors: ``NAME/exp_avg`` and so on."""
     tensors = {}
     for name, parameter in _named(optimizer, names):
@@ -69,7 +97,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
     return tensors
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(optimizer: Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
     """Inverse of :func:`optimizer_tensors`."""
     for name, parameter in _named(optimizer, names):
         prefix = name + "/"
@@ -79,13 +107,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
             optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
 
 
-def _named(optimizer: torch.optim.Optimizer, names: list[str]) -> list[tuple[str, nn.Parameter]]:
+def _named(optimizer: Optimizer, names: list[str]) -> list[tuple[str, nn.Parameter]]:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     assert len(parameters) == len(names), "names and parameters of the optimizer differ"
     return list(zip(names, parameters, strict=True))
 
 
-def parameter_names(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
+def parameter_names(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[str]:
     """Names of the optimizer's parameters in its own order."""
     by_id = {id(parameter): name for name, parameter in parameters.items()}
     return [by_id[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe.config import parse_layers
 from moe.data.packing import Batch, MixedBatches
 from moe.errors import UserError
 from moe.hardware import used_memory
@@ -164,7 +165,8 @@ class Trainer:
     ):
         self.model, self.stage, self.batches, self.config = model, stage, batches, config
         self.languages = tuple(languages)
-        self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts)
+        layers = parse_layers(config.moe_layers, model.config.n_layers)
+        self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts, layers)
         self.optimizer = make_optimizer(self.parameters, config.weight_decay, stage)
         self.names = parameter_names(self.optimizer, self.parameters)
         self.flops_per_token = training_flops(model, self.parameters)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import moe.training.trainer as trainer_module
+from checkpoints.runs.models import make_adapter
 from moe.data.packing import Example, MixedBatches, make_batch
 from moe.errors import UserError
 from moe.experts import widen_trainable
@@ -148,6 +149,44 @@ def test_resumed_training_equals_uninterrupted_training(delta, batches):
     list(resumed.run())
     for name, parameter in delta.named_parameters():
         assert torch.equal(parameter, wanted[name]), name
+
+
+def test_muon_trains_the_layers_and_resumes_exactly(tiny_config, make_model, batches):
+    config = replace(CONFIG, pretrain_steps=8, pretrain_muon_lr=1e-2)
+    stage, model = make_stage("pretrain", config), make_model(tiny_config, dtype=torch.float32)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = Trainer(model, stage, batches, LANGUAGES, config)
+    muon = trainer.optimizer.parts[0]
+    by_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in by_muon) == (name.startswith("layers.") and "norm" not in name), name
+    reports = list(trainer.run())
+    assert reports[-1].loss < reports[0].loss and reports[0].learning_rate == 1e-2
+    wanted = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    model.load_state_dict(start)
+    trainer = Trainer(model, stage, batches, LANGUAGES, config)
+    for _ in range(3):
+        trainer.train_step()
+    state = trainer.state()
+    state.tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    model.load_state_dict(start)
+    resumed = Trainer(model, stage, batches, LANGUAGES, config)
+    resumed.restore(state)
+    list(resumed.run())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, wanted[name]), name
+
+
+def test_the_baseline_of_full_experts_trains_the_same_feed_forwards(tiny_config, make_model, batches):
+    config = replace(CONFIG, branch_steps=2, mix_steps=0, expert_form="full", moe_layers="1")
+    model = make_model(tiny_config, dtype=torch.float32)
+    baseline = make_adapter(model, config)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    list(Trainer(baseline, make_stage("adapter", config), batches, LANGUAGES, config).run())
+    for name, parameter in baseline.named_parameters():
+        assert torch.equal(parameter, before[name]) != name.startswith("layers.1.feed_forward."), name
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), "the base must stay as it was"
 
 
 def test_branch_and_mix_together_use_the_batches_of_the_baseline(delta, batches, monkeypatch):
