@@ -35,7 +35,7 @@ def test_the_quick_part_does_without_tree_sitter(monkeypatch):
     prose = [Pair("python", f"Case {i}.", f"This is no code, number {i}.") for i in range(60)]
     data = DataSets({"python": prose}, {"test": {"python": prose[:2]}})
     assert len(lines(data)) == 2
-    grammars._parser.cache_clear()
+    grammars.make_parser.cache_clear()
     monkeypatch.setitem(sys.modules, "tree_sitter", None)
     assert len(lines(data)) == 1
 
