@@ -65,7 +65,7 @@ def _first_paragraph(lines: list[str], language: str, name: str) -> list[str]:
             line = line[tag.end() :]
         elif tag is not None and tag[1].lower() in _NAMING and not found:
             continue
-        elif tag is not None and tag[1] not in _WORD_TAGS:
+        elif tag is not None and (tag[1] not in _WORD_TAGS or line[tag.end() :].startswith(":")):
             tags = [x[1].lower() for later in lines[number:] if (x := _TAG.match(later))]
             if found or not {*_SUMMARY} & {*tags}:
                 break
@@ -137,7 +137,7 @@ def _plain(text: str, language: str) -> str:
         reader.feed(_NO_TAG.sub("&lt;", text))
         reader.close()
         text = "".join(reader.parts)
-    return re.sub(r"\s+([.,;:!?])(?=\s|$)", r"\1", " ".join(text.split()))
+    return re.sub(r"\s+([.,;:])(?=\s|$)", r"\1", " ".join(text.split()))
 
 
 _OPENING = re.compile(r"\{@(\w+)")

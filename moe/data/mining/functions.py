@@ -135,10 +135,15 @@ def _query(language: str, tsx: bool):
 
 
 def _blanked(source: bytes) -> bytes:
-    """Attribute macros as spaces, so that all places stay."""
-    for macros in (_MACROS, _CLASS_MACRO):
-        source = macros.sub(lambda found: b" " * len(found[0]), source)
-    return source
+    """Attribute macros as spaces, so that all places stay; their definitions are left alone."""
+
+    def line(found: re.Match[bytes]) -> bytes:
+        text = found[0]
+        for macros in (_MACROS, _CLASS_MACRO):
+            text = macros.sub(lambda macro: b" " * len(macro[0]), text)
+        return text
+
+    return re.sub(rb"(?m)^(?![ \t]*#).*[A-Z]{3}.*$", line, source)
 
 
 def _text(node: Node, source: bytes) -> str:
@@ -157,7 +162,7 @@ def _function(node: Node, source: bytes, language: str) -> Function | None:
     tokens, quiet = _measured(body, _docstring(body) if language == "python" else None)
     line = node.start_point[0] + 1
     key = _key(node, source) if language in ("c", "cpp") else None
-    return Function(name, comment, code, line, tokens, quiet, _flaw(node, body, language), key)
+    return Function(name, comment, code, line, tokens, quiet, _flaw(node, body, source, language), key)
 
 
 def _name(node: Node, source: bytes) -> str | None:
@@ -190,7 +195,8 @@ def _comment(node: Node, source: bytes, language: str) -> str | None:
         text = _text(before, source).rstrip()
         start = before.start_point[0]
         other = before.prev_sibling
-        behind = other is not None and "comment" not in other.type and other.end_point[0] == start and other.is_named
+        code = other if other is not None and other.is_named and "comment" not in other.type else None
+        behind = code is not None and code.end_point[0] == start and code.end_point[1] > 0
         if start + text.count("\n") < row - 1 or behind:  # apart, or a remark at the end of a line of code
             break
         if not text.startswith(_DOCUMENTS[language]) or text.startswith(("///<", "/**<", "//!<", "/*!<", "//go:")):
@@ -260,14 +266,15 @@ def _code(node: Node, source: bytes, language: str, name: str) -> str:
 
 
 def _java(node: Node, source: bytes) -> str:
-    """The method without annotations other than ``@Override``."""
-    code = _dedented(node, source)
-    head, brace, rest = code.partition("{")
+    """The method without annotations other than ``@Override``, and without comments between them."""
     modifiers = next((child for child in node.children if child.type == "modifiers"), None)
-    for child in modifiers.children if modifiers is not None else ():
-        if child.type in ("annotation", "marker_annotation") and (text := _text(child, source)) != "@Override":
-            head = head.replace(text, "", 1) if "\n" not in text and "{" not in text else head
-    return re.sub(r"\A\s+|^\s*\n", "", re.sub(r"^ (?=\w)", "", head, flags=re.M), flags=re.M) + brace + rest
+    if modifiers is None:
+        return _dedented(node, source)
+    override = [x for x in modifiers.children if _text(x, source) == "@Override"]
+    words = [_text(x, source) for x in modifiers.children if not x.type.endswith(("annotation", "comment"))]
+    rest = _indentation(node, source) + source[modifiers.end_byte : node.end_byte].decode("utf-8", "replace").lstrip()
+    head, body = textwrap.dedent(rest.expandtabs(4)).strip(), "@Override\n" if override else ""
+    return body + " ".join([*words, head])
 
 
 def _dedented(node: Node, source: bytes, without: re.Pattern[bytes] | None = None) -> str:
@@ -305,9 +312,11 @@ def _docstring(body: Node) -> Node | None:
 _FAILS = ("raise_statement", "throw_statement", "pass_statement", "assert_statement")
 
 
-def _flaw(node: Node, body: Node, language: str) -> str | None:
+def _flaw(node: Node, body: Node, source: bytes, language: str) -> str | None:
     if node.has_error:
         return "that do not parse"
+    if language == "rust" and _is_test(node, source):
+        return "that are tests"
     statements = [child for child in body.named_children if "comment" not in child.type]
     if language == "python" and _docstring(body) is not None:
         statements = statements[1:]
@@ -316,6 +325,20 @@ def _flaw(node: Node, body: Node, language: str) -> str | None:
     if language in ("c", "cpp") and any(child.type.startswith("preproc_") for child in _below(body)):
         return "with preprocessor lines"
     return None
+
+
+def _is_test(node: Node, source: bytes) -> bool:
+    """Whether a Rust function has the attribute ``#[test]`` or stands in a module of tests."""
+    before = node.prev_sibling
+    while before is not None and (before.type == "attribute_item" or "comment" in before.type):
+        if before.type == "attribute_item" and re.search(r"\btest\b", _text(before, source)):
+            return True
+        before = before.prev_sibling
+    module = node.parent
+    while module is not None and module.type != "mod_item":
+        module = module.parent
+    name = module.child_by_field_name("name") if module is not None else None
+    return name is not None and _text(name, source) in ("test", "tests")
 
 
 def _below(node: Node) -> Iterator[Node]:

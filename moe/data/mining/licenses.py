@@ -127,6 +127,8 @@ class Licenses:
                 continue
             if str(folder) != "." or self.declared is None:
                 return found
+            if self.declared == "LicenseRef-BSD" and found.startswith("BSD-"):
+                return found  # the text says which
             return self.declared if _named_in(self.declared, found) else _both(self.declared, found)
         return self.declared
 
@@ -134,8 +136,7 @@ class Licenses:
 def _named_in(declared: str, found: str) -> bool:
     """Whether the license files' texts are those that the metadata name."""
     names = {name.removesuffix("-only").removesuffix("-or-later") for name in re.findall(r"[\w.+-]+", declared)}
-    loose = "LicenseRef-BSD" in names and found.startswith("BSD-")
-    return loose or all(part.removesuffix("-only") in names for part in found.split(" AND "))
+    return all(part.removesuffix("-only") in names for part in found.split(" AND "))
 
 
 def _both(declared: str, found: str) -> str:

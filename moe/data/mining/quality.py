@@ -44,15 +44,15 @@ _OPENINGS = (
     r"|dummy|do not|don['\u2019]?t|can['\u2019]?t|cannot|should|must|may|might|needed|required|make sure"
     r"|ensure that we|checking|constructs? (?:a|an|the|new)|creates? (?:a new )?instance|handler for|simple"
     r"|convenien\w*|utility|emulates?|proxy|initiali[sz]es? (?:a |an |the )?(?:new |instance|object|class|self)"
-    r"|delegates?|forwards?|calls?|wraps?"
+    r"|delegates?|forwards?|calls?|wraps?|needs?|requires?|locked|additional|tests?|throws? (?:an? )?exception"
 )
-_OPENING = re.compile(rf"(?:{_OPENINGS})\b", re.IGNORECASE)
+_OPENING = re.compile(rf"(?:(?:{_OPENINGS})\b|\w+_|\w+:)", re.IGNORECASE)
 _MARKUP = re.compile(
     r"[{}\\|<>\u2264\u2265\u2192]|@\w|==|->|=>|;$|::\w+::|&\w+;|``|\$\w|\*\*|__\w|:\w+:|\(\s*\)\s*\(|\?\?"
     r"|\[\d+\]|:=|%\w|&&|\+\+|\w\(\w+,? ?\w*\)"
 )
 _DANGLING = re.compile(
-    r"(?:\b(?:the|a|an|of|to|and|or|for|with|in|by|is|are|that|e\.g|i\.e|following|below|above|as follows|example)"
+    r"(?:\b(?:the|a|an|of|to|and|or|for|with|in|by|is|are|that|e\.g|i\.e|following|below|above|as follows|form|example)"
     r"|[,(\u2013-])\.?$",
     re.IGNORECASE,
 )
