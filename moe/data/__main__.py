@@ -164,7 +164,7 @@ def make_parser() -> CommandParser:
     check.add_argument(
         "--benchmarks", nargs="+", default=[], metavar="FILE", help="look for 13 words in a row of these"
     )
-    check.add_argument("--no-near", action="store_true", help="exact copies alone: needs no datasketch, and is faster")
+    check.add_argument("--no-near", action="store_true", help="exact copies alone, which is faster")
     for name, help in (("max_tokens", "longest example of the run"), ("tokens_per_batch", "tokens of a batch")):
         flag = "--" + name.replace("_", "-")
         check.add_argument(flag, type=integer_at_least(1), default=getattr(RunConfig(), name), metavar="N", help=help)
@@ -176,7 +176,7 @@ def make_parser() -> CommandParser:
     tidy.add_argument(
         "--benchmarks", nargs="+", default=[], metavar="FILE", help="remove what shares 13 words in a row"
     )
-    tidy.add_argument("--no-near", action="store_true", help="remove exact copies alone: needs no datasketch")
+    tidy.add_argument("--no-near", action="store_true", help="remove exact copies alone")
     tidy.add_argument("--no-mask", action="store_true", help="leave keys, passwords and e-mail addresses as they are")
     size = tidy.add_mutually_exclusive_group()
     size.add_argument(
