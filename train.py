@@ -138,13 +138,15 @@ def make_experts(
     assert base.tokenizer is not None, "load_base requires one"
     size = count_parameters(base.model) / 1e6
     say(console, f"base {base.path}: {size:,.1f} M parameters, prompts as {base.template}")
-    changed = check_inputs(directory, run_fingerprints(config, base), arguments.accept_new_data)
+    fingerprints = run_fingerprints(config, base)
+    changed = check_inputs(directory, fingerprints, arguments.accept_new_data)
     if changed:
         say(console, f"warning: goes on with another {', '.join(changed)}; all models are scored anew")
     if base.config.is_moe:
         say(console, "it is a mixture: its experts and routers are trained further, and there is no dense baseline")
+    cache = (directory.path / "tokens", [fingerprints["training data"], fingerprints["tokenizer"]])
     encoded = encode_pairs(
-        data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed
+        data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed, cache
     )
     for language, count in encoded.too_long.items():
         if count:
@@ -158,7 +160,8 @@ def make_experts(
     )
     trained = config.accumulate * (config.branch_steps + config.mix_steps)
     passes = trained / batches.epoch_batches
-    say(console, f"one pass over the data is {batches.epoch_batches:,.0f} batches; this run makes {passes:.2f} passes")
+    one_pass = f"{batches.epoch_batches:,.0f} batches, {batches.filled():.1%} filled"
+    say(console, f"one pass over the data is {one_pass}; this run makes {passes:.2f} passes")
 
     # 3. Score the base.
     evaluation.score(base, "base", chat=config.chat_base)

@@ -126,7 +126,8 @@ def save_losses(
     """Writes the loss of each pair as JSON Lines: ``id``, ``language``, ``nats`` of its response and its ``tokens``."""
     rows = []
     for language, loss in losses.items():
-        for place, example, nats in zip(encoded.kept[language], encoded.examples[language], loss.nats, strict=True):
+        examples = encoded.examples[language]
+        for place, example, nats in zip(examples.places.tolist(), examples, loss.nats, strict=True):
             name = pairs[language][place].id or f"{language}-{place}"
             tokens = len(example.tokens) - example.response_start
             rows.append({"id": name, "language": language, "nats": nats, "tokens": tokens})

@@ -16,7 +16,7 @@ from checkpoints.model_io import LoadedModel
 from checkpoints.runs.directory import RunDirectory
 from checkpoints.storage.files import sha256_file
 from moe.data.pairs import load_split
-from moe.data.sources import SYNTHETIC
+from moe.data.sources import SYNTHETIC, Pairs
 from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
 from moe.files import json_bytes
@@ -83,13 +83,13 @@ def check_inputs(directory: RunDirectory, now: Mapping[str, Any], accept: bool) 
 
 def _split(config: RunConfig, split: str) -> str:
     """The pairs of a split in the run's languages; of the synthetic ones, what the generator draws for seed 0."""
-    parts: list[str] = []
-    pairs = {} if config.data == SYNTHETIC else load_split(config.data, split, config.languages, fields=config.fields)
-    for language in config.languages:
-        if config.data == SYNTHETIC:
-            pairs[language] = generate_pairs(language, SAMPLED, 0, split)
-        parts.append(_digest([language, [[p.text, p.code, p.tests] for p in pairs[language]]]))
-    return _digest(parts)
+    pairs: Pairs
+    if config.data == SYNTHETIC:
+        pairs = {language: generate_pairs(language, SAMPLED, 0, split) for language in config.languages}
+    else:
+        pairs = load_split(config.data, split, config.languages, fields=config.fields)
+    rows = ((json_bytes([p.text, p.code, p.tests]) for p in pairs[language]) for language in config.languages)
+    return _digest([[language, _hash(parts)] for language, parts in zip(config.languages, rows)])
 
 
 def _weight_files(path: Path) -> list[Path]:

@@ -35,7 +35,7 @@ def test_the_quick_part_does_without_tree_sitter(monkeypatch):
     prose = [Pair("python", f"Case {i}.", f"This is no code, number {i}.") for i in range(60)]
     data = DataSets({"python": prose}, {"test": {"python": prose[:2]}})
     assert len(lines(data)) == 2
-    grammars._parser.cache_clear()
+    grammars.make_parser.cache_clear()
     monkeypatch.setitem(sys.modules, "tree_sitter", None)
     assert len(lines(data)) == 1
 
@@ -115,7 +115,6 @@ def jaccard(first: str, second: str) -> float:
 
 def test_near_copies_at_the_threshold_are_found():
     """A planted set: of copies at Jaccard 0.8 to 0.85 at least 95% are found, below 0.75 none."""
-    pytest.importorskip("datasketch")
     draw = random.Random(0)
     near, found, far = NearCopies(), 0, 0
     planted = 0
@@ -161,7 +160,6 @@ def test_a_sample_of_many_pairs():
 
 
 def test_the_command(tmp_path: Path, capsys):
-    pytest.importorskip("datasketch")
     train = [Pair("python", f"Adds {i} to x.", f"def add(x):\n    y = x + {i}\n    return y") for i in range(4)]
     train.append(Pair("python", "A text of over twenty signs.", 'def g():\n    """A text of over twenty signs."""\n'))
     write_pairs([*train, train[0]], tmp_path / "train" / "python.jsonl")
