@@ -361,9 +361,10 @@ def main(arguments: argparse.Namespace) -> int:
 def _print(console: Console, title: str, rows: Sequence[Mapping[str, str]]) -> None:
     if not rows:
         return
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", collapse_padding=True)
     for index, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if index < 2 and "metric" in rows[0] else "right")
+        left = index == 0 or (index == 1 and "metric" in rows[0])
+        table.add_column(name, justify="left" if left else "right", min_width=max(map(len, name.split())))
     for place, row in enumerate(rows):
         table.add_row(*row.values(), end_section=row.get("language") == "mean" and place < len(rows) - 1)
     console.print(table)

@@ -220,7 +220,7 @@ def cpp(answer: str) -> CppFile:
         listed = declarator.child_by_field_name("parameters")
         parameters = [n for n in listed.named_children if "parameter" in n.type] if listed else []
         count = 0 if [_text(p) for p in parameters] == ["void"] else len(parameters)
-        autos = [n for n in parameters if _text(n.child_by_field_name("type")).startswith("auto")]
+        autos = [n for n in parameters if "auto" in _text(n.child_by_field_name("type")).split()]
         generic = template is not None or bool(autos)
         kind: Literal["plain", "method", "generic"] = "generic" if generic else "method" if owner else "plain"
         types = () if generic else tuple(_parameter_type(p) for p in parameters)

@@ -59,10 +59,10 @@ def loss_curves(run: RunRecord, theme: str) -> bytes:
             axis.plot(stage.steps, stage.losses, color=color, alpha=0.25, linewidth=0.8)
             axis.plot(stage.steps, smooth(stage.losses), color=color, linewidth=1.6, label=label)
         axis.set_title(title, color=text, fontsize=11)
-        axis.set_xlabel("step", color=text)
+        axis.set_xlabel("step", color=text, fontsize=9)
         axis.locator_params(axis="x", integer=True)
-        axis.set_ylabel("loss, nats per token", color=text)
-        axis.legend(frameon=False, labelcolor=text)
+        axis.set_ylabel("loss, nats per token", color=text, fontsize=9)
+        axis.legend(frameon=False, labelcolor=text, fontsize=9)
         _recolor(axis, text)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
@@ -109,9 +109,10 @@ def routing_layers(routing: Mapping[str, Any]) -> list[tuple[str, list[list[floa
 
 def _figure(columns: int, rows: int, width: float, height: float | None) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     size = (columns * width + (1.4 if height is None else 0), rows * (height or width + 0.3))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.12))
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 

@@ -357,6 +357,9 @@ public class Worker {
             return words.toString();
         }
         if (kind == Optional.class) return encode(((Optional<?>) value).orElse(null));
+        if (value instanceof OptionalInt found) return found.isPresent() ? encode(found.getAsInt()) : "N";
+        if (value instanceof OptionalLong found) return found.isPresent() ? encode(found.getAsLong()) : "N";
+        if (value instanceof OptionalDouble found) return found.isPresent() ? encode(found.getAsDouble()) : "N";
         if (kind.getClassLoader() == null && value instanceof List<?> list) {
             Object[] items = list.toArray();
             return encode(items);

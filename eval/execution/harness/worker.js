@@ -303,9 +303,10 @@ if (isModule) {
     if (assigned !== before && typeof assigned === "function") return found(assigned);
     const exported = module.exports;
     if (typeof exported?.[names] === "function") return found(exported[names], exported);
-    const classes_ = [exported];
+    const classes_ = [exported, exported?.default];
     for (const name of [...classNames, ...declared]) push(classes_, look(name));
-    const last = typeof exported === "function" ? exported : declared[0] && look(declared[0]);
+    const main = typeof exported === "function" ? exported : exported?.default;
+    const last = typeof main === "function" ? main : declared[0] && look(declared[0]);
     return method(classes_, names) ?? found(last);
   };
   try {

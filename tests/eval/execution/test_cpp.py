@@ -53,7 +53,7 @@ def test_the_wanted_function_is_called():
             "trailing type": ("auto twice(int n) -> int { return 2 * n; }\n" + helper, TWICE, "passed"),
             "declared before": ("int twice(int);\nint other(int n) { return n; }\n" + RIGHT, TWICE, "passed"),
             "template": ("template <typename T>\nT twice(T n) { return 2 * n; }\n" + helper, TWICE, "passed"),
-            "auto parameter": ("auto twice(auto n) { return 2 * n; }\n", TWICE, "passed"),
+            "auto parameter": ("std::integral auto twice(std::integral auto n) { return 2 * n; }\n", TWICE, "passed"),
             "overloads": ("double twice(double x) { return 0; }\n" + RIGHT + "int twice(int a, int b) { return b; }\n", TWICE, "passed"),
             "default argument": ("int twice(int n, int k = 2) { return n * k; }\n" + helper, TWICE, "passed"),
             "pointer to a function": (helper + "int doubled(int n) { return 2 * n; }\nint (*twice)(int) = doubled;\n", TWICE, "passed"),

@@ -54,6 +54,11 @@ def test_ordinary_files():
                 TWICE,
                 "passed",
             ),
+            "exports.default": (
+                "exports.__esModule = true;\nexports.default = function (n) {\n  return 2 * n;\n};\n",
+                TWICE,
+                "passed",
+            ),
             "require": ("const fs = require('fs');\nconst assert = require('assert');\n" + RIGHT, TWICE, "passed"),
             "require.main": (RIGHT + "if (require.main === module) process.exit(1);\n", TWICE, "passed"),
             "export list": (RIGHT + "export { twice as default, twice as double };\n", TWICE, "passed"),
