@@ -131,20 +131,28 @@ def _fake_step(config: ModelConfig, tokens: int, dtype: torch.dtype, activation_
         return count_step(model, tokens, activation_checkpointing)
 
 
-def _without_most_layers(config: ModelConfig) -> tuple[Callable[[int, int], ModelConfig], int, int]:
-    """Makes the config of (sparse, dense) layers in learning order; and how many of each ``config`` has.
+def _live_bytes(config: ModelConfig, step: Callable[[ModelConfig], int]) -> int:
+    """What ``step`` counts for a model of this config, from models of a few of its layers.
 
-    Frozen layers below the first one with experts keep nothing, so they are left out.
+    Each further sparse layer adds the same, and so does each dense one between the sparse ones or above them. Frozen
+    layers below the first one with experts keep nothing and are left out.
     """
-    sparse = len(config.sparse_layers) or config.n_layers
-    first = config.sparse_layers[0] if config.sparse_layers else 0
-    dense = config.n_layers - first - sparse
+    own = config.sparse_layers or tuple(range(config.n_layers))
+    above = config.n_layers - 1 - own[-1]
+    sparse, between = len(own), own[-1] + 1 - own[0] - len(own)
 
-    def make(some: int, between: int) -> ModelConfig:
-        layers = None if config.moe_layers is None else (0, *range(1 + between, some + between))
-        return replace(config, n_layers=some + between, moe_layers=layers, sliding_layers=None)
+    def of(some: int, inside: int, top: int) -> int:
+        places = (0, *range(1 + inside, some + inside))
+        layers = None if config.moe_layers is None else places
+        return step(replace(config, n_layers=some + inside + top, moe_layers=layers, sliding_layers=None))
 
-    return make, sparse, dense
+    if sparse + between + above <= 3:
+        return of(sparse, between, above)
+    top = min(above, 1)
+    least = of(2, 0, top)
+    live = least + (sparse - 2) * (of(3, 0, top) - least)
+    live += between * (of(2, 1, top) - least) if between else 0
+    return live + ((above - top) * (of(2, 0, 2) - least) if above > top else 0)
 
 
 def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool) -> MemoryPlan:
@@ -160,16 +168,7 @@ def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, activation
     small = sum(n for name, n in sizes.items() if is_expert(name) or is_router(name)) if config.is_delta else 0
     total = sum(sizes.values())
     width = dtype.itemsize
-    make, sparse, dense = _without_most_layers(config)
-
-    def live(some: int, between: int) -> int:
-        return _fake_step(make(some, between), tokens, dtype, activation_checkpointing)
-
-    if sparse + dense <= 3:
-        most = live(sparse, dense)
-    else:
-        two = live(2, 0)
-        most = two + (sparse - 2) * (live(3, 0) - two) + (dense * (live(2, 1) - two) if dense else 0)
+    live = _live_bytes(config, lambda part: _fake_step(part, tokens, dtype, activation_checkpointing))
     gradients = trained * (4 if config.is_delta else max(4, width))
     return MemoryPlan(
         parameters=total,
@@ -177,16 +176,20 @@ def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, activation
         weights=(total - small) * width + small * 4,
         gradients=gradients,
         optimizer=trained * 8,
-        activations=max(0, most - gradients),
+        activations=max(0, live - gradients),
     )
 
 
 def most_tokens(config: ModelConfig, dtype: torch.dtype, activation_checkpointing: bool, available: int) -> int:
-    """The most tokens of a batch with which everything fits into ``available`` bytes, to 256; 0 if none does.
+    """About the most tokens of a batch with which everything fits into ``available`` bytes, to 256; 0 if none does."""
 
-    Bytes grow evenly with tokens: two batches tell how.
-    """
-    few, more = (plan_memory(config, n, dtype, activation_checkpointing).total for n in MEASURED_TOKENS)
-    each = (more - few) / (MEASURED_TOKENS[1] - MEASURED_TOKENS[0])
-    fitting = MEASURED_TOKENS[1] + (available - more) / each
-    return max(0, int(fitting) // 256 * 256)
+    def needed(tokens: int) -> int:
+        return plan_memory(config, tokens, dtype, activation_checkpointing).total
+
+    few, more = MEASURED_TOKENS
+    least = needed(few)
+    each = (needed(more) - least) / (more - few)  # about the same everywhere
+    fitting = int(few + (available - least) / each) // 256 * 256
+    while fitting > 0 and needed(fitting) > available:
+        fitting -= 256
+    return max(0, fitting)

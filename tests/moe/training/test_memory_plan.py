@@ -59,9 +59,9 @@ def test_bytes_are_those_of_a_real_step(tiny_config, changes, activation_checkpo
 def test_the_most_tokens_that_fit(tiny_config):
     config = replace(tiny_config, num_experts=2, expert_form="delta", expert_rank=3)
     available = plan_memory(config, 3072, torch.float32, False).total
-    assert most_tokens(config, torch.float32, False, available + 1000) == 3072
-    assert most_tokens(config, torch.float32, False, available - 1000) == 3072 - 256
-    assert most_tokens(config, torch.float32, True, available) > 3072
+    found = most_tokens(config, torch.float32, False, available)
+    assert plan_memory(config, found, torch.float32, False).total <= available and 2700 < found < 3400
+    assert most_tokens(config, torch.float32, True, available) > found
     assert most_tokens(config, torch.float32, False, 1000) == 0
 
 
