@@ -31,7 +31,10 @@ from checkpoints.runs.models import load_base, make_adapter, make_mixture, steps
 from checkpoints.runs.preflight import (
     base_config,
     check_data,
+    describe_fit,
     describe_needs,
+    describe_work,
+    mixture_config,
     plan_run,
     require_disk,
     run_data,
@@ -44,6 +47,7 @@ from eval.reporting.display import TrainingMonitor
 from eval.reporting.metrics import TRACKERS, check_tracker
 from eval.reporting.record import MODELS
 from eval.reporting.summary import report, worse_than_base
+from eval.training_step import measured_speed
 from moe.config import describe_layers
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.sources import DataSets
@@ -83,17 +87,19 @@ def plan_and_run(arguments: argparse.Namespace) -> int:
     for line in data.readings:
         say(console, line)
     warnings += check_data(config, data)
-    plan = plan_run(config, base_config(config), dtype)
+    sizes = base_config(config)
+    plan = plan_run(config, sizes, dtype)
     if arguments.epochs is not None:
         config = replace(config, mix_steps=steps_of_epochs(config, data.train, arguments.epochs))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    if plan.total > available_memory(device):
-        say(console, "this may not fit into memory: lower --tokens-per-batch or add --activation-checkpointing")
+    for line in describe_fit(config, sizes, plan, dtype, available_memory(device), arguments.dry_run):
+        say(console, line)
     path = run_path(arguments)
     if arguments.dry_run:
         RunDirectory.check_new(path)
-        for line in describe_needs(config, data, plan, device, path):
+        speed = arguments.tokens_per_second or measured_speed(config, mixture_config(config, sizes), device, dtype)
+        for line in describe_needs(config, data, plan, path) + describe_work(config, sizes, speed):
             say(console, line)
         return 0
 
@@ -269,6 +275,9 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--no-check", action="store_true", help="load the base without comparing it with its manifest")
     parser.add_argument("--dry-run", action="store_true", help="check settings and data, and print what a run needs")
+    parser.add_argument(
+        "--tokens-per-second", type=float, default=0.0, metavar="N", help="for --dry-run: speed (default: of two steps)"
+    )
     add_setting_flags(parser)
     parser.set_defaults(parser=parser)
     return parser

@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "codebleu": "eval.codebleu_command",
     "compare": "eval.compare",
     "execution": "eval.execution.cli",
+    "plot": "eval.plot",
     "report": "eval.report",
     "routing": "eval.routing",
 }

@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from moe.data.packing import Example, MixedBatches
 from moe.errors import UserError
 from moe.experts import LowRankDelta, widen_trainable
 from moe.files import json_bytes, replace_file
-from moe.model import Transformer
+from moe.model import Transformer, count_parameters
 from moe.training.config import RunConfig, load_preset, make_config
 from moe.training.memory_plan import GIB, plan_memory
 from moe.training.stages import make_stage
 from moe.training.trainer import Trainer
 
 LIMIT = 22 * GIB
+QUICK = 200e6  # parameters of a model that a CPU trains a step of in seconds
 
 
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Transformer:
@@ -89,6 +91,22 @@ def measure(
         result["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / GIB
         result["peak_reserved_gib"] = torch.cuda.max_memory_reserved() / GIB
     return result
+
+
+def measured_speed(config: RunConfig, shape: ModelConfig, device: torch.device, dtype: torch.dtype) -> float:
+    """Tokens per second of the second of two mix steps of a model of this shape with random weights.
+
+    0 where a model is too large to try: on a CPU, of more than :data:`QUICK` parameters.
+    """
+    with torch.device("meta"):
+        size = count_parameters(Transformer(shape))
+    if device.type != "cuda" and size > QUICK:
+        return 0.0
+    model = random_model(shape, device, dtype)
+    batches = random_batches(config, shape.vocab_size, 2 + 16 * config.tokens_per_batch // config.max_tokens)
+    trainer = Trainer(model, make_stage("mix", replace(config, accumulate=1)), batches, config.languages, config)
+    model.train()
+    return [report.tokens / report.seconds for report in (trainer.train_step(), trainer.train_step())][1]
 
 
 def step(arguments: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ import argparse
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -22,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch._dynamo
+import torch.utils.tensorboard
 
 import train as train_script
 from checkpoints.cli import run as run_command
@@ -29,7 +32,7 @@ from checkpoints.storage.files import sha256_file
 
 FLAGS = (
     "--preset tiny --train-pairs 60 --pretrain-steps 6 --branch-steps 3 --mix-steps 6 --router-documents 40 "
-    "--languages python cpp --eval-pairs 3 --test-pairs 1 --loss-pairs 4 --max-new-tokens 8 --eval-batch-size 2 "
+    "--languages python javascript --eval-pairs 3 --test-pairs 1 --loss-pairs 4 --max-new-tokens 8 --eval-batch-size 2 "
     "--shared-rank 2 --expert-rank 2 --max-tokens 256 --tokens-per-batch 512 --validation-steps 2 "
     "--validation-pairs 2 --save-minutes 0"
 ).split()
@@ -97,10 +100,9 @@ def contents(run: Path) -> dict[str, str]:
             head, *rows = [line.split(",") for line in path.read_text().splitlines()]
             found[name] = str([[x for n, x in zip(head, row) if n not in CLOCKS] for row in [head, *rows]])
         elif name == "report.md":
-            text = path.read_text().replace(run.name, "RUN")
-            found[name] = re.sub(r"(?m)^.*(train\.py|\d{4}-\d\d-\d\d).*$|\| [\d,]+ \|$", "", text)
-        elif path.suffix in (".json", ".md", ".jsonl"):  # without where the run lies
-            found[name] = path.read_text().replace(str(run), "RUN").replace(run.name, "RUN")
+            found[name] = re.sub(r"(?m)^.*(train\.py|\d{4}-\d\d-\d\d).*$|\| [\d,]+ \|$", "", path.read_text())
+        elif path.suffix == ".json":
+            found[name] = path.read_text()
         else:
             found[name] = sha256_file(path)
     return found
@@ -109,28 +111,29 @@ def contents(run: Path) -> dict[str, str]:
 def random_kills(kills: int, place: Path, seed: int = 0, say: Callable[[str], None] = print) -> Outcome:
     """Kills runs ``kills`` times in all and compares each with an undisturbed one."""
     draw, outcome = random.Random(seed), Outcome()
-    log = place / "log.txt"
+    run, log = place / "the-run", place / "log.txt"  # all at one path, which models hold
+    begin = [*FLAGS, "--runs", str(place), "--name", run.name]
     began = time.monotonic()
-    if (code := wait(start([*FLAGS, "--runs", str(place), "--name", "plain"], log), lambda: False)) != 0:
-        raise RuntimeError(f"the undisturbed run ended with {code}; see {log}")
+    if (code := wait(start(begin, log), lambda: False)) != 0:
+        raise RuntimeError(f"the undisturbed run ended with {code}: {log.read_text()[-2000:]}")
     duration = time.monotonic() - began
-    wanted = contents(place / "plain")
+    wanted = contents(run)
     while outcome.kills.total() < kills:
-        run = place / f"run{outcome.runs}"
-        code: int | None = None
+        if run.exists():
+            shutil.rmtree(run)
+        code = None
         while code != 0:
-            begin = [*FLAGS, "--runs", str(place), "--name", run.name]
             child = start(["--resume", str(run)] if (run / "run.json").exists() else begin, log)
             if outcome.kills.total() >= kills:
                 code = wait(child, lambda: False)
                 if code != 0:
-                    raise RuntimeError(f"a run that was not killed ended with {code}; see {log}")
+                    raise RuntimeError(f"a run that was not killed ended with {code}: {log.read_text()[-2000:]}")
                 continue
             number = SIGNALS[outcome.kills.total() % len(SIGNALS)]
             at = time.monotonic() + draw.uniform(0, 1.1 * duration)
             writing = draw.random() < 0.5
 
-            def moment(run: Path = run, at: float = at, writing: bool = writing) -> bool:
+            def moment(at: float = at, writing: bool = writing) -> bool:
                 late = time.monotonic() >= at
                 return late and (not writing or any(run.glob(".*.tmp")) or any(run.glob("*/*/.*.tmp")))
 
@@ -140,11 +143,13 @@ def random_kills(kills: int, place: Path, seed: int = 0, say: Callable[[str], No
                 code = wait(child, lambda: False)
                 outcome.kills[f"{number.name}{' in a write' if writing else ''}"] += 1
             if code not in (0, -signal.SIGKILL, 128 + number):
-                raise RuntimeError(f"a try ended with {code} after {number.name}; see {log}")
+                raise RuntimeError(f"a try ended with {code} after {number.name}: {log.read_text()[-2000:]}")
         outcome.runs += 1
         found = contents(run)
         names = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        outcome.differences += [f"{run.name}: {name}" for name in names]
+        outcome.differences += [f"run {outcome.runs}: {name}" for name in names]
+        for name in names:
+            say(f"- {wanted.get(name)}\n+ {found.get(name)}")
         say(f"{outcome.runs} runs, {outcome.kills.total()} kills, {len(outcome.differences)} differences")
     return outcome
 

@@ -92,7 +92,8 @@ class RunDirectory:
         try:
             self._lock(self.path / RUN_FILE)
             for folder in [self.path, *(path for path in self.path.rglob("*") if path.is_dir())]:
-                remove_abandoned(folder)
+                if folder.exists():  # was not abandoned itself
+                    remove_abandoned(folder)
             yield
         except UserError:
             if self.new and not self.holds_work:

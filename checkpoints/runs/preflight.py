@@ -20,11 +20,14 @@ from moe.data.sources import SYNTHETIC, DataSets, Pairs, load_data, load_held_ou
 from moe.data.splits import list_splits
 from moe.data.validate import quick_findings
 from moe.errors import UserError
-from moe.hardware import available_memory, choose_dtype
+from moe.hardware import choose_dtype
+from moe.model import Transformer, count_parameters
 from moe.tokenizer import Tokenizer
 from moe.training.config import TINY, RunConfig
-from moe.training.memory_plan import GIB, MemoryPlan, plan_memory
+from moe.training.memory_plan import GIB, MemoryPlan, most_tokens, plan_memory
+from moe.training.stages import is_expert, is_router
 from moe.training.tiny_base import VOCABULARY, tiny_config
+from moe.training.trainer import training_flops
 
 METRICS_BYTES = 4096  # of a step, in metrics.csv and TensorBoard's files
 
@@ -164,16 +167,70 @@ def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype) -> Memory
     return plan_memory(mixture_config(config, base), config.tokens_per_batch, dtype, config.activation_checkpointing)
 
 
-def describe_needs(
-    config: RunConfig, data: DataSets, plan: MemoryPlan, device: torch.device, directory: Path
+def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, available: int) -> str:
+    """The smallest change of settings with which the run fits into ``available`` bytes, as flags; "" if none does.
+
+    Fewer tokens a batch come first (with more batches per step the result is about the same), then recomputation.
+    """
+    model = mixture_config(config, base)
+    for checkpointing in sorted({config.activation_checkpointing, True}):
+        fitting = most_tokens(model, dtype, checkpointing, available)
+        if fitting < config.max_tokens:
+            continue
+        flags = [] if checkpointing == config.activation_checkpointing else ["--activation-checkpointing"]
+        if fitting < config.tokens_per_batch:
+            steps = config.accumulate * -(-config.tokens_per_batch // fitting)
+            flags += [f"--tokens-per-batch {fitting} --accumulate {steps}"]
+        return " ".join(flags)
+    return ""
+
+
+def describe_fit(
+    config: RunConfig, base: ModelConfig, plan: MemoryPlan, dtype: torch.dtype, available: int, thorough: bool
 ) -> list[str]:
+    """What to change if the run does not fit into ``available`` bytes; if ``thorough``, how much room is left, too."""
+    if plan.total > available:
+        flags = change_to_fit(config, base, dtype, available)
+        remedy = (
+            f"it does with: {flags}" if flags else "no batch is small enough: take a smaller base or a larger device"
+        )
+        return [f"needs {plan.total / GIB:.2f} GiB and {available / GIB:.2f} are free, so it may not fit; {remedy}"]
+    if not thorough:
+        return []
+    most = most_tokens(mixture_config(config, base), dtype, config.activation_checkpointing, available)
+    return [f"fits into the {available / GIB:.1f} GiB that are free; the largest --tokens-per-batch is about {most:,}"]
+
+
+def describe_work(config: RunConfig, base: ModelConfig, tokens_per_second: float) -> list[str]:
+    """Operations per token, tokens and hours of branch and mix at this speed (0: unknown)."""
+    with torch.device("meta"):
+        dense, mixture = Transformer(base), Transformer(mixture_config(config, base))
+    learned = [name for name, _ in mixture.named_parameters() if is_expert(name) or is_router(name)]
+    flops = training_flops(mixture, learned)
+    once = training_flops(dense, [])
+    same = once * count_parameters(mixture) / count_parameters(dense)
+    steps = config.branch_steps + config.mix_steps
+    tokens = steps * config.accumulate * config.tokens_per_batch
+    lines = [
+        f"operations per token of a training step: mixture {flops / 1e9:.3g} G, dense base {once / 1e9:.3g} G, "
+        f"a dense model of the mixture's size (frozen) {same / 1e9:.3g} G",
+        f"{steps:,} steps of branch and mix are at most {tokens:,} tokens",
+    ]
+    if tokens_per_second:
+        hours = tokens / tokens_per_second / 3600
+        twice = ", and about as much for the baseline" if config.baseline else ""
+        lines[-1] += f": {hours:.2g} hours at {tokens_per_second:,.0f} tokens/s{twice}"
+    return lines
+
+
+def describe_needs(config: RunConfig, data: DataSets, plan: MemoryPlan, directory: Path) -> list[str]:
     """What a run in ``directory`` takes, line by line: data, steps, parameters, memory, disk."""
     lines = []
     for language, pairs in data.train.items():
         held_out = ", ".join(f"{len(split[language])} {name}" for name, split in data.held_out.items())
         lines.append(f"{language}: {len(pairs)} training pairs, {held_out}")
     lines.append(f"steps: {config.branch_steps} branch, {config.mix_steps} mix")
-    lines.append(f"{plan.describe()}; {available_memory(device) / GIB:.1f} GiB free")
+    lines.append(plan.describe())
     disk = free_bytes(directory) / GIB
     lines.append(f"at most {disk_needed(config, plan) / GIB:.1f} GiB on disk; {disk:.0f} GiB free")
     return lines

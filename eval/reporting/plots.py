@@ -36,7 +36,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def loss_curves(run: RunRecord, theme: str) -> bytes:
-    """Training loss by step: the base's pretraining where there was one, then mixture and adapter together."""
+    """Training and validation loss by step: pretraining where there was any, then mixture and adapter together."""
     stages = run.stages()
     text, blue, orange = THEMES[theme]
     panels: list[tuple[str, list[tuple[str, str, StageSteps]]]] = []
@@ -49,6 +49,7 @@ def loss_curves(run: RunRecord, theme: str) -> bytes:
             before = len(mixture.steps)
             mixture.steps += [before + step for step in stages[name].steps]
             mixture.losses += stages[name].losses
+            mixture.validation += [(before + step, loss) for step, loss in stages[name].validation]
     if mixture.steps:
         lines.append(("mixture", blue, mixture))
     if lines:
@@ -58,6 +59,8 @@ def loss_curves(run: RunRecord, theme: str) -> bytes:
         for label, color, stage in curves:
             axis.plot(stage.steps, stage.losses, color=color, alpha=0.25, linewidth=0.8)
             axis.plot(stage.steps, smooth(stage.losses), color=color, linewidth=1.6, label=label)
+            if stage.validation:
+                axis.plot(*zip(*stage.validation), "o--", color=color, markersize=3, label=f"{label}, validation")
         axis.set_title(title, color=text, fontsize=11)
         axis.set_xlabel("step", color=text, fontsize=9)
         axis.locator_params(axis="x", integer=True)

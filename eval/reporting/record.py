@@ -30,11 +30,14 @@ class StageSteps:
 class RunRecord:
     """What a run left in its directory.
 
+    Args:
+        finished: refuse a run without scores; else ``models`` and ``splits`` may be empty.
+
     Raises:
         UserError: the directory is no run, or has no scores yet.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, finished: bool = True):
         if not (path / RUN_FILE).is_file():
             raise UserError(f"{path} is not a run: it has no {RUN_FILE}; expected a directory created by train.py")
         self.path, self.name = path, path.resolve().name
@@ -44,10 +47,10 @@ class RunRecord:
             raise UserError(f"{path / RUN_FILE} has no settings under 'config'; expected what train.py writes")
         self.results = read_json_object(path / RESULTS_FILE) if (path / RESULTS_FILE).is_file() else {}
         self.models = [name for name in MODELS if f"scores of {name}" in self.results]
-        if not any(name != "base" for name in self.models):
+        if finished and not any(name != "base" for name in self.models):
             raise UserError(f"the run {path} is not finished: no trained model has scores; continue it with --resume")
         self.languages: list[str] = list(self.config["languages"])
-        self.splits: list[str] = list(self._scores(self.models[-1]))
+        self.splits: list[str] = list(self._scores(self.models[-1])) if self.models else []
 
     def _scores(self, model: str) -> dict[str, Any]:
         return self.results[f"scores of {model}"]["scores"]

@@ -167,3 +167,15 @@ def test_prompts_read_in_parts(tiny_config, window, make_model, monkeypatch):
     answers = generate(model, prompts, max_new_tokens=6, on_output=lambda rows, out: seen.append(rows))
     assert [a.tokens for a in answers] == wanted
     assert seen[:4] == [[0, 1], [2, 3], [4], [0, 1, 2, 3, 4]]
+
+
+def test_batches_that_are_known_are_not_written_again(tiny_config, make_model, monkeypatch):
+    """A batch that lacks one answer is written whole, so that every answer is as in one go."""
+    model, prompts = make_model(tiny_config), prompts_of(9, 8, 7, 6, 5)
+    wanted = generate_many(model, prompts, batch_size=2, max_new_tokens=6)
+    asked = []
+    plain = generation.generate
+    monkeypatch.setattr(generation, "generate", lambda *a, row_ids, **k: (asked.append(row_ids), plain(*a, **k))[1])
+    known = {place: wanted[place] for place in (0, 1, 2)}
+    assert generate_many(model, prompts, batch_size=2, max_new_tokens=6, known=known) == wanted
+    assert asked == [[2, 3], [4]]
