@@ -16,12 +16,14 @@ from eval.cost import model_cost
 from eval.scoring import AnswerSettings, save_answers, score_answers, write_answers
 from eval.specialization import RoutingCounter
 from eval.verdicts import add_verdicts
+from moe.config import parse_layers
 from moe.data.packing import EncodedData, encode_pairs
 from moe.data.pairs import Pair
 from moe.data.sources import sample_all
 from moe.files import write_json_lines
 from moe.training.config import RunConfig
 from moe.training.held_out_loss import HeldOutLoss, held_out_loss
+from moe.training.stages import choose_trainable
 
 UNFINISHED = ".unfinished"  # of the file that notes each answer until all of a model are scored
 
@@ -90,6 +92,11 @@ class Evaluation:
             layers = len(model.config.sparse_layers)
             routing = RoutingCounter(len(config.languages), layers, model.config.num_experts, config.seed)
         result: dict[str, Any] = {"scores": {}, "cost": asdict(model_cost(model.config))}
+        if name == "dense adapter" and not model.config.is_delta:  # beside full experts: no config says what it trained
+            layers = parse_layers(config.moe_layers, model.config.n_layers)
+            learned = choose_trainable(model, "adapter", moe_layers=layers)
+            result["cost"]["trained"] = sum(parameter.numel() for parameter in learned.values())
+            model.requires_grad_(False)
         for split, pairs in self.held_out.items():
             chosen = sample_all(pairs, config.eval_pairs, config.seed)
             path = self._file("answers", name, split)

@@ -20,13 +20,16 @@ COMMENT = {"python": "# "}  # the others write comments as // ...
 
 
 def tiny_config(vocab_size: int) -> ModelConfig:
-    """Sizes of the tiny base: about 1.5 million parameters, with the window and the grouped heads of Mistral."""
+    """Sizes of the tiny base: about 1.6 million parameters, with Mistral's window.
+
+    Heads are not grouped: with one key head for five the base learns late to copy names and numbers from its prompt.
+    """
     return ModelConfig(
         vocab_size=vocab_size,
         dim=160,
         n_layers=4,
         n_heads=5,
-        n_kv_heads=1,
+        n_kv_heads=5,
         hidden_dim=448,
         max_seq_len=1024,
         sliding_window=512,
