@@ -12,9 +12,10 @@ def extract_code(answer: str, language: str) -> str:
     """Takes the code out of a chat model's answer.
 
     The first fenced block that names the language, else the first that names none, else the first; a block that is
-    never closed runs to the end. Without a fence, sentences before and after the code are dropped. Line ends around
-    the code are left out.
+    never closed runs to the end. What a model thinks aloud first is no part of it. Without a fence, sentences before
+    and after the code are dropped. Line ends around the code are left out.
     """
+    answer = without_thoughts(answer)
     fences = get_language(language).fences
     blocks = [(name, code) for name, code in fenced_blocks(answer) if code.strip()]
     for wanted in (lambda name: name in fences, lambda name: not name, lambda name: True):
@@ -22,6 +23,16 @@ def extract_code(answer: str, language: str) -> str:
             if wanted(name):
                 return code
     return _without_prose(answer)
+
+
+# Some templates write the opening mark themselves, so that the answer has the closing one alone.
+_THOUGHTS = re.compile(r"\s*<(think|thinking|reasoning)>.*?(?:</\1>|\Z)|.*?^</think>[ \t]*$", re.DOTALL | re.MULTILINE)
+
+
+def without_thoughts(answer: str) -> str:
+    """The answer after what a model thinks aloud first (``<think>...</think>``); nothing where that never ends."""
+    found = _THOUGHTS.match(answer)
+    return answer if found is None else answer[found.end() :].strip("\r\n")
 
 
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<lead>\S.*?)??(?P<fence>`{3,}|~{3,})[ \t]*(?P<name>[\w+#.-]*)[^`]*")

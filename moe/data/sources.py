@@ -67,11 +67,11 @@ def _describe(splits: Mapping[str, Split]) -> list[str]:
     return [f"{name}: {split.reading.describe()}" for name, split in splits.items()]
 
 
-def load_held_out(data: str, languages: Sequence[str], split: str, seed: int = 0) -> Pairs:
+def load_held_out(data: str, languages: Sequence[str], split: str, seed: int = 0, fields: Sequence[str] = ()) -> Pairs:
     """Pairs of one held-out split; arguments and errors as for :func:`load_data`."""
     if data == SYNTHETIC:
         return _synthetic_test_sets(languages, seed, (split,))[split]
-    return load_split(Path(data), split, languages)
+    return load_split(Path(data), split, languages, fields=fields)
 
 
 def _synthetic_test_sets(languages: Sequence[str], seed: int, test_sets: Sequence[str]) -> dict[str, Pairs]:
