@@ -68,7 +68,10 @@ def validate(arguments: argparse.Namespace) -> int:
     if measure is not None:
         kept = sum(length for check in checks.values() for length in check.lengths if length <= arguments.max_tokens)
         batches = kept / arguments.tokens_per_batch
-        print(f"one pass over the data is about {batches:,.0f} steps of {arguments.tokens_per_batch:,} tokens")
+        line = f"one pass over the data is about {batches:,.0f} steps of {arguments.tokens_per_batch:,} tokens"
+        if arguments.tokens_per_second:
+            line += f", {kept / arguments.tokens_per_second / 3600:,.1f} hours"
+        print(line if arguments.tokens_per_second else f"{line} (--tokens-per-second for hours)")
     if unknown:
         names = ", ".join(
             f"{count:,} {name!r}" for name, count in sorted(unknown.items(), key=lambda item: -item[1])[:8]
@@ -168,6 +171,9 @@ def make_parser() -> CommandParser:
     for name, help in (("max_tokens", "longest example of the run"), ("tokens_per_batch", "tokens of a batch")):
         flag = "--" + name.replace("_", "-")
         check.add_argument(flag, type=integer_at_least(1), default=getattr(RunConfig(), name), metavar="N", help=help)
+    check.add_argument(
+        "--tokens-per-second", type=integer_at_least(1), metavar="N", help="of training, as train.py prints it: hours"
+    )
     check.set_defaults(main=validate)
     tidy = parser.commands.add_parser("clean", help="a copy without copies, leaks, benchmarks and secrets")
     tidy.add_argument("directory", metavar="DIR", help="a data directory, as train.py --data takes it")
