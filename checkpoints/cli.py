@@ -83,6 +83,13 @@ def script_command(script: str) -> str:
     return shlex.join(["python", str(folder / f"{script}.py")])
 
 
+def add_fields_argument(parser: argparse.ArgumentParser) -> None:
+    """``--fields``: which fields of the data hold what."""
+    parser.add_argument(
+        "--fields", nargs="+", default=[], metavar="PART=FIELD", help="what is what: text=a+b code=c language=d id=e"
+    )
+
+
 def check_output_file(path: str | Path, force: bool = False) -> Path:
     """Raises :class:`UserError` if a file ``path`` cannot be written; to be called before the work."""
     path = Path(path)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from tree_sitter import Node, Parser
 
 from eval.codebleu.grammar import load_grammar
-from moe.data.code_blocks import Block, fenced_blocks
+from moe.data.code_blocks import Block, fenced_blocks, without_thoughts
 from moe.languages import get_language
 
 # An English sentence on a line of its own: a capital, two words, no sign that only code has, a full stop or colon.
@@ -23,10 +23,12 @@ _FENCES = ("```", "~~~")
 def answer_code(answer: str, language: str) -> str:
     """The code of a chat model's answer; line ends around a block are left out.
 
-    Fences in comments and docstrings are code. Of the others: the first block that names the language, else the first
-    that names none, else the first; a block that is never closed runs to the end. An answer without a fence is taken as
-    it is where it parses, else without the sentences before and after the code.
+    What a model thinks aloud first is no part of it. Fences in comments and docstrings are code. Of the others: the
+    first block that names the language, else the first that names none, else the first; a block that is never closed
+    runs to the end. An answer without a fence is taken as it is where it parses, else without the sentences before and
+    after the code.
     """
+    answer = without_thoughts(answer)
     text = answer.removeprefix("\ufeff")
     if any(fence in text for fence in _FENCES):
         blocks = _blocks(text, language)
@@ -39,7 +41,8 @@ def is_complete(answer: str, language: str) -> bool:
     """Whether the block that :func:`answer_code` takes is closed, so that a model may stop writing."""
     if not any(answer.count(fence) > 1 for fence in _FENCES):
         return False
-    return any(block.closed and _rank(block, language) < 2 for block in _blocks(answer, language))
+    blocks = _blocks(without_thoughts(answer), language)
+    return any(block.closed and _rank(block, language) < 2 for block in blocks)
 
 
 def _rank(block: Block, language: str) -> int:

@@ -15,6 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from checkpoints.cli import add_fields_argument
 from checkpoints.model_io import LoadedModel, load_model
 from checkpoints.progress import make_console, say
 from checkpoints.runs.finished import model_of, newest_model
@@ -139,6 +140,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="DIR", help="a run or a model directory (default: the newest run's)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are looked for")
     parser.add_argument("--data", default=SYNTHETIC, help="a folder of pairs, or 'synthetic'")
+    add_fields_argument(parser)
     parser.add_argument("--split", default="test", help="the held-out split")
     parser.add_argument("--languages", nargs="+", metavar="NAME", help="default: the model's experts")
     parser.add_argument("--pairs", type=int, default=100, help="pairs per language")
@@ -165,7 +167,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"{path} has no language experts; name the languages, for example --languages python java")
     if loaded.config.is_moe and languages != list(loaded.config.expert_languages):
         raise UserError(f"{path} has experts for {' '.join(loaded.config.expert_languages)}; leave --languages out")
-    held_out = load_held_out(arguments.data, languages, arguments.split, arguments.seed)
+    held_out = load_held_out(arguments.data, languages, arguments.split, arguments.seed, arguments.fields)
     pairs = sample_all(held_out, arguments.pairs, arguments.seed)
     console = make_console()
     table = Table(title=f"routing of {path}", title_justify="left")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from checkpoints.cli import CommandParser, check_output_file, run
+from checkpoints.cli import CommandParser, add_fields_argument, check_output_file, run
 from checkpoints.commands.common import integer_at_least
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template
@@ -68,7 +68,10 @@ def validate(arguments: argparse.Namespace) -> int:
     if measure is not None:
         kept = sum(length for check in checks.values() for length in check.lengths if length <= arguments.max_tokens)
         batches = kept / arguments.tokens_per_batch
-        print(f"one pass over the data is about {batches:,.0f} steps of {arguments.tokens_per_batch:,} tokens")
+        line = f"one pass over the data is about {batches:,.0f} steps of {arguments.tokens_per_batch:,} tokens"
+        if arguments.tokens_per_second:
+            line += f", {kept / arguments.tokens_per_second / 3600:,.1f} hours"
+        print(line if arguments.tokens_per_second else f"{line} (--tokens-per-second for hours)")
     if unknown:
         names = ", ".join(
             f"{count:,} {name!r}" for name, count in sorted(unknown.items(), key=lambda item: -item[1])[:8]
@@ -157,7 +160,7 @@ def make_parser() -> CommandParser:
     parser = CommandParser(prog="python -m moe.data", description="Check, clean and look at text-to-code pairs.")
     check = parser.commands.add_parser("validate", help="what a data directory holds, and what is wrong with it")
     check.add_argument("directory", metavar="DIR", help="a data directory, as train.py --data takes it")
-    add_reading(check)
+    add_fields_argument(check)
     check.add_argument(
         "--tokenizer", "--model", metavar="PATH", help="a model or tokenizer: lengths in tokens, and steps"
     )
@@ -168,11 +171,14 @@ def make_parser() -> CommandParser:
     for name, help in (("max_tokens", "longest example of the run"), ("tokens_per_batch", "tokens of a batch")):
         flag = "--" + name.replace("_", "-")
         check.add_argument(flag, type=integer_at_least(1), default=getattr(RunConfig(), name), metavar="N", help=help)
+    check.add_argument(
+        "--tokens-per-second", type=integer_at_least(1), metavar="N", help="of training, as train.py prints it: hours"
+    )
     check.set_defaults(main=validate)
     tidy = parser.commands.add_parser("clean", help="a copy without copies, leaks, benchmarks and secrets")
     tidy.add_argument("directory", metavar="DIR", help="a data directory, as train.py --data takes it")
     tidy.add_argument("output", metavar="OUT", help="a new directory: SPLIT/LANGUAGE.jsonl.gz")
-    add_reading(tidy)
+    add_fields_argument(tidy)
     tidy.add_argument(
         "--benchmarks", nargs="+", default=[], metavar="FILE", help="remove what shares 13 words in a row"
     )
@@ -208,7 +214,7 @@ def make_parser() -> CommandParser:
     look = parser.commands.add_parser("preview", help="random pairs per language, with histograms of lengths")
     look.add_argument("directory", metavar="DIR", help="a data directory, as train.py --data takes it")
     look.add_argument("--split", default="train", metavar="NAME", help="which split")
-    add_reading(look)
+    add_fields_argument(look)
     look.add_argument("--count", type=integer_at_least(1), default=5, metavar="N", help="pairs per language")
     look.add_argument("--seed", type=int, default=0, metavar="N", help="other pairs for each")
     look.add_argument("--html", metavar="FILE", help="write a page in place of text")
@@ -226,13 +232,6 @@ def share(text: str) -> float:
     if not 0 <= value <= 0.9:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a share from 0 to 0.9")
     return value
-
-
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Flags of everything that reads pairs."""
-    parser.add_argument(
-        "--fields", nargs="+", default=[], metavar="PART=FIELD", help="what is what: text=a+b code=c language=d id=e"
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,16 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+# Some templates write the opening mark themselves, so that the answer has the closing one alone.
+_THOUGHTS = re.compile(r"\s*<(think|thinking|reasoning)>.*?(?:</\1>|\Z)|.*?^</think>[ \t]*$", re.DOTALL | re.MULTILINE)
+
+
+def without_thoughts(answer: str) -> str:
+    """The answer after what a model thinks aloud first (``<think>...</think>``); nothing where that never ends."""
+    found = _THOUGHTS.match(answer)
+    return answer if found is None else answer[found.end() :].strip("\r\n")
+
+
 _FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<lead>\S.*?)??(?P<fence>`{3,}|~{3,})[ \t]*(?P<name>[\w+#.-]*)[^`]*")
 _CLOSER_INDENT = 3  # columns beyond the opening fence; a fence further in is code (CommonMark)
 

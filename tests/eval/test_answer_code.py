@@ -33,6 +33,11 @@ CODE = "def f(x):\n    return x"
         ("// Adds two numbers.\nint f();", "// Adds two numbers.\nint f();"),
         ('"""Doc.\n\nReturns the sum of all.\n"""', '"""Doc.\n\nReturns the sum of all.\n"""'),
         ("I cannot do that.", "I cannot do that."),
+        (f"<think>\nFirst\n```python\nx = 1\n```\n</think>\n\n```python\n{CODE}\n```", CODE),
+        (f"<think>A function.</think>\n{CODE}", CODE),
+        (f"Hm, f.\n</think>\n{CODE}", CODE),
+        ("<think>\nIt never ends:\ndef f(x):", ""),
+        ('print("<think>")\nx = "</think>"', 'print("<think>")\nx = "</think>"'),
         ("", ""),
     ],
 )

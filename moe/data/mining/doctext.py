@@ -162,14 +162,14 @@ def _inline_tags(text: str) -> str:
     return text
 
 
-_VERB = re.compile(r"(?:is|are|was|will|can|should|must|may|does)\b")
+_VERB = re.compile(r"(?!(?:this|its|as|is|was|does|has)\b)[a-z]+s\b")
 
 
 def _without_name(text: str, name: str) -> str:
-    """``Name returns x`` becomes ``Returns x``; texts whose verb needs the name keep it."""
-    plain = name.rpartition("::")[2].rpartition(".")[2]
-    match = re.match(rf"(?:The )?{re.escape(plain)}(?:\(\))?(?:\s*[:\u2014\u2013-]{{1,2}})?\s+(?=[a-zA-Z])", text)
-    if match is None or _VERB.match(text[match.end() :]):
+    """``Name returns x`` and ``name - return x`` become ``Returns x`` and ``Return x``."""
+    plain = re.escape(name.rpartition("::")[2])
+    match = re.match(rf"(?:The )?{plain}(?:\(\))?(\s*[:\u2014\u2013-]{{1,2}})?\s+(?=[a-zA-Z])", text, re.IGNORECASE)
+    if match is None or not (match[1] or _VERB.match(text[match.end() :])):
         return text
     return text[match.end()].upper() + text[match.end() + 1 :]
 

@@ -32,7 +32,7 @@ _UNFIT = (
     r"|is like|like the|variant of|version of|counterpart|alias (?:for|of|to)|wrapper|shorthand|shortcut|convenience"
     r"|constructor|destructor|please|we (?:need|want|should|have|are)|i think|hopefully|default implementation"
     r"|implementation of|(?:is )?called (?:by|when|from|on|after|before)|callback for|invoked (?:by|when)"
-    r"|implements? (?:the )?\w+ interface|helper (?:function|method|class|for|to)"
+    r"|implements? (?:the )?[\w.]+ interface|helper (?:function|method|class|for|to)"
     r"|internal (?:function|method|use|helper)|utility (?:function|method)"
 )
 _ABOUT_ELSE = re.compile(rf"\b(?:{_UNFIT})\b|https?://|www\.", re.IGNORECASE)

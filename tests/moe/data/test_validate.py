@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints.runs.preflight import check_data
-from moe.data import grammars
+from moe.data import grammars, key_index
 from moe.data.__main__ import main
 from moe.data.grammars import parses
 from moe.data.overlap import SHINGLE, Benchmarks, ExactCopies, NearCopies
@@ -111,6 +111,22 @@ def jaccard(first: str, second: str) -> float:
 
     a, b = shingles(first), shingles(second)
     return len(a & b) / len(a | b)
+
+
+def test_an_index_on_disk_finds_what_a_dictionary_finds(monkeypatch):
+    monkeypatch.setattr(key_index, "RECENT", 50)
+    monkeypatch.setattr(key_index, "MERGED", 300)
+    draw, index, expected = random.Random(0), key_index.KeyIndex(), {}
+    for number in range(900):
+        keys = [draw.randrange(400) << 55 | draw.randrange(2) for _ in range(3)]
+        index.add(keys, number)
+        for key in keys:
+            expected.setdefault(key, []).append(number)
+    assert 2 < len(index._sorted) < 20
+    for key in range(410):
+        for low in (0, 1, 2):
+            assert sorted(index.find([key << 55 | low])) == sorted(expected.get(key << 55 | low, []))
+    assert len(index.find(list(expected))) == 2700
 
 
 def test_near_copies_at_the_threshold_are_found():
