@@ -177,10 +177,8 @@ def _name(node: Node, source: bytes) -> str | None:
             found = parent.child_by_field_name("left")
             found = found and (found.child_by_field_name("property") or found)
         elif parent.type in ("variable_declarator", "pair", "public_field_definition", "field_definition"):
-            found = next(
-                (parent.child_by_field_name(x) for x in ("name", "key", "property") if parent.child_by_field_name(x)),
-                None,
-            )
+            fields = (parent.child_by_field_name(x) for x in ("name", "key", "property"))
+            found = next((x for x in fields if x is not None), None)
         else:
             return None
     name = _text(found, source) if found is not None else ""
