@@ -76,7 +76,7 @@ class Reading:
 
     def describe(self) -> str:
         """Such as "read as instruction/output, 8,123 pairs, language from field lang"."""
-        line = f"read as {' and '.join(self.layouts)}, {self.layouts.total():,} pairs"
+        line = f"read as {' and '.join(self.layouts)}, {self.layouts.total():,} pairs" if self.layouts else "no pairs"
         line += f", language from {' and '.join(self.languages)}" if self.languages else ""
         parts = [f"{count:,} {reason}" for reason, count in self.left_out.most_common()]
         return line + (f"; left out {', '.join(parts)}" if parts else "")

@@ -43,6 +43,7 @@ def summary(comment: str, language: str, name: str) -> str:
         comment: with the comment's marks; of Python, the inside of the docstring.
     """
     lines = _unmarked(comment) if language != "python" else comment.expandtabs().strip().split("\n")
+    lines = [line[:1000] for line in lines[:100]]  # whatever a file holds takes no time
     text = " ".join(_first_paragraph(lines, language, name))
     text = _plain(text, language)
     if language == "go" or re.match(rf"{re.escape(name)}\b(?!\s*[(:=])", text):

@@ -146,6 +146,10 @@ def _blanked(source: bytes) -> bytes:
     return re.sub(rb"(?m)^(?![ \t]*#).*[A-Z]{3}.*$", line, source)
 
 
+def _first(node: Node) -> Node | None:
+    return node.named_child(0) if node.named_child_count else None
+
+
 def _text(node: Node, source: bytes) -> str:
     return source[node.start_byte : node.end_byte].decode("utf-8", "replace")
 
@@ -173,10 +177,8 @@ def _name(node: Node, source: bytes) -> str | None:
             found = parent.child_by_field_name("left")
             found = found and (found.child_by_field_name("property") or found)
         elif parent.type in ("variable_declarator", "pair", "public_field_definition", "field_definition"):
-            found = next(
-                (parent.child_by_field_name(x) for x in ("name", "key", "property") if parent.child_by_field_name(x)),
-                None,
-            )
+            fields = (parent.child_by_field_name(x) for x in ("name", "key", "property"))
+            found = next((x for x in fields if x is not None), None)
         else:
             return None
     name = _text(found, source) if found is not None else ""
@@ -304,8 +306,8 @@ def _measured(body: Node, docstring: Node | None) -> tuple[int, float]:
 
 def _docstring(body: Node) -> Node | None:
     """The string that a Python body starts with."""
-    first = body.named_child(0)
-    string = first.named_child(0) if first is not None and first.type == "expression_statement" else first
+    first = _first(body)
+    string = _first(first) if first is not None and first.type == "expression_statement" else first
     return string if string is not None and string.type == "string" else None
 
 
@@ -354,7 +356,7 @@ def _declarator(node: Node | None) -> Node | None:
     while node is not None and node.type != "function_declarator":
         inner = node.child_by_field_name("declarator")
         if inner is None and node.type == "reference_declarator":
-            inner = node.named_child(0)
+            inner = _first(node)
         node = inner
     return node
 
@@ -390,7 +392,7 @@ def _type(parameter: Node, source: bytes) -> str:
         text = source[parameter.start_byte : default.start_byte].decode("utf-8", "replace").rstrip(" =")
     named = parameter.child_by_field_name("declarator")
     while named is not None and named.type not in ("identifier", "field_identifier"):
-        named = named.child_by_field_name("declarator") or (named.named_child(0) if named.named_child_count else None)
+        named = named.child_by_field_name("declarator") or _first(named)
     if named is not None:
         text = re.sub(rf"\b{re.escape(_text(named, source))}\b(?!.*\b{re.escape(_text(named, source))}\b)", "", text)
     return text.replace("std::", "")

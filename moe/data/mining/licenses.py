@@ -51,15 +51,15 @@ _GRANT = r"permission to use, copy, modify,? (?:and/or|and) distribute this soft
 _TEXTS = (
     (r"apache license,?\W{0,3}version 2|apache\.org/licenses/license-2\.0", "Apache-2.0"),
     (r"boost software license", "BSL-1.0"),
-    (r"to any person obtaining a copy.*?(?:shall|must) be included", "MIT"),
+    (r"to any person obtaining a copy.{1,1500}?(?:shall|must) be included", "MIT"),
     (
         r"(?:licensed|released|available|distributed) under the (?:terms of the )?mit license|^\W*(?:the )?mit license",
         "MIT",
     ),
-    (rf"{_GRANT} for any\W+purpose.{{1,20}}fee.*?provided that", "ISC"),
+    (rf"{_GRANT} for any\W+purpose.{{1,20}}fee.{{1,200}}?provided that", "ISC"),
     (rf"{_GRANT} for any\W+purpose with or without fee is hereby granted\.", "0BSD"),
     (rf"{_GRANT} and its\W+documentation", "HPND"),
-    (r"redistributions? .*?binary forms?.*?(?:neither the name|names? of .{1,80}? may not be used)", "BSD-3-Clause"),
+    (r"in binary form must reproduce.{1,1500}?(?:neither the name|names? of .{1,80}? may not be used)", "BSD-3-Clause"),
     (r"redistributions? in binary form must reproduce", "BSD-2-Clause"),
     (r"origin of this software must not be misrepresented", "Zlib"),
     (r"python software foundation license|psf license agreement", "PSF-2.0"),
