@@ -112,7 +112,7 @@ def plan_and_run(arguments: argparse.Namespace) -> int:
         try:
             return make_experts(config, directory, data, device, dtype, console, arguments)
         except (KeyboardInterrupt, OSError, UserError) as error:
-            if directory.holds_work or isinstance(error, KeyboardInterrupt):
+            if directory.holds_work or isinstance(error, KeyboardInterrupt | Diverged):
                 say(console, f"stopped; continue with: {command_to_go_on(directory, error)}")
             raise
 

@@ -38,7 +38,7 @@ FLAGS = (
 ).split()
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGKILL, signal.SIGINT)
 CLOCKS = ("seconds", "tokens_per_second", "mfu", "memory_gib")  # columns of metrics.csv
-MOST = 600.0  # seconds of one try
+MOST = 3600.0  # seconds of one try
 
 
 @dataclass

@@ -131,7 +131,7 @@ def test_transformers_reads_what_training_wrote(finished):
 
 @pytest.mark.slow
 def test_runs_that_are_killed_end_as_an_undisturbed_one(tmp_path):
-    """A hundred kills are docs/results/training.md's."""
+    """More kills: python -m tests.random_kills."""
     outcome = random_kills(2, tmp_path, seed=3)
     assert outcome.kills.total() == 2 and outcome.runs and not outcome.differences
 

@@ -29,7 +29,7 @@ from checkpoints.storage.files import new_directory, read_json_object, remove_ab
 from moe.errors import UserError
 from moe.files import json_bytes, replace_file, replacing
 from moe.training.config import RunConfig
-from moe.training.trainer import StageState
+from moe.training.trainer import Diverged, StageState
 
 
 def resume_command(path: Path) -> str:
@@ -87,7 +87,8 @@ class RunDirectory:
     def held(self) -> Iterator[None]:
         """Locks the run against other processes; the lock ends with the process.
 
-        A :class:`UserError` before the first finished step removes a directory that this process created.
+        A :class:`UserError` before the first finished step removes a directory that this process created, but for one
+        that a resumed run can avoid (:class:`Diverged`).
         """
         try:
             self._lock(self.path / RUN_FILE)
@@ -95,8 +96,8 @@ class RunDirectory:
                 if folder.exists():  # was not abandoned itself
                     remove_abandoned(folder)
             yield
-        except UserError:
-            if self.new and not self.holds_work:
+        except UserError as error:
+            if self.new and not self.holds_work and not isinstance(error, Diverged):
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
         finally:

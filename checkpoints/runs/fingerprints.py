@@ -7,7 +7,6 @@ from its seed (the synthetic tasks, the tiny base, its tokenizer) is known by it
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -76,7 +75,8 @@ def check_inputs(directory: RunDirectory, now: Mapping[str, Any], accept: bool) 
     if changed:
         made = ("scores of ", "tests of ")
         directory.results = {name: x for name, x in directory.results.items() if not name.startswith(made)}
-        shutil.rmtree(directory.path / "answers", ignore_errors=True)  # unfinished ones, too
+        for unfinished in (directory.path / "answers").glob("*.un*"):  # journals of answers and of verdicts
+            unfinished.unlink()
         directory.note("fingerprints", dict(now))
     return changed
 

@@ -62,7 +62,7 @@ def damaged_tensor(path: Path, checksums: Any) -> str:
 def check_tensors(files: Iterable[Path]) -> None:
     """Compares the tensors of weight files with the manifest beside them; files without one pass.
 
-    CRC-32 takes half a second to a second per gigabyte on one core; all cores work at it.
+    CRC-32 takes about a second per gigabyte and core; all cores work at it.
 
     Raises:
         UserError: naming the tensor that is not as it was written.
