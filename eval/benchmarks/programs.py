@@ -90,7 +90,9 @@ def _joined_java(code: str, preamble: str, helpers: dict[str, str], class_name: 
             imports = [n for n in root.named_children if n.type == "import_declaration"]
             top = "\n".join((n.text or b"").decode() for n in imports)
             body = _without(code, [(n.start_byte, n.end_byte) for n in imports])
-            return _joined_java(f"{top}\nclass {class_name} {{\n{body}\n}}\n", preamble, helpers, class_name, tests)
+            code = f"{top}\nclass {class_name} {{\n{body}\n}}\n"
+            root = parse(code, "java")
+            own = declared(root)
     body_node = class_body(root, class_name)
     if body_node is not None:
         names = {item.name for item in declared(body_node)}
