@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from moe.errors import Notice, UserError
-from moe.version import __version__
+from kernels.version import __version__
 
 SCRIPTS = ("train", "generate")
 
