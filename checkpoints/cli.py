@@ -14,8 +14,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from moe.errors import Notice, UserError
 from kernels.version import __version__
+from moe.errors import Notice, UserError
 
 SCRIPTS = ("train", "generate")
 

@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "execution": "eval.execution.cli",
     "report": "eval.report",
     "routing": "eval.routing",
+    "score-answers": "eval.score_answers",
 }
 
 

@@ -92,8 +92,7 @@ def _projection(found: dict[str, Any]) -> list[str]:
     if "decode_tokens_per_second" in numbers:
         lines.append(f"- decode, one sequence, int4 experts: {numbers['decode_tokens_per_second']:.0f} tokens/s")
     if "training_hours" in numbers:
-        lines.append(
-            f"- training: {numbers['training_tokens_per_second']:.0f} tokens/s, {numbers['training_hours']:.1f} hours for "
-            f"{PAIRS:,} pairs of {TOKENS_PER_PAIR} tokens, {PASSES} passes"
-        )
+        speed, hours = numbers["training_tokens_per_second"], numbers["training_hours"]
+        data = f"{PAIRS:,} pairs of {TOKENS_PER_PAIR} tokens, {PASSES} passes"
+        lines.append(f"- training: {speed:.0f} tokens/s, {hours:.1f} hours for {data}")
     return lines

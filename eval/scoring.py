@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 
-from eval.codebleu import codebleu, codebleu_each
 from moe.data.code_blocks import extract_code
 from moe.data.pairs import Pair
 from moe.data.prompt import encode_prompt, instruction_for, stop_ids
@@ -113,23 +113,40 @@ class _FenceStop:
         return first >= 0 and self.texts[place].find("\n" + FENCE, first + len(FENCE)) >= 0
 
 
+def can_score() -> bool:
+    """Whether CodeBLEU's parser is here; without it answers are written and ``score-answers`` scores them later."""
+    return importlib.util.find_spec("tree_sitter") is not None
+
+
+def score_rows(rows: Sequence[Row], language: str) -> Score:
+    """Corpus CodeBLEU (mode ``reference``) of a language's answers."""
+    from eval.codebleu import codebleu
+
+    result = codebleu([row.references for row in rows], [row.answer or "" for row in rows], language)
+    return Score(**{part: getattr(result, part) for part in PARTS}, answers=len(rows))
+
+
+def score_each(rows: Sequence[Row], language: str) -> list[dict[str, Any]]:
+    """CodeBLEU and its parts of each answer of a language."""
+    from eval.codebleu import codebleu_each
+
+    found = codebleu_each([row.references for row in rows], [row.answer or "" for row in rows], language)
+    return [score.as_dict() for score in found]
+
+
 def score_answers(answers: Mapping[str, Sequence[ScoredAnswer]]) -> dict[str, Score]:
     """Corpus CodeBLEU (mode ``reference``) per language."""
-    scores = {}
-    for language, items in answers.items():
-        result = codebleu([a.row.references for a in items], [a.code for a in items], language)
-        scores[language] = Score(**{part: getattr(result, part) for part in PARTS}, answers=len(items))
-    return scores
+    return {language: score_rows([a.row for a in items], language) for language, items in answers.items()}
 
 
 def save_answers(answers: Mapping[str, Sequence[ScoredAnswer]], path: Path) -> None:
-    """Writes answers as rows (:mod:`moe.data.rows`) with the CodeBLEU of each."""
+    """Writes answers as rows (:mod:`moe.data.rows`) with the CodeBLEU of each, where it can be computed here."""
     rows: list[dict[str, Any]] = []
     for language, items in answers.items():
-        scores = codebleu_each([a.row.references for a in items], [a.code for a in items], language)
+        scores = score_each([a.row for a in items], language) if can_score() else [{}] * len(items)
         for answer, score in zip(items, scores, strict=True):
             raw = {} if answer.raw.strip() == answer.code else {"raw": answer.raw}
-            rows.append({**answer.row.to_json(), **raw, "finished": answer.finished, **score.as_dict()})
+            rows.append({**answer.row.to_json(), **raw, "finished": answer.finished, **score})
     write_json_lines(path, rows)
 
 

@@ -1,8 +1,8 @@
 """``python -m eval.training_step OUT.json``: training steps of Mistral-7B's shape, random weights, under 22 GiB.
 
-A bf16 base with the preset ``mistral-7b-24gb``'s ranks, an int4 base with rank 64, and beside them transformers with
-peft's LoRA of the same active rank on the same batches, recomputation on both sides. Torch may allocate no more than an
-A10G offers, so a step that needs more fails. Writes times, tokens per second, memory and the planner's error after each.
+A bf16 base with the ranks of the preset ``mistral-7b-24gb`` and an int4 base with rank 64; beside each transformers
+with peft's LoRA of the same active rank on the same batches, with recomputation on both sides. Torch may allocate no
+more than an A10G offers, so a step that needs more fails. Writes times, memory and the planner's error after each.
 """
 
 from __future__ import annotations

@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.execution.cases import CaseTests
-from eval.execution.judge import Job, check_language, judge_many
 from moe.data.rows import Row, parse_row
 from moe.data.sources import sample
 from moe.errors import UserError
@@ -23,6 +21,9 @@ def run_all(jobs: Sequence[Row], on_progress: Callable[[int, int], None] | None 
     Rows whose tests cannot be used, or whose language cannot be run, are ``unusable``; where nothing contains
     programs all are ``unavailable``.
     """
+    from eval.execution.cases import CaseTests  # here, as it needs tree-sitter, which a run does without
+    from eval.execution.judge import Job, check_language, judge_many
+
     found: dict[int, tuple[str, str]] = {}
     usable: dict[int, Job] = {}
     for place, row in enumerate(jobs):

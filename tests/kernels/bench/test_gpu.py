@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -13,8 +15,11 @@ from kernels.bench.gpu import Case, LayerBenchmark, _costs
 
 def test_bytes_count_only_the_experts_that_were_hit():
     layer = Layer(*(torch.empty(4, 4, 8) for _ in range(3)), torch.ones(1, 2), torch.tensor([[0, 2]]))
-    flop, moved = _costs(layer, 1, 2)
+    flop, moved = _costs(layer, 1, "bf16 forward")
     assert flop == 2 * 3 * 8 * 4 * 2 and moved == 3 * 8 * 4 * 2 * 2 + 2 * 8 * 2 + 4 * 2 * 4
+    assert _costs(layer, 1, "bf16 forward+backward") == (3 * flop, 4 * moved)
+    base, _ = _costs(layer, 1, "delta forward+backward")  # once per token, the input's gradient alone
+    assert base == 2 * 2 * 3 * 8 * 4
 
 
 def layer_benchmark(tokens: int) -> tuple[LayerBenchmark, Layer, torch.Tensor]:
@@ -36,7 +41,7 @@ def test_only_what_computes_the_layer_is_measured(phase, monkeypatch):
     monkeypatch.setattr(gpu, "BASELINES", builds)
     monkeypatch.setattr(gpu, "INT4_BASELINES", {name: builds[name] for name in ("wrong", "not installed")})
     benchmark, layer, x = layer_benchmark(9)
-    forwards, errors, skipped = benchmark._candidates(layer, x, Case(phase, 9, "uniform"))
+    forwards, errors, skipped = benchmark._candidates(layer, x, Case(phase, 9))
     assert set(forwards) == ({"ours", "right"} if phase == "bf16 forward" else {"ours"})
     assert errors["ours"] <= gpu.BOUND_BF16 < errors["wrong"]
     assert "wrong by" in skipped["wrong"] and "ZeroDivisionError" in skipped["not installed"]
@@ -45,3 +50,22 @@ def test_only_what_computes_the_layer_is_measured(phase, monkeypatch):
 def test_speedups_compare_times_taken_alike():
     assert gpu.best_speedup({"ours": 2.0, "a": 3.0, "b": 5.0}) == 1.5
     assert gpu.best_speedup({"ours": 2.0}) == gpu.best_speedup({}) == float("inf")
+
+
+def test_every_phase_is_measured_and_right():
+    """Small sizes on the CPU: rows of all phases, both numbers of experts a token, and all peers that a CPU has."""
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    cases = [Case(phase, 6, top_k=k) for phase in gpu.PHASES for k in (1, 2)]
+    seen = []
+    options = {"width": 128, "hidden": 128, "repeats": 1, "per_case_seconds": 0.01}
+    cpu = torch.device("cpu")
+    result = gpu.run(float("inf"), cpu, cases, on_row=lambda found: seen.append(len(found["rows"])), **options)
+    assert not result["left_out"] and not result["failures"] and seen[:3] == [1, 2, 3]
+    assert [(row["phase"], row["top_k"]) for row in result["rows"]] == [(case.phase, case.top_k) for case in cases]
+    for row in result["rows"]:
+        assert row["correct"] and ("dense" in row["ms"]) == ("delta" in row["phase"])
+        assert ("transformers grouped_mm" in row["ms"]) == row["phase"].startswith("bf16")
+        assert row["phase"] in gpu.line(row)
+    json.dumps(result, allow_nan=False)
+    late = gpu.run(0.0, cpu, cases[:2], **options)
+    assert late["rows"] == [] and late["left_out"] == [str(case) for case in cases[:2]]
