@@ -6,6 +6,7 @@ Each writes what it has after every case, since it may be stopped at any moment.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -156,19 +157,18 @@ def tiles(setting: Setting) -> Any:
 
 def smollm2(setting: Setting) -> Any:
     """Training runs on real pairs, one after another, each continued where an earlier call stopped it."""
-    states: dict[str, str] = {}
+    noted = setting.output / "smollm2.json"
+    states: dict[str, Any] = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
+    states.pop("ok", None)
     for seed, rate in SMOLLM2_RUNS[: 1 if setting.smoke else None]:
         name = f"smollm2-lr{rate:g}-seed{seed}"
-        where = ["--runs", str(setting.output), "--name", name]
+        if states.get(name) == "finished":
+            continue
         new = ["--preset", "smollm2-135m", f"--base={setting.base}", f"--data={setting.data}", "--seed", str(seed)]
         new += ["--branch-lr", str(rate), "--mix-lr", str(2 * rate), *MIX, "--test-sets", "test", "test-standalone"]
-        if setting.smoke:
-            new = TINY
+        new = ["--runs", str(setting.output), "--name", name, *(TINY if setting.smoke else new)]
         run = setting.output / name
-        arguments = ["--resume", str(run)] if (run / "run.json").exists() else [*where, *new]
-        if (run / "report.md").exists():
-            states[name] = "finished"
-            continue
+        arguments = ["--resume", str(run)] if (run / "run.json").exists() else new
         code = subprocess.run([sys.executable, "train.py", *arguments], cwd=ROOT).returncode
         states[name] = "finished" if code == 0 else f"stopped (exit code {code}); the next call continues"
         setting.write("smollm2", states)

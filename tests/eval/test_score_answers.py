@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -68,13 +66,3 @@ def test_answers_are_written_without_the_parser(tmp_path, monkeypatch):
     save_answers({"python": [ScoredAnswer(row, "x = 2", "stop")]}, tmp_path / "a.jsonl")
     (found,) = (row for _, row in read_json_lines(tmp_path / "a.jsonl", "a row"))
     assert found["answer"] == "x = 2" and "codebleu" not in found
-
-
-def test_training_starts_without_the_parser_and_what_only_reads_other_formats(root):
-    code = (
-        "import sys\n"
-        "for name in 'tree_sitter gguf sentencepiece matplotlib'.split():\n"
-        "    sys.modules[name] = None\n"
-        "import train, generate\n"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
