@@ -1,8 +1,7 @@
 """``python -m eval.generation_speed OUT.json``: decode speed of Mistral-7B's shape with four int4 experts.
 
-Random weights under what an A10G's memory offers; 1 and 8 sequences; beside them transformers' dense Mistral in bf16,
-which reads more bytes for attention and a third of the weights in a format four times as wide. Writes tokens per second
-and the share of the time that reading the weights and the cache must take at the card's measured bandwidth.
+Random weights, no more memory than an A10G offers, 1 and 8 sequences; beside it transformers' dense Mistral in bf16.
+Writes tokens per second and the share of the measured bandwidth at which the bytes that a step must read are read.
 """
 
 from __future__ import annotations
@@ -71,7 +70,7 @@ def measure(
             "gbytes": moved / 1e9,
             "bandwidth_share": moved / bandwidth * 1e3 / ms,
         }
-    return result | peak_memory(device)
+    return result
 
 
 def ours(config: ModelConfig, prompt: int, device: torch.device, dtype: torch.dtype) -> Write:
@@ -133,10 +132,11 @@ def speed(arguments: argparse.Namespace) -> None:
         try:
             write = make(own, lengths[0], device, dtype)
             result[name] = measure(write, own, width, bandwidth, lengths, (1,) if quick else (1, 8), device)
+            del write  # and with it its model
+            result[name] |= peak_memory(device)
         except (RuntimeError, ImportError) as error:
             failed |= make is ours
             result[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
-        write = None  # its model's memory
         print(f"{name}: {result[name]}", flush=True)
         replace_file(arguments.output, json_bytes(result))
     if failed:

@@ -118,11 +118,13 @@ def benchmark(setting: Setting) -> Any:
         setting.write("benchmark", {**result, "targets": targets.verdicts(result["rows"])})
         (setting.output / "targets.md").write_text(targets.text(result) + "\n", encoding="utf-8")
 
-    cases, sizes = gpu.QUICK_CASES if setting.quick else gpu.CASES, {}
     if setting.smoke:
         cases = [gpu.Case(phase, 6) for phase in gpu.PHASES]
-        sizes = {"width": TOY.dim, "hidden": TOY.hidden_dim, "repeats": 1, "per_case_seconds": 0.01}
-    result = gpu.run(setting.deadline, setting.device, cases, on_row=keep, **sizes)
+        sizes = TOY.dim, TOY.hidden_dim
+        result = gpu.run(setting.deadline, setting.device, cases, *sizes, repeats=1, per_case_seconds=0.01, on_row=keep)
+    else:
+        cases = gpu.QUICK_CASES if setting.quick else gpu.CASES
+        result = gpu.run(setting.deadline, setting.device, cases, on_row=keep)
     if not setting.quick:
         plot(result, setting.output / "benchmark.png")
     return {**result, "targets": targets.verdicts(result["rows"]), "ok": not result["failures"]}

@@ -62,7 +62,7 @@ def chosen(arguments: argparse.Namespace, done: set[str]) -> list[tuple[str, flo
     """Names and limits of the parts to run; one chosen by ``--only`` may take all the time."""
     if arguments.only:
         return [(name, 60 * arguments.minutes) for name in arguments.only]
-    found = []
+    found: list[tuple[str, float]] = []
     for name, (seconds, quick) in LIMITS.items():
         limit = quick if arguments.quick else seconds
         needs_pairs = name == "smollm2" and not arguments.smoke and not (arguments.base and arguments.data)

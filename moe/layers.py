@@ -115,6 +115,7 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int,
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [S, H, C]
     behind = -1 if window is None else window - 1
     out = varlen.varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(behind, 0))
+    assert isinstance(out, Tensor)  # nothing else was asked for
     return out.transpose(0, 1)[None]
 
 

@@ -241,7 +241,7 @@ class LayerBenchmark:
             return LowRank(*((draw(*lead, *s) / s[-1] ** 0.5).bfloat16().requires_grad_() for s in shapes))
 
         w1, w2, w3 = dense = tuple(w[0].detach() for w in (layer.w1, layer.w2, layer.w3))
-        base: Sequence[Tensor | Int4Weight] = dense
+        base: Sequence[Any] = dense
         if case.phase.startswith("int4"):
             base = [Int4Weight(w.packed[:1], w.scales[:1]) for w in self.packed]
         shared, experts = low_rank(3 * RANK // 4), low_rank(RANK // 4, layer.w1.shape[0])
@@ -254,7 +254,8 @@ class LayerBenchmark:
             )  # fmt: skip
 
         def forward(x: Tensor) -> Tensor:
-            return ops.delta_experts_forward(x, *base, shared, experts, layer.gates, layer.ids, 0.5, 0.5)
+            routed = layer.gates, layer.ids
+            return ops.delta_experts_forward(x, base[0], base[1], base[2], shared, experts, *routed, 0.5, 0.5)
 
         alone = layer._replace(w1=w1[None], w2=w2[None], w3=w3[None], gates=layer.gates.sum(1, keepdim=True))
         alone = alone._replace(ids=torch.zeros_like(layer.ids[:, :1]))

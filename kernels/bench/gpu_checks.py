@@ -9,7 +9,7 @@ On a CPU the checks run for what they can show there: under Triton's interpreter
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -71,34 +71,34 @@ def problem(case: Case, device: torch.device) -> Problem:
         pairs = (((RANK, k), (n, RANK)) for n, k in shapes)
         return LowRank(*(random(*lead, *shape, scale=shape[-1] ** -0.5) for pair in pairs for shape in pair))
 
-    def full(function: Callable[..., Tensor], *fixed: Tensor | Int4Weight) -> Callable[..., Tensor]:
+    used = EXPERTS - 1 if case.empty else EXPERTS
+    ids = torch.rand(tokens, used, device=device).topk(TOP_K, -1).indices
+    inputs = [random(tokens, width), torch.rand(tokens, TOP_K, device=device)]
+
+    def full(function: Callable[..., Tensor], fixed: Sequence[Any]) -> Callable[..., Tensor]:
         return lambda x, gates, *weights: function(x, *(fixed or weights), gates, ids)
 
-    def delta(function: Callable[..., Tensor], *fixed: Tensor | Int4Weight) -> Callable[..., Tensor]:
+    def delta(function: Callable[..., Tensor], fixed: Sequence[Any]) -> Callable[..., Tensor]:
         def call(x: Tensor, gates: Tensor, *rest: Tensor) -> Tensor:
             base, factors = (fixed, rest) if fixed else (rest[:3], rest[3:])
             return function(x, *base, LowRank(*factors[:6]), LowRank(*factors[6:]), gates, ids, 0.5, 1.0)
 
         return call
 
-    used = EXPERTS - 1 if case.empty else EXPERTS
-    ids = torch.rand(tokens, used, device=device).topk(TOP_K, -1).indices
-    x, gates = random(tokens, width), torch.rand(tokens, TOP_K, device=device)
-    make, ours, exact = full, ops.experts_forward, reference.experts_forward
-    inputs, experts = [x, gates], EXPERTS
+    weights = [random(EXPERTS, n, k, scale=k**-0.5) for n, k in shapes]
+    packed: list[Int4Weight] = []
+    exact: list[Tensor] = []
     if "delta" in case.kind:
-        make, ours, exact, experts = delta, ops.delta_experts_forward, reference.delta_experts_forward, 1
-    weights: list[Any] = [random(experts, n, k, scale=k**-0.5) for n, k in shapes]
-    if packs:
-        weights = [int4.pack(w) for w in weights]
-        wide = [int4.unpack(w, torch.float64) for w in weights]
-    elif experts == 1:
         weights = [w[0] for w in weights]
-    factors = [*low_rank(), *low_rank(EXPERTS)] if make is delta else []
-    if not packs:
-        return make(ours), make(exact), [*inputs, *weights, *factors]
-    wide = [w[0] for w in wide] if experts == 1 else wide
-    return make(ours, *weights), make(exact, *wide), [*inputs, *factors]
+    if packs:
+        packed = [int4.pack(w) for w in weights]
+        exact = [int4.unpack(q, torch.float64).view(w.shape) for q, w in zip(packed, weights)]
+        weights = []
+    if "delta" in case.kind:
+        factors = (*low_rank(), *low_rank(EXPERTS))
+        ours, want = delta(ops.delta_experts_forward, packed), delta(reference.delta_experts_forward, exact)
+        return ours, want, [*inputs, *weights, *factors]
+    return full(ops.experts_forward, packed), full(reference.experts_forward, exact), [*inputs, *weights]
 
 
 def error(got: Tensor, want: Tensor) -> float:

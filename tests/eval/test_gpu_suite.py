@@ -93,7 +93,7 @@ def train_stops(command):
 
 def test_a_part_that_hangs_or_dies_costs_no_other(tmp_path, capsys):
     nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(99)'])"
-    saves = "import time\ntry:\n    print('ready', flush=True); time.sleep(99)\nexcept KeyboardInterrupt:\n    print('saved')"
+    saves = "import time\ntry:\n    time.sleep(99)\nexcept KeyboardInterrupt:\n    print('saved')"
     parts = [
         python("hangs", nested, 2),
         python("saves", saves, 4),
