@@ -38,6 +38,36 @@ def test_every_part_runs_in_smoke_mode(name, tmp_path):
         assert json.loads((tmp_path / "sm_90.table.json").read_text())["table"]
 
 
+def test_correctness_takes_a_process_for_small_cases_and_none_for_large_ones(tmp_path, monkeypatch):
+    cases = [gpu_checks.Case("experts", 3, 16, 24), gpu_checks.Case("int4 experts", 2, 4096, 128)]
+    monkeypatch.setattr(gpu_checks, "cases", lambda quick: cases)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    given = arguments("--part", "correctness", "--output", str(tmp_path))
+    assert gpu_parts.run_own("correctness", given, torch.device("cpu")) == 0
+    found = json.loads((tmp_path / "correctness.json").read_text())
+    assert list(found) == [str(case) for case in cases] and all(entry["ok"] for entry in found.values())
+
+
+def test_checks_stop_in_time_and_say_what_is_missing(tmp_path):
+    def check():
+        yield "a", {"ok": True}
+        raise AssertionError("went on")
+
+    setting = gpu_parts.Setting(tmp_path, 0.0, torch.device("cpu"), False, False, None, None)
+    found = gpu_parts._collect(setting, "graphs", [check()])
+    assert found == {"a": {"ok": True}, "left_out": "what follows a: no time"}
+
+    def breaks():
+        yield "b", {"ok": True}
+        raise RuntimeError("no graph")
+
+    found = gpu_parts._collect(
+        setting._replace(deadline=float("inf")), "graphs", [breaks(), iter([("c", {"ok": True})])]
+    )
+    assert found["b"]["ok"] and found["c"]["ok"] and "no graph" in found["error 1"]["error"]
+    assert gpu_checks.failed(found)
+
+
 def test_every_part_is_planned_and_its_command_exists(tmp_path):
     pairs = ["--base", __file__, "--data", str(tmp_path)]
     full = gpu_suite.chosen(arguments(*pairs), set())
