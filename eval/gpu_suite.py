@@ -175,11 +175,13 @@ def suite(arguments: argparse.Namespace) -> int:
         value = getattr(arguments, name)
         if value and not Path(value).exists() and value != "smollm2":
             raise UserError(f"--{name}: {value} does not exist")
+    if "smollm2" in (arguments.only or ()) and not (arguments.smoke or (arguments.base and arguments.data)):
+        raise UserError("smollm2 trains on pairs: add --base FILE (or --base-parts) and --data DIR")
     deadline = time.monotonic() + 60 * (90 if arguments.smoke else arguments.minutes)
     summary: dict[str, Any] = {**describe(device), "parts": {}}
-    if arguments.resume and (output / "summary.json").is_file():
+    if (arguments.resume or arguments.only) and (output / "summary.json").is_file():
         summary["parts"] = json.loads((output / "summary.json").read_text(encoding="utf-8"))["parts"]
-    done = {name for name, entry in summary["parts"].items() if entry["status"] == "ok"}
+    done = {name for name, entry in summary["parts"].items() if arguments.resume and entry["status"] == "ok"}
     parts = [part_of(name, arguments, output, seconds) for name, seconds in chosen(arguments, done)]
     good = run_parts(parts, output, deadline, summary, archive)
     print(write_summary(output))

@@ -157,9 +157,12 @@ def test_parts_without_time_are_left_out_and_a_second_call_skips_what_passed(tmp
 
 def test_the_command_runs_a_part_notes_it_and_resumes(tmp_path, capsys):
     given = ["--smoke", "--output", str(tmp_path), "--archive", str(tmp_path / "all.tar.gz")]
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "smoke" / "summary.json").write_text('{"parts": {"graphs": {"status": "ok"}}}')
     assert gpu_suite.main([*given, "--only", "sm86_through_the_driver"]) == 0
     out = tmp_path / "smoke"
     assert json.loads((out / "summary.json").read_text())["parts"]["sm86_through_the_driver"]["status"] == "ok"
+    assert "| graphs | ok |" in (out / "gpu.md").read_text()  # of an earlier call
     assert "| sm86_through_the_driver | ok |" in (out / "gpu.md").read_text() and (tmp_path / "all.tar.gz").is_file()
     assert str(tmp_path / "all.tar.gz") in capsys.readouterr().out
 
@@ -240,7 +243,7 @@ def test_make_gpu_without_a_gpu_says_one_line(root):
     assert all(line.startswith("make") for line in lines[1:])
 
 
-def test_where_nothing_can_be_written_is_said_first(tmp_path, capsys):
+def test_where_nothing_can_be_written_is_said_first(tmp_path, monkeypatch, capsys):
     file = tmp_path / "results"
     file.write_text("mine")
     for flags in (["--output", str(file)], ["--output", str(tmp_path), "--archive", str(file / "a.tar.gz")]):
@@ -249,4 +252,9 @@ def test_where_nothing_can_be_written_is_said_first(tmp_path, capsys):
         assert "name another one with" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         gpu_suite.main(["--smoke", "--output", str(tmp_path), "--data", str(tmp_path / "none")])
-    assert "--data: " in capsys.readouterr().err and file.read_text() == "mine"
+    assert "--data: " in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_suite, "describe", lambda device: {})
+    with pytest.raises(SystemExit, match="2"):
+        gpu_suite.main(["--output", str(tmp_path), "--only", "smollm2"])
+    assert "smollm2 trains on pairs: add --base" in capsys.readouterr().err and file.read_text() == "mine"
