@@ -123,6 +123,7 @@ def speed(arguments: argparse.Namespace) -> None:
     result: dict[str, Any] = {**describe(device), "peaks": peaks(device), "limit_gib": LIMIT / GIB}
     bandwidth = result["peaks"]["bandwidth"]
     limit_memory(device)
+    peak_memory(device)  # forgets what the peaks took
     torch.manual_seed(0)
     sides = {"int4 experts": (ours, config, INT4), "transformers, dense bf16": (theirs, dense, 2.0)}
     failed = False

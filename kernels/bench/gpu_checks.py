@@ -134,13 +134,16 @@ def correct(case: Case, device: torch.device) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _tiles_of(arch: str | None, launched: list[str]) -> Iterator[None]:
-    """Notes the operations launched inside the block, which run with ``arch``'s tiles."""
+    """Notes the operations launched inside the block, which run with ``arch``'s tiles.
+
+    Backward runs in this thread: that of a GPU, which autograd would take, knows nothing of either.
+    """
     if not ops.custom_ops.HAS_TRITON:
         yield
         return
     from kernels.gpu.launch import recorded, redirected
 
-    with redirected(arch=arch), recorded() as launches:
+    with torch.autograd.set_multithreading_enabled(False), redirected(arch=arch), recorded() as launches:
         yield
     launched += [made.op for made in launches]
 
