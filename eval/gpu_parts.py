@@ -26,7 +26,7 @@ from kernels.bench.timing import describe
 from moe.files import json_bytes, replace_file
 
 WORKERS = 8  # processes that compile and check kernels: a check's time is its compilers'
-TOY = ModelShape(vocab_size=1, dim=256, n_layers=1, n_heads=1, n_kv_heads=1, hidden_dim=256)
+TOY = ModelShape(vocab_size=1, dim=128, n_layers=1, n_heads=1, n_kv_heads=1, hidden_dim=128)
 # seed, learning rate of the deltas: a sweep of one seed, then further seeds at the preset's
 SMOLLM2_RUNS = ((0, 5e-4), (0, 2e-3), (0, 1e-3), (1, 5e-4), (2, 5e-4))
 MIX = "--epochs 2 --tokens-per-batch 16384 --branch-steps 25 --eval-pairs 100 --save-minutes 0.5".split()
@@ -84,9 +84,10 @@ def _checked(case: gpu_checks.Case, device: torch.device) -> dict[str, Any]:
 
 def graphs(setting: Setting) -> Any:
     """No wait for the GPU, CUDA graphs, ``torch.compile``."""
-    sizes = (128, 128) if setting.smoke else (1024, 2048)
-    checks = [gpu_checks.no_host_synchronization(setting.device, *sizes), gpu_checks.cuda_graph(setting.device, *sizes)]
-    checks.append(gpu_checks.full_graph_compile(setting.device, "eager" if setting.smoke else "inductor"))
+    toy: Any = {"width": 128, "hidden": 128, "counts": (2,)} if setting.smoke else {}
+    checks = [check(setting.device, **toy) for check in (gpu_checks.no_host_synchronization, gpu_checks.cuda_graph)]
+    compiled: Any = {"backend": "eager", "kinds": gpu_checks.KINDS[-1:]} if setting.smoke else {}
+    checks.append(gpu_checks.full_graph_compile(setting.device, **compiled))
     return _collect(setting, "graphs", checks)
 
 
@@ -139,27 +140,27 @@ def benchmark(setting: Setting) -> Any:
 def tiles(setting: Setting) -> Any:
     """This card's tile table, and sm_86's derived from the same search."""
     from kernels.gpu.launch import redirected
-    from kernels.gpu.tile_tables import write_table
+    from kernels.gpu.tile_tables import ANY, write_table
 
     card = describe(setting.device)
     logs: dict[str, Any] = {}
 
-    def search(arch: str, derived: str | None, deadline: float, seconds: float, shape: ModelShape) -> None:
+    def search(arch: str, derived: str | None, deadline: float, seconds: float, shape: ModelShape, sizes: Any) -> None:
         def keep(table: Any, log: Any) -> None:
             write_table(setting.output / f"{arch}.table.json", arch, table, card["device"])
             logs[arch] = log
             setting.write("tiles", logs)
 
-        tune.tune(deadline, seconds, shape, setting.device.type, derived, keep)
+        tune.tune(deadline, seconds, shape, setting.device.type, derived, sizes, keep)
 
     if setting.smoke:
         with redirected(tune.fill_with_zeros, "sm_90"):
-            search("sm_90", None, setting.deadline, 0.01, TOY)
+            search("sm_90", None, setting.deadline, 0.01, TOY, {8: ANY})
         return logs
     now = time.monotonic()
-    search(card["arch"], None, now + 0.6 * (setting.deadline - now), 1.5, MISTRAL_7B)
+    search(card["arch"], None, now + 0.6 * (setting.deadline - now), 1.5, MISTRAL_7B, tune.SIZES)
     if card["arch"] != "sm_86":
-        search("sm_86", "sm_86", setting.deadline, 1.5, MISTRAL_7B)
+        search("sm_86", "sm_86", setting.deadline, 1.5, MISTRAL_7B, tune.SIZES)
     return logs
 
 

@@ -148,9 +148,11 @@ def _tiles_of(arch: str | None, launched: list[str]) -> Iterator[None]:
     launched += [made.op for made in launches]
 
 
-def no_host_synchronization(device: torch.device, width: int = 1024, hidden: int = 2048) -> Results:
+def no_host_synchronization(
+    device: torch.device, width: int = 1024, hidden: int = 2048, counts: Sequence[int] = (64, 1024)
+) -> Results:
     """Forward and backward under torch's synchronization error mode; launches of a forward counted."""
-    for case in (Case(kind, tokens, width, hidden) for tokens in (64, 1024) for kind in KINDS):
+    for case in (Case(kind, tokens, width, hidden) for tokens in counts for kind in KINDS):
         operation, _, inputs = problem(case, device)
         leaves = [t.detach().clone().requires_grad_() for t in inputs]
         operation(*leaves).float().sum().backward()  # compiles
@@ -168,11 +170,13 @@ def no_host_synchronization(device: torch.device, width: int = 1024, hidden: int
         yield f"no wait: {case}", {"launches": launched, "ok": few}
 
 
-def cuda_graph(device: torch.device, width: int = 1024, hidden: int = 2048) -> Results:
+def cuda_graph(
+    device: torch.device, width: int = 1024, hidden: int = 2048, counts: Sequence[int] = (1, 8, 1024)
+) -> Results:
     """Captures the layers' forwards and replays them on new inputs."""
     from kernels.bench.timing import captured
 
-    for case in (Case(kind, tokens, width, hidden) for tokens in (1, 8, 1024) for kind in KINDS):
+    for case in (Case(kind, tokens, width, hidden) for tokens in counts for kind in KINDS):
         operation, _, inputs = problem(case, device)
         static = [t.clone() for t in inputs]
         out = torch.empty_like(static[0])
@@ -189,9 +193,9 @@ def cuda_graph(device: torch.device, width: int = 1024, hidden: int = 2048) -> R
         yield f"graph: {case}", {"ok": ok}
 
 
-def full_graph_compile(device: torch.device, backend: str = "inductor") -> Results:
+def full_graph_compile(device: torch.device, backend: str = "inductor", kinds: Sequence[str] = KINDS) -> Results:
     """`torch.compile(fullgraph=True)`."""
-    for case in (Case(kind, 64) for kind in KINDS):
+    for case in (Case(kind, 64) for kind in kinds):
         operation, _, inputs = problem(case, device)
         compiled = torch.compile(
             lambda *a, operation=operation: operation(*a) * 2, fullgraph=True, backend=backend, dynamic=False

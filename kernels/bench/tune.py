@@ -11,7 +11,7 @@ derived, not measured there. Production never searches: it reads the table.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -92,12 +92,13 @@ def fill_with_zeros(made: Launch) -> None:
 
 def tune(
     deadline: float, seconds_per_operation: float = 4.0, shape: ModelShape = MISTRAL_7B, device: str = "cuda",
-    arch: str | None = None, on_result: Callable[[Table, list[dict[str, Any]]], None] = lambda table, log: None,
+    arch: str | None = None, sizes: Mapping[int, int] = SIZES,
+    on_result: Callable[[Table, list[dict[str, Any]]], None] = lambda table, log: None,
 ) -> tuple[Table, list[dict[str, Any]]]:  # fmt: skip
     """(table, measurements) until the deadline (`time.monotonic`), most rows first.
 
     Sizes that were not measured keep the tiles of the checked-in table. ``arch``: derive the table of another
-    architecture. ``on_result`` gets the table and the measurements so far after each operation.
+    architecture. ``sizes``: as `SIZES`. ``on_result`` gets the table and the measurements so far after each operation.
     """
     from kernels.gpu.launch import arch_of, redirected
 
@@ -106,7 +107,7 @@ def tune(
     table: Table = {}
     with redirected(arch=arch):
         own = arch_of(torch.empty(0, device=device))
-        for per_expert in SIZES:
+        for per_expert in sizes:
             for run in _operations(per_expert, shape, device):
                 if time.monotonic() > deadline:
                     return table, log
@@ -120,8 +121,8 @@ def tune(
                     if best is not None:
                         tiles[per_expert] = best
                 if tiles:
-                    sizes = {n: tiles.get(n) or tile_tables.select(made.op, own, n) for n in SIZES}
-                    table[made.op] = sorted((limit, sizes[n]) for n, limit in SIZES.items())
+                    chosen = {n: tiles.get(n) or tile_tables.select(made.op, own, n) for n in sizes}
+                    table[made.op] = sorted((limit, chosen[n]) for n, limit in sizes.items())
                     on_result(table, log)
     return table, log
 

@@ -14,7 +14,7 @@ import torch
 
 from eval import gpu_parts, gpu_results, gpu_suite
 from eval.processes import Part
-from kernels.bench import gpu_checks
+from kernels.bench import gpu, gpu_checks
 
 
 def python(name: str, code: str, seconds: float = 60) -> Part:
@@ -34,6 +34,11 @@ def test_every_part_runs_in_smoke_mode(name, tmp_path):
     if name == "benchmark":
         assert "| target | measured |" in (tmp_path / "targets.md").read_text()
         assert (tmp_path / "benchmark.png").stat().st_size > 1000
+        assert [row["phase"] for row in result["rows"]] == list(gpu.PHASES) and not result["left_out"]
+        for row in result["rows"]:
+            assert row["correct"] and ("dense" in row["ms"]) == ("delta" in row["phase"])
+            assert ("transformers grouped_mm" in row["ms"]) == row["phase"].startswith("bf16")
+        json.dumps(result, allow_nan=False)
     if name == "tiles":
         assert json.loads((tmp_path / "sm_90.table.json").read_text())["table"]
 
