@@ -16,8 +16,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from kernels.version import __version__
 from moe.errors import Notice, UserError
-from moe.version import __version__
 
 SCRIPTS = ("train", "generate")
 

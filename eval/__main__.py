@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "plot": "eval.plot",
     "report": "eval.report",
     "routing": "eval.routing",
+    "score-answers": "eval.score_answers",
 }
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from tree_sitter import Node, Parser
-
-from eval.codebleu.grammar import load_grammar
 from moe.data.code_blocks import Block, fenced_blocks, without_thoughts
 from moe.languages import get_language
+
+if TYPE_CHECKING:
+    from tree_sitter import Node
 
 # An English sentence on a line of its own: a capital, two words, no sign that only code has, a full stop or colon.
 _PROSE = re.compile(
@@ -61,6 +62,10 @@ def _blocks(text: str, language: str) -> list[Block]:
 
 
 def _parse(text: str, language: str) -> Node:
+    from tree_sitter import Parser  # here, as scoring is imported where there is none
+
+    from eval.codebleu.grammar import load_grammar
+
     return Parser(load_grammar(language)).parse(text.encode("utf-8", errors="replace")).root_node
 
 

@@ -310,10 +310,16 @@ def explain(found: Mapping[str, Any]) -> str:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """The runs at these paths; raises :class:`UserError` for one that is named twice."""
+    """The runs at these paths; raises :class:`UserError` for one that is named twice or not scored."""
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError(f"a run is named twice: {' '.join(map(str, paths))}")
-    return [RunRecord(path) for path in paths]
+    runs = [RunRecord(path) for path in paths]
+    for run in runs:
+        if not run.is_scored:
+            raise UserError(
+                f"answers of {run.path} have no CodeBLEU; first type: python -m eval score-answers {run.path}"
+            )
+    return runs
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from checkpoints.model_io import LoadedModel
 from checkpoints.progress import CountDisplay, say
 from checkpoints.runs.directory import RunDirectory
 from eval.cost import model_cost
-from eval.scoring import AnswerSettings, save_answers, score_answers, write_answers
+from eval.scoring import AnswerSettings, can_score, save_answers, score_answers, write_answers
 from eval.specialization import RoutingCounter
 from eval.verdicts import add_verdicts
 from moe.config import parse_layers
@@ -51,9 +51,9 @@ class Evaluation:
     def score(self, loaded: LoadedModel, name: str, chat: bool = False) -> None:
         """Measures a model and notes the result under ``scores of NAME``, unless it is there.
 
-        The result is ``{"scores": split -> language -> CodeBLEU, parts, answers, loss, tokens, left_out}``
-        (``left_out``: pairs that do not fit into the context and have no loss), ``"cost"``, and for a mixture
-        ``"specialization"`` over all splits.
+        The result is ``{"scores": split -> language -> CodeBLEU, parts, answers, loss, tokens, left_out}`` (without
+        CodeBLEU where its parser is missing; ``left_out``: pairs that do not fit into the context and have no loss),
+        ``"cost"``, and for a mixture ``"specialization"`` over all splits.
 
         Args:
             chat: ask for code only, with the chat prompt, and take the code block of the answer.
@@ -67,8 +67,11 @@ class Evaluation:
     def test(self, name: str) -> None:
         """Runs the tests of a model's answers and notes the counts under ``tests of NAME``, unless they are there.
 
+        Without tree-sitter they are left to ``score-answers``.
         The result is ``split -> language -> tested, passed, verdicts, why`` (:func:`eval.verdicts.add_verdicts`).
         """
+        if not can_score():
+            return
         found = self.directory.once(f"tests of {name}", lambda: {s: self._test(name, s) for s in self.held_out})
         for split, languages in found.items():
             for language, counts in languages.items():
@@ -110,15 +113,16 @@ class Evaluation:
             with CountDisplay(self.console, f"{name}: loss, {split}") as show:
                 losses = held_out_loss(model, encoded.examples, config.tokens_per_batch, routing, show)
             save_losses(chosen, encoded, losses, self._file("losses", name, split))
+            scores = score_answers(answers) if can_score() else {}
             result["scores"][split] = {
                 language: {
-                    **asdict(score),
+                    **(asdict(scores[language]) if scores else {"answers": len(answers[language])}),
                     "loss": losses[language].loss,
                     "tokens": losses[language].tokens,
                     "examples": losses[language].examples,
                     "left_out": encoded.too_long[language],
                 }
-                for language, score in score_answers(answers).items()
+                for language in answers
             }
         for split in self.held_out:
             self._file("answers", name, split).with_suffix(UNFINISHED).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 
 from eval.answer_code import answer_code, is_complete
-from eval.codebleu import codebleu, codebleu_each
 from moe.data.pairs import Pair
 from moe.data.prompt import encode_prompt, instruction_for, stop_ids
 from moe.data.rows import Row
@@ -72,6 +72,7 @@ def write_answers(
     that are there whole, and gives the same answers.
     """
     flat = [pair for items in pairs.values() for pair in items]
+    takes_code = settings.code_only and can_score()  # without a parser score-answers does it
     ask = "code-only" if settings.code_only else "train"
     prompts = [encode_prompt(tokenizer, template, instruction_for(pair.text, pair.language, ask)) for pair in flat]
     noted = Journal(journal, {"prompts": prompts, **asdict(settings)})
@@ -94,7 +95,7 @@ def write_answers(
             max_new_tokens=settings.max_new_tokens,
             stop_ids=stop_ids(tokenizer, template),
             pad_id=tokenizer.pad_id,
-            on_token=_BlockStop(tokenizer, [pair.language for pair in flat]) if settings.code_only else None,
+            on_token=_BlockStop(tokenizer, [pair.language for pair in flat]) if takes_code else None,
             on_progress=finished,
             known=known,
         )
@@ -102,7 +103,7 @@ def write_answers(
     keys = [language for language, items in pairs.items() for _ in items]
     for key, pair, generation in zip(keys, flat, generations, strict=True):
         raw = tokenizer.decode(generation.tokens)
-        code = answer_code(raw, pair.language).strip("\r\n") if settings.code_only else raw.strip()
+        code = answer_code(raw, pair.language).strip("\r\n") if takes_code else raw.strip()
         name = pair.id or f"{key}-{len(answers[key])}"
         row = Row(name, pair.language, pair.text, (pair.code,), pair.tests, code)
         answers[key].append(ScoredAnswer(row, raw, generation.finished))
@@ -122,23 +123,40 @@ class _BlockStop:
         return is_complete(self.texts[place], self.languages[place])
 
 
+def can_score() -> bool:
+    """Whether CodeBLEU's parser is here; without it answers are written and ``score-answers`` scores them later."""
+    return importlib.util.find_spec("tree_sitter") is not None
+
+
+def score_rows(rows: Sequence[Row], language: str) -> Score:
+    """Corpus CodeBLEU (mode ``reference``) of a language's answers."""
+    from eval.codebleu import codebleu
+
+    result = codebleu([row.references for row in rows], [row.answer or "" for row in rows], language)
+    return Score(**{part: getattr(result, part) for part in PARTS}, answers=len(rows))
+
+
+def score_each(rows: Sequence[Row], language: str) -> list[dict[str, Any]]:
+    """CodeBLEU and its parts of each answer of a language."""
+    from eval.codebleu import codebleu_each
+
+    found = codebleu_each([row.references for row in rows], [row.answer or "" for row in rows], language)
+    return [score.as_dict() for score in found]
+
+
 def score_answers(answers: Mapping[str, Sequence[ScoredAnswer]]) -> dict[str, Score]:
     """Corpus CodeBLEU (mode ``reference``) per language."""
-    scores = {}
-    for language, items in answers.items():
-        result = codebleu([a.row.references for a in items], [a.code for a in items], language)
-        scores[language] = Score(**{part: getattr(result, part) for part in PARTS}, answers=len(items))
-    return scores
+    return {language: score_rows([a.row for a in items], language) for language, items in answers.items()}
 
 
 def save_answers(answers: Mapping[str, Sequence[ScoredAnswer]], path: Path) -> None:
-    """Writes answers as rows (:mod:`moe.data.rows`) with the CodeBLEU of each."""
+    """Writes answers as rows (:mod:`moe.data.rows`) with the CodeBLEU of each, where it can be computed here."""
     rows: list[dict[str, Any]] = []
     for language, items in answers.items():
-        scores = codebleu_each([a.row.references for a in items], [a.code for a in items], language)
+        scores = score_each([a.row for a in items], language) if can_score() else [{}] * len(items)
         for answer, score in zip(items, scores, strict=True):
             raw = {} if answer.raw.strip() == answer.code else {"raw": answer.raw}
-            rows.append({**answer.row.to_json(), **raw, "finished": answer.finished, **score.as_dict()})
+            rows.append({**answer.row.to_json(), **raw, "finished": answer.finished, **score})
     write_json_lines(path, rows)
 
 

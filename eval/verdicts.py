@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.execution.cases import CaseTests
-from eval.execution.judge import Job, check_language, judge_many
 from moe.data.rows import Row, parse_row
 from moe.data.sources import sample
 from moe.errors import UserError
@@ -26,6 +24,9 @@ def run_all(
     programs all are ``unavailable``. Other verdicts are noted in ``journal`` one by one; a later call with the same
     rows goes on behind them.
     """
+    from eval.execution.cases import CaseTests  # here, as it needs tree-sitter, which a run does without
+    from eval.execution.judge import Job, check_language, judge_many
+
     noted = Journal(journal, [row.to_json() for row in jobs])
     found: dict[int, tuple[str, str]] = {row["place"]: (row["verdict"], row["detail"]) for row in noted.rows}
     usable: dict[int, Job] = {}

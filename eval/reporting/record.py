@@ -52,6 +52,18 @@ class RunRecord:
         self.languages: list[str] = list(self.config["languages"])
         self.splits: list[str] = list(self._scores(self.models[-1])) if self.models else []
 
+    @property
+    def is_scored(self) -> bool:
+        """Whether all answers have a CodeBLEU; a machine without its parser leaves them to ``score-answers``."""
+        scores = (self._scores(model) for model in self.models)
+        return all(
+            "codebleu" in score for found in scores for languages in found.values() for score in languages.values()
+        )
+
+    def answers_path(self, model: str, split: str) -> Path:
+        """Where the answers of a model lie."""
+        return self.path / "answers" / f"{model.replace(' ', '-')}-{split}.jsonl"
+
     def _scores(self, model: str) -> dict[str, Any]:
         return self.results[f"scores of {model}"]["scores"]
 

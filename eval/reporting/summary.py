@@ -35,6 +35,10 @@ def report(directory: RunDirectory, device: torch.device, console: Console) -> N
         say(
             console, f"I(language; first-choice expert) per layer, bits: {bits} (shuffled labels: at most {chance:.3f})"
         )
+    if not run.is_scored:
+        say(console, f"the answers have no CodeBLEU, as tree-sitter is not installed here; where it is, type: "
+                     f"python -m eval score-answers {shlex.quote(str(directory.path))}")  # fmt: skip
+        return
     for split in run.splits:
         console.print(score_table(results, split, run.languages))
     for line in write_report([run], directory.path):

@@ -124,7 +124,7 @@ def _fake_step(config: ModelConfig, tokens: int, dtype: torch.dtype, activation_
     with FakeTensorMode():
         model = Transformer(config)
         for name, parameter in list(model.named_parameters()):
-            own = is_router(name) or config.is_delta and is_expert(name)  # as widen_trainable does
+            own = is_router(name) or (config.is_delta and is_expert(name))  # as widen_trainable does
             values = torch.empty(parameter.shape, dtype=torch.float32 if own else dtype)
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=learns(config, name)))
