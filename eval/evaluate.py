@@ -96,9 +96,8 @@ class Evaluation:
             routing = RoutingCounter(len(config.languages), layers, model.config.num_experts, config.seed)
         result: dict[str, Any] = {"scores": {}, "cost": asdict(model_cost(model.config))}
         if name == "dense adapter" and not model.config.is_delta:  # beside full experts: no config says what it trained
-            learned = choose_trainable(
-                model, "adapter", moe_layers=parse_layers(config.moe_layers, model.config.n_layers)
-            )
+            trained = parse_layers(config.moe_layers, model.config.n_layers)
+            learned = choose_trainable(model, "adapter", moe_layers=trained)
             result["cost"]["trained"] = sum(parameter.numel() for parameter in learned.values())
             model.requires_grad_(False)
         for split, pairs in self.held_out.items():

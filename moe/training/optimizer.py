@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,48 @@ from torch import Tensor, nn
 from moe.training.stages import Stage, is_router
 
 
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al., 2024) for matrices [m, n]: momentum whose singular values are all set to about 1.
+
+    Steps are scaled to the root mean square of AdamW's (Liu et al., 2025), weight decay is decoupled. The same rule as
+    ``torch.optim.Muon``, in float32: that one computes in bfloat16, which takes five to fifteen times as long on a CPU
+    without bfloat16 products (docs/results/recipe.md).
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], weight_decay: float, momentum: float = 0.95):
+        super().__init__(parameters, {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                average = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = orthogonalize(parameter.grad.lerp(average, group["momentum"]))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
+
+
+def orthogonalize(x: Tensor) -> Tensor:
+    """The matrix [m, n] with its singular values between about 0.7 and 1.2, by five Newton-Schulz steps in float32."""
+    a, b, c = 3.4445, -4.7750, 2.0315  # of Jordan et al., chosen for a steep slope at 0
+    tall = x.shape[0] > x.shape[1]
+    y = (x.T if tall else x).float()
+    y = y / y.norm().clamp_min(1e-7)
+    for _ in range(5):
+        gram = y @ y.T
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    return (y.T if tall else y).to(x.dtype)
+
+
 class MuonWithAdamW:
     """Two optimizers of different parameters that share groups and state as if they were one."""
 
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW):
+    def __init__(self, muon: Muon, adamw: torch.optim.AdamW):
         self.parts = (muon, adamw)
         self.param_groups = muon.param_groups + adamw.param_groups
         self.state = muon.state = adamw.state
@@ -62,7 +100,7 @@ def make_optimizer(parameters: Mapping[str, nn.Parameter], weight_decay: float, 
     )
     if not hidden:
         return adamw
-    muon = torch.optim.Muon(hidden, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(hidden, weight_decay)
     muon.param_groups[0]["peak"] = stage.muon_learning_rate
     return MuonWithAdamW(muon, adamw)
 
