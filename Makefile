@@ -31,9 +31,9 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 
 # Everything that a machine with an NVIDIA GPU should run, with the torch and triton that it already has.
-# BASE=FILE DATA=DIR also trains SmolLM2-135M on the pairs in DIR.
+# ARGS=--quick first; BASE=FILE DATA=DIR also trains SmolLM2-135M on the pairs in DIR (docs/gpu.md).
 gpu:
-	$(PYTHON) -m eval.gpu_suite --output gpu-results $(if $(BASE),--base $(BASE)) $(if $(DATA),--data $(DATA))
+	$(PYTHON) -m eval.gpu_suite $(if $(BASE),--base $(BASE)) $(if $(DATA),--data $(DATA)) $(ARGS)
 
 # torch alone comes from TORCH_INDEX; what it requires comes with the rest.
 $(VENV)/installed: pyproject.toml setup.py constraints.txt $(wildcard eval/codebleu/csrc/*)

@@ -11,6 +11,11 @@ router decides which experts answer.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # until the imports are done Ctrl-C ends the program without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import hashlib
 import os
@@ -57,7 +62,9 @@ def main(arguments: argparse.Namespace) -> int:
     # 2. Load the model.
     path = model_of(arguments.model) if arguments.model else newest_model(arguments.runs)
     console.print(f"model {path}" + ("" if arguments.model else " (the newest run; --model DIR takes another)"))
-    loaded = load_model(path, dtype, device, base=arguments.base, template=arguments.template, packed=True)
+    loaded = load_model(
+        path, dtype, device, base=arguments.base, template=arguments.template, check=not arguments.no_check, packed=True
+    )
     if loaded.tokenizer is None:
         raise UserError(f"{path} has no tokenizer; expected tokenizer.json or tokenizer.model beside the weights")
     console.print(f"{describe_hardware(device)}, weights in {dtype_name(dtype)}")
@@ -242,6 +249,7 @@ def make_parser() -> ArgumentParser:
     add("--serve", type=int, metavar="PORT", help="serve OpenAI's API on this port of 127.0.0.1 (0: a free one)")
     add("--force", action="store_true", help="replace --output or --trace if it exists")
     add("--show-routing", action="store_true", help="also show which experts wrote the answer")
+    add("--no-check", action="store_true", help="load the model without comparing it with its manifest")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--dtype", default="auto", help="auto (bfloat16 where it is native), float32 or bfloat16")
     return parser

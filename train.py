@@ -7,6 +7,11 @@ Each finished step is noted in the run's directory, so `--resume` continues wher
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":  # until the imports are done Ctrl-C ends the program without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import datetime
 import sys
@@ -17,8 +22,8 @@ import torch
 from rich.console import Console
 
 from checkpoints.cli import ArgumentParser, run, script_command
-from checkpoints.config_flags import add_setting_flags, given_settings, read_settings
-from checkpoints.progress import make_console, say
+from checkpoints.config_flags import add_setting_flags, flag_of, given_settings, read_settings
+from checkpoints.progress import lasting_output, make_console, say
 from checkpoints.proof import prove
 from checkpoints.runs.directory import RunDirectory, resume_command
 from checkpoints.runs.fingerprints import check_inputs, run_fingerprints
@@ -26,30 +31,51 @@ from checkpoints.runs.models import load_base, make_adapter, make_mixture, steps
 from checkpoints.runs.preflight import (
     base_config,
     check_data,
+    describe_fit,
     describe_needs,
+    describe_work,
+    mixture_config,
     plan_run,
     require_disk,
     run_data,
     run_dtype,
+    validation_pairs,
 )
 from checkpoints.runs.staged_run import StagedRun
 from eval.evaluate import Evaluation
 from eval.reporting.display import TrainingMonitor
+from eval.reporting.metrics import TRACKERS, check_tracker
 from eval.reporting.record import MODELS
-from eval.reporting.summary import report
+from eval.reporting.summary import report, worse_than_base
+from eval.training_step import measured_speed
 from moe.config import describe_layers
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.sources import DataSets
-from moe.hardware import available_memory, choose_device, describe_hardware, dtype_name, keep_freed_memory
+from moe.errors import UserError
+from moe.hardware import available_memory, choose_device, describe_hardware, dtype_name, keep_freed_memory, matmul_rate
 from moe.model import count_parameters
-from moe.training.config import TINY, RunConfig
+from moe.training.config import ADJUSTABLE, TINY, RunConfig
+from moe.training.interrupt import Interrupted, raised_signals
 from moe.training.router_start import fit_router
+from moe.training.trainer import Diverged
 
 
 def main(arguments: argparse.Namespace) -> int:
+    with lasting_output(), raised_signals():
+        try:
+            return plan_and_run(arguments)
+        except Interrupted:
+            if arguments.exit_zero_on_signal:
+                return 0
+            raise
+
+
+def plan_and_run(arguments: argparse.Namespace) -> int:
     # 1. Plan: settings, device, data, what exists already.
     console = make_console()
+    check_tracker(arguments.log_to)
     resumed, config, warnings = open_run(arguments)
+    config = replace(config, **(given_settings(arguments) if resumed else {}))
     device = choose_device(config.device)
     keep_freed_memory(device)
     dtype = run_dtype(config, device)
@@ -61,17 +87,19 @@ def main(arguments: argparse.Namespace) -> int:
     for line in data.readings:
         say(console, line)
     warnings += check_data(config, data)
-    plan = plan_run(config, base_config(config), dtype)
+    sizes = base_config(config)
+    plan = plan_run(config, sizes, dtype)
     if arguments.epochs is not None:
         config = replace(config, mix_steps=steps_of_epochs(config, data.train, arguments.epochs))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    if plan.total > available_memory(device):
-        say(console, "this may not fit into memory: lower --tokens-per-batch or add --activation-checkpointing")
+    for line in describe_fit(config, sizes, plan, dtype, available_memory(device), arguments.dry_run):
+        say(console, line)
     path = run_path(arguments)
     if arguments.dry_run:
         RunDirectory.check_new(path)
-        for line in describe_needs(config, data, plan, device, path):
+        speed = arguments.tokens_per_second or measured_speed(config, mixture_config(config, sizes), device, dtype)
+        for line in describe_needs(config, data, plan, path) + describe_work(config, sizes, speed):
             say(console, line)
         return 0
 
@@ -79,12 +107,21 @@ def main(arguments: argparse.Namespace) -> int:
         require_disk(config, plan, path)
     directory = resumed or RunDirectory.create(path, config, sys.argv[1:])
     with directory.held():
+        if given_settings(arguments) and resumed:
+            directory.adjust(given_settings(arguments))
         try:
-            make_experts(config, directory, data, device, dtype, console, arguments.accept_new_data)
-        except KeyboardInterrupt:
-            say(console, f"stopped; continue with: {resume_command(directory.path)}")
+            return make_experts(config, directory, data, device, dtype, console, arguments)
+        except (KeyboardInterrupt, OSError, UserError) as error:
+            if directory.holds_work or isinstance(error, KeyboardInterrupt | Diverged):
+                say(console, f"stopped; continue with: {command_to_go_on(directory, error)}")
             raise
-    return 0
+
+
+def command_to_go_on(directory: RunDirectory, error: BaseException) -> str:
+    """The command that continues the run; after a divergence with a third of the learning rates."""
+    command = resume_command(directory.path)
+    rates = error.rates if isinstance(error, Diverged) else ()
+    return " ".join([command, *(f"{flag_of(name)} {getattr(directory.config, name) / 3:.1e}" for name in rates)])
 
 
 def make_experts(
@@ -94,33 +131,43 @@ def make_experts(
     device: torch.device,
     dtype: torch.dtype,
     console: Console,
-    accept_new_data: bool,
-) -> None:
-    """The recipe after the plan."""
-    monitor = TrainingMonitor(console, directory.path, config.languages)
+    arguments: argparse.Namespace,
+) -> int:
+    """The recipe after the plan; the exit code: 1 if the mixture is worse than its base."""
+    rate = matmul_rate(device, dtype)
+    monitor = TrainingMonitor(console, directory.path, config.languages, rate, arguments.log_to)
     stages = StagedRun(directory, config, monitor, say_that_the_step_is_saved)
     evaluation = Evaluation(directory, config, data.held_out, console)
 
     # 2. Load the base (the tiny one is trained first) and encode the data.
-    base = load_base(stages, data.train, dtype, device)
+    base = load_base(stages, data.train, dtype, device, check=not arguments.no_check)
     assert base.tokenizer is not None, "load_base requires one"
     size = count_parameters(base.model) / 1e6
     say(console, f"base {base.path}: {size:,.1f} M parameters, prompts as {base.template}")
-    changed = check_inputs(directory, run_fingerprints(config, base), accept_new_data)
+    fingerprints = run_fingerprints(config, base)
+    changed = check_inputs(directory, fingerprints, arguments.accept_new_data)
     if changed:
         say(console, f"warning: goes on with another {', '.join(changed)}; all models are scored anew")
     if base.config.is_moe:
         say(console, "it is a mixture: its experts and routers are trained further, and there is no dense baseline")
+    cache = (directory.path / "tokens", [fingerprints["training data"], fingerprints["tokenizer"]])
     encoded = encode_pairs(
-        data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed
+        data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed, cache
     )
     for language, count in encoded.too_long.items():
         if count:
             say(console, f"left out {count} {language} pairs of more than {config.max_tokens} tokens")
     batches = MixedBatches(encoded.examples, config.tokens_per_batch, config.seed)
+    held_out = validation_pairs(config)
+    if config.validation_steps and not held_out:
+        say(console, f"{config.data} has no validation/ split: no early stopping")
+    validation = (
+        encode_pairs(held_out, base.tokenizer, base.template, base.config.max_seq_len).examples if held_out else None
+    )
     trained = config.accumulate * (config.branch_steps + config.mix_steps)
     passes = trained / batches.epoch_batches
-    say(console, f"one pass over the data is {batches.epoch_batches:,.0f} batches; this run makes {passes:.2f} passes")
+    one_pass = f"{batches.epoch_batches:,.0f} batches, {batches.filled():.1%} filled"
+    say(console, f"one pass over the data is {one_pass}; this run makes {passes:.2f} passes")
 
     # 3. Score the base.
     evaluation.score(base, "base", chat=config.chat_base)
@@ -147,7 +194,7 @@ def make_experts(
     stages.train(model, "branch", batches)
 
     # 7. Mix: learned top-k routing with balance loss and z-loss.
-    stages.train(model, "mix", batches)
+    say(console, stages.train(model, "mix", batches, validation))
 
     # 8. Score the mixture and write it.
     mixture = replace(base, model=model, config=model.config, path=directory.path / "model")
@@ -158,7 +205,7 @@ def make_experts(
     # 9. The baseline: one dense adapter with as many active parameters, trained on the same data for as many steps.
     if config.baseline and not base.config.is_moe:
         adapted = make_adapter(base.model, config)
-        stages.train(adapted, "adapter", batches)
+        say(console, stages.train(adapted, "adapter", batches, validation))
         dense = replace(base, model=adapted, config=adapted.config, path=directory.path / "adapter")
         evaluation.score(dense, "dense adapter")
         write_model(dense, base, config)
@@ -171,6 +218,10 @@ def make_experts(
     # 11. Report.
     monitor.close()
     report(directory, device, console)
+    worse = worse_than_base(directory.results)
+    if worse:
+        print(f"warning: {worse}", file=sys.stderr)
+    return 1 if worse else 0
 
 
 def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunConfig, list[str]]:
@@ -186,9 +237,12 @@ def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunCon
     if not arguments.resume:
         return None, *read_settings(arguments)
     others = (arguments.config, arguments.preset, arguments.name, arguments.epochs)
-    if given_settings(arguments) or any(others):
-        parser.error("--resume continues with the run's own settings and name; leave the others out")
+    if any(others) or not given_settings(arguments).keys() <= set(ADJUSTABLE):
+        free = " ".join(flag_of(name) for name in ADJUSTABLE)
+        parser.error(f"--resume continues with the run's own settings and name; leave the others out (but {free})")
     directory = RunDirectory.resume(Path(arguments.resume))
+    if "pretrain_lr" in given_settings(arguments) and (directory.path / "base").exists():
+        parser.error("--pretrain-lr: the tiny base of this run is trained already; leave it out")
     return directory, directory.config, []
 
 
@@ -200,7 +254,7 @@ def run_path(arguments: argparse.Namespace) -> Path:
 
 
 def say_that_the_step_is_saved() -> None:
-    """What Ctrl-C is answered with."""
+    """What a signal is answered with."""
     print("finishing and saving this step; Ctrl-C again stops at once", file=sys.stderr, flush=True)
 
 
@@ -213,7 +267,17 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--accept-new-data", action="store_true", help="resume though data or base changed, and score all models anew"
     )
+    parser.add_argument(
+        "--exit-zero-on-signal", action="store_true", help="exit with 0, not 128 + its number, after SIGTERM and so on"
+    )
+    parser.add_argument(
+        "--log-to", choices=TRACKERS, default="", help="also send metrics to this tracker, if installed"
+    )
+    parser.add_argument("--no-check", action="store_true", help="load the base without comparing it with its manifest")
     parser.add_argument("--dry-run", action="store_true", help="check settings and data, and print what a run needs")
+    parser.add_argument(
+        "--tokens-per-second", type=float, default=0.0, metavar="N", help="for --dry-run: speed (default: of two steps)"
+    )
     add_setting_flags(parser)
     parser.set_defaults(parser=parser)
     return parser

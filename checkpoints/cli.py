@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +16,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
+from kernels.version import __version__
 from moe.errors import Notice, UserError
-from moe.version import __version__
 
 SCRIPTS = ("train", "generate")
 
@@ -81,6 +83,13 @@ def script_command(script: str) -> str:
     return shlex.join(["python", str(folder / f"{script}.py")])
 
 
+def add_fields_argument(parser: argparse.ArgumentParser) -> None:
+    """``--fields``: which fields of the data hold what."""
+    parser.add_argument(
+        "--fields", nargs="+", default=[], metavar="PART=FIELD", help="what is what: text=a+b code=c language=d id=e"
+    )
+
+
 def check_output_file(path: str | Path, force: bool = False) -> Path:
     """Raises :class:`UserError` if a file ``path`` cannot be written; to be called before the work."""
     path = Path(path)
@@ -99,8 +108,8 @@ def check_output_file(path: str | Path, force: bool = False) -> Path:
 def exit_on_user_error(debug: bool = False, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turns a :class:`UserError` (or one of ``also``) into one line on stderr and exit code 2.
 
-    Ctrl-C exits with code 130 and no traceback. With ``debug`` every exception keeps its traceback. A closed pipe
-    (``| head``) is not an error: :class:`BrokenPipeError` passes.
+    Ctrl-C exits with code 130 and no traceback, another signal that was raised with 128 + its number. With ``debug``
+    every exception keeps its traceback. A closed pipe (``| head``) is not an error: :class:`BrokenPipeError` passes.
     """
     expected: tuple[type[Exception], ...] = (UserError, *also)
     try:
@@ -112,11 +121,11 @@ def exit_on_user_error(debug: bool = False, also: tuple[type[Exception], ...] = 
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if debug:
             raise
         print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + getattr(interrupt, "number", signal.SIGINT)) from None
 
 
 @contextmanager
@@ -154,6 +163,8 @@ def run(
     User errors, system errors (:class:`OSError`) and ``also`` give one line and exit code 2 (a traceback with
     ``--debug``). If the reader of the output goes away (``| head``), the program stops without an error.
     """
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # see the head of train.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     arguments = parser.parse_args(argv)
     arguments.debug = getattr(arguments, "debug", False)
     try:
@@ -164,7 +175,9 @@ def run(
                 plain = isinstance(error, (BrokenPipeError, *also)) or not isinstance(error.filename, str | bytes)
                 if plain:
                     raise
-                message = f"{os.fsdecode(error.filename)}: {error.strerror}; check that the path can be read or written"
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                remedy = "free some space" if full else "check that the path can be read or written"
+                message = f"{os.fsdecode(error.filename)}: {error.strerror}; {remedy}"
                 raise UserError(message) from error
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout at exit

@@ -12,6 +12,7 @@ import torch
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.config_json import DELTA_MODEL_TYPE, to_config_json
 from checkpoints.formats.delta import (
+    EXPERTS,
     BaseReference,
     base_files,
     base_reference,
@@ -45,6 +46,7 @@ from checkpoints.formats.parameters import (
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_card import base_license, base_name, check_hub_id, model_card, run_facts
 from checkpoints.storage.files import DiskUsage, copy_file, free_bytes, new_directory, write_bytes
+from checkpoints.storage.manifest import check_tensors
 from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor
 from checkpoints.storage.writer import (
     MAX_SHARD_BYTES,
@@ -94,6 +96,7 @@ def load_model(
     device: torch.device | str = "cpu",
     base: Path | None = None,
     template: str | None = None,
+    check: bool = True,
     packed: bool = False,
 ) -> LoadedModel:
     """Loads a model of any supported format: dense, full experts or a delta directory.
@@ -106,6 +109,7 @@ def load_model(
         base: where the base of a delta directory is, if it moved.
         packed: keeps weights in int4 and int8 as they are, for inference; otherwise they are decoded.
         template: name of the prompt template; None takes the model's own, or a guess with a :class:`Notice`.
+        check: compare the tensors with the manifest, where there is one.
 
     Raises:
         UserError: naming the file (and the tensor) that is missing, damaged or unsupported.
@@ -114,8 +118,10 @@ def load_model(
     if template is not None:
         check_template(template)
     if is_delta(path):
-        return _load_delta(path, dtype, device, base, template, packed)
+        return _load_delta(path, dtype, device, base, template, check, packed)
     checkpoint = open_checkpoint(path)
+    if check:
+        check_tensors(checkpoint.weight_files)
     tokenizer = checkpoint_tokenizer(checkpoint)
     if tokenizer is not None:
         require_fit(tokenizer, checkpoint.config.vocab_size, path)
@@ -132,9 +138,12 @@ def _load_delta(
     device: torch.device | str,
     base: Path | None,
     template: str | None,
+    check: bool,
     packed: bool,
 ) -> LoadedModel:
     delta = open_delta(path, base)
+    if check:
+        check_tensors([path / EXPERTS, *delta.base.weight_files])
     here = Checkpoint(path, "huggingface", delta.config, {}, ())
     tokenizer = checkpoint_tokenizer(here) or checkpoint_tokenizer(delta.base)
     if tokenizer is not None:

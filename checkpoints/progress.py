@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -71,11 +73,46 @@ def byte_progress(total: int, title: str) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.advance(task, count)
 
 
+class LastingStream:
+    """A text stream whose end (a closed terminal, ``| head``, a full disk) is no error: what follows is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self.stream: Any = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self.stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, act: Callable[[], object]) -> None:
+        try:
+            act()
+        except OSError:  # what is buffered goes the same way, now and at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Within the block nobody has to read stdout and stderr: work goes on when a terminal or a pipe is closed."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 def make_console() -> Console:
     """The console that training prints to; wide enough not to break lines in a log file."""
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
 
 
 def say(console: Console, text: str) -> None:
-    """Prints a line as it is: no markup, no colors, no breaks."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """Prints a line as it is, unless it is empty: no markup, no colors, no breaks."""
+    if text:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -17,8 +17,10 @@ COMMANDS: dict[str, str] = {
     "codebleu": "eval.codebleu_command",
     "compare": "eval.compare",
     "execution": "eval.execution.cli",
+    "plot": "eval.plot",
     "report": "eval.report",
     "routing": "eval.routing",
+    "score-answers": "eval.score_answers",
 }
 
 

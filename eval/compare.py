@@ -310,10 +310,16 @@ def explain(found: Mapping[str, Any]) -> str:
 
 
 def read_runs(paths: Sequence[Path]) -> list[RunRecord]:
-    """The runs at these paths; raises :class:`UserError` for one that is named twice."""
+    """The runs at these paths; raises :class:`UserError` for one that is named twice or not scored."""
     if len({path.resolve() for path in paths}) < len(paths):
         raise UserError(f"a run is named twice: {' '.join(map(str, paths))}")
-    return [RunRecord(path) for path in paths]
+    runs = [RunRecord(path) for path in paths]
+    for run in runs:
+        if not run.is_scored:
+            raise UserError(
+                f"answers of {run.path} have no CodeBLEU; first type: python -m eval score-answers {run.path}"
+            )
+    return runs
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -361,9 +367,10 @@ def main(arguments: argparse.Namespace) -> int:
 def _print(console: Console, title: str, rows: Sequence[Mapping[str, str]]) -> None:
     if not rows:
         return
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", collapse_padding=True)
     for index, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if index < 2 and "metric" in rows[0] else "right")
+        left = index == 0 or (index == 1 and "metric" in rows[0])
+        table.add_column(name, justify="left" if left else "right", min_width=max(map(len, name.split())))
     for place, row in enumerate(rows):
         table.add_row(*row.values(), end_section=row.get("language") == "mean" and place < len(rows) - 1)
     console.print(table)

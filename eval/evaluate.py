@@ -13,15 +13,19 @@ from checkpoints.model_io import LoadedModel
 from checkpoints.progress import CountDisplay, say
 from checkpoints.runs.directory import RunDirectory
 from eval.cost import model_cost
-from eval.scoring import AnswerSettings, save_answers, score_answers, write_answers
+from eval.scoring import AnswerSettings, can_score, save_answers, score_answers, write_answers
 from eval.specialization import RoutingCounter
 from eval.verdicts import add_verdicts
+from moe.config import parse_layers
 from moe.data.packing import EncodedData, encode_pairs
 from moe.data.pairs import Pair
 from moe.data.sources import sample_all
 from moe.files import write_json_lines
 from moe.training.config import RunConfig
 from moe.training.held_out_loss import HeldOutLoss, held_out_loss
+from moe.training.stages import choose_trainable
+
+UNFINISHED = ".unfinished"  # of the file that notes each answer until all of a model are scored
 
 
 class Evaluation:
@@ -47,9 +51,9 @@ class Evaluation:
     def score(self, loaded: LoadedModel, name: str, chat: bool = False) -> None:
         """Measures a model and notes the result under ``scores of NAME``, unless it is there.
 
-        The result is ``{"scores": split -> language -> CodeBLEU, parts, answers, loss, tokens, left_out}``
-        (``left_out``: pairs that do not fit into the context and have no loss), ``"cost"``, and for a mixture
-        ``"specialization"`` over all splits.
+        The result is ``{"scores": split -> language -> CodeBLEU, parts, answers, loss, tokens, left_out}`` (without
+        CodeBLEU where its parser is missing; ``left_out``: pairs that do not fit into the context and have no loss),
+        ``"cost"``, and for a mixture ``"specialization"`` over all splits.
 
         Args:
             chat: ask for code only, with the chat prompt, and take the code block of the answer.
@@ -63,8 +67,11 @@ class Evaluation:
     def test(self, name: str) -> None:
         """Runs the tests of a model's answers and notes the counts under ``tests of NAME``, unless they are there.
 
+        Without tree-sitter they are left to ``score-answers``.
         The result is ``split -> language -> tested, passed, verdicts, why`` (:func:`eval.verdicts.add_verdicts`).
         """
+        if not can_score():
+            return
         found = self.directory.once(f"tests of {name}", lambda: {s: self._test(name, s) for s in self.held_out})
         for split, languages in found.items():
             for language, counts in languages.items():
@@ -88,26 +95,36 @@ class Evaluation:
             layers = len(model.config.sparse_layers)
             routing = RoutingCounter(len(config.languages), layers, model.config.num_experts, config.seed)
         result: dict[str, Any] = {"scores": {}, "cost": asdict(model_cost(model.config))}
+        if name == "dense adapter" and not model.config.is_delta:  # beside full experts: no config says what it trained
+            trained = parse_layers(config.moe_layers, model.config.n_layers)
+            learned = choose_trainable(model, "adapter", moe_layers=trained)
+            result["cost"]["trained"] = sum(parameter.numel() for parameter in learned.values())
+            model.requires_grad_(False)
         for split, pairs in self.held_out.items():
             chosen = sample_all(pairs, config.eval_pairs, config.seed)
+            path = self._file("answers", name, split)
+            journal = path.with_suffix(UNFINISHED)
             with CountDisplay(self.console, f"{name}: answers, {split}") as show:
-                answers = write_answers(model, tokenizer, template, chosen, settings, show)
-            save_answers(answers, self._file("answers", name, split))
+                answers = write_answers(model, tokenizer, template, chosen, settings, show, journal)
+            save_answers(answers, path)
             chosen = sample_all(pairs, config.loss_pairs, config.seed)
             encoded = encode_pairs(chosen, tokenizer, template, model.config.max_seq_len)
             with CountDisplay(self.console, f"{name}: loss, {split}") as show:
                 losses = held_out_loss(model, encoded.examples, config.tokens_per_batch, routing, show)
             save_losses(chosen, encoded, losses, self._file("losses", name, split))
+            scores = score_answers(answers) if can_score() else {}
             result["scores"][split] = {
                 language: {
-                    **asdict(score),
+                    **(asdict(scores[language]) if scores else {"answers": len(answers[language])}),
                     "loss": losses[language].loss,
                     "tokens": losses[language].tokens,
                     "examples": losses[language].examples,
                     "left_out": encoded.too_long[language],
                 }
-                for language, score in score_answers(answers).items()
+                for language in answers
             }
+        for split in self.held_out:
+            self._file("answers", name, split).with_suffix(UNFINISHED).unlink(missing_ok=True)
         if routing is not None:
             numbers = list(model.config.sparse_layers)
             result["specialization"] = {**asdict(routing.specialization()), "layer_numbers": numbers}
@@ -120,7 +137,8 @@ def save_losses(
     """Writes the loss of each pair as JSON Lines: ``id``, ``language``, ``nats`` of its response and its ``tokens``."""
     rows = []
     for language, loss in losses.items():
-        for place, example, nats in zip(encoded.kept[language], encoded.examples[language], loss.nats, strict=True):
+        examples = encoded.examples[language]
+        for place, example, nats in zip(examples.places.tolist(), examples, loss.nats, strict=True):
             name = pairs[language][place].id or f"{language}-{place}"
             tokens = len(example.tokens) - example.response_start
             rows.append({"id": name, "language": language, "nats": nats, "tokens": tokens})

@@ -1,235 +1,192 @@
-"""``python -m eval.gpu_suite``: all GPU checks and benchmarks in one go, inside 9 minutes.
+"""``python -m eval.gpu_suite``: all GPU checks and measurements, the most valuable first, in under 8 minutes.
 
-Correctness of every layer against float64, no host synchronization, CUDA-graph capture, sm_86's PTX through the
-driver's JIT, the compile check, the benchmark with all baselines, targets and the A10G estimate, a Mistral-7B-shaped
-training step under a hard limit of 22 GiB, training on your pairs (``--base``, ``--data``), a tuned table, the GPU
-tests. Every part is a process with its own time limit: one that hangs or breaks the GPU costs no other, and what it had
-written stays. Results go to one folder. Exit code 1 where a part failed, 2 without a GPU.
+Every part is a process with its own time limit: one that hangs or breaks the GPU costs no other, and what it had
+written stays. ``--quick`` takes the essence of what matters most in about 90 seconds; ``--smoke`` runs everything in
+toy sizes on the CPU, to see that nothing is missing. Results go to one folder, those of quick and smoke runs to folders
+inside it. Exit code 1 where a part failed, 2 without a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import signal
-import subprocess
+import json
 import sys
+import tarfile
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from checkpoints.cli import ArgumentParser, run
-from kernels.bench import a10g_estimate, gpu_checks
+from checkpoints.storage.files import sha256_file
+from eval.gpu_parts import OWN, run_own
+from eval.gpu_results import write_summary
+from eval.processes import Part, Running
+from kernels.bench.timing import describe
 from kernels.benchmark import cannot_write
 from moe.errors import UserError
 from moe.files import json_bytes, replace_file
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-class Part(NamedTuple):
-    """``seconds`` is the part's limit; ``command`` what runs it."""
-
-    name: str
-    seconds: float
-    command: list[str]
-
-
-# ------------------------------------------------------------------------- parts that run inside this module
-
-
-def write(path: Path, value: Any) -> None:
-    """JSON, atomically: a part may be killed at any moment."""
-    replace_file(path, json_bytes(value))
-
-
-def benchmark(output: Path, deadline: float) -> Any:
-    from kernels.bench import gpu as benchmark_gpu
-    from kernels.benchmark import plot
-
-    def keep(result: dict[str, Any]) -> None:
-        write(output / "benchmark.json", result)
-        lines = [*map(benchmark_gpu.line, result["rows"]), *(f"left out: {entry}" for entry in result["left_out"])]
-        (output / "benchmark.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (output / "targets.md").write_text(a10g_estimate.text(result["rows"]) + "\n", encoding="utf-8")
-
-    result = benchmark_gpu.run(deadline, on_row=keep)
-    rows = result["rows"]
-    result |= {"h200_targets": a10g_estimate.h200_targets(rows), "a10g": a10g_estimate.a10g(rows)}
-    keep(result)
-    plot(result, output / "benchmark.png")
-    return result
-
-
-def tuned_table(output: Path, deadline: float) -> Any:
-    from kernels.bench.tune import tune
-    from kernels.gpu.tile_tables import write_table
-
-    arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    table, log = tune(deadline)
-    write_table(output / f"{arch}.table.json", arch, table)
-    return {"measurements": log}
-
-
-def sm86_through_the_driver(output: Path, deadline: float) -> Any:
-    from kernels.bench.ptx_jit import check_sm86_kernels
-
-    return check_sm86_kernels()
-
-
-def _check(function: Callable[[], Any]) -> Callable[[Path, float], Any]:
-    return lambda output, deadline: function()
-
-
-OWN: dict[str, Callable[[Path, float], Any]] = {
-    "correctness": _check(gpu_checks.correctness),
-    "no_host_synchronization": _check(gpu_checks.no_host_synchronization),
-    "cuda_graph": _check(gpu_checks.cuda_graph),
-    "full_graph_compile": _check(gpu_checks.full_graph_compile),
-    "sm86_through_the_driver": sm86_through_the_driver,
-    "benchmark": benchmark,
-    "tuned_table": tuned_table,
+# name -> seconds it may take, seconds of its quick form (0: has none); in the order of their value
+LIMITS = {
+    "correctness": (65, 32),
+    "graphs": (30, 0),
+    "benchmark": (85, 18),
+    "training_step": (85, 35),
+    "generation": (50, 25),
+    "sm86_through_the_driver": (35, 0),
+    "gpu_tests": (30, 0),
+    "tiles": (45, 0),
+    "smollm2": (50, 0),
 }
 
 
-def run_own(name: str, output: Path, seconds: float) -> int:
-    """One of `OWN` in this process; its result goes to NAME.json."""
-    try:
-        result = OWN[name](output, time.monotonic() + seconds)
-    except Exception:
-        write(output / f"{name}.error.json", traceback.format_exc())  # beside what the part had written so far
-        traceback.print_exc()
-        return 1
-    write(output / f"{name}.json", result)
-    return 1 if gpu_checks.failed(result) else 0
+def part_of(name: str, arguments: argparse.Namespace, output: Path, seconds: float) -> Part:
+    """The process of a part."""
+    python, flags = sys.executable, [f"--{mode}" for mode in ("smoke", "quick") if getattr(arguments, mode)]
+    if name == "training_step":
+        return Part(name, seconds, [python, "-m", "eval.training_step", str(output / f"{name}.json"), *flags])
+    if name == "generation":
+        return Part(name, seconds, [python, "-m", "eval.generation_speed", str(output / f"{name}.json"), *flags])
+    if name == "gpu_tests":
+        tests = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/kernels", "tests/moe/test_model.py"]
+        return Part(name, seconds, [python, "-m", "pytest", *tests])
+    given = [f"--{key}={getattr(arguments, key)}" for key in ("base", "data") if getattr(arguments, key)]
+    own = ["--part", name, "--output", str(output), "--seconds", str(seconds - 8)]
+    return Part(name, seconds, [python, "-m", "eval.gpu_suite", *own, *flags, *given])
 
 
-# ------------------------------------------------------------------------------------------------ all parts
+def chosen(arguments: argparse.Namespace, done: set[str]) -> list[tuple[str, float]]:
+    """Names and limits of the parts to run; one chosen by ``--only`` may take all the time."""
+    if arguments.only:
+        return [(name, 60 * arguments.minutes) for name in arguments.only]
+    found: list[tuple[str, float]] = []
+    for name, (seconds, quick) in LIMITS.items():
+        limit = quick if arguments.quick else seconds
+        needs_pairs = name == "smollm2" and not arguments.smoke and not (arguments.base and arguments.data)
+        if limit and name not in done and not needs_pairs:
+            found.append((name, 600 if arguments.smoke else limit))
+    return found
 
 
-def plan(output: Path, base: str | None, data: str | None) -> list[Part]:
-    """All parts, the most important first; those of other modules know nothing of this one."""
-    python = sys.executable
-
-    def own(name: str, seconds: float) -> Part:
-        arguments = ["--part", name, "--output", str(output), "--seconds", str(seconds - 10)]
-        return Part(name, seconds, [python, "-m", "eval.gpu_suite", *arguments])
-
-    parts = [
-        own("correctness", 90),
-        own("no_host_synchronization", 40),
-        own("cuda_graph", 40),
-        own("sm86_through_the_driver", 50),
-        own("benchmark", 140),
-        Part("training_step_7b", 70, [python, "-m", "eval.training_step", str(output / "training_step_7b.json")]),
-    ]
-    if base and data:
-        # one pass over 40,000 pairs is about 8 M tokens, 500 batches of 16,384
-        sizes = "--tokens-per-batch 16384 --branch-steps 25 --mix-steps 475 --eval-pairs 50 --save-minutes 0.5".split()
-        run = ["--runs", str(output), "--name", "smollm2", "--base", base, "--data", data]
-        train = [python, "train.py", "--preset", "smollm2-135m", *run, *sizes, "--test-sets", "test"]
-        parts.append(Part("smollm2_training", 150, train))
-    tests = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/kernels"]
-    return [*parts, own("full_graph_compile", 50), own("tuned_table", 50), Part("gpu_tests", 90, tests)]
-
-
-class Running:
-    """A part's process, in its own process group so that a limit ends its children too; output goes to NAME.log."""
-
-    def __init__(self, part: Part, output: Path):
-        self.part, self.begin = part, time.monotonic()
-        self.log = output / f"{part.name}.log"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))}
-        with self.log.open("wb") as file:
-            self.process = subprocess.Popen(
-                part.command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
-
-    def finish(self, seconds: float) -> dict[str, Any]:
-        """Waits at most ``seconds``, then kills the part."""
-        try:
-            code = self.process.wait(max(0.0, seconds))
-            status = "ok" if code == 0 else f"failed (exit code {code})"
-        except subprocess.TimeoutExpired:
-            status = f"stopped at its limit of {seconds:.0f} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        entry = {"status": status, "seconds": round(time.monotonic() - self.begin, 1), "log": self.log.name}
-        if status != "ok":
-            entry["last_lines"] = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
-        return entry
-
-
-def run_parts(parts: Sequence[Part], background: Part, output: Path, deadline: float, summary: dict[str, Any]) -> bool:
-    """Runs ``parts`` one after another and ``background`` beside the first of them; true where none failed."""
-
-    def note(name: str, entry: dict[str, Any]) -> None:
-        summary["parts"][name] = entry
-        write(output / "summary.json", summary)
-        print(f"{name}: {entry['status']}" + (f" in {entry['seconds']} s" if "seconds" in entry else ""), flush=True)
+def run_parts(parts: Sequence[Part], output: Path, deadline: float, summary: dict[str, Any], archive: Path) -> bool:
+    """Runs the parts one after another and notes each at once; true where none failed."""
+    for part in parts:
+        left = deadline - time.monotonic()
+        if left < 15:
+            entry: dict[str, Any] = {"status": "left out: no time"}
+        else:
+            entry = Running(part, output).finish(min(part.seconds, left))
+        summary["parts"][part.name] = entry
+        replace_file(output / "summary.json", json_bytes(summary))
+        print(
+            f"{part.name}: {entry['status']}" + (f" in {entry['seconds']} s" if "seconds" in entry else ""), flush=True
+        )
         for line in entry.get("last_lines", []):
             print(f"    {line}", flush=True)
+        pack_results(output, archive)
+    return all(summary["parts"][part.name]["status"].startswith(("ok", "left out")) for part in parts)
 
-    beside: Running | None = Running(background, output)
-    try:
-        for part in parts:
-            if beside is not None and part.name == "benchmark":  # nothing else may run while times are taken
-                note(background.name, beside.finish(min(background.seconds, deadline - time.monotonic())))
-                beside = None
-            left = deadline - time.monotonic()
-            if left < 15:
-                note(part.name, {"status": "left out: no time"})
-                continue
-            note(part.name, Running(part, output).finish(min(part.seconds, left)))
-    finally:
-        if beside is not None:
-            note(background.name, beside.finish(min(background.seconds, deadline - time.monotonic())))
-    return all(entry["status"] in ("ok", "left out: no time") for entry in summary["parts"].values())
+
+def pack_results(output: Path, archive: Path) -> None:
+    """All results in one file, which is easier to take from a remote machine; without the weights of training runs."""
+    beside = archive.with_name(archive.name + ".new")
+    with tarfile.open(beside, "w:gz") as packed:
+        for path in sorted(output.rglob("*")):
+            if (
+                path.is_file()
+                and path.suffix not in (".safetensors", ".gguf", ".whl")
+                and path not in (archive, beside)
+            ):
+                packed.add(path, path.relative_to(output))
+    beside.replace(archive)
+
+
+def join_parts(parts: Sequence[Path], output: Path) -> Path:
+    """Joins the pieces that ``split`` made of a file, and verifies them by the ``FILE.sha256`` beside the first one.
+
+    Raises :class:`UserError` where the checksum is missing or another.
+    """
+    for part in parts:
+        if not part.is_file():
+            raise UserError(f"{part}: no such file; --base-parts takes the pieces of one file, in order")
+    whole = parts[0].with_suffix("")
+    note = whole.with_name(whole.name + ".sha256")
+    if not note.is_file():
+        raise UserError(
+            f"{note} is missing: write it with `sha256sum {whole.name} > {note.name}` where the file is whole"
+        )
+    words = note.read_text(encoding="utf-8").split()
+    joined = output / whole.name
+    if not joined.is_file():
+        content = b"".join(part.read_bytes() for part in parts)
+        replace_file(joined, content)
+    found = sha256_file(joined)
+    if not words or found != words[0]:
+        joined.unlink()
+        raise UserError(f"{joined.name}: the {len(parts)} pieces have sha256 {found[:12]}…, {note.name} says otherwise")
+    return joined
 
 
 def make_parser() -> ArgumentParser:
     """The command line."""
     parser = ArgumentParser(prog="python -m eval.gpu_suite", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("gpu-results"), help="folder for all results")
-    parser.add_argument("--minutes", type=float, default=8.5, help="time for everything")
-    parser.add_argument("--base", help="SmolLM2-135M's file, to train on the pairs of --data")
-    parser.add_argument("--data", help="folder of pairs, to train SmolLM2 on")
-    parser.add_argument("--part", choices=sorted(OWN), help="only this part, in this process")
-    parser.add_argument("--seconds", type=float, default=120.0, help="time for --part")
+    parser.add_argument("--archive", type=Path, metavar="FILE", help="all results in one file (default: in the folder)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time for everything")
+    parser.add_argument("--quick", action="store_true", help="the essence of what matters most, in about 90 seconds")
+    parser.add_argument("--smoke", action="store_true", help="toy sizes on the CPU: whether everything runs at all")
+    parser.add_argument("--resume", action="store_true", help="leave out the parts that passed before")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(LIMITS), metavar="PART", help="only these parts, with all the time"
+    )
+    parser.add_argument("--base", metavar="FILE", help="SmolLM2-135M's file, to train on the pairs of --data")
+    parser.add_argument(
+        "--base-parts", nargs="+", type=Path, metavar="PIECE", help="the pieces of --base, verified by FILE.sha256"
+    )
+    parser.add_argument("--data", metavar="DIR", help="folder of pairs, to train SmolLM2 on")
+    parser.add_argument("--part", choices=list(OWN), help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=120.0, help=argparse.SUPPRESS)
     return parser
 
 
 def suite(arguments: argparse.Namespace) -> int:
     """Runs all parts, or one; the exit code."""
-    if not torch.cuda.is_available():
-        raise UserError("no GPU that torch can use was found")
+    if not arguments.smoke and not torch.cuda.is_available():
+        raise UserError("no GPU that torch can use was found; --smoke tries everything on the CPU")
+    device = torch.device("cpu") if arguments.smoke else torch.device("cuda", 0)
+    if arguments.part:
+        return run_own(arguments.part, arguments, device)
     output = arguments.output.resolve()
+    modes = [mode for mode in ("smoke", "quick") if getattr(arguments, mode)]
+    output = output.joinpath(*modes)
     problem = cannot_write(output, folder=True)
     if problem:
         raise UserError(f"{problem}; name another one with --output")
-    if arguments.part:
-        return run_own(arguments.part, output, arguments.seconds)
-    deadline = time.monotonic() + 60 * arguments.minutes
-    summary: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(),
-        "arch": "sm_{}{}".format(*torch.cuda.get_device_capability()),
-        "torch": torch.__version__,
-        "parts": {},
-    }
-    jobs = str(max(1, (os.cpu_count() or 2) // 2))
-    check = Part("compile_check", 150, [sys.executable, "-m", "kernels.compile_check", "--jobs", jobs])
-    base, data = (str(Path(p).resolve()) if p and Path(p).exists() else p for p in (arguments.base, arguments.data))
-    good = run_parts(plan(output, base, data), check, output, deadline, summary)
-    if (output / "targets.md").exists():
-        print((output / "targets.md").read_text(encoding="utf-8"))
-    print(f"results are in {output}")
+    archive = (arguments.archive or output / "results.tar.gz").resolve()
+    problem = cannot_write(archive, folder=False)
+    if problem:
+        raise UserError(f"{problem}; name another one with --archive")
+    if arguments.base_parts:
+        arguments.base = str(join_parts(arguments.base_parts, output))
+    for name in ("base", "data"):
+        value = getattr(arguments, name)
+        if value and not Path(value).exists() and value != "smollm2":
+            raise UserError(f"--{name}: {value} does not exist")
+    if "smollm2" in (arguments.only or ()) and not (arguments.smoke or (arguments.base and arguments.data)):
+        raise UserError("smollm2 trains on pairs: add --base FILE (or --base-parts) and --data DIR")
+    deadline = time.monotonic() + 60 * (90 if arguments.smoke else arguments.minutes)
+    summary: dict[str, Any] = {**describe(device), "parts": {}}
+    if (arguments.resume or arguments.only) and (output / "summary.json").is_file():
+        summary["parts"] = json.loads((output / "summary.json").read_text(encoding="utf-8"))["parts"]
+    done = {name for name, entry in summary["parts"].items() if arguments.resume and entry["status"] == "ok"}
+    parts = [part_of(name, arguments, output, seconds) for name, seconds in chosen(arguments, done)]
+    good = run_parts(parts, output, deadline, summary, archive)
+    print(write_summary(output))
+    pack_results(output, archive)
+    print(f"results are in {output}, all together in {archive}")
     return 0 if good else 1
 
 

@@ -15,6 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from checkpoints.cli import add_fields_argument
 from checkpoints.model_io import LoadedModel, load_model
 from checkpoints.progress import make_console, say
 from checkpoints.runs.finished import model_of, newest_model
@@ -50,12 +51,15 @@ class PromptKind:
 
 
 def encode(pairs: Mapping[str, Sequence[Pair]], loaded: LoadedModel, kind: str, limit: int) -> dict[str, list[Example]]:
-    """Examples whose prompts name their language (``named``), none (``unnamed``) or the next one (``misnamed``)."""
+    """Examples whose prompts name their language (``named``), none (``unnamed``) or the next one (``misnamed``).
+
+    ``forced`` prompts are ``named`` ones.
+    """
     languages = list(pairs)
     assert loaded.tokenizer is not None
     examples: dict[str, list[Example]] = {}
     for index, language in enumerate(languages):
-        said = {"named": language, "unnamed": None, "misnamed": languages[(index + 1) % len(languages)]}[kind]
+        said = {"unnamed": None, "misnamed": languages[(index + 1) % len(languages)]}.get(kind, language)
         encoded = (
             encode_example(loaded.tokenizer, loaded.template, instruction_for(pair.text, said), pair.code)
             for pair in pairs[language]
@@ -65,12 +69,13 @@ def encode(pairs: Mapping[str, Sequence[Pair]], loaded: LoadedModel, kind: str, 
 
 
 def measure_prompts(loaded: LoadedModel, pairs: Mapping[str, Sequence[Pair]], kind: str) -> PromptKind:
-    """Loss and routing of one kind of prompt."""
+    """Loss and routing of one kind of prompt; ``forced`` sends each token to the expert of its language."""
     config = loaded.config
     counter = None
     if config.is_moe:
         counter = RoutingCounter(len(pairs), len(config.sparse_layers), config.num_experts)
-    losses = held_out_loss(loaded.model, encode(pairs, loaded, kind, config.max_seq_len), on_output=counter)
+    examples = encode(pairs, loaded, kind, config.max_seq_len)
+    losses = held_out_loss(loaded.model, examples, on_output=counter, forced=kind == "forced")
     found = counter.specialization() if counter is not None else None
     return PromptKind(
         {language: loss.loss for language, loss in losses.items()},
@@ -135,6 +140,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="DIR", help="a run or a model directory (default: the newest run's)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are looked for")
     parser.add_argument("--data", default=SYNTHETIC, help="a folder of pairs, or 'synthetic'")
+    add_fields_argument(parser)
     parser.add_argument("--split", default="test", help="the held-out split")
     parser.add_argument("--languages", nargs="+", metavar="NAME", help="default: the model's experts")
     parser.add_argument("--pairs", type=int, default=100, help="pairs per language")
@@ -161,14 +167,14 @@ def main(arguments: argparse.Namespace) -> int:
         raise UserError(f"{path} has no language experts; name the languages, for example --languages python java")
     if loaded.config.is_moe and languages != list(loaded.config.expert_languages):
         raise UserError(f"{path} has experts for {' '.join(loaded.config.expert_languages)}; leave --languages out")
-    held_out = load_held_out(arguments.data, languages, arguments.split, arguments.seed)
+    held_out = load_held_out(arguments.data, languages, arguments.split, arguments.seed, arguments.fields)
     pairs = sample_all(held_out, arguments.pairs, arguments.seed)
     console = make_console()
     table = Table(title=f"routing of {path}", title_justify="left")
     for name in ("prompts", "loss", *languages, "own share", "bits", "tokens to switch"):
         table.add_column(name, justify="left" if name == "prompts" else "right")
     results: dict[str, Any] = {}
-    for kind in ("named", "unnamed", "misnamed"):
+    for kind in ("named", "unnamed", "misnamed", *(["forced"] if loaded.config.is_moe else [])):
         found = measure_prompts(loaded, pairs, kind)
         results[kind] = asdict(found)
         mean = sum(found.loss.values()) / len(found.loss)

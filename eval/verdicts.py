@@ -7,25 +7,32 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.execution.cases import CaseTests
-from eval.execution.judge import Job, check_language, judge_many
 from moe.data.rows import Row, parse_row
 from moe.data.sources import sample
 from moe.errors import UserError
-from moe.files import read_json_lines, write_json_lines
+from moe.files import Journal, read_json_lines, write_json_lines
 
 UNJUDGED = ("unavailable", "unusable")  # verdicts that say nothing about the answer
 
 
-def run_all(jobs: Sequence[Row], on_progress: Callable[[int, int], None] | None = None) -> list[tuple[str, str]]:
+def run_all(
+    jobs: Sequence[Row], on_progress: Callable[[int, int], None] | None = None, journal: Path | None = None
+) -> list[tuple[str, str]]:
     """The verdict of each row's answer, and its detail in one line; ``on_progress`` gets (done, total).
 
     Rows whose tests cannot be used, or whose language cannot be run, are ``unusable``; where nothing contains
-    programs all are ``unavailable``.
+    programs all are ``unavailable``. Other verdicts are noted in ``journal`` one by one; a later call with the same
+    rows goes on behind them.
     """
-    found: dict[int, tuple[str, str]] = {}
+    from eval.execution.cases import CaseTests  # here, as it needs tree-sitter, which a run does without
+    from eval.execution.judge import Job, check_language, judge_many
+
+    noted = Journal(journal, [row.to_json() for row in jobs])
+    found: dict[int, tuple[str, str]] = {row["place"]: (row["verdict"], row["detail"]) for row in noted.rows}
     usable: dict[int, Job] = {}
     for place, row in enumerate(jobs):
+        if place in found:
+            continue
         language = row.language or ""
         try:
             check_language(language)
@@ -35,10 +42,12 @@ def run_all(jobs: Sequence[Row], on_progress: Callable[[int, int], None] | None 
     try:
         for place, verdict in zip(usable, judge_many(usable.values())):
             found[place] = (verdict.status, verdict.detail)
+            if verdict.status not in UNJUDGED:
+                noted.add({"place": place, "verdict": verdict.status, "detail": verdict.detail})
             if on_progress is not None:
                 on_progress(len(found), len(jobs))
     except UserError as error:
-        found |= {place: ("unavailable", str(error)) for place in usable}
+        found |= {place: ("unavailable", str(error)) for place in usable if place not in found}
     return [found[place] for place in range(len(jobs))]
 
 
@@ -64,10 +73,12 @@ def add_verdicts(
     for language in dict.fromkeys(row.language for row in rows):
         tested = [i for i, row in enumerate(rows) if row.language == language and row.tests]
         chosen += sample(tested, per_language, seed)
-    found = run_all([rows[i] for i in chosen], on_progress)
+    journal = path.with_suffix(".untested")
+    found = run_all([rows[i] for i in chosen], on_progress, journal)
     for i, (verdict, detail) in zip(chosen, found, strict=True):
         written[i] |= {"verdict": verdict, "detail": detail} if detail else {"verdict": verdict}
     write_json_lines(path, written)
+    journal.unlink(missing_ok=True)
     return count_verdicts(written)
 
 

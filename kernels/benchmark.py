@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from kernels.version import __version__
+
 
 def plot(result: dict[str, Any], path: Path) -> bool:
     """Milliseconds against tokens, ours and every baseline, one panel a phase; False where matplotlib is missing."""
@@ -32,7 +34,8 @@ def plot(result: dict[str, Any], path: Path) -> bool:
     panels: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in result["rows"]:
         if row.get("routing", "uniform") == "uniform":
-            panels.setdefault((row["shape"], row["phase"]), []).append(row)
+            name = row.get("shape") or f"top-{row['top_k']}"
+            panels.setdefault((name, row["phase"]), []).append(row)
     if not panels:
         return False
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4), squeeze=False)
@@ -52,6 +55,8 @@ def plot(result: dict[str, Any], path: Path) -> bool:
 
 def cannot_write(path: Path, folder: bool) -> str | None:
     """Why results cannot be written to ``path``, None if they can; makes the folder. Asked before minutes of work."""
+    if str(path) == ".":  # what an empty argument becomes
+        return "an empty name or the current folder is no place for results"
     try:
         (path if folder else path.parent).mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -70,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m kernels.benchmark", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.add_argument("--version", action="version", version=f"language-experts {__version__}")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="what to measure")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark"), help="folder for the JSON and the plot")
     parser.add_argument("--repeats", type=int, default=9, help="rounds of each measurement")
@@ -104,12 +110,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     deadline = time.monotonic() + 60 * args.minutes
     if args.tune:
+        from kernels.bench.timing import describe
         from kernels.bench.tune import tune
         from kernels.gpu.tile_tables import write_table
 
-        arch = "sm_{}{}".format(*torch.cuda.get_device_capability())
+        card = describe(torch.device("cuda", 0))
         table, log = tune(deadline)
-        write_table(args.tune, arch, table)
+        write_table(args.tune, card["arch"], table, card["device"])
         print(f"{len(log)} measurements; wrote {args.tune}; use it with KERNELS_TUNING_TABLE={args.tune}")
         return 0
     if device == "cpu":
@@ -125,7 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         from kernels.bench import gpu as benchmark_gpu
 
-        result = benchmark_gpu.run(deadline, args.quick, args.repeats)
+        cases = benchmark_gpu.TARGET_CASES if args.quick else benchmark_gpu.CASES
+        result = benchmark_gpu.run(deadline, torch.device("cuda", 0), cases, repeats=args.repeats)
     (args.output / f"{device}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     plot(result, args.output / f"{device}.png")
     print(f"wrote {args.output}/{device}.json")

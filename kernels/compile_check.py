@@ -33,6 +33,7 @@ from kernels.bench.shapes import EXPERTS, MISTRAL_7B, RANK, TOP_K
 from kernels.gpu import tile_tables
 from kernels.int4 import GROUP, Int4Weight
 from kernels.types import DeltaWeights, LowRank, Needs
+from kernels.version import __version__
 
 if TYPE_CHECKING:
     from kernels.gpu.launch import Launch
@@ -56,7 +57,8 @@ def launches(arch: str) -> list[Launch]:
         found.setdefault(key, made)
 
     limits = {limit for rules in tile_tables.table_of(arch).values() for limit, _ in rules if limit < tile_tables.ANY}
-    limits |= {1, tile_tables.W4_SWAP_ROWS, tile_tables.W4_DEQUANTIZE_ROWS, tile_tables.PERSISTENT_ROWS}
+    limits |= {1, tile_tables.W4_SWAP_ROWS, tile_tables.W4_DEQUANTIZE_ROWS}
+    limits |= {tile_tables.SPLIT_BACKWARD_ROWS - 1, tile_tables.PERSISTENT_ROWS - 1}
     with redirected(keep, arch), torch.device("meta"), torch.no_grad():
         for rows_per_expert in sorted({n for limit in limits for n in (limit, limit + 1)}):
             _run_layers(max(1, rows_per_expert * EXPERTS // TOP_K))
@@ -145,15 +147,20 @@ def _disassembled(cubin: Path, option: str) -> str:
 
 
 def measure(arch: str, index: int) -> dict[str, Any]:
-    """Compiles launch ``index`` of the architecture and reads the result's resource usage."""
-    made = launches(arch)[index]
+    """`resources` of launch ``index`` of the architecture, compiled anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TRITON_CACHE_DIR"] = folder  # nothing from an earlier run may pass for this one
+        return resources(arch, launches(arch)[index])
+
+
+def resources(arch: str, made: Launch) -> dict[str, Any]:
+    """Compiles a launch for an architecture and reads the result's resource usage."""
     number = tile_tables.parse_arch(arch)
     start = time.perf_counter()
     flags = ", ".join(name.lower() for name, value in made.arguments.items() if value is True)
     row: dict[str, Any] = {"arch": arch, "op": made.op, "flags": flags, "tile": list(made.tile)}
     try:
         with tempfile.TemporaryDirectory() as folder:
-            os.environ["TRITON_CACHE_DIR"] = folder  # nothing from an earlier run may pass for this one
             cubin, ptx, shared, _ = compile_launch(number, made)
             path = Path(folder) / "kernel.cubin"
             path.write_bytes(cubin)
@@ -224,6 +231,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line and compiles; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m kernels.compile_check", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"language-experts {__version__}")
     parser.add_argument("--arch", nargs="+", default=list(tile_tables.TABLES), help="architectures to compile for")
     parser.add_argument("--json", action="store_true", help="print rows as JSON instead of a table")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes to compile in")

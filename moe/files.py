@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import importlib
 import io
 import json
@@ -29,17 +30,28 @@ def fsync_path(path: Path) -> None:
 
 
 @contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Gives an :class:`OSError` without a file name, as writes raise on a full disk, the name of ``path``."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling of ``path`` to write to, which then replaces ``path`` atomically.
 
-    On an error the sibling is removed and ``path`` is as before. The sibling's name holds the process id, so that a
-    later process can tell what a killed one left.
+    On an error the sibling is removed and ``path`` is as before; an :class:`OSError` names ``path``. The sibling's name
+    holds the process id, so that a later process can tell what a killed one left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        fsync_path(temporary)
-        os.replace(temporary, path)
+        with naming(path):
+            yield temporary
+            fsync_path(temporary)
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
@@ -79,6 +91,42 @@ def write_json_lines(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> Non
         replace_file(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+class Journal:
+    """Results noted one by one, so that work which was killed goes on behind them: JSON Lines, appended to.
+
+    Args:
+        path: the file; :meth:`finish` removes it.
+        task: what the work is; the results of another one are dropped. None keeps no file.
+    """
+
+    def __init__(self, path: Path | None, task: Any):
+        self.path, self.rows = path, list[dict[str, Any]]()
+        if path is None:
+            return
+        digest = hashlib.sha256(json_bytes(task)).hexdigest()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            for line in path.read_bytes().splitlines():
+                try:
+                    self.rows.append(parse_object(line.decode("utf-8"), "a result"))
+                except ValueError:  # cut short by a kill
+                    break
+        if not self.rows or self.rows.pop(0) != {"task": digest}:
+            self.rows = []
+        replace_file(path, json_lines([{"task": digest}, *self.rows]).encode("utf-8"))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Notes one result."""
+        if self.path is not None:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.write(json_lines([row]))
+
+    def finish(self) -> None:
+        """Removes the file, once all results are kept elsewhere."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import time
 
 import torch
 
@@ -65,6 +68,29 @@ def available_memory(device: torch.device) -> int:
     except OSError:
         pass
     return 1 << 62
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes in use: on a GPU the most that torch had allocated at once, else what is resident; 0 if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        return 0
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product on ``device``: the best of three, which take a moment."""
+    size = 8192 if device.type == "cuda" else 768
+    a = torch.ones(size, size, device=device, dtype=dtype)
+    best = math.inf
+    for _ in range(4):  # the first one sets libraries up
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

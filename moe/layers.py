@@ -8,12 +8,14 @@ implementations to the last bits.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import varlen
 
 from kernels import ops
 from kernels.packed import Int4Weights
@@ -45,31 +47,27 @@ class AttentionPattern:
     Attributes:
         window: a query sees itself and the ``window - 1`` tokens before it; None: all tokens before it.
         documents: lengths of the documents packed one after another in a batch of one row; none sees another.
+        bounds: on a GPU [documents + 1] int32, where in the row each document starts and the last one ends.
         mask: [B or 1, 1, S, L] bool, True where a query may look; replaces the causal rule. Made once a forward pass.
     """
 
     window: int | None = None
     documents: tuple[int, ...] | None = None
+    bounds: Tensor | None = None
     mask: Tensor | None = None
 
 
 def make_pattern(
     length: int, window: int | None, documents: tuple[int, ...] | None, device: torch.device
 ) -> AttentionPattern:
-    """Decides how a whole sequence of ``length`` tokens attends to itself.
-
-    On a CPU packed documents are attended one by one, which does no work for pairs of tokens that cannot see each
-    other; elsewhere one masked call is faster than many small ones.
-    """
+    """Decides how a whole sequence of ``length`` tokens attends to itself."""
     if documents is not None:
         if sum(documents) != length:
             raise ValueError(f"documents hold {sum(documents)} tokens, the sequence has {length}")
-        if device.type == "cpu":
+        if device.type != "cuda":
             return AttentionPattern(window, documents)
-        # Filled on the device: lengths copied to a GPU would make the host wait.
-        owner = torch.cat([torch.full((n,), index, device=device) for index, n in enumerate(documents)])  # [S]
-        mask = banded_mask(length, window, device) & (owner[:, None] == owner[None, :])
-        return AttentionPattern(mask=mask[None, None])
+        bounds = torch.tensor([0, *itertools.accumulate(documents)], dtype=torch.int32).pin_memory()
+        return AttentionPattern(window, documents, bounds.to(device, non_blocking=True))  # the host need not wait
     if window is not None and length > window:
         return AttentionPattern(mask=banded_mask(length, window, device)[None, None])
     return AttentionPattern()
@@ -82,8 +80,14 @@ def banded_mask(length: int, window: int | None, device: torch.device) -> Tensor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor:
-    """Scaled dot-product attention with grouped queries: q [B, H, S, C], k and v [B, G, L, C] -> [B, H, S, C]."""
+    """Scaled dot-product attention with grouped queries: q [B, H, S, C], k and v [B, G, L, C] -> [B, H, S, C].
+
+    Packed documents take one call of FlashAttention where there is a kernel for them, else one call each: neither does
+    work for pairs of tokens that cannot see each other.
+    """
     if pattern.documents is not None:
+        if pattern.bounds is not None and has_flash_attention(q):
+            return attend_packed(q, k, v, pattern.bounds, max(pattern.documents), pattern.window)
         parts = []
         for queries, keys, values in zip(*(x.split(pattern.documents, dim=2) for x in (q, k, v)), strict=True):
             own = make_pattern(queries.shape[2], pattern.window, None, q.device)
@@ -102,6 +106,24 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor
     causal = pattern.mask is None and not single
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=pattern.mask, is_causal=causal, enable_gqa=share > 1)
     return out.reshape(shape)
+
+
+def has_flash_attention(q: Tensor) -> bool:
+    """Whether FlashAttention has a kernel for these queries: 16-bit, heads of up to 256 values, sm_80 or later."""
+    fits = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+    return fits and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)
+
+
+def attend_packed(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, window: int | None) -> Tensor:
+    """Causal attention inside each document of a row: q [1, H, S, C], k and v [1, G, S, C] -> [1, H, S, C]."""
+    share = q.shape[1] // k.shape[1]
+    if share > 1:  # torch 2.11 takes as many key heads as query heads
+        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [S, H, C]
+    behind = -1 if window is None else window - 1
+    out = varlen.varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(behind, 0))
+    assert isinstance(out, Tensor)  # nothing else was asked for
+    return out.transpose(0, 1)[None]
 
 
 class Linear(nn.Linear):

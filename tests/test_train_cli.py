@@ -13,11 +13,15 @@ import pytest
 import torch
 
 from checkpoints.model_io import load_model
+from checkpoints.runs import preflight
+from checkpoints.storage import files, writer
+from checkpoints.storage.files import directory_bytes
 from eval.__main__ import main as evaluate
 from eval.execution import toolchains
 from moe.data.pairs import read_pairs
 from moe.inference.questions import read_questions
 from moe.training.trainer import Trainer
+from tests.random_kills import random_kills
 from tests.train_command import CONTEXT, SMALL, train
 
 
@@ -125,20 +129,11 @@ def test_transformers_reads_what_training_wrote(finished):
     assert difference <= 1e-5 * max(1.0, theirs(tokens).logits.abs().max().item())
 
 
-def test_a_killed_run_goes_on_and_ends_the_same(finished, tmp_path):
-    directory, _ = finished
-    again = tmp_path / "again"
-    train("--runs", tmp_path, "--name", "again", *SMALL, "--no-baseline")
-    # What a kill during the mix stage leaves: branch is done, nothing after it is.
-    shutil.rmtree(again / "state" / "mix")
-    for name in ("model", "mixtral"):
-        shutil.rmtree(again / name)
-    results = json.loads((again / "results.json").read_text())
-    kept = {name: results[name] for name in ("scores of base", "proof")}
-    (again / "results.json").write_text(json.dumps(kept))
-    train("--resume", again)
-    wanted = json.loads((directory / "results.json").read_text())
-    assert json.loads((again / "results.json").read_text())["scores of mixture"] == wanted["scores of mixture"]
+@pytest.mark.slow
+def test_runs_that_are_killed_end_as_an_undisturbed_one(tmp_path):
+    """More kills: python -m tests.random_kills."""
+    outcome = random_kills(2, tmp_path, seed=3)
+    assert outcome.kills.total() == 2 and outcome.runs and not outcome.differences
 
 
 def test_a_run_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch):
@@ -166,6 +161,14 @@ def test_a_run_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch)
     stopped = train("--resume", tmp_path / "the run", check=False)
     assert stopped.returncode == 130 and "saving this step" in stopped.stderr
     assert [path.name for path in (tmp_path / "the run" / "state" / "branch").iterdir()] == ["step-00000002"]
+    (tmp_path / "the run" / ".results.json.99999999.tmp").write_text("{")  # left by a kill
+    interrupt_at("mix", 0, lambda: signal.raise_signal(signal.SIGTERM))
+    stopped = train("--resume", tmp_path / "the run", "--save-minutes", "1", check=False)
+    assert stopped.returncode == 143 and "continue with: " in stopped.stdout
+    assert json.loads((tmp_path / "the run" / "run.json").read_text())["config"]["save_minutes"] == 1
+    interrupt_at("mix", 1, lambda: signal.raise_signal(signal.SIGHUP))
+    train("--resume", tmp_path / "the run", "--exit-zero-on-signal")
+    assert not list((tmp_path / "the run").glob(".*.tmp"))
     monkeypatch.undo()
     train("--resume", tmp_path / "the run")
     results = [json.loads((place / "results.json").read_text()) for place in (directory, tmp_path / "the run")]
@@ -191,6 +194,36 @@ def test_one_process_trains_a_run(finished):
         held.communicate()
     assert done.returncode == 2 and "being trained by another process" in done.stderr
     assert "write code with it" in train("--resume", directory).stdout
+
+
+def test_a_run_that_diverges_says_what_to_lower_and_goes_on_with_it(tmp_path):
+    """A learning rate of 1e6 makes the loss useless after one step; the run goes on from before it."""
+    stopped = train(
+        "--runs", tmp_path, "--name", "d", *SMALL, "--pretrain-lr", "1e6", "--pretrain-steps", "30", check=False
+    )
+    assert stopped.returncode == 2 and "warning: pretrain, step 2 skipped, the loss is" in stopped.stdout
+    assert "set a lower pretrain_lr" in stopped.stderr and stopped.stderr.count("\n") == 1
+    (command,) = re.findall(r"continue with: python .*--resume (.*)\n", stopped.stdout)
+    assert command == f"{tmp_path / 'd'} --pretrain-lr 3.3e+05"
+    stopped = train("--resume", tmp_path / "d", "--pretrain-lr", "1e-3", "--mix-lr", "nan", check=False)
+    assert stopped.returncode == 2 and "finite" in stopped.stderr
+    stopped = train("--resume", tmp_path / "d", "--mix-steps", "3", check=False)
+    assert stopped.returncode == 2 and "leave the others out (but --pretrain-lr --branch-lr --mix-lr" in stopped.stderr
+
+
+def test_the_disk_that_is_asked_for_at_the_start_is_enough(tmp_path, monkeypatch):
+    """On a disk with exactly that much room a run gets through; with less it does not start."""
+    room: list[int] = []
+
+    def need(path, needed, *_):
+        used = directory_bytes(tmp_path)
+        room.append(needed) if not room else None
+        assert needed <= room[0] - used, f"{path} needs {needed} bytes, {room[0] - used} are left"
+
+    for module in (preflight, files, writer):
+        monkeypatch.setattr(module, "require_free_space", need)
+    train("--runs", tmp_path, "--name", "full", *SMALL, "--validation-steps", "1", "--validation-pairs", "2")
+    assert room[0] > 3 << 26
 
 
 def test_full_experts_and_settings_without_effect(tmp_path):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+import train as train_script
 from checkpoints.model_io import save_model
 from moe.config import ModelConfig
 from moe.data.sources import load_data
@@ -46,10 +47,28 @@ def mistral(tmp_path_factory):
     return place
 
 
+def test_a_plan_says_what_fits_and_how_long_it_takes(mistral, tmp_path, monkeypatch):
+    own = ["--base", mistral / "Mistral-7B-v0.1", "--data", mistral / "DIR", "--dry-run", "--runs", tmp_path]
+    own += ["--max-tokens", "512", "--branch-steps", "10", "--mix-steps", "90", "--accumulate", "2"]
+    done = train(*own, "--tokens-per-second", "1000", "--tokens-per-batch", "2048")
+    assert "fits into the" in done.stdout and "the largest --tokens-per-batch is about" in done.stdout
+    assert "100 steps of branch and mix are at most 409,600 tokens: 0.11 hours at 1,000 tokens/s" in done.stdout
+    assert "operations per token of a training step: mixture" in done.stdout
+    free = int(float(re.search(r"; ([\d.]+) GiB: weights", done.stdout)[1]) * 2**30 * 1.1)
+    monkeypatch.setattr(train_script, "available_memory", lambda device: free)
+    done = train(*own, "--tokens-per-second", "1", "--tokens-per-batch", "16384")
+    (flags,) = re.findall(r"so it may not fit; it does with: (.*)\n", done.stdout)
+    assert "fits into the" in train(*own, "--tokens-per-second", "1", *flags.split()).stdout
+    monkeypatch.setattr(train_script, "available_memory", lambda device: 1 << 20)
+    assert "no batch is small enough" in train(*own, "--tokens-per-second", "1").stdout
+
+
 @pytest.mark.parametrize("preset", ["smollm2-135m", "mistral-7b-24gb", "mistral-7b-80gb"])
 def test_presets_score_the_test_splits_that_are_there(mistral, tmp_path, preset):
     command = ["--preset", preset, "--base", mistral / "Mistral-7B-v0.1", "--dry-run", "--runs", tmp_path]
     done = train(*command, "--data", mistral / "DIR")
+    assert re.search(r"hours at [\d,]+ tokens/s", done.stdout), "measured"
+    command += ["--tokens-per-second", "100"]
     assert "scored on test\n" in done.stdout and "python: 20 training pairs, 20 test\n" in done.stdout
     shutil.copytree(mistral / "DIR", tmp_path / "DIR")
     shutil.copytree(mistral / "DIR" / "test", tmp_path / "DIR" / "test-standalone")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from checkpoints.cli import add_fields_argument
 from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.delta import is_delta
 from checkpoints.formats.hub import is_hub_id
@@ -122,17 +123,20 @@ def add_data_argument(parser: argparse.ArgumentParser, splits: str, purpose: str
         metavar="DIR",
         help=f"{purpose}pairs in {splits} (LANGUAGE.jsonl[.gz]); default: generated tasks",
     )
+    add_fields_argument(parser)
 
 
-def labeled_pairs(data: Path | None, split: str, languages: Sequence[str], count: int, seed: int = 0) -> Pairs:
+def labeled_pairs(
+    arguments: argparse.Namespace, split: str, languages: Sequence[str], count: int, seed: int = 0
+) -> Pairs:
     """Up to ``count`` pairs per language of a split of a folder, or of the generated tasks.
 
     Raises:
         UserError: the folder lacks the split or a language.
     """
-    if data is None:
+    if arguments.data is None:
         return {language: generate_pairs(language, count, seed, split) for language in languages}
-    return sample_all(load_split(data, split, languages), count, seed)
+    return sample_all(load_split(arguments.data, split, languages, fields=arguments.fields), count, seed)
 
 
 def open_full(path: Path, merged: Path) -> Checkpoint:

@@ -113,8 +113,8 @@ def refit(arguments: argparse.Namespace, source: Source, dtype: torch.dtype | No
         raise UserError(f"the experts of {arguments.source} have no languages, by which gates could be fitted")
     if only_planned(arguments, merge_rewrite(with_gates(source, token_config(source.config, k)), dtype).nbytes):
         return 0
-    train = labeled_pairs(arguments.data, "train", languages, REFIT_PAIRS)
-    held_out = labeled_pairs(arguments.data, "test", languages, HELD_OUT_PAIRS)
+    train = labeled_pairs(arguments, "train", languages, REFIT_PAIRS)
+    held_out = labeled_pairs(arguments, "test", languages, HELD_OUT_PAIRS)
     with CountDisplay(Console(stderr=True), "gates") as show:
         result = refit_routers(source, train, held_out, k, arguments.steps, on_progress=show)
     rows = result.losses()

@@ -120,9 +120,9 @@ def main(arguments: argparse.Namespace) -> int:
     held_out: list[list[int]] = []
     loaded = load_model(source.path) if arguments.method == "gptq" or not arguments.no_perplexity else None
     if loaded is not None and not arguments.no_perplexity:
-        held_out = sequences(loaded, "validation", arguments.evaluation, arguments.data)
+        held_out = sequences(loaded, "validation", arguments.evaluation, arguments)
     if loaded is not None and arguments.method == "gptq":
-        prompts = sequences(loaded, "train", arguments.calibration, arguments.data)
+        prompts = sequences(loaded, "train", arguments.calibration, arguments)
         print(f"calibrated on {len(prompts)} prompts with solutions, {sum(map(len, prompts))} tokens")
         rounder = gptq_rounder(InputMoments(loaded.model, prompts))
     rewrite = Rewrite(
@@ -184,7 +184,7 @@ def quantize_base(arguments: argparse.Namespace, path: Path) -> int:
     return 0
 
 
-def sequences(loaded: LoadedModel, split: str, per_language: int, data: Path | None) -> list[list[int]]:
+def sequences(loaded: LoadedModel, split: str, per_language: int, arguments: argparse.Namespace) -> list[list[int]]:
     """Prompts with solutions of a split of the data, or of the generated tasks, in the model's languages.
 
     Raises:
@@ -192,7 +192,7 @@ def sequences(loaded: LoadedModel, split: str, per_language: int, data: Path | N
     """
     languages = [name for name in loaded.config.expert_languages if name in DEFAULT_LANGUAGES] or DEFAULT_LANGUAGES
     # All of a folder's pairs: some may be too long.
-    pairs = labeled_pairs(data, split, languages, per_language if data is None else 0)
+    pairs = labeled_pairs(arguments, split, languages, per_language if arguments.data is None else 0)
     return sample_sequences(pairs, loaded, per_language)
 
 

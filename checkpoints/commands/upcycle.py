@@ -154,7 +154,7 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.router == "fitted":
         languages, seed = config.expert_languages, arguments.seed
-        pairs = labeled_pairs(arguments.data, "train", languages, arguments.router_prompts, seed)
+        pairs = labeled_pairs(arguments, "train", languages, arguments.router_prompts, seed)
         routers, accuracies = fitted_gates(base, pairs, config, seed, deltas)
         print(describe_accuracies(accuracies, base.path))
         start = replace(start, routers=routers)

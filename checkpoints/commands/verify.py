@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +15,10 @@ from checkpoints.formats.peft import ADAPTER_CONFIG, open_adapter
 from checkpoints.model_io import load_model
 from checkpoints.progress import byte_progress
 from checkpoints.second_opinion import compare_with_transformers
-from checkpoints.storage.files import (
-    CHUNK_BYTES,
-    MODEL_FILES,
-    directory_bytes,
-    format_bytes,
-    inside,
-    read_json_object,
-    sha256_file,
-)
-from checkpoints.storage.safetensors_file import SafetensorsFile, StoredTensor
-from checkpoints.storage.writer import MANIFEST, Progress
+from checkpoints.storage.files import directory_bytes, format_bytes, inside, sha256_file
+from checkpoints.storage.manifest import MANIFEST, crc32, damaged_tensor, manifest_files
+from checkpoints.storage.safetensors_file import SafetensorsFile
+from checkpoints.storage.shard_writer import Progress
 from moe.errors import UserError
 from moe.files import json_bytes, replace_file
 
@@ -72,47 +62,6 @@ def main(arguments: argparse.Namespace) -> int:
     return 0 if agreement.holds else 1
 
 
-def _crc32(tensor: StoredTensor) -> str:
-    where = tensor.where
-    assert where is not None, "tensors of a file have their bytes in it"
-    value, left = 0, where.nbytes
-    with open(where.path, "rb", buffering=0) as file:
-        file.seek(where.offset)
-        while left and (chunk := file.read(min(left, CHUNK_BYTES))):
-            value = zlib.crc32(chunk, value)
-            left -= len(chunk)
-    return f"{value:08x}"
-
-
-def _damaged_tensor(path: Path, checksums: Any) -> str:
-    """Names the first tensor of a damaged file whose bytes changed, for the error message."""
-    if path.suffix != ".safetensors" or not isinstance(checksums, Mapping):
-        return ""
-    for name, tensor in SafetensorsFile(path).tensors.items():
-        if checksums.get(name) != _crc32(tensor):
-            return f": tensor {name!r} is damaged"
-    return ": its header is damaged"
-
-
-def manifest_files(directory: Path) -> dict[str, dict[str, Any]]:
-    """Reads a manifest's entries; raises :class:`UserError` if it is missing or damaged."""
-    path = directory / MANIFEST
-    if not path.is_file():
-        if not any((directory / name).is_file() for name in MODEL_FILES):
-            raise UserError(f"{directory} is not a model; give a model directory")
-        raise UserError(
-            f"{directory} has no {MANIFEST}, so its bytes cannot be checked; write one with: "
-            f"python -m checkpoints verify {shlex.quote(str(directory))} --write"
-        )
-    entries = read_json_object(path).get("files")
-    if not isinstance(entries, dict) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)
-        for entry in entries.values()
-    ):
-        raise UserError(f"{path} is damaged: it has no map from file names to bytes and sha256; write it again")
-    return entries
-
-
 def verify_directory(directory: Path, progress: Progress = lambda count: None) -> int:
     """Checks every file of the manifest, then the tensors against the config; returns the bytes checked.
 
@@ -128,7 +77,7 @@ def verify_directory(directory: Path, progress: Progress = lambda count: None) -
         if size != entry["bytes"]:
             raise UserError(f"{path} has {size} bytes, the manifest says {entry['bytes']}; copy it again")
         if sha256_file(path, progress) != entry["sha256"]:
-            where = _damaged_tensor(path, entry.get("crc32"))
+            where = damaged_tensor(path, entry.get("crc32"))
             raise UserError(f"{path} does not have the SHA-256 of the manifest{where}; copy it again")
         total += size
     check_structure(directory)
@@ -161,7 +110,7 @@ def _check_copies(checkpoint: Checkpoint) -> None:
             match = _EXPERT.fullmatch(name)
             if match is None or int(match[1]) in checkpoint.config.sparse_layers:
                 continue
-            checksum = _crc32(tensor)
+            checksum = crc32(tensor)
             if first.setdefault((match[1], match[2]), checksum) != checksum:
                 raise UserError(
                     f"{path}: tensor {name!r} is not the same for all experts, but moe_layers in config.json says that "
@@ -178,5 +127,5 @@ def build_manifest(directory: Path, progress: Progress = lambda count: None) -> 
         entries[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path, progress)}
         if path.suffix == ".safetensors":
             tensors = SafetensorsFile(path).tensors
-            entries[path.name]["crc32"] = {name: _crc32(tensor) for name, tensor in tensors.items()}
+            entries[path.name]["crc32"] = {name: crc32(tensor) for name, tensor in tensors.items()}
     return {"format_version": 1, "files": entries}

@@ -81,8 +81,16 @@ def refuse_unknown(settings: Mapping[str, Any], source: Path, mixture: bool) -> 
     for key, value in settings.items():
         if key == "auto_map" and settings.get("model_type") == "context_mixtral":
             continue  # our own code, which is written beside such a model
+        if key == "use_sliding_window" and value is False and not _slides(settings):
+            continue  # as Qwen2's configs say it
         if key not in read and key not in HARMLESS and not is_neutral(key, value):
             raise UserError(f"{source}: {key} is {str(value)[:80]!r}; {expected(key)}")
+
+
+def _slides(settings: Mapping[str, Any]) -> bool:
+    """Whether attention has a window by the other keys; Mistral's has one of 4,096 tokens where nothing is said."""
+    window = settings.get("sliding_window", 4096 if settings.get("model_type") == "mistral" else None)
+    return window is not None or "sliding_attention" in (settings.get("layer_types") or ())
 
 
 def expected(key: str) -> str:

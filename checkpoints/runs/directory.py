@@ -2,7 +2,7 @@
 
 runs/NAME/run.json        settings, command, versions; written first
 runs/NAME/results.json    measurements of each finished step
-runs/NAME/state/STAGE/    newest weights and optimizer state of a stage
+runs/NAME/state/STAGE/    the last two states of a stage: weights, optimizer, counts
 runs/NAME/base/           the tiny base, if it was trained here
 runs/NAME/model/          the mixture;  adapter/ the dense baseline;  mixtral/ the mixture as full experts
 """
@@ -14,21 +14,22 @@ import fcntl
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from checkpoints.cli import script_command
 from checkpoints.model_card import RESULTS_FILE, RUN_FILE
-from checkpoints.runs.state import has_train_state, load_train_state, save_train_state
-from checkpoints.storage.files import read_json_object
+from checkpoints.runs.state import KEPT, drop_train_states, has_train_state, load_train_state, save_train_state
+from checkpoints.storage.files import new_directory, read_json_object, remove_abandoned, write_json
 from moe.errors import UserError
-from moe.files import json_bytes, replace_file
+from moe.files import json_bytes, replace_file, replacing
 from moe.training.config import RunConfig
-from moe.training.trainer import StageState
+from moe.training.trainer import Diverged, StageState
 
 
 def resume_command(path: Path) -> str:
@@ -41,29 +42,32 @@ class RunDirectory:
 
     def __init__(self, path: Path, settings: dict[str, Any], results: dict[str, Any], config: RunConfig, new: bool):
         self.path, self.settings, self.results, self.config, self.new = path, settings, results, config, new
+        self._locked: list[IO[bytes]] = []
 
     @classmethod
     def create(cls, path: Path, config: RunConfig, arguments: Sequence[str]) -> RunDirectory:
         """Starts a run in a directory that does not exist yet; ``arguments`` are those of its command line."""
         cls.check_new(path)
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise UserError(f"{path} cannot be made ({error.strerror}); give another --runs directory") from None
         settings = {
             "config": config.to_dict(),
             "command": f"{script_command('train')} {shlex.join(arguments)}".rstrip(),
             "date": datetime.date.today().isoformat(),
             "torch": torch.__version__,
         }
-        replace_file(path / RUN_FILE, json_bytes(settings))
+        try:
+            with new_directory(path) as temporary:
+                write_json(temporary / RUN_FILE, settings)
+        except OSError as error:
+            raise UserError(f"{path} cannot be made ({error.strerror}); give another --runs directory") from None
         return cls(path, settings, {}, config, new=True)
 
     @staticmethod
     def check_new(path: Path) -> None:
         """Raises :class:`UserError` where no run can be started."""
-        if path.exists():
+        if (path / RUN_FILE).exists():
             raise UserError(f"{path} exists; give another --name, or continue that run with: {resume_command(path)}")
+        if path.exists():
+            raise UserError(f"{path} exists and is no run that --resume could continue; give another --name")
         parent = next(folder for folder in path.absolute().parents if folder.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             what = "a directory that cannot be written to" if parent.is_dir() else "not a directory"
@@ -83,21 +87,37 @@ class RunDirectory:
     def held(self) -> Iterator[None]:
         """Locks the run against other processes; the lock ends with the process.
 
-        A :class:`UserError` before the first finished step removes a directory that this process created.
+        A :class:`UserError` before the first finished step removes a directory that this process created, but for one
+        that a resumed run can avoid (:class:`Diverged`).
         """
-        with open(self.path / RUN_FILE, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.path} is being trained by another process; wait for it or stop it") from None
-            except OSError:
-                pass  # a file system without locks
-            try:
-                yield
-            except UserError:
-                if self.new and not any((self.path / name).exists() for name in ("state", RESULTS_FILE)):
-                    shutil.rmtree(self.path, ignore_errors=True)
-                raise
+        try:
+            self._lock(self.path / RUN_FILE)
+            for folder in [self.path, *(path for path in self.path.rglob("*") if path.is_dir())]:
+                if folder.exists():  # was not abandoned itself
+                    remove_abandoned(folder)
+            yield
+        except UserError as error:
+            if self.new and not self.holds_work and not isinstance(error, Diverged):
+                shutil.rmtree(self.path, ignore_errors=True)
+            raise
+        finally:
+            for file in self._locked:
+                file.close()
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether a step was finished or a state saved, by this process or an earlier one."""
+        return not self.new or any((self.path / name).exists() for name in ("state", RESULTS_FILE))
+
+    def _lock(self, path: Path) -> None:
+        file = path.open("rb")
+        self._locked.append(file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{self.path} is being trained by another process; wait for it or stop it") from None
+        except OSError:
+            pass  # a file system without locks
 
     def once(self, step: str, work: Callable[[], Any]) -> Any:
         """The result of ``step``: from ``results.json`` if it is there, else of ``work``, which is then noted."""
@@ -110,9 +130,18 @@ class RunDirectory:
         self.results[step] = result
         replace_file(self.path / RESULTS_FILE, json_bytes(self.results))
 
-    def save_state(self, state: StageState) -> None:
-        """Saves a stage's state in place of its older one."""
-        save_train_state(self.path / "state" / state.stage, state.tensors, {"step": state.step, "stage": state.stage})
+    def adjust(self, changes: Mapping[str, Any]) -> None:
+        """Changes settings of a run that is :meth:`held`, and notes the new ones in ``run.json``."""
+        self.config = replace(self.config, **changes)
+        self.settings = {**self.settings, "config": self.config.to_dict()}
+        with replacing(self.path / RUN_FILE) as temporary:
+            temporary.write_bytes(json_bytes(self.settings))
+            self._lock(temporary)  # before it takes the old file's place
+
+    def save_state(self, state: StageState, keep: int = KEPT) -> None:
+        """Saves a stage's state; ``keep`` says how many stay."""
+        meta = {"step": state.step, "stage": state.stage}
+        save_train_state(self.path / "state" / state.stage, state.tensors, meta, keep)
 
     def has_state(self, stage: str) -> bool:
         """Whether a stage has been started."""
@@ -125,3 +154,7 @@ class RunDirectory:
             return None
         tensors, meta = load_train_state(directory)
         return StageState(stage, meta["step"], tensors)
+
+    def drop_states(self, stage: str, step: int) -> None:
+        """Removes the states of a stage of ``step`` and later."""
+        drop_train_states(self.path / "state" / stage, step)

@@ -15,7 +15,7 @@ from checkpoints.model_io import LoadedModel
 from checkpoints.runs.directory import RunDirectory
 from checkpoints.storage.files import sha256_file
 from moe.data.pairs import load_split
-from moe.data.sources import SYNTHETIC
+from moe.data.sources import SYNTHETIC, Pairs
 from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
 from moe.files import json_bytes
@@ -24,7 +24,10 @@ from moe.training.tiny_base import TOKENIZER_PAIRS, VOCABULARY, tiny_config
 
 SAMPLED = 100  # synthetic pairs per language, drawn by seed 0, that the generator is known by
 WEIGHTS = (".safetensors", ".gguf", "config.json", "params.json")
-PRETRAINING = ("pretrain_steps", "pretrain_lr", "warmup_ratio", "min_lr_ratio", "weight_decay", "max_grad_norm")
+PRETRAINING = (
+    "pretrain_steps", "pretrain_lr", "pretrain_muon_lr", "warmup_ratio", "min_lr_ratio", "weight_decay",
+    "max_grad_norm",
+)  # fmt: skip
 
 
 def run_fingerprints(config: RunConfig, base: LoadedModel) -> dict[str, Any]:
@@ -72,19 +75,21 @@ def check_inputs(directory: RunDirectory, now: Mapping[str, Any], accept: bool) 
     if changed:
         made = ("scores of ", "tests of ")
         directory.results = {name: x for name, x in directory.results.items() if not name.startswith(made)}
+        for unfinished in (directory.path / "answers").glob("*.un*"):  # journals of answers and of verdicts
+            unfinished.unlink()
         directory.note("fingerprints", dict(now))
     return changed
 
 
 def _split(config: RunConfig, split: str) -> str:
     """The pairs of a split in the run's languages; of the synthetic ones, what the generator draws for seed 0."""
-    parts: list[str] = []
-    pairs = {} if config.data == SYNTHETIC else load_split(config.data, split, config.languages, fields=config.fields)
-    for language in config.languages:
-        if config.data == SYNTHETIC:
-            pairs[language] = generate_pairs(language, SAMPLED, 0, split)
-        parts.append(_digest([language, [[p.text, p.code, p.tests] for p in pairs[language]]]))
-    return _digest(parts)
+    pairs: Pairs
+    if config.data == SYNTHETIC:
+        pairs = {language: generate_pairs(language, SAMPLED, 0, split) for language in config.languages}
+    else:
+        pairs = load_split(config.data, split, config.languages, fields=config.fields)
+    rows = ((json_bytes([p.text, p.code, p.tests]) for p in pairs[language]) for language in config.languages)
+    return _digest([[language, _hash(parts)] for language, parts in zip(config.languages, rows)])
 
 
 def _weight_files(path: Path) -> list[Path]:

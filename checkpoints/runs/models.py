@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,17 +30,19 @@ from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokeniz
 Pairs = Mapping[str, Sequence[Pair]]
 
 
-def load_base(run: StagedRun, train_pairs: Pairs, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+def load_base(
+    run: StagedRun, train_pairs: Pairs, dtype: torch.dtype, device: torch.device, check: bool = True
+) -> LoadedModel:
     """Loads the dense model, frozen; it has a tokenizer.
 
-    The tiny base is trained first, unless the run's directory has it already.
+    The tiny base is trained first, unless the run's directory has it already. ``check`` is that of :func:`load_model`.
     """
     path: str | Path = run.config.base
     if path == TINY:
         path = run.directory.path / "base"
         if not path.exists():
             _train_tiny_base(run, train_pairs, path, device)
-    base = load_model(path, dtype, device, template=given_template(run.config))
+    base = load_model(path, dtype, device, template=given_template(run.config), check=check)
     require_tokenizer(base.tokenizer, base.path)
     base.model.requires_grad_(False)
     return base
@@ -99,7 +102,12 @@ def make_mixture(dense: Transformer, config: RunConfig) -> Transformer:
 
 
 def make_adapter(dense: Transformer, config: RunConfig) -> Transformer:
-    """The baseline: one low-rank adapter with as many active parameters as the mixture's deltas."""
+    """The baseline: one low-rank adapter with as many active parameters as the mixture's deltas.
+
+    Beside full experts it is a copy of the dense model, whose feed-forwards are trained whole.
+    """
+    if config.expert_form == "full":
+        return copy.deepcopy(dense)
     return _upcycle(dense, config, (), "delta", 1, 0, config.adapter_rank)
 
 

@@ -10,18 +10,26 @@ from checkpoints.formats import open_checkpoint
 from checkpoints.formats.delta import is_delta
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template, require_fit
 from checkpoints.formats.smollm2 import resolve_model_path
+from checkpoints.runs.state import KEPT
 from checkpoints.storage.files import DiskUsage, free_bytes, require_free_space
+from checkpoints.storage.writer import SMALL_FILES_BYTES
 from checkpoints.transforms.upcycle import continued_config, upcycled_config
 from moe.config import ALL_LAYERS, ModelConfig, parse_layers
 from moe.data.prompt import encode_prompt, stop_ids
-from moe.data.sources import SYNTHETIC, DataSets, load_data
+from moe.data.sources import SYNTHETIC, DataSets, Pairs, load_data, load_held_out, sample_all
+from moe.data.splits import list_splits
 from moe.data.validate import quick_findings
 from moe.errors import UserError
-from moe.hardware import available_memory, choose_dtype
+from moe.hardware import choose_dtype
+from moe.model import Transformer, count_parameters
 from moe.tokenizer import Tokenizer
 from moe.training.config import TINY, RunConfig
-from moe.training.memory_plan import GIB, MemoryPlan, plan_memory
+from moe.training.memory_plan import GIB, MemoryPlan, most_tokens, plan_memory
+from moe.training.stages import is_expert, is_router
 from moe.training.tiny_base import VOCABULARY, tiny_config
+from moe.training.trainer import training_flops
+
+METRICS_BYTES = 4096  # of a step, in metrics.csv and TensorBoard's files
 
 
 def run_dtype(config: RunConfig, device: torch.device) -> torch.dtype:
@@ -44,6 +52,15 @@ def run_data(config: RunConfig) -> DataSets:
         test_sets=config.test_sets,
         fields=config.fields,
     )
+
+
+def validation_pairs(config: RunConfig) -> Pairs | None:
+    """The pairs that early stopping measures; None without ``validation_steps`` or where the data have none."""
+    synthetic = config.data == SYNTHETIC
+    if not config.validation_steps or not (synthetic or "validation" in list_splits(Path(config.data))):
+        return None
+    pairs = load_held_out(config.data, config.languages, "validation", config.seed, config.fields)
+    return sample_all(pairs, config.validation_pairs, config.seed)
 
 
 def check_data(config: RunConfig, data: DataSets) -> list[str]:
@@ -124,13 +141,18 @@ def mixture_config(config: RunConfig, base: ModelConfig) -> ModelConfig:
 
 
 def disk_needed(config: RunConfig, plan: MemoryPlan) -> int:
-    """Most bytes that a run writes: models, and the states of three stages with one old state still there."""
-    states = 3 * (3 * 4 * plan.trainable) + 3 * 4 * plan.trainable
+    """Most bytes that a run writes: two states of each stage and one being written, best weights, models, and the room
+    for small files that every write of a model asks for."""
+    trained = 4 * plan.trainable  # also an upper bound of the adapter's
+    stages = [trained, trained, *([trained] if config.baseline else []), 4 * plan.parameters * (config.base == TINY)]
+    states = 3 * (KEPT * sum(stages) + max(stages))  # weights and Adam's two averages
+    best = 3 * trained if config.validation_steps and config.keep_best else 0
     copies = 1 if config.moe_layers == ALL_LAYERS else len(config.languages)  # of dense layers, in a Mixtral directory
     full = 4 * plan.parameters * copies
-    models = 2 * 4 * plan.trainable + (full if config.expert_form == "full" else 0)
+    models = sum(stages[1:]) + (full if config.expert_form == "full" else 0)
     merged = 4 * plan.parameters * (len(config.languages) if config.merge else 0)
-    return states + models + merged + (1 << 24)
+    steps = config.pretrain_steps + 2 * (config.branch_steps + config.mix_steps)
+    return states + best + models + merged + METRICS_BYTES * steps + 3 * SMALL_FILES_BYTES
 
 
 def require_disk(config: RunConfig, plan: MemoryPlan, directory: Path, disk_free: DiskUsage = free_bytes) -> None:
@@ -140,21 +162,75 @@ def require_disk(config: RunConfig, plan: MemoryPlan, directory: Path, disk_free
 
 def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype) -> MemoryPlan:
     """Memory of the run's largest stage; raises :class:`UserError` for a mixture or a baseline that cannot be made."""
-    if config.baseline and not base.is_moe:
+    if config.baseline and config.expert_form == "delta":
         upcycled_config(base, (), "delta", 1, 0, config.adapter_rank)
     return plan_memory(mixture_config(config, base), config.tokens_per_batch, dtype, config.activation_checkpointing)
 
 
-def describe_needs(
-    config: RunConfig, data: DataSets, plan: MemoryPlan, device: torch.device, directory: Path
+def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, available: int) -> str:
+    """The smallest change of settings with which the run fits into ``available`` bytes, as flags; "" if none does.
+
+    Fewer tokens a batch come first (with more batches per step the result is about the same), then recomputation.
+    """
+    model = mixture_config(config, base)
+    for checkpointing in sorted({config.activation_checkpointing, True}):
+        fitting = most_tokens(model, dtype, checkpointing, available)
+        if fitting < config.max_tokens:
+            continue
+        flags = [] if checkpointing == config.activation_checkpointing else ["--activation-checkpointing"]
+        if fitting < config.tokens_per_batch:
+            steps = config.accumulate * -(-config.tokens_per_batch // fitting)
+            flags += [f"--tokens-per-batch {fitting} --accumulate {steps}"]
+        return " ".join(flags)
+    return ""
+
+
+def describe_fit(
+    config: RunConfig, base: ModelConfig, plan: MemoryPlan, dtype: torch.dtype, available: int, thorough: bool
 ) -> list[str]:
+    """What to change if the run does not fit into ``available`` bytes; if ``thorough``, how much room is left, too."""
+    if plan.total > available:
+        flags = change_to_fit(config, base, dtype, available)
+        remedy = (
+            f"it does with: {flags}" if flags else "no batch is small enough: take a smaller base or a larger device"
+        )
+        return [f"needs {plan.total / GIB:.2f} GiB and {available / GIB:.2f} are free, so it may not fit; {remedy}"]
+    if not thorough:
+        return []
+    most = most_tokens(mixture_config(config, base), dtype, config.activation_checkpointing, available)
+    return [f"fits into the {available / GIB:.1f} GiB that are free; the largest --tokens-per-batch is about {most:,}"]
+
+
+def describe_work(config: RunConfig, base: ModelConfig, tokens_per_second: float) -> list[str]:
+    """Operations per token, tokens and hours of branch and mix at this speed (0: unknown)."""
+    with torch.device("meta"):
+        dense, mixture = Transformer(base), Transformer(mixture_config(config, base))
+    learned = [name for name, _ in mixture.named_parameters() if is_expert(name) or is_router(name)]
+    flops = training_flops(mixture, learned)
+    once = training_flops(dense, [])
+    same = once * count_parameters(mixture) / count_parameters(dense)
+    steps = config.branch_steps + config.mix_steps
+    tokens = steps * config.accumulate * config.tokens_per_batch
+    lines = [
+        f"operations per token of a training step: mixture {flops / 1e9:.3g} G, dense base {once / 1e9:.3g} G, "
+        f"a dense model of the mixture's size (frozen) {same / 1e9:.3g} G",
+        f"{steps:,} steps of branch and mix are at most {tokens:,} tokens",
+    ]
+    if tokens_per_second:
+        hours = tokens / tokens_per_second / 3600
+        twice = ", and about as much for the baseline" if config.baseline else ""
+        lines[-1] += f": {hours:.2g} hours at {tokens_per_second:,.0f} tokens/s{twice}"
+    return lines
+
+
+def describe_needs(config: RunConfig, data: DataSets, plan: MemoryPlan, directory: Path) -> list[str]:
     """What a run in ``directory`` takes, line by line: data, steps, parameters, memory, disk."""
     lines = []
     for language, pairs in data.train.items():
         held_out = ", ".join(f"{len(split[language])} {name}" for name, split in data.held_out.items())
         lines.append(f"{language}: {len(pairs)} training pairs, {held_out}")
     lines.append(f"steps: {config.branch_steps} branch, {config.mix_steps} mix")
-    lines.append(f"{plan.describe()}; {available_memory(device) / GIB:.1f} GiB free")
+    lines.append(plan.describe())
     disk = free_bytes(directory) / GIB
     lines.append(f"at most {disk_needed(config, plan) / GIB:.1f} GiB on disk; {disk:.0f} GiB free")
     return lines

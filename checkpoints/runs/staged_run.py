@@ -1,18 +1,22 @@
-"""The training stages of a run: each is trained once, saves its state on the way, and stops safely at Ctrl-C."""
+"""The training stages of a run: each is trained once, saves its state on the way, and stops safely at a signal."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+
+import torch
 
 from checkpoints.runs.directory import RunDirectory
-from moe.data.packing import MixedBatches
+from moe.data.packing import Example, MixedBatches
 from moe.model import Transformer
 from moe.training.config import RunConfig
 from moe.training.interrupt import DelayedInterrupt
 from moe.training.stages import Stage, make_stage
-from moe.training.trainer import StepReport, Trainer
+from moe.training.trainer import Diverged, StageState, StepReport, Trainer
+from moe.training.validation import STATE, Validation
 
 Monitor = Callable[[Stage, int], AbstractContextManager[Callable[[StepReport], None]]]
 
@@ -21,39 +25,88 @@ class StagedRun:
     """Trains the stages of one run.
 
     Args:
-        directory: keeps the newest state of each stage.
+        directory: keeps the last states of each stage.
         config: the run's settings.
         monitor: given a stage and how many of its steps are done, opens what each further step is reported to.
-        notify: called when Ctrl-C was pressed and the current step is still to be finished and saved.
+        notify: called when a signal came and the current step is still to be finished and saved.
     """
 
     def __init__(self, directory: RunDirectory, config: RunConfig, monitor: Monitor, notify: Callable[[], None]):
         self.directory, self.config, self.monitor, self.notify = directory, config, monitor, notify
 
-    def train(self, model: Transformer, name: str, batches: MixedBatches) -> None:
+    def train(
+        self,
+        model: Transformer,
+        name: str,
+        batches: MixedBatches,
+        held_out: Mapping[str, Sequence[Example]] | None = None,
+    ) -> str:
         """Trains ``model`` in place to the end of the stage ``name``, from the stage's saved state if there is one.
 
         The state is saved every ``save_minutes`` and after the last step, so a stage that is finished trains no more.
+        With ``held_out`` examples the stage stops early when their loss no longer falls, and, with ``keep_best``, the
+        model has the weights of the step where it was lowest.
+
+        Returns:
+            what validation changed, in one line; "" where it changed nothing.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C; the step in progress was finished and saved first.
-            UserError: see :meth:`Trainer.train_step`.
+            Interrupted: a signal; the step in progress was finished and saved first.
+            Diverged: see :meth:`Trainer.train_step`; the states of weights that no good step followed are removed.
         """
         stage = make_stage(name, self.config)
         trainer = Trainer(model, stage, batches, self.config.languages, self.config)
+        watch = Validation(held_out, self.config) if held_out else None
         state = self.directory.load_state(name)
         if state is not None:
             trainer.restore(state)
+            if watch is not None:
+                watch.restore(state.tensors.get(STATE))
         elif stage.continues and (before := self.directory.load_state(stage.continues)) is not None:
             trainer.continue_from(before)
+        try:
+            self._train(trainer, watch)
+        except Diverged as error:
+            self.directory.drop_states(name, error.step)
+            raise
+        model.requires_grad_(False)
+        return "" if watch is None else self._use_best(trainer, watch)
+
+    def _train(self, trainer: Trainer, watch: Validation | None) -> None:
+        stage, model = trainer.stage, trainer.model
         saved = time.monotonic()
         with self.monitor(stage, trainer.step) as show, DelayedInterrupt(self.notify) as interrupt:
-            for report in trainer.run():
+            for report in trainer.run() if watch is None or not watch.over else ():
+                if watch is not None and watch.due(report):
+                    report = replace(report, validation=watch.measure(model, report.step))
+                    if watch.fruitless == 0 and self.config.keep_best:
+                        weights = {n: t for n, t in trainer.state().tensors.items() if n.startswith("weights/")}
+                        self.directory.save_state(StageState(_best(stage.name), report.step, weights), keep=1)
                 show(report)
+                over = trainer.step == stage.steps or (watch is not None and watch.over)
                 due = time.monotonic() - saved > 60 * self.config.save_minutes
-                if due or trainer.step == stage.steps or interrupt.requested:
-                    self.directory.save_state(trainer.state())
+                if due or over or interrupt.requested:
+                    state = trainer.state()
+                    if watch is not None:
+                        state.tensors[STATE] = watch.state()
+                    self.directory.save_state(state)
                     saved = time.monotonic()
-                if interrupt.requested:
+                if over or interrupt.requested:
                     break
-        model.requires_grad_(False)
+
+    def _use_best(self, trainer: Trainer, watch: Validation) -> str:
+        stage = trainer.stage
+        early = trainer.step < stage.steps
+        line = f"{stage.name} stopped early, after step {trainer.step} of {stage.steps}" if early else stage.name
+        line += f": validation loss was lowest in step {watch.best_step}, at {watch.best:.4f}"
+        best = self.directory.load_state(_best(stage.name)) if self.config.keep_best else None
+        if best is None or best.step != watch.best_step:
+            return line
+        with torch.no_grad():
+            for name, parameter in trainer.parameters.items():
+                parameter.copy_(best.tensors[f"weights/{name}"])
+        return f"{line}, whose weights are used"
+
+
+def _best(stage: str) -> str:
+    return f"{stage}-best"

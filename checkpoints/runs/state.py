@@ -1,13 +1,14 @@
 """The state of a training run on disk: tensors as safetensors, everything else as JSON; nothing is pickled.
 
-Each state is a directory ``step-00000120``, published by one rename; older ones are removed afterwards. A run killed
-while saving still has its previous state, and a damaged newest state falls back to an older one if there is any.
+Each state is a directory ``step-00000120``, published by one rename; the one before it is kept. A run killed while
+saving still has both, and a damaged newest state falls back to the older one with a warning.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ from checkpoints.storage.files import (
     write_json,
 )
 from checkpoints.storage.safetensors_file import load_tensors, save_tensors
-from moe.errors import UserError
+from moe.errors import Notice, UserError
 
 TENSORS, META = "state.safetensors", "state.json"
+KEPT = 2  # the newest state and the one before it
 _STEP = re.compile(r"step-(\d{8,})", re.ASCII)
 
 
@@ -41,7 +43,7 @@ def save_train_state(
     directory: Path | str,
     tensors: Mapping[str, Tensor],
     meta: Mapping[str, Any],
-    keep: int = 1,
+    keep: int = KEPT,
     disk_free: DiskUsage = free_bytes,
 ) -> Path:
     """Saves a training state.
@@ -50,7 +52,7 @@ def save_train_state(
         directory: holds the states of one run; made when it is not there.
         tensors: trainable parameters, optimizer tensors, random states (as uint8 tensors), by name.
         meta: JSON-able; must have the whole number ``step``.
-        keep: how many of the newest states stay.
+        keep: how many states stay: this one and those before it. Later ones, which were damaged, are removed.
 
     Returns:
         The directory of this state.
@@ -67,8 +69,10 @@ def save_train_state(
     with new_directory(target, force=True, needed=needed, disk_free=disk_free) as temporary:
         save_tensors(temporary / TENSORS, dict(tensors))
         write_json(temporary / META, {"meta": dict(meta), "sha256": sha256_file(temporary / TENSORS)})
-    for old in _states(directory)[keep:]:
-        shutil.rmtree(old)
+    states = _states(directory)
+    place = states.index(target)
+    for other in (*states[:place], *states[place + keep :]):
+        shutil.rmtree(other)
     return target
 
 
@@ -77,8 +81,17 @@ def has_train_state(directory: Path | str) -> bool:
     return bool(_states(Path(directory)))
 
 
+def drop_train_states(directory: Path | str, step: int) -> None:
+    """Removes the states of ``step`` and later."""
+    for state in _states(Path(directory)):
+        if int(state.name.removeprefix("step-")) >= step:
+            shutil.rmtree(state)
+
+
 def load_train_state(directory: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Loads the newest undamaged state: tensors by name (on the CPU) and the meta object.
+
+    Warns (:class:`Notice`) where that is not the newest.
 
     Raises:
         UserError: there is no state, or every state there is damaged.
@@ -92,11 +105,16 @@ def load_train_state(directory: Path | str) -> tuple[dict[str, Tensor], dict[str
         try:
             document = read_json_object(state / META)
             meta = document.get("meta")
-            if not isinstance(meta, dict) or document.get("sha256") != sha256_file(state / TENSORS):
+            if not isinstance(meta, dict) or state.name != f"step-{meta.get('step'):08}":
+                raise UserError(f"{state / META} does not belong to {state.name}; it is damaged")
+            if document.get("sha256") != sha256_file(state / TENSORS):
                 raise UserError(f"{state / TENSORS} does not have the checksum noted in {META}; it is damaged")
-            return load_tensors(state / TENSORS), meta
+            tensors = load_tensors(state / TENSORS)
+            if problem is not None:
+                warnings.warn(f"{problem}; going on from the state before it, {state.name}", Notice, stacklevel=2)
+            return tensors, meta
         except FileNotFoundError:
             problem = problem or UserError(f"{state} lacks {TENSORS}; it is damaged")
         except UserError as error:
             problem = problem or error
-    raise UserError(f"no undamaged training state in {directory}: {problem}")
+    raise UserError(f"no undamaged training state in {directory}: {problem}; remove it to train that stage anew")

@@ -226,12 +226,15 @@ def partial_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Removes temporary siblings of ``target`` left by processes that have ended, or by this one."""
-    for path in target.parent.iterdir():
-        match = re.fullmatch(rf"\.{re.escape(target.name)}\.(\d+)\.tmp", path.name)
+def remove_abandoned(directory: Path, name: str = "") -> None:
+    """Removes what killed processes, or this one, left of unfinished writes in ``directory`` (of all, or to ``name``).
+
+    Those are the temporary siblings of :func:`new_directory` and :func:`moe.files.replacing`.
+    """
+    for path in directory.iterdir():
+        match = re.fullmatch(rf"\.{re.escape(name) or '.+'}\.(\d+)\.tmp", path.name)
         if match and (int(match[1]) == os.getpid() or not _runs(int(match[1]))):
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _runs(process: int) -> bool:
@@ -261,7 +264,7 @@ def new_directory(
     require_new(target, force, reads)
     require_free_space(target, needed, disk_free)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
+    remove_abandoned(target.parent, target.name)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     temporary.mkdir()
     try:
@@ -273,6 +276,7 @@ def new_directory(
     except OSError as error:
         if disk_is_full(error):
             raise UserError(f"the disk of {target} is full; nothing was written: free some space and rerun") from None
+        error.filename = error.filename or str(target)
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

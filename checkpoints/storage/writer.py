@@ -36,12 +36,12 @@ from checkpoints.storage.files import (
     write_bytes,
     write_json,
 )
+from checkpoints.storage.manifest import MANIFEST
 from checkpoints.storage.safetensors_file import ByteRange, StoredTensor, computed
 from checkpoints.storage.shard_writer import Progress, write_shard
 from moe.errors import UserError
 from moe.files import fsync_path, json_bytes, replace_file
 
-MANIFEST = "manifest.json"
 JOB = "job.json"
 MAX_SHARD_BYTES = 4 << 30
 SMALL_FILES_BYTES = 64 << 20  # room for tokenizer files, configs and the manifest when disk space is checked

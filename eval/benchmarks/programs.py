@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from eval.answer_code import answer_code as code_of
 from eval.benchmarks.problems import Problem
 from eval.benchmarks.prompts import Style
 from eval.benchmarks.source import brace_depth, class_body, declared, parse, prompt_parts
 from eval.execution import CaseTests, ProgramTests
-from moe.data.code_blocks import extract_code
 
 Tests = CaseTests | ProgramTests
 _FUTURE = re.compile(r"^from __future__ import .*", re.MULTILINE)
@@ -28,7 +28,7 @@ def answer_code(problem: Problem, answer: str, style: Style) -> str:
     """
     if style == "completion":
         return _closed(problem, problem.prompt + answer) if problem.in_program else answer
-    code = extract_code(answer, problem.language)
+    code = code_of(answer, problem.language)
     return _joined(problem, code) if problem.in_program and problem.prompt else code
 
 
@@ -90,7 +90,9 @@ def _joined_java(code: str, preamble: str, helpers: dict[str, str], class_name: 
             imports = [n for n in root.named_children if n.type == "import_declaration"]
             top = "\n".join((n.text or b"").decode() for n in imports)
             body = _without(code, [(n.start_byte, n.end_byte) for n in imports])
-            return _joined_java(f"{top}\nclass {class_name} {{\n{body}\n}}\n", preamble, helpers, class_name, tests)
+            code = f"{top}\nclass {class_name} {{\n{body}\n}}\n"
+            root = parse(code, "java")
+            own = declared(root)
     body_node = class_body(root, class_name)
     if body_node is not None:
         names = {item.name for item in declared(body_node)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from eval.answer_code import is_complete
 from eval.benchmarks.problems import Problem
 from eval.benchmarks.source import function_end, prompt_parts
 from moe.data.prompt import encode_prompt, instruction_for
@@ -55,7 +56,7 @@ class AnswerStream(TextStream):
     """The text of one answer, up to where the benchmark ends it.
 
     Completions end before a stop string, or with the brace that closes the function; instructions' answers with their
-    first code block.
+    code block.
     """
 
     def __init__(self, tokenizer: Tokenizer, problem: Problem, style: Style):
@@ -63,6 +64,7 @@ class AnswerStream(TextStream):
         super().__init__(tokenizer, (problem.stop or ()) if is_completion else ())
         self._ends_with_brace = is_completion and problem.stop is None
         self._ends_with_block = not is_completion
+        self._language = problem.language
 
     def push(self, token: int) -> str:
         shown = super().push(token)
@@ -71,6 +73,5 @@ class AnswerStream(TextStream):
             if end is not None:
                 self.text, self.stopped = self.text[:end], True
         if self._ends_with_block:
-            first = self.text.find(FENCE)
-            self.stopped = first >= 0 and self.text.find(f"\n{FENCE}", first + len(FENCE)) >= 0
+            self.stopped = is_complete(self.text, self._language)
         return shown

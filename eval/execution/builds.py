@@ -102,7 +102,7 @@ class Builds:
             command += ["-Wl,--wrap=main", *flags, "-o", "answer"]
             return _compiled(sandbox, command, folder, [runtime, header])
 
-        return self._make(("cpp", source, *kind, *flags, str(header.name)), build)
+        return self._make(("cpp", source, *kind, *flags, runtime.name, header.name), build)
 
     def runtime(self, sandbox: Sandbox, kind: Sequence[str]) -> Path:
         """The folder with the harness's object file. Raises ``UserError`` where it does not compile."""
@@ -111,7 +111,7 @@ class Builds:
             command = [_tool("g++"), *CPP_FLAGS, *kind, "-c", str(HARNESS / "judged.cpp"), "-o", "judged.o"]
             return _compiled(sandbox, command, folder, [])
 
-        built = self._make(("runtime", *_texts("judged.cpp", "judged.hpp"), *kind), build)
+        built = self._make(("runtime", *_texts("judged.cpp", "judged.hpp"), *_made_by("g++"), *CPP_FLAGS, *kind), build)
         if built.error:
             raise UserError(f"g++ does not compile the C++ harness ({built.error}); it needs GCC 11 or later")
         return built.folder
@@ -130,7 +130,7 @@ class Builds:
             command = [_tool("g++"), *CPP_FLAGS, *kind, "-x", "c++-header", "judged.hpp", "-o", "judged.hpp.gch"]
             return _compiled(sandbox, command, folder, [])
 
-        built = self._make(("header", *_texts("judged.hpp"), *kind), build)
+        built = self._make(("header", *_texts("judged.hpp"), *_made_by("g++"), *CPP_FLAGS, *kind), build)
         return HARNESS if built.error else built.folder
 
     def java_harness(self, sandbox: Sandbox) -> Path:
@@ -141,7 +141,7 @@ class Builds:
             command = [_tool("javac"), *(f"-J{flag}" for flag in JVM_FLAGS), "-proc:none", "-d", ".", *sources]
             return _compiled(sandbox, command, folder, [])
 
-        built = self._make(("java harness", *_texts("Compiler.java", "Worker.java")), build)
+        built = self._make(("java harness", *_texts("Compiler.java", "Worker.java"), *_made_by("javac")), build)
         if built.error:
             raise UserError(f"javac does not compile the Java harness ({built.error}); it needs a JDK 17 or later")
         return built.folder
@@ -149,7 +149,7 @@ class Builds:
     def java(self, sandbox: Sandbox, sources: Sequence[str], paths: Sequence[Path] = ()) -> list[Built]:
         """Compiles whole files, several in one run of the compiler."""
         harness = self.java_harness(sandbox)
-        keys = {source: ("java", source, *map(str, paths)) for source in sources}
+        keys = {source: ("java", source, harness.name, *map(str, paths)) for source in sources}
         missing = [source for source, key in keys.items() if not self._has(key)]
         done: dict[str, Built] = {}
         if len(missing) > 1:
@@ -210,6 +210,14 @@ class Builds:
 @cache
 def _texts(*names: str) -> tuple[str, ...]:
     return tuple((HARNESS / name).read_text(encoding="utf-8") for name in names)
+
+
+@cache
+def _made_by(tool: str) -> tuple[str, ...]:
+    """Tells compilers apart: a folder of builds may outlive one."""
+    path = os.path.realpath(_tool(tool))
+    status = os.stat(path)
+    return path, str(status.st_size), str(status.st_mtime_ns)
 
 
 @cache

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from eval.answer_code import answer_code
 from eval.execution.cases import CaseTests
 from eval.execution.judge import check_language, judge_many
 from eval.execution.limits import Limits
 from eval.execution.pass_at_k import mean_pass_at_k
-from eval.execution.sources import answer_code
 from eval.execution.toolchains import PACKAGES, STATUSES, Verdict, missing_tools
 from moe.data.rows import Judged, describe_judged, read_judged
 from moe.errors import UserError

@@ -10,7 +10,6 @@ from typing import Literal
 from tree_sitter import Node, Parser
 
 from eval.codebleu.grammar import load_grammar
-from moe.data.code_blocks import extract_code
 
 _JAVA_TYPES = (
     "class_declaration",
@@ -21,6 +20,8 @@ _JAVA_TYPES = (
 )
 _JAVA_IMPORTS = "import java.util.*; import java.util.function.*; import java.util.stream.*;"
 _ANY, _VARIABLE = -1, -2  # numbers of parameters: unknown; of what may be no function, and is called only by its name
+ARGUMENT = "@"  # of a class template
+_TYPE_PARAMETERS = ("type_parameter_declaration", "template_template_parameter_declaration")
 _JS_CLASSES = ("class_declaration", "abstract_class_declaration")
 
 
@@ -151,7 +152,8 @@ class Function:
     """A C++ function as an expression to call.
 
     name: qualified. kind: ``plain`` (one definition, whose address says its types), ``method`` of the class ``owner``,
-    or ``generic`` (a template, an overload or an object, called with the types of ``types``, else the test's).
+    or ``generic`` (a template, an overload or an object, called with the types of ``types``, else the test's). For each
+    type that a class template wants, name and owner hold :data:`ARGUMENT`.
     """
 
     name: str
@@ -178,7 +180,8 @@ class CppFile:
             owners = {f.owner for f in named}
             if fitting[-1].kind == "method" and len(owners) == len(named):
                 return fitting[-1]
-            return replace(fitting[-1], kind="generic", types=fitting[0].types if len(fitting) == 1 else ())
+            own = len(fitting) == 1 and ARGUMENT not in fitting[0].owner
+            return replace(fitting[-1], kind="generic", types=fitting[0].types if own else ())
         functions = [f for f in self.functions if f.parameters != _VARIABLE]
         others = [f for f in functions if f.parameters == parameters] or functions
         return (named or others or [Function(wanted, "generic", parameters)])[-1]
@@ -189,7 +192,7 @@ def cpp(answer: str) -> CppFile:
     root = _parse("cpp", answer)
     found: list[Function] = []
     main: list[tuple[int, int]] = []
-    for node, scope, owner, template in _definitions(root, "", "", False):
+    for node, scope, owner, template in _definitions(root, "", "", None):
         declarator = node.child_by_field_name("declarator")
         while declarator is not None and declarator.type in ("pointer_declarator", "reference_declarator"):
             declarator = declarator.child_by_field_name("declarator") or declarator.named_children[-1]
@@ -210,16 +213,17 @@ def cpp(answer: str) -> CppFile:
         if name == "main" and not scope and not owner:
             main.append((node.start_byte, node.end_byte))
             continue
-        if owner and name == owner.rpartition("::")[2]:
+        if owner and name == owner.rpartition("::")[2].partition("<")[0]:
             continue  # a constructor
         if "::" in name:
             continue  # defined outside of the class that declares it
         listed = declarator.child_by_field_name("parameters")
         parameters = [n for n in listed.named_children if "parameter" in n.type] if listed else []
         count = 0 if [_text(p) for p in parameters] == ["void"] else len(parameters)
-        template = template or any(_text(n.child_by_field_name("type")).startswith("auto") for n in parameters)
-        kind: Literal["plain", "method", "generic"] = "method" if owner else "generic" if template else "plain"
-        types = () if template else tuple(_parameter_type(p) for p in parameters)
+        autos = [n for n in parameters if "auto" in _text(n.child_by_field_name("type")).split()]
+        generic = template is not None or bool(autos)
+        kind: Literal["plain", "method", "generic"] = "generic" if generic else "method" if owner else "plain"
+        types = () if generic else tuple(_parameter_type(p) for p in parameters)
         found.append(Function(f"{owner}::{name}" if owner else f"{scope}{name}", kind, count, owner, types))
     macros = [
         _text(node.child_by_field_name("name"))
@@ -242,8 +246,10 @@ def _parameter_type(node: Node) -> str:
     return " ".join(text.decode().rstrip("= \n").split())
 
 
-def _definitions(node: Node, scope: str, owner: str, template: bool) -> Iterator[tuple[Node, str, str, bool]]:
-    """Definitions below a node, each with its namespace, its class and whether it is a template."""
+def _definitions(
+    node: Node, scope: str, owner: str, template: Node | None
+) -> Iterator[tuple[Node, str, str, Node | None]]:
+    """Definitions below a node, each with its namespace, its class and, if it is a template, its parameters."""
     for child in node.children:
         match child.type:
             case "function_definition" | "declaration":
@@ -254,7 +260,7 @@ def _definitions(node: Node, scope: str, owner: str, template: bool) -> Iterator
             case "field_declaration" if owner:
                 yield child, scope, owner, template
             case "template_declaration":
-                yield from _definitions(child, scope, owner, True)
+                yield from _definitions(child, scope, owner, child.child_by_field_name("parameters"))
             case "namespace_definition":
                 name = _text(child.child_by_field_name("name"))
                 body = child.child_by_field_name("body")
@@ -262,21 +268,17 @@ def _definitions(node: Node, scope: str, owner: str, template: bool) -> Iterator
                     yield from _definitions(body, f"{scope}{name}::" if name else scope, owner, template)
             case "class_specifier" | "struct_specifier":
                 name, body = _text(child.child_by_field_name("name")), child.child_by_field_name("body")
-                if name and body is not None and not template:
-                    yield from _definitions(body, scope, f"{owner}::{name}" if owner else f"{scope}{name}", template)
+                if name and body is not None:
+                    name += _template_arguments(template)
+                    yield from _definitions(body, scope, f"{owner}::{name}" if owner else f"{scope}{name}", None)
             case "linkage_specification" | "declaration_list" | "preproc_if" | "preproc_ifdef" | "preproc_else":
                 yield from _definitions(child, scope, owner, template)
 
 
-def answer_code(answer: str, language: str) -> str:
-    """The code in what a model wrote: all of it where it parses, else its fenced block or what is left without prose.
-
-    Fences in a docstring are code. JavaScript takes a fenced block for template strings, so a leading fence is none.
-    """
-    text = answer.removeprefix("\ufeff")
-    if text.lstrip().startswith(("```", "~~~")) or _parse(language, text).has_error:
-        return extract_code(text, language)
-    return answer
+def _template_arguments(parameters: Node | None) -> str:
+    """What follows the name of a class template; parameters with a default value, and packs, are left out."""
+    wanted = [node for node in parameters.named_children if node.type in _TYPE_PARAMETERS] if parameters else []
+    return f"<{', '.join(ARGUMENT for _ in wanted)}>" if parameters and parameters.named_children else ""
 
 
 def without_main(answer: str) -> str:

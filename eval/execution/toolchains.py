@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import ast
+import re
 import secrets
 import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
-from eval.execution.builds import JVM_FLAGS, PLAIN, SANITIZED, Builds
+from eval.execution.builds import JVM_FLAGS, PLAIN, SANITIZED, Builds, Built
 from eval.execution.cases import CaseTests, ProgramTests, Type
 from eval.execution.sandbox import HARNESS, Ended, Program, Sandbox
-from eval.execution.sources import cpp, java, javascript, javascript_functions, without_main
+from eval.execution.sources import ARGUMENT, Function, cpp, java, javascript, javascript_functions, without_main
 from eval.execution.values import decode, encode, same, text
 
 Status = Literal["passed", "failed", "compile_error", "runtime_error", "timeout", "unavailable"]
@@ -28,6 +29,7 @@ _ASSERTS_ON = "\n#undef NDEBUG\n#undef assert\n#include <assert.h>\n"  # whateve
 # Errors that an answer has without the harness's headers in front, too: they only add names.
 _LACKS = ("was not declared in this scope", "does not name a type", "[-Werror=return-type]")
 _OVERLOADED = "unresolved overloaded function"  # the C library has a function of that name, too
+_QUOTED, _CALLED, _WORD = re.compile("[‘']([^’']*)[’']"), re.compile(r"(\w+)\("), re.compile(r"\w+")
 _CPP_TYPES = {"float": "double", "bool": "bool", "str": "std::string"}
 
 
@@ -57,11 +59,11 @@ class Task:
         return "cases" if isinstance(self.tests, CaseTests) else "program"
 
     def request(self, source: str, functions: Sequence[str] = (), classes: Sequence[str] = (), test: str = "") -> bytes:
-        """The lines that a harness reads: secret, source, wanted name, other names, and calls or the test program."""
+        """The lines that a harness reads: secret, source, wanted name, other names, and calls or ``test``."""
         if isinstance(self.tests, CaseTests):
             wanted, rest = self.tests.function, calls(self.tests)
         else:
-            wanted, rest = self.tests.entry_point, [_hex(test)]
+            wanted, rest = self.tests.entry_point, [test]
         lines: list[str] = [self.secret, _hex(source), wanted, " ".join(functions), " ".join(classes), *rest]
         return "\n".join(lines).encode("ascii", errors="replace")
 
@@ -97,7 +99,7 @@ def _python(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | 
     if isinstance(task.tests, CaseTests):
         request = task.request(task.answer)
     else:
-        request = task.request(task.tests.before + task.answer, test=_calling_check(task.tests))
+        request = task.request(task.tests.before + task.answer, test=_hex(_calling_check(task.tests)))
     yield Program(argv, sandbox.limits.seconds, request)
 
 
@@ -119,7 +121,8 @@ def _calling_check(tests: ProgramTests) -> str:
 
 def _javascript(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Verdict]:
     tests = task.tests
-    source = task.answer if isinstance(tests, CaseTests) else tests.before + task.answer + "\n" + tests.after
+    own = task.answer if isinstance(tests, CaseTests) else tests.before + task.answer + "\n"
+    source = own if isinstance(tests, CaseTests) else own + tests.after
     script = javascript(source)
     functions = javascript_functions(script, tests.function, source) if isinstance(tests, CaseTests) else ()
     memory = max(64, sandbox.limits.memory >> 21)  # half, in MiB: the rest is for the runtime
@@ -127,7 +130,7 @@ def _javascript(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Progra
     argv += ["module" if script.module else "script", "{request}", "{results}"]
     paths = tests.paths if isinstance(tests, ProgramTests) else ()
     environment = {"NODE_PATH": ":".join(map(str, paths))} if paths else {}
-    request = task.request(source, functions, script.classes)
+    request = task.request(source, functions, script.classes, str(own.count("\n") + 1))
     yield Program(argv, sandbox.limits.seconds, request, paths, environment=environment)
 
 
@@ -164,15 +167,7 @@ def _cpp(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Ver
         if isinstance(tests, ProgramTests):  # solutions of benchmarks loop until they return; the sanitizer reports
             flags = ("-Wno-error=return-type", *flags)  # an end that is reached
     for kind in kinds:
-        # With the harness's headers in front an answer may leave out its own; without them none of its names clash.
-        error = ""  # the first attempt's
-        for first, overloaded in ((True, False), (True, True), (False, False)):
-            if overloaded and _OVERLOADED not in error:
-                continue
-            built = builds.cpp(sandbox, _cpp_source(task, first, overloaded), kind, flags, task.precompile and first)
-            error = error or built.error
-            if not built.error or built.timed_out or any(lack in built.error for lack in _LACKS):
-                break
+        built, error = _cpp_build(task, sandbox, builds, kind, flags)
         if built.error:
             yield Verdict("timeout" if built.timed_out else "compile_error", _line(error))
             return
@@ -188,20 +183,55 @@ def _cpp(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Ver
         )
 
 
-def _cpp_source(task: Task, header_first: bool, overloaded: bool = False) -> str:
+def _cpp_build(
+    task: Task, sandbox: Sandbox, builds: Builds, kind: Sequence[str], flags: Sequence[str]
+) -> tuple[Built, str]:
+    """The program, or the first attempt's error.
+
+    With the harness's headers in front an answer may leave out its own; without them none of its names clash. A name
+    that clashes with headers that come after it, which the answer alone does not include, gets another one.
+    """
+    error = ""
+    renamed: list[str] = []
+    attempts = [(True, False), (True, True), (False, False)]
+    for first, overloaded in attempts:
+        if overloaded and _OVERLOADED not in error:
+            continue
+        source = _cpp_source(task, first, overloaded, renamed)
+        built = builds.cpp(sandbox, source, kind, flags, task.precompile and first)
+        error = error or built.error
+        if not built.error or built.timed_out or any(lack in built.error for lack in _LACKS):
+            break
+        name = "" if first else _clashing(built.error)
+        if name and name not in renamed and re.search(rf"\b{name}\b", task.answer):
+            renamed.append(name)
+            attempts.append((False, False))
+    return built, error
+
+
+def _clashing(error: str) -> str:
+    """The name that a header declares again, if that is what the compiler says."""
+    if error.startswith("answer.cpp") or not (found := _QUOTED.search(error)):
+        return ""
+    words = _CALLED.findall(found[1]) or _WORD.findall(found[1].partition("(")[0]) or [""]
+    return words[-1 if "(" not in found[1] else 0]
+
+
+def _cpp_source(task: Task, header_first: bool, overloaded: bool, renamed: Sequence[str]) -> str:
     tests, header = task.tests, '#include "judged.hpp"\n'
     if isinstance(tests, ProgramTests):
         answer = without_main(task.answer) if cpp(tests.after).main else task.answer
         return (header if header_first else "") + tests.before + answer + _ASSERTS_ON + tests.after
     answer = task.answer.removeprefix("\ufeff")
     file = cpp(answer)
-    undefine = "".join(f"#undef {macro}\n" for macro in file.macros)
-    function = file.find(tests.function, len(tests.parameters))
+    undefine = "".join(f"#undef {name}\n" for name in (*file.macros, *renamed))
+    rename = "".join(f"#define {name} judged_{name}\n" for name in renamed)
+    function = _instance(file.find(tests.function, len(tests.parameters)), tests)
     name = f"::{function.name}"
     if (
         function.kind == "generic"
         or (overloaded and function.kind == "plain")
-        or (function.kind == "plain" and function.parameters != len(tests.parameters))
+        or (function.kind != "generic" and function.parameters != len(tests.parameters))
     ):
         own = len(function.types) >= len(tests.parameters)
         types = ", ".join(
@@ -212,22 +242,30 @@ def _cpp_source(task: Task, header_first: bool, overloaded: bool = False) -> str
         entry = f"static auto judged_entry = ::judged::Entry::generic<{types}>({call});\n"
     else:
         entry = f"static ::judged::Entry judged_entry(&{name});\n"
-    return (header if header_first else "") + answer + "\n" + undefine + header + entry
+    return (header if header_first else "") + rename + answer + "\n" + undefine + header + rename + entry
+
+
+def _instance(function: Function, tests: CaseTests) -> Function:
+    """A method of a class template as that of the class for the test's types, one after the other."""
+    scalars = [name for type_ in (*(t for _, t in tests.parameters), tests.returns) for name in _scalars(type_)]
+    types = [_CPP_TYPES.get(name, _integer(tests)) for name in dict.fromkeys(scalars)]
+    name, owner = function.name, function.owner
+    for index in range(owner.count(ARGUMENT)):
+        type_ = types[min(index, len(types) - 1)]
+        name, owner = name.replace(ARGUMENT, type_, 1), owner.replace(ARGUMENT, type_, 1)
+    return replace(function, name=name, owner=owner)
+
+
+def _scalars(type_: Type) -> Iterator[str]:
+    if not type_.parts:
+        yield type_.head
+    for part in type_.parts:
+        yield from _scalars(part)
 
 
 def _cpp_type(tests: CaseTests, index: int) -> str:
     """The type of an argument of a function whose own types the compiler must choose."""
-    type_ = tests.parameters[index][1]
-    values = [case.arguments[index] for case in tests.cases]
-
-    def integers(value: object) -> Iterator[int]:
-        if isinstance(value, list):
-            for item in value:
-                yield from integers(item)
-        elif isinstance(value, int) and not isinstance(value, bool):
-            yield value
-
-    wide = any(not -(1 << 31) <= n < 1 << 31 for value in values for n in integers(value))
+    integer = _integer(tests, index)
 
     def name(part: Type) -> str:
         match part.head:
@@ -237,9 +275,21 @@ def _cpp_type(tests: CaseTests, index: int) -> str:
                 return f"std::vector<std::vector<{name(part.parts[0])}>>"
             case "map":
                 return f"std::map<{name(part.parts[0])}, {name(part.parts[1])}>"
-        return _CPP_TYPES.get(part.head, "long long" if wide else "int")
+        return _CPP_TYPES.get(part.head, integer)
 
-    return name(type_)
+    return name(tests.parameters[index][1])
+
+
+def _integer(tests: CaseTests, index: int | None = None) -> str:
+    """The type that holds the integers of an argument, or of all."""
+
+    def is_wide(value: object) -> bool:
+        if isinstance(value, list):
+            return any(map(is_wide, value))
+        return isinstance(value, int) and not -(1 << 31) <= value < 1 << 31
+
+    values = (case.arguments if index is None else case.arguments[index : index + 1] for case in tests.cases)
+    return "long long" if any(map(is_wide, values)) else "int"
 
 
 @cache

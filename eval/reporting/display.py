@@ -1,11 +1,10 @@
-"""Live progress display and metrics files (CSV, TensorBoard)."""
+"""Live progress display of training."""
+
+# G languages, E experts
 
 from __future__ import annotations
 
-import csv
-import math
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,75 +15,28 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from checkpoints.progress import PLAIN_SECONDS
+from checkpoints.progress import PLAIN_SECONDS, say
+from eval.reporting.metrics import MetricsWriter
 from eval.reporting.tables import routing_table, share_text
-from moe.files import replacing
 from moe.training.stages import Stage
 from moe.training.trainer import StepReport
 
-
-class MetricsWriter:
-    """Appends each step to ``metrics.csv`` and, where TensorBoard is installed, to event files in ``tensorboard/``."""
-
-    def __init__(self, directory: Path, languages: Sequence[str]):
-        directory.mkdir(parents=True, exist_ok=True)
-        self.languages = tuple(languages)
-        path = directory / "metrics.csv"
-        fresh = not path.exists() or path.stat().st_size == 0
-        self._path = path
-        self._file = path.open("a", newline="", encoding="utf-8")
-        self._csv = csv.writer(self._file)
-        if fresh:
-            experts = [f"share_{a}_to_{b}" for a in languages for b in languages]
-            names = ["loss", *(f"loss_{x}" for x in languages), "balance_loss", "z_loss", "learning_rate"]
-            self._csv.writerow(["stage", "step", *names, "gradient_norm", "tokens", "seconds", *experts])
-            self._file.flush()
-        self._board = _tensorboard(directory / "tensorboard")
-
-    def resume(self, stage: str, step: int) -> None:
-        """Drops the rows of ``stage`` after ``step``, which will be made again, and rows that were cut short."""
-        self._file.close()
-        with self._path.open(newline="", encoding="utf-8", errors="replace") as file:
-            head, *found = csv.reader(file)
-        whole = (len(head), len(head) - len(self.languages) ** 2)  # with the shares of experts, and without
-        rows = [head, *(x for x in found if len(x) in whole and (x[0] != stage or int(x[1]) <= step))]
-        with replacing(self._path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
-        self._file = self._path.open("a", newline="", encoding="utf-8")
-        self._csv = csv.writer(self._file)
-
-    def write(self, report: StepReport) -> None:
-        """Adds one step."""
-        shares = [] if report.routing is None else report.routing.flatten().tolist()
-        losses = ["" if x is None else f"{x:.5f}" for x in report.language_losses]
-        numbers = [report.balance, report.z, report.learning_rate, report.gradient_norm]
-        row = [report.stage, report.step, f"{report.loss:.5f}", *losses, *(f"{x:.6g}" for x in numbers)]
-        self._csv.writerow(
-            [*row, report.tokens, f"{report.seconds:.3f}", *("" if math.isnan(x) else f"{x:.4f}" for x in shares)]
-        )
-        self._file.flush()
-        if self._board is None:
-            return
-        scalars = {"loss": report.loss, "balance_loss": report.balance, "z_loss": report.z}
-        scalars |= {"learning_rate": report.learning_rate, "gradient_norm": report.gradient_norm}
-        scalars |= {f"loss/{x}": v for x, v in zip(self.languages, report.language_losses) if v is not None}
-        for name, value in scalars.items():
-            self._board.add_scalar(f"{report.stage}/{name}", value, report.step)
-
-    def close(self) -> None:
-        """Ends both files."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+SETTLED = 20  # steps of a stage before its routing is judged
+STARVED = 0.2  # of an equal share of the gate weight
+COLLAPSED = 0.9  # of each language's gate weight on one expert
 
 
-def _tensorboard(directory: Path):
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        warnings.warn("TensorBoard is not installed; metrics go to metrics.csv alone", stacklevel=2)
-        return None
-    return SummaryWriter(str(directory))
+def routing_faults(table: torch.Tensor, languages: Sequence[str]) -> list[str]:
+    """What is wrong with routing [G, E], the share of each language's gate weight that each expert gets."""
+    languages_seen, experts = table[~table.isnan().any(-1)], table.shape[1]
+    names = languages if experts == len(languages) else [str(number) for number in range(experts)]
+    if len(languages_seen) > 1 and (languages_seen.min(0).values > COLLAPSED).any():
+        return ["the router sends all languages to one expert"]
+    return [
+        f"expert {name} starves, with less than {STARVED / experts:.0%} of the gate weight"
+        for name, share in zip(names, languages_seen.mean(0).tolist())
+        if share * experts < STARVED
+    ]
 
 
 class StageDisplay:
@@ -98,6 +50,9 @@ class StageDisplay:
         self._last = 0.0
         self._rate = 0.0
         self._routing: torch.Tensor | None = None
+        self._validation = ""
+        self._faults: list[str] = []
+        self._seen = 0  # steps with a router
         self._progress = Progress(  # with 4-digit steps 80 columns wide; losses have a line of their own
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -127,8 +82,11 @@ class StageDisplay:
             new = report.routing
             old = new if self._routing is None else torch.where(self._routing.isnan(), new, self._routing)
             self._routing = torch.where(new.isnan(), old, 0.9 * old + 0.1 * new)  # a language may miss in a step
+        self._warn(report)
+        if report.validation is not None:
+            self._validation = f", validation {sum(report.validation) / len(report.validation):.3f}"
         losses = " ".join(f"{x} {v:.3f}" for x, v in zip(self.languages, report.language_losses) if v is not None)
-        loss, speed = f"loss {report.loss:.3f} ({losses})", f"{self._rate:,.0f} tokens/s"
+        loss, speed = f"loss {report.loss:.3f} ({losses}){self._validation}", f"{self._rate:,.0f} tokens/s"
         self._progress.update(self._task, completed=report.step, rate=f"left, {speed}")
         if self._live is not None:
             shown: list[RenderableType] = [self._progress, Text(loss)]
@@ -144,13 +102,33 @@ class StageDisplay:
                 line += f", to own expert {' '.join(share_text(share) for share in own)}"
             self.console.print(line, highlight=False, soft_wrap=True)
 
+    def _warn(self, report: StepReport) -> None:
+        """Says that a step was skipped, and, once, what is wrong with the routing."""
+        where = f"warning: {report.stage}, step {report.step}"
+        if report.skipped:
+            say(self.console, f"{where} skipped, {report.skipped} ({report.all_skipped} so far)")
+        self._seen += report.routing is not None
+        if self._routing is not None and self._seen >= SETTLED:
+            faults = routing_faults(self._routing, self.languages)
+            for fault in faults:
+                if fault not in self._faults:
+                    say(self.console, f"{where}: {fault}; a higher balance_loss_weight spreads the load")
+            self._faults = sorted({*self._faults, *faults})
+
 
 class TrainingMonitor:
     """Shows the steps of each stage live and appends them to the run's metrics files."""
 
-    def __init__(self, console: Console, directory: Path, languages: Sequence[str]):
+    def __init__(
+        self,
+        console: Console,
+        directory: Path,
+        languages: Sequence[str],
+        matmul_rate: float = 0.0,
+        tracker: str = "",
+    ):
         self.console, self.languages = console, tuple(languages)
-        self.metrics = MetricsWriter(directory, languages)
+        self.metrics = MetricsWriter(directory, languages, matmul_rate, tracker)
 
     @contextmanager
     def __call__(self, stage: Stage, done: int) -> Iterator[Callable[[StepReport], None]]:

@@ -36,7 +36,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def loss_curves(run: RunRecord, theme: str) -> bytes:
-    """Training loss by step: the base's pretraining where there was one, then mixture and adapter together."""
+    """Training and validation loss by step: pretraining where there was any, then mixture and adapter together."""
     stages = run.stages()
     text, blue, orange = THEMES[theme]
     panels: list[tuple[str, list[tuple[str, str, StageSteps]]]] = []
@@ -49,6 +49,7 @@ def loss_curves(run: RunRecord, theme: str) -> bytes:
             before = len(mixture.steps)
             mixture.steps += [before + step for step in stages[name].steps]
             mixture.losses += stages[name].losses
+            mixture.validation += [(before + step, loss) for step, loss in stages[name].validation]
     if mixture.steps:
         lines.append(("mixture", blue, mixture))
     if lines:
@@ -58,11 +59,13 @@ def loss_curves(run: RunRecord, theme: str) -> bytes:
         for label, color, stage in curves:
             axis.plot(stage.steps, stage.losses, color=color, alpha=0.25, linewidth=0.8)
             axis.plot(stage.steps, smooth(stage.losses), color=color, linewidth=1.6, label=label)
+            if stage.validation:
+                axis.plot(*zip(*stage.validation), "o--", color=color, markersize=3, label=f"{label}, validation")
         axis.set_title(title, color=text, fontsize=11)
-        axis.set_xlabel("step", color=text)
+        axis.set_xlabel("step", color=text, fontsize=9)
         axis.locator_params(axis="x", integer=True)
-        axis.set_ylabel("loss, nats per token", color=text)
-        axis.legend(frameon=False, labelcolor=text)
+        axis.set_ylabel("loss, nats per token", color=text, fontsize=9)
+        axis.legend(frameon=False, labelcolor=text, fontsize=9)
         _recolor(axis, text)
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
@@ -109,9 +112,10 @@ def routing_layers(routing: Mapping[str, Any]) -> list[tuple[str, list[list[floa
 
 def _figure(columns: int, rows: int, width: float, height: float | None) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     size = (columns * width + (1.4 if height is None else 0), rows * (height or width + 0.3))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.12))
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from checkpoints.model_card import RESULTS_FILE, RUN_FILE
 from checkpoints.storage.files import read_json_object
+from eval.reporting.metrics import METRICS_FILE, read_metrics
 from moe.errors import UserError
 from moe.files import read_json_lines
 
@@ -18,22 +18,26 @@ STAGES = {"base": ("pretrain",), "dense adapter": ("adapter",), "mixture": ("bra
 
 @dataclass
 class StageSteps:
-    """The steps of one training stage: their numbers and losses, and the tokens and seconds of all."""
+    """The steps of one training stage: numbers and losses, tokens and seconds of all, (step, validation loss)."""
 
     steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
+    validation: list[tuple[int, float]] = field(default_factory=list)
 
 
 class RunRecord:
     """What a run left in its directory.
 
+    Args:
+        finished: refuse a run without scores; else ``models`` and ``splits`` may be empty.
+
     Raises:
         UserError: the directory is no run, or has no scores yet.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, finished: bool = True):
         if not (path / RUN_FILE).is_file():
             raise UserError(f"{path} is not a run: it has no {RUN_FILE}; expected a directory created by train.py")
         self.path, self.name = path, path.resolve().name
@@ -43,10 +47,22 @@ class RunRecord:
             raise UserError(f"{path / RUN_FILE} has no settings under 'config'; expected what train.py writes")
         self.results = read_json_object(path / RESULTS_FILE) if (path / RESULTS_FILE).is_file() else {}
         self.models = [name for name in MODELS if f"scores of {name}" in self.results]
-        if not any(name != "base" for name in self.models):
+        if finished and not any(name != "base" for name in self.models):
             raise UserError(f"the run {path} is not finished: no trained model has scores; continue it with --resume")
         self.languages: list[str] = list(self.config["languages"])
-        self.splits: list[str] = list(self._scores(self.models[-1]))
+        self.splits: list[str] = list(self._scores(self.models[-1])) if self.models else []
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether all answers have a CodeBLEU; a machine without its parser leaves them to ``score-answers``."""
+        scores = (self._scores(model) for model in self.models)
+        return all(
+            "codebleu" in score for found in scores for languages in found.values() for score in languages.values()
+        )
+
+    def answers_path(self, model: str, split: str) -> Path:
+        """Where the answers of a model lie."""
+        return self.path / "answers" / f"{model.replace(' ', '-')}-{split}.jsonl"
 
     def _scores(self, model: str) -> dict[str, Any]:
         return self.results[f"scores of {model}"]["scores"]
@@ -82,20 +98,13 @@ class RunRecord:
 
     def stages(self) -> dict[str, StageSteps]:
         """The training stages that made steps, in their order."""
-        path = self.path / "metrics.csv"
         found: dict[str, StageSteps] = {}
-        if not path.is_file():
-            return found
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            for row in csv.DictReader(file):
-                try:
-                    step, loss = int(row["step"]), float(row["loss"])
-                    tokens, seconds = int(row["tokens"]), float(row["seconds"])
-                except (TypeError, ValueError):  # a row cut short by a kill
-                    continue
-                stage = found.setdefault(row["stage"], StageSteps())
-                stage.steps.append(step)
-                stage.losses.append(loss)
-                stage.tokens += tokens
-                stage.seconds += seconds
+        for row in read_metrics(self.path / METRICS_FILE):
+            stage = found.setdefault(row["stage"], StageSteps())
+            stage.steps.append(int(row["step"]))
+            stage.losses.append(float(row["loss"]))
+            stage.tokens += int(row["tokens"])
+            stage.seconds += float(row["seconds"])
+            if row.get("validation_loss"):
+                stage.validation.append((int(row["step"]), float(row["validation_loss"])))
         return found

@@ -5,27 +5,25 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import int4, ops
-from kernels.bench.a10g_estimate import estimated_ms
 from kernels.bench.baselines import BASELINES, INT4_BASELINES, MAX_TOKENS, Forward, Layer
-from kernels.bench.shapes import EXPERTS, MISTRAL_7B, TOP_K
+from kernels.bench.shapes import EXPERTS, MISTRAL_7B, RANK, TOP_K
+from kernels.bench.targets import estimated_ms
+from kernels.bench.timing import captured, describe, measure, peaks
 from kernels.int4 import Int4Weight
+from kernels.types import LowRank
 
-SHAPES = {
-    "Mistral-7B x 4": (MISTRAL_7B.dim, MISTRAL_7B.hidden_dim, EXPERTS),
-    "Mixtral-8x7B": (MISTRAL_7B.dim, MISTRAL_7B.hidden_dim, 8),
-}
-TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048, 4096, 8192)
+TOKENS = (4096, 1, 8, 64, 512)
 ROUTINGS = ("uniform", "skewed", "one language")
 BOUND_BF16 = 2**-6  # inputs, activations and outputs are rounded to 8 bits; the sums over K average most of it out
 GRAPH_TOKENS = 64  # up to here a forward is also timed as a CUDA graph: the host's part is longer than the GPU's
@@ -33,87 +31,44 @@ GRAPH_SAFE = ("ours", "grouped_mm", "transformers batched_mm")  # those that nev
 
 
 class Case(NamedTuple):
-    """``phase``: "bf16 forward", "bf16 forward+backward" or "int4 forward"; ``routing``: one of `ROUTINGS`."""
+    """``phase``: one of `PHASES`; ``routing``: one of `ROUTINGS`; ``top_k`` experts a token."""
 
     phase: str
     tokens: int
-    routing: str
+    routing: str = "uniform"
+    top_k: int = TOP_K
 
     def __str__(self) -> str:
-        return f"{self.phase} T={self.tokens} {self.routing}"
+        return f"{self.phase} T={self.tokens} top-{self.top_k} {self.routing}"
 
 
-# what the targets are about
-TARGET_CASES = [
-    *(Case("int4 forward", tokens, "uniform") for tokens in (1, 8, 4096)),
-    Case("bf16 forward", 4096, "uniform"),
-    Case("bf16 forward+backward", 4096, "uniform"),
-    *(Case("bf16 forward", tokens, "uniform") for tokens in (1, 8, 2048)),
+FULL = ("int4 forward", "bf16 forward", "bf16 forward+backward")
+DELTA = ("delta forward+backward", "int4 delta forward+backward")  # beside a dense layer with frozen weights
+PHASES = FULL + DELTA
+QUICK_CASES = [Case("int4 forward", 1), Case("bf16 forward", 4096)]
+TARGET_CASES = [  # what the targets are about
+    *(Case("int4 forward", tokens) for tokens in (1, 8, 4096)),
+    *(Case(phase, 4096) for phase in PHASES[1:]),
 ]
-PHASES = ("bf16 forward", "int4 forward", "bf16 forward+backward")
-OTHER_CASES = [
-    *(Case(phase, tokens, "uniform") for phase in PHASES for tokens in TOKENS),
-    *(Case(p, t, r) for r in ROUTINGS[1:] for t in (64, 2048, 8192) for p in ("bf16 forward", "bf16 forward+backward")),
+CASES = [
+    *TARGET_CASES,
+    *(Case(phase, tokens, top_k=top_k) for top_k in (2, 1) for tokens in TOKENS for phase in FULL),
+    *(Case(phase, 4096, routing) for routing in ROUTINGS[1:] for phase in FULL),
 ]
 
 
-def route(tokens: int, experts: int, kind: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(gates [T, K], ids [T, K]) of a routing: uniform, 70/10/10/10, or every token to the same two experts."""
-    if kind == "one language":
-        ids = torch.arange(TOP_K, device="cuda").expand(tokens, TOP_K).contiguous()
+def route(case: Case, experts: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(gates [T, K], ids [T, K]) of a routing: uniform, 70/10/10/10, or every token to the same experts."""
+    tokens, top_k, device = case.tokens, case.top_k, generator.device
+    if case.routing == "one language":
+        ids = torch.arange(top_k, device=device).expand(tokens, top_k).contiguous()
     else:
-        weight = torch.ones(experts, device="cuda")
-        if kind == "skewed":
+        weight = torch.ones(experts, device=device)
+        if case.routing == "skewed":
             weight[0] = 7.0 * (experts - 1) / 3
-        ids = torch.multinomial(weight.expand(tokens, experts), TOP_K, generator=generator)
-    gates = torch.softmax(torch.randn(tokens, TOP_K, device="cuda", generator=generator), -1)
+        ids = torch.multinomial(weight.expand(tokens, experts), top_k, generator=generator)
+    gates = torch.softmax(torch.randn(tokens, top_k, device=device, generator=generator), -1)
     return gates, ids
-
-
-def measure(runs: Mapping[str, Callable[[], Any]], repeats: int, seconds: float) -> dict[str, float]:
-    """Median milliseconds of each function, taken in turns, each with a cold L2; at most ``seconds`` in all."""
-    flush = torch.zeros(64 << 20, device="cuda")
-    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in runs}
-    deadline = time.monotonic() + seconds
-    for round_index in range(repeats + 2):
-        for name, function in runs.items():
-            flush.sum()  # read, not written: dirty lines would be written back inside the timed region
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            start.record()
-            function()
-            end.record()
-            if round_index >= 2:
-                events[name].append((start, end))
-        if round_index >= 4 and time.monotonic() > deadline:
-            break
-        torch.cuda.synchronize()
-    torch.cuda.synchronize()
-    return {name: statistics.median(a.elapsed_time(b) for a, b in pairs) for name, pairs in events.items()}
-
-
-def captured(function: Callable[[], Any]) -> Callable[[], Any] | None:
-    """A replay of ``function`` as a CUDA graph, which costs the host nothing; None where it cannot be captured."""
-    try:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            function()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            function()
-    except Exception:
-        torch.cuda.synchronize()
-        return None
-    return graph.replay
-
-
-def roofline() -> dict[str, float]:
-    """This card's measured peaks: bytes per second of a read, bf16 FLOP per second of a large dense product."""
-    buffer = torch.ones(1 << 28, dtype=torch.float32, device="cuda")
-    a, b = (torch.randn(8192, 8192, device="cuda").bfloat16() for _ in range(2))
-    ms = measure({"read": buffer.sum, "product": lambda: a @ b}, 10, 10)
-    return {"bandwidth": buffer.numel() * 4 / ms["read"] * 1e3, "bf16": 2 * 8192**3 / ms["product"] * 1e3}
 
 
 def float64_rows(layer: Layer, x: Tensor, rows: Tensor) -> Tensor:
@@ -124,7 +79,7 @@ def float64_rows(layer: Layer, x: Tensor, rows: Tensor) -> Tensor:
         for gate, e in zip(layer.gates[t].double(), layer.ids[t].tolist()):
             v = x[t].double()
             h1, h3 = layer.w1[e].double() @ v, layer.w3[e].double() @ v
-            total += gate * (layer.w2[e].double() @ (torch.nn.functional.silu(h1) * h3))
+            total += gate * (layer.w2[e].double() @ (F.silu(h1) * h3))
         outputs.append(total)
     return torch.stack(outputs)
 
@@ -147,20 +102,25 @@ def output_error(forward: Forward, layer: Layer, x: Tensor) -> float:
 
 def make_layer(width: int, hidden: int, experts: int, generator: torch.Generator, grad: bool = False) -> Layer:
     def weight(*shape: int) -> Tensor:
-        value = torch.randn(*shape, device="cuda", generator=generator, dtype=torch.bfloat16) / shape[-1] ** 0.5
-        return value.requires_grad_(grad)
+        value = torch.randn(*shape, device=generator.device, generator=generator, dtype=torch.bfloat16)
+        return (value / shape[-1] ** 0.5).requires_grad_(grad)
 
-    empty = torch.empty(0, device="cuda")
+    empty = torch.empty(0, device=generator.device)
     w1, w3 = (weight(experts, hidden, width) for _ in range(2))
     return Layer(w1, weight(experts, width, hidden), w3, empty, empty)
 
 
-def _costs(layer: Layer, tokens: int, bytes_per_weight: float) -> tuple[float, float]:
-    """(FLOP, bytes that must be read and written) of a forward."""
-    width, hidden = layer.w1.shape[2], layer.w1.shape[1]
+def _costs(layer: Layer, tokens: int, phase: str) -> tuple[float, float]:
+    """(FLOP, bytes that must be read and written) of a phase; a delta's low-rank products are not counted."""
+    _, hidden, width = layer.w1.shape
+    bytes_per_weight = 66 / 128 if phase.startswith("int4") else 2
+    if phase in DELTA:  # one dense layer's outputs and the gradient of its input
+        return 2 * 2 * 3 * width * hidden * tokens, 2 * 3 * width * hidden * bytes_per_weight + 8 * tokens * width * 2
     hit = len(set(layer.ids.flatten().tolist()))
-    flop = 2 * 3 * width * hidden * tokens * TOP_K
-    return flop, 3 * width * hidden * hit * bytes_per_weight + 2 * tokens * width * 2 + 4 * tokens * TOP_K * hidden
+    rows = layer.ids.numel()
+    flop = 2 * 3 * width * hidden * rows
+    moved = 3 * width * hidden * hit * bytes_per_weight + 2 * tokens * width * 2 + 4 * rows * hidden
+    return (3 * flop, 4 * moved) if phase.endswith("backward") else (flop, moved)
 
 
 def _train(forward: Forward, x: Tensor, grad: Tensor, leaves: Iterable[Tensor]) -> None:
@@ -175,12 +135,12 @@ def _short(error: Exception) -> str:
 
 @dataclass
 class LayerBenchmark:
-    """One layer, bf16 and int4, against the baselines.
+    """One layer, bf16 and int4, full and as deltas on a dense base, against the baselines.
 
     Attributes:
         layer: weights without a routing.
         packed: the weights in int4.
-        peaks: of `roofline`.
+        peaks: of `timing.peaks`.
         repeats, seconds: rounds of each measurement, and the time at which it ends before.
     """
 
@@ -193,15 +153,16 @@ class LayerBenchmark:
 
     def measure(self, case: Case) -> dict[str, Any]:
         """One row of the result."""
-        gates, ids = route(case.tokens, self.layer.w1.shape[0], case.routing, self.generator)
+        device = self.generator.device
+        gates, ids = route(case, self.layer.w1.shape[0], self.generator)
         layer = self.layer._replace(gates=gates, ids=ids)
-        x = torch.randn(case.tokens, layer.w1.shape[2], device="cuda", generator=self.generator).bfloat16()
+        x = torch.randn(case.tokens, layer.w1.shape[2], device=device, generator=self.generator).bfloat16()
         backward = case.phase.endswith("backward")
         forwards, errors, skipped = self._candidates(layer, x, case)
         runs: dict[str, Callable[[], Any]]
         if backward:
             x.requires_grad_()
-            grad, leaves = torch.randn_like(x), (layer.w1, layer.w2, layer.w3)
+            grad, leaves = torch.randn_like(x), () if case.phase in DELTA else (layer.w1, layer.w2, layer.w3)
             forwards.pop("transformers batched_mm", None)
             runs = {name: partial(_train, forward, x, grad, leaves) for name, forward in forwards.items()}
         else:
@@ -213,23 +174,27 @@ class LayerBenchmark:
                 except Exception as error:
                     skipped[name] = _short(error)
                     del runs[name]
-            eager = measure(runs, self.repeats, self.seconds)
+            eager = measure(runs, self.repeats, self.seconds, device)
             graphs = {}
             if not backward and case.tokens <= GRAPH_TOKENS:
-                graphs = {n: replay for n in GRAPH_SAFE if n in runs and (replay := captured(runs[n]))}
-            graph = measure(graphs, self.repeats, self.seconds / 2) if graphs else {}
-        flop, moved = _costs(layer, case.tokens, 66 / 128 if case.phase.startswith("int4") else 2)
-        flop, moved = (3 * flop, 4 * moved) if backward else (flop, moved)
+                safe = (n for n in GRAPH_SAFE if n in runs)
+                graphs = {n: replay for n in safe if (replay := captured(runs[n], device)) is not None}
+            graph = measure(graphs, self.repeats, self.seconds / 2, device) if graphs else {}
+        flop, moved = _costs(layer, case.tokens, case.phase)
         ms = {name: min(value, graph.get(name, math.inf)) for name, value in eager.items()}
         share = max(flop / self.peaks["bf16"], moved / self.peaks["bandwidth"]) * 1e3 / ms["ours"]
-        return {
-            "phase": case.phase, "experts": layer.w1.shape[0], "tokens": case.tokens, "routing": case.routing,
-            "ms": ms, "eager_ms": eager, "graph_ms": graph, "errors": errors,
-            "correct": errors["ours"] <= BOUND_BF16, "skipped": skipped, "tflops": flop / ms["ours"] / 1e9,
-            "gbytes_per_s": moved / ms["ours"] / 1e6, "roofline_share": share,
-            "speedup_over_best_baseline": min(best_speedup(eager), best_speedup(graph)),
+        row = {
+            **case._asdict(), "experts": layer.w1.shape[0], "ms": ms, "eager_ms": eager, "graph_ms": graph,
+            "errors": errors, "correct": errors["ours"] <= BOUND_BF16, "skipped": skipped,
+            "tflops": flop / ms["ours"] / 1e9, "gbytes_per_s": moved / ms["ours"] / 1e6, "roofline_share": share,
+            "matmul_share": flop / self.peaks["bf16"] * 1e3 / ms["ours"],
+            "bandwidth_share": moved / self.peaks["bandwidth"] * 1e3 / ms["ours"],
             "a10g_estimated_ms": estimated_ms(flop, moved, share),
         }  # fmt: skip
+        if case.phase in DELTA:
+            return {**row, "times_dense": ms["ours"] / ms["dense"]}
+        speedup = min(best_speedup(eager), best_speedup(graph))
+        return {**row, "speedup_over_best_baseline": speedup if speedup < math.inf else None}
 
     def _candidates(
         self, layer: Layer, x: Tensor, case: Case
@@ -238,7 +203,10 @@ class LayerBenchmark:
         exact, builds = layer, BASELINES
         w1, w2, w3 = layer.w1, layer.w2, layer.w3
         forwards = {"ours": Forward(lambda x: ops.experts_forward(x, w1, w2, w3, layer.gates, layer.ids))}
-        if case.phase.startswith("int4"):
+        if case.phase in DELTA:
+            ours, exact, dense = self._delta(layer, case)
+            builds, forwards = {"dense": lambda layer: dense}, {"ours": ours}
+        elif case.phase.startswith("int4"):
             builds, (q1, q2, q3) = INT4_BASELINES, self.packed
             forwards = {"ours": Forward(lambda x: ops.experts_forward(x, q1, q2, q3, layer.gates, layer.ids))}
             exact = layer._replace(w1=int4.unpack(q1), w2=int4.unpack(q2), w3=int4.unpack(q3))
@@ -263,6 +231,37 @@ class LayerBenchmark:
                     skipped[name] = f"wrong by {errors[name]:.1e}"
         return forwards, errors, skipped
 
+    def _delta(self, layer: Layer, case: Case) -> tuple[Forward, Layer, Forward]:
+        """Trained deltas on the first expert as a frozen base, the layer that they make, and the dense base alone."""
+
+        def low_rank(rank: int, *lead: int) -> LowRank:
+            made = (((rank, k), (n, rank)) for n, k in (w.shape[1:] for w in (layer.w1, layer.w2, layer.w3)))
+            draw = partial(torch.randn, device=self.generator.device, generator=self.generator)
+            shapes = (shape for pair in made for shape in pair)
+            return LowRank(*((draw(*lead, *s) / s[-1] ** 0.5).bfloat16().requires_grad_() for s in shapes))
+
+        w1, w2, w3 = dense = tuple(w[0].detach() for w in (layer.w1, layer.w2, layer.w3))
+        base: Sequence[Any] = dense
+        if case.phase.startswith("int4"):
+            base = [Int4Weight(w.packed[:1], w.scales[:1]) for w in self.packed]
+        shared, experts = low_rank(3 * RANK // 4), low_rank(RANK // 4, layer.w1.shape[0])
+        frozen = [int4.unpack(w)[0] if isinstance(w, Int4Weight) else w.float() for w in base]
+        with torch.no_grad():
+            w1s, w2s, w3s = (
+                w + 0.5 * (shared[2 * i + 1].float() @ shared[2 * i].float()
+                           + experts[2 * i + 1].float() @ experts[2 * i].float())
+                for i, w in enumerate(frozen)
+            )  # fmt: skip
+
+        def forward(x: Tensor) -> Tensor:
+            routed = layer.gates, layer.ids
+            return ops.delta_experts_forward(x, base[0], base[1], base[2], shared, experts, *routed, 0.5, 0.5)
+
+        alone = layer._replace(w1=w1[None], w2=w2[None], w3=w3[None], gates=layer.gates.sum(1, keepdim=True))
+        alone = alone._replace(ids=torch.zeros_like(layer.ids[:, :1]))
+        plain = Forward(lambda x: F.linear(F.silu(F.linear(x, w1)) * F.linear(x, w3), w2), exact=alone)
+        return Forward(forward, [*shared, *experts]), layer._replace(w1=w1s, w2=w2s, w3=w3s), plain
+
 
 def best_speedup(ms: Mapping[str, float]) -> float:
     """The best baseline's time over ours, timed in the same way; infinite where there is none."""
@@ -270,56 +269,50 @@ def best_speedup(ms: Mapping[str, float]) -> float:
 
 
 def run(
-    deadline: float, quick: bool = False, repeats: int = 15, per_case_seconds: float = 1.5,
+    deadline: float, device: torch.device, cases: Iterable[Case] = CASES, width: int = MISTRAL_7B.dim,
+    hidden: int = MISTRAL_7B.hidden_dim, repeats: int = 15, per_case_seconds: float = 1.0,
     on_row: Callable[[dict[str, Any]], None] = lambda result: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """All cases that fit before ``deadline`` (`time.monotonic`), those of the targets first; the others are listed.
+    """The cases that fit before ``deadline`` (`time.monotonic`), in their order; the others are listed.
 
     A case that fails is listed with its error and costs no other case. ``on_row`` gets the result so far after each.
     """
-    generator = torch.Generator("cuda").manual_seed(0)
-    peaks = roofline()
+    generator = torch.Generator(device).manual_seed(0)
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
-    result = {
-        "device": torch.cuda.get_device_name(),
-        "arch": "sm_{}{}".format(*torch.cuda.get_device_capability()),
-        "torch": torch.__version__,
-        "peaks": peaks,
-        "rows": rows,
-        "left_out": left_out,
-    }
-    for name, (width, hidden, experts) in SHAPES.items():
-        if quick and experts != EXPERTS:
+    failures: list[str] = []
+    result = {**describe(device), "peaks": peaks(device), "rows": rows, "left_out": left_out, "failures": failures}
+    layer = make_layer(width, hidden, EXPERTS, generator, grad=True)
+    packed = (int4.pack(layer.w1), int4.pack(layer.w2), int4.pack(layer.w3))
+    benchmark = LayerBenchmark(layer, packed, result["peaks"], repeats, per_case_seconds, generator)
+    for case in dict.fromkeys(cases):
+        if time.monotonic() > deadline:
+            left_out.append(str(case))
             continue
-        layer = make_layer(width, hidden, experts, generator, grad=True)
-        packed = (int4.pack(layer.w1), int4.pack(layer.w2), int4.pack(layer.w3))
-        benchmark = LayerBenchmark(layer, packed, peaks, repeats, per_case_seconds, generator)
-        for case in dict.fromkeys(TARGET_CASES if quick else TARGET_CASES + OTHER_CASES):
-            if time.monotonic() > deadline:
-                left_out.append(f"{name}: {case}")
-                continue
-            try:
-                row = benchmark.measure(case)
-            except Exception as error:
-                left_out.append(f"{name}: {case}: {_short(error)}")
-                print(left_out[-1], flush=True)
+        try:
+            row = benchmark.measure(case)
+        except Exception as error:
+            failures.append(f"{case}: {_short(error)}")
+            print(failures[-1], flush=True)
+            if device.type == "cuda":
                 torch.cuda.empty_cache()
-                continue
-            rows.append({"shape": name, **row})
-            print(line(rows[-1]), flush=True)
-            on_row(result)
-        del layer, packed, benchmark
-        torch.cuda.empty_cache()
+            continue
+        rows.append(row)
+        print(line(row), flush=True)
+        on_row(result)
+    on_row(result)
     return result
 
 
 def line(row: dict[str, Any]) -> str:
     """One case as text."""
     others = ", ".join(f"{n} {v:.3f}" for n, v in sorted(row["ms"].items(), key=lambda kv: kv[1]) if n != "ours")
+    if "times_dense" in row:
+        beside = f"{row['times_dense']:.2f}x dense"
+    else:
+        beside = f"{row['speedup_over_best_baseline'] or math.nan:.2f}x best baseline"
     return (
-        f"{row['shape']:15s} {row['phase']:22s} T={row['tokens']:<5d} {row['routing']:12s} {row['ms']['ours']:9.4f} ms "
-        f"{row['tflops']:7.1f} TFLOP/s {row['gbytes_per_s']:7.0f} GB/s {row['roofline_share']:5.0%} of roofline "
-        f"{row['speedup_over_best_baseline']:5.2f}x best baseline, error {row['errors']['ours']:.1e}"
-        f"{'' if row['correct'] else ' WRONG'} [{others}] A10G estimated {row['a10g_estimated_ms']:.3f} ms"
+        f"{row['phase']:27s} T={row['tokens']:<5d} top-{row['top_k']} {row['routing']:12s} {row['ms']['ours']:9.4f} ms "
+        f"{row['tflops']:7.1f} TFLOP/s {row['gbytes_per_s']:7.0f} GB/s {row['roofline_share']:5.0%} of roofline, "
+        f"{beside}, error {row['errors']['ours']:.1e}{'' if row['correct'] else ' WRONG'} [{others}]"
     )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.bench.gpu_checks import BOUND, error, problems
+from kernels.bench.gpu_checks import BOUND, KINDS, Case, Results, error, problem
 from kernels.bench.shapes import MISTRAL_7B
 from kernels.compile_check import compile_launch
 from kernels.gpu.launch import Launch, redirected
@@ -83,21 +83,18 @@ def run_as_sm86(made: Launch) -> None:
         _check(driver.cuModuleUnload(module))
 
 
-def check_sm86_kernels() -> dict[str, Any]:
+def check_sm86_kernels(device: torch.device) -> Results:
     """Forwards of all layers on sm_86's kernels against float64, at Mistral-7B's shape: the largest relative errors.
 
     The numbers of tokens take the int4 kernels for one token, for few and for many rows per expert.
     """
-    results: dict[str, Any] = {}
-    for tokens in (1, 16, 512):
-        for name, (operation, exact, inputs) in problems(tokens, MISTRAL_7B.dim, MISTRAL_7B.hidden_dim).items():
-            try:
-                with torch.no_grad():
-                    want = exact(*(t.double() for t in inputs))
-                    with redirected(run_as_sm86, "sm_86"):
-                        found = error(operation(*inputs), want)
-                results[f"{name} T={tokens}"] = {"max_relative_error": found, "ok": found < 2 * BOUND}
-            except Exception as problem:
-                results[f"{name} T={tokens}"] = {"error": f"{type(problem).__name__}: {problem}", "ok": False}
-            torch.cuda.empty_cache()
-    return results
+    for case in (Case(kind, t, MISTRAL_7B.dim, MISTRAL_7B.hidden_dim) for t in (1, 16, 512) for kind in KINDS):
+        try:
+            operation, exact, inputs = problem(case, device)
+            with torch.no_grad():
+                want = exact(*(t.double() for t in inputs))
+                with redirected(run_as_sm86, "sm_86"):
+                    found = error(operation(*inputs), want)
+            yield str(case), {"max_relative_error": found, "ok": found < 2 * BOUND}
+        except Exception as problem_met:
+            yield str(case), {"error": f"{type(problem_met).__name__}: {problem_met}", "ok": False}

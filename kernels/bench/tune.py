@@ -1,7 +1,9 @@
 """``python -m kernels.benchmark --tune FILE``: measures candidate tiles on the card at hand and writes its table.
 
-Candidates come from every checked-in table plus a few neighbors; one that does not compile, does not fit the card or
-gives a wrong result is dropped. Production never searches: it reads the table.
+Candidates come from every checked-in table plus a few neighbors, the tile in use first; one that does not compile, does
+not fit the card or gives a wrong result is dropped, and one that is not clearly faster than the tile in use does not
+replace it. For sm_86 the same search on a newer card takes only tiles that compile clean for sm_86: such a table is
+derived, not measured there. Production never searches: it reads the table.
 """
 
 # R rows sorted by expert, E experts, D model dim, F hidden dim
@@ -9,21 +11,25 @@ gives a wrong result is dropped. Production never searches: it reads the table.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from kernels import int4
-from kernels.bench.gpu import measure
 from kernels.bench.shapes import EXPERTS, MISTRAL_7B, ModelShape
+from kernels.bench.timing import measure
 from kernels.dispatch import sort_by_expert
 from kernels.gpu import tile_tables
 from kernels.gpu.tile_tables import ANY, Table, Tile
 
+if TYPE_CHECKING:
+    from kernels.gpu.launch import Launch
+
 SIZES = {1024: ANY, 128: 255, 32: 48, 8: 16}  # rows per expert that are measured -> up to where they stand for others
-NEIGHBORS = (
+GAIN = 1.02  # how much faster than the tile in use another one must be: less is noise
+PRODUCTS = (
     Tile(16, 128, 64, 4, 4),
     Tile(32, 128, 64, 4, 3),
     Tile(64, 64, 64, 4, 4),
@@ -33,13 +39,22 @@ NEIGHBORS = (
     Tile(128, 128, 64, 8, 3),
     Tile(128, 256, 64, 8, 3),
 )
+NEIGHBORS = {
+    **dict.fromkeys(("gemm", "gemm_dx", "swiglu", "swiglu_backward"), PRODUCTS),
+    "persistent_gemm": (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 4), Tile(256, 128, 64, 8, 3)),
+    "persistent_swiglu": (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 4)),
+    "weight_gradient": (Tile(64, 128, 256, 8, 5), Tile(64, 128, 256, 8, 3), Tile(64, 128, 128, 8, 4)),
+    "w4_gemm": (Tile(64, 64, 128, 4, 3), Tile(128, 128, 128, 8, 4)),
+    "w4_swiglu": (Tile(64, 64, 128, 4, 3), Tile(128, 64, 128, 8, 2)),
+    "w4_swap": (Tile(8, 32, 128, 4, 4, 8, 4), Tile(16, 64, 128, 4, 4, 8, 4), Tile(32, 64, 128, 4, 3, 8, 2)),
+    "w4_swap_swiglu": (Tile(8, 32, 128, 4, 4), Tile(16, 64, 128, 4, 4), Tile(32, 64, 128, 4, 3)),
+}
 
 
-def candidates(op: str) -> list[Tile]:
-    """Distinct tiles to try for ``op``."""
+def candidates(op: str, used: Tile) -> list[Tile]:
+    """Distinct tiles to try for ``op``, the one in use first."""
     known = [tile for table in tile_tables.TABLES.values() for _, tile in table.get(op, [])]
-    extra = NEIGHBORS if op in ("gemm", "gemm_dx", "swiglu", "swiglu_backward") else ()
-    return list(dict.fromkeys([*known, *extra]))
+    return list(dict.fromkeys([used, *known, *NEIGHBORS.get(op, ())]))
 
 
 def _operations(per_expert: int, shape: ModelShape, device: str) -> list[Callable[[], Tensor]]:
@@ -67,65 +82,107 @@ def _operations(per_expert: int, shape: ModelShape, device: str) -> list[Callabl
     ]
 
 
+def fill_with_zeros(made: Launch) -> None:
+    """Stands for a launch where no GPU is: to see what the search does."""
+    for name in ("y_ptr", "a_ptr", "dh1_ptr", "dw_ptr", "dx_ptr", "w_ptr"):
+        value = made.arguments.get(name)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value.zero_()
+
+
 def tune(
-    deadline: float, seconds_per_operation: float = 4.0, shape: ModelShape = MISTRAL_7B, device: str = "cuda"
-) -> tuple[Table, list[dict[str, Any]]]:
+    deadline: float, seconds_per_operation: float = 4.0, shape: ModelShape = MISTRAL_7B, device: str = "cuda",
+    arch: str | None = None, sizes: Mapping[int, int] = SIZES,
+    on_result: Callable[[Table, list[dict[str, Any]]], None] = lambda table, log: None,
+) -> tuple[Table, list[dict[str, Any]]]:  # fmt: skip
     """(table, measurements) until the deadline (`time.monotonic`), most rows first.
 
-    Sizes that were not measured keep the tiles of the checked-in table.
+    Sizes that were not measured keep the tiles of the checked-in table. ``arch``: derive the table of another
+    architecture. ``sizes``: as `SIZES`. ``on_result`` gets the table and the measurements so far after each operation.
     """
-    from kernels.gpu.launch import Launch, arch_of, redirected
+    from kernels.gpu.launch import arch_of, redirected
 
     found: dict[str, dict[int, Tile]] = {}
     log: list[dict[str, Any]] = []
-    for per_expert in SIZES:
-        for run in _operations(per_expert, shape, device):
-            if time.monotonic() > deadline:
-                break
-            launches: list[Launch] = []
-            with redirected(launches.append):  # which kernel it takes here, without running it
-                run()
-            op = launches[-1].op if launches[-1].op != "gate_gradient" else launches[0].op
-            if per_expert not in found.setdefault(op, {}):
-                best = _fastest(op, run, per_expert, deadline, seconds_per_operation, log)
-                if best is not None:
-                    found[op][per_expert] = best
-    arch = arch_of(torch.empty(0, device=device))
     table: Table = {}
-    for op, tiles in found.items():
-        sizes = {limit: tiles.get(n) or tile_tables.select(op, arch, n) for n, limit in SIZES.items()}
-        if tiles:
-            table[op] = sorted(sizes.items())
+    with redirected(arch=arch):
+        own = arch_of(torch.empty(0, device=device))
+        for per_expert in sizes:
+            for run in _operations(per_expert, shape, device):
+                if time.monotonic() > deadline:
+                    return table, log
+                launches: list[Launch] = []
+                with redirected(launches.append):  # which kernel it takes here, without running it
+                    run()
+                made = launches[-1] if launches[-1].op != "gate_gradient" else launches[0]
+                tiles = found.setdefault(made.op, {})
+                if per_expert not in tiles:
+                    best = _fastest(made, run, per_expert, deadline, seconds_per_operation, log, derived=arch)
+                    if best is not None:
+                        tiles[per_expert] = best
+                if tiles:
+                    chosen = {n: tiles.get(n) or tile_tables.select(made.op, own, n) for n in sizes}
+                    table[made.op] = sorted((limit, chosen[n]) for n, limit in sizes.items())
+                    on_result(table, log)
     return table, log
 
 
 def _fastest(
-    op: str, run: Callable[[], Tensor], per_expert: int, deadline: float, seconds: float, log: list[dict[str, Any]]
-) -> Tile | None:
-    from kernels.gpu.launch import redirected
+    made: Launch, run: Callable[[], Tensor], per_expert: int, deadline: float, seconds: float,
+    log: list[dict[str, Any]], derived: str | None,
+) -> Tile | None:  # fmt: skip
+    """The fastest tile that is right; None where there was no time to compare, or the tile in use does not run."""
 
     def with_tile(tile: Tile) -> Tensor:
-        with redirected(tiles={op: tile}):
-            return run()
+        got = _run_with(made.op, tile, run).float()
+        return got.sum(0) if made.op.startswith("w4") and got.dim() == 3 else got
 
     fitting: dict[str, Callable[[], Tensor]] = {}
     want: Tensor | None = None
-    tiles = candidates(op)
+    tiles = candidates(made.op, made.tile)
     for tile in tiles:
         if time.monotonic() > deadline:
             break  # compiling takes seconds a tile; those that there was time for are compared
         try:
-            got = with_tile(tile).float()
+            if derived is not None and tile != made.tile:
+                _require_clean(derived, made._replace(tile=tile), run)
+            got = with_tile(tile)
         except Exception as error:  # too large for the card, or not compilable
-            log.append({"op": op, "rows": per_expert, "tile": list(tile), "error": str(error)[:120]})
+            log.append({"op": made.op, "rows": per_expert, "tile": list(tile), "error": str(error)[:120]})
+            if tile == made.tile:
+                return None
             continue
-        got = got.sum(0) if op.startswith("w4") and got.dim() == 3 else got
         want = got if want is None else want
         if (got - want).abs().max() <= 2**-5 * want.abs().max():
-            fitting[str(tile)] = lambda tile=tile: with_tile(tile)  # type: ignore[misc]
-    if not fitting:
+            fitting[str(tile)] = lambda tile=tile: _run_with(made.op, tile, run)  # type: ignore[misc]
+        else:
+            log.append({"op": made.op, "rows": per_expert, "tile": list(tile), "error": "another result"})
+    if len(fitting) < 2:
         return None
-    ms = measure(fitting, 9, seconds)
-    log += [{"op": op, "rows": per_expert, "tile": name, "ms": value} for name, value in ms.items()]
+    ms = measure(fitting, 9, seconds, want.device if want is not None else torch.device("cpu"))
+    log += [{"op": made.op, "rows": per_expert, "tile": name, "ms": value} for name, value in ms.items()]
     best = min(ms, key=lambda name: ms[name])
+    if ms[best] * GAIN > ms[str(made.tile)]:
+        return made.tile
     return next(tile for tile in tiles if str(tile) == best)
+
+
+def _run_with(op: str, tile: Tile, run: Callable[[], Tensor]) -> Tensor:
+    from kernels.gpu.launch import redirected
+
+    with redirected(tiles={op: tile}):
+        return run()
+
+
+def _require_clean(arch: str, made: Launch, run: Callable[[], Tensor]) -> None:
+    """Compiles the operation with the launch's tile for ``arch``; raises ValueError where it does not fit there."""
+    from kernels import compile_check
+    from kernels.gpu.launch import redirected
+
+    launches: list[Launch] = []
+    with redirected(launches.append, tiles={made.op: made.tile}):
+        run()
+    launch = next(found for found in launches if found.op == made.op)
+    problem = compile_check.problem(compile_check.resources(arch, launch))
+    if problem is not None:
+        raise ValueError(f"{arch}: {problem}")

@@ -100,7 +100,12 @@ def arch_of(tensor: Tensor) -> str:
 
 def pick(op: str, tensor: Tensor, rows_per_expert: int) -> Tile:
     """The tile of ``op`` on the tensor's GPU."""
-    return _target.get().tiles.get(op) or tile_tables.select(op, arch_of(tensor), rows_per_expert)
+    given = _target.get().tiles.get(op)
+    if given is not None:
+        return given
+    if tensor.dtype == torch.float32:
+        return tile_tables.for_float32(op, rows_per_expert)
+    return tile_tables.select(op, arch_of(tensor), rows_per_expert)
 
 
 def rows_per_expert(dispatch: ExpertDispatch) -> int:
@@ -170,12 +175,21 @@ def _inner(tile: Tile, width: int) -> int:
 def _persistent_tile(op: str, x: Tensor, w: Tensor, dispatch: ExpertDispatch) -> Tile | None:
     """The descriptor kernel's tile where the card has one, rows are many, and sizes and addresses fit."""
     per_expert = rows_per_expert(dispatch)
-    if not tile_tables.has(op, arch_of(x)) or per_expert < tile_tables.PERSISTENT_ROWS:
+    if x.element_size() != 2 or not tile_tables.has(op, arch_of(x)) or per_expert < tile_tables.PERSISTENT_ROWS:
         return None
     tile = pick(op, x, per_expert)
     divides = w.shape[1] % tile.bn == 0 and w.shape[2] % tile.bk == 0
     aligned = x.data_ptr() % 16 == 0 and w.data_ptr() % 16 == 0
-    return tile if divides and aligned and x.element_size() == 2 else None
+    return tile if divides and aligned else None
+
+
+def splits_backward(x: Tensor, dispatch: ExpertDispatch) -> bool:
+    """Whether a large product and a pass over its result beat one kernel for both, whose accumulators bound its tile.
+
+    So it is where a card has large tiles for 16-bit products.
+    """
+    large = x.element_size() == 2 and tile_tables.has("persistent_gemm", arch_of(x))
+    return large and rows_per_expert(dispatch) >= tile_tables.SPLIT_BACKWARD_ROWS
 
 
 def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
@@ -184,8 +198,8 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
 
 
 def _programs(x: Tensor) -> int:
-    """One program per multiprocessor; an H100's 132 for tensors that only stand for a GPU's."""
-    return _multiprocessors(x.device.index or 0) if x.is_cuda else 132
+    """One program per multiprocessor; an H100's 132 for tensors without data, a few for the interpreter."""
+    return _multiprocessors(x.device.index or 0) if x.is_cuda else 132 if x.is_meta else 4
 
 
 def persistent_gemm(

@@ -85,6 +85,10 @@ def linear_dx(
     dx = torch.empty(rows, width, dtype=dy.dtype, device=dy.device)
     if not dx.numel():
         return dx
+    if rows_per_expert(dispatch) > tile_tables.W4_DEQUANTIZE_ROWS:
+        second = None if w2 is None else dequantize(w2, dy.dtype)
+        full = dequantize(w, dy.dtype)
+        return bf16.grouped_gemm("gemm_dx", dy, full, dispatch, gather=gather, transposed=True, x2=dy2, w2=second)
     tile = pick("w4_dx", dy, rows_per_expert(dispatch))
     launch(
         "w4_dx", w4.w4_dx_kernel, (row_grid(dispatch, width, tile._replace(bn=GROUP)),), tile,

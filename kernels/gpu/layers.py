@@ -42,9 +42,15 @@ def experts_backward(
 ) -> Gradients:
     """Every wanted gradient of `experts_forward`."""
     h1, h3, dispatch = saved
-    dh1, dh3, ga, dgates = bf16.swiglu_backward(
-        "swiglu_backward", dout, w2, h1, h3, gates, dispatch, write_a=needs.w2
-    )  # [R, F]
+    if bf16.splits_backward(dout, dispatch):
+        da = bf16.grouped_gemm("gemm_dx", dout, w2, dispatch, gather=True, transposed=True)  # [R, F]
+        dh1, dh3, ga, dgates = bf16.swiglu_backward(
+            "elementwise_backward", None, None, h1, h3, gates, dispatch, base=da, write_a=needs.w2
+        )  # [R, F]
+    else:
+        dh1, dh3, ga, dgates = bf16.swiglu_backward(
+            "swiglu_backward", dout, w2, h1, h3, gates, dispatch, write_a=needs.w2
+        )  # [R, F]
     dx = None
     if needs.x:
         dx_rows = bf16.grouped_gemm("gemm_dx", dh1, w1, dispatch, transposed=True, x2=dh3, w2=w3)  # [R, D]

@@ -74,6 +74,7 @@ TABLES: dict[str, Table] = {"sm_86": _SM_86, "sm_90": _SM_90}
 W4_GEMV_SLOTS = 4  # up to so many rows in all an int4 layer decodes without a sort
 W4_SWAP_ROWS = 32  # up to so many rows per expert tokens are the narrow operand of an int4 product (swap-AB)
 W4_DEQUANTIZE_ROWS = 512  # above, one pass of dequantization costs less than decoding inside the product
+SPLIT_BACKWARD_ROWS = 128  # from so many rows per expert on cards with persistent kernels split SwiGLU's backward
 PERSISTENT_ROWS = 256  # from so many rows per expert on the persistent kernels run, where the table has them
 
 
@@ -106,10 +107,12 @@ def nearest_table(arch: str) -> str:
     return choice
 
 
-def write_table(path: str | Path, arch: str, table: Table) -> None:
-    """Writes ``table`` as the JSON that `read_table` reads."""
+def write_table(path: str | Path, arch: str, table: Table, measured_on: str) -> None:
+    """Writes ``table`` as the JSON that `read_table` reads, with the card that its times were measured on."""
     rules = {op: [[limit, list(tile)] for limit, tile in entries] for op, entries in table.items()}
-    Path(path).write_text(json.dumps({"arch": arch, "table": rules}, indent=1) + "\n", encoding="utf-8")
+    Path(path).write_text(
+        json.dumps({"arch": arch, "measured_on": measured_on, "table": rules}, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def read_table(path: str | Path, arch: str | None = None) -> Table:
@@ -145,7 +148,21 @@ def has(op: str, arch: str) -> bool:
 
 def select(op: str, arch: str, rows_per_expert: int) -> Tile:
     """The tile of ``op`` for that many rows per expert, from the architecture's table."""
-    for limit, tile in table_of(arch)[op]:
+    return _first(op, arch, table_of(arch), rows_per_expert)
+
+
+def for_float32(op: str, rows_per_expert: int) -> Tile:
+    """The tile for float32 operands on any architecture: half of sm_86's.
+
+    The tables are made for bf16: with operands of twice the size some would need more shared memory than there is, and
+    without tensor cores the largest takes 17 s to compile.
+    """
+    tile = _first(op, "sm_86", _SM_86, rows_per_expert)
+    return tile._replace(bk=min(tile.bk, 32), stages=min(tile.stages, 2), warps=8 if tile.bm >= 64 else tile.warps)
+
+
+def _first(op: str, arch: str, table: Table, rows_per_expert: int) -> Tile:
+    for limit, tile in table[op]:
         if rows_per_expert <= limit:
             return tile
     raise ValueError(f"tuning table of {arch}: no rule of {op} covers {rows_per_expert} rows per expert")

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from checkpoints.cli import CommandParser, check_output_file, run
+from rich.console import Console
+
+from checkpoints.cli import CommandParser, add_fields_argument, check_output_file, run
 from checkpoints.commands.common import integer_at_least
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template
 from checkpoints.formats.smollm2 import resolve_model_path
+from checkpoints.progress import CountDisplay
 from moe.data.clean import CleanOptions, clean
 from moe.data.layouts import Reading, parse_fields
+from moe.data.mining import ANY, PERMISSIVE, STDLIB, SUFFIXES, MineOptions, mine, processes
 from moe.data.overlap import Benchmarks
 from moe.data.pairs import Pair, iterate_pairs
 from moe.data.preview import as_html, as_text, collect
 from moe.data.prompt import choose_template, encode_example, instruction_for
 from moe.data.splits import find_split, list_splits
 from moe.data.validate import Checks, describe_lengths
-from moe.errors import UserError
+from moe.errors import UserError, did_you_mean
 from moe.files import replace_file
 from moe.languages import LANGUAGES
 from moe.tokenizer import load_tokenizer
@@ -63,7 +68,10 @@ def validate(arguments: argparse.Namespace) -> int:
     if measure is not None:
         kept = sum(length for check in checks.values() for length in check.lengths if length <= arguments.max_tokens)
         batches = kept / arguments.tokens_per_batch
-        print(f"one pass over the data is about {batches:,.0f} steps of {arguments.tokens_per_batch:,} tokens")
+        line = f"one pass over the data is about {batches:,.0f} steps of {arguments.tokens_per_batch:,} tokens"
+        if arguments.tokens_per_second:
+            line += f", {kept / arguments.tokens_per_second / 3600:,.1f} hours"
+        print(line if arguments.tokens_per_second else f"{line} (--tokens-per-second for hours)")
     if unknown:
         names = ", ".join(
             f"{count:,} {name!r}" for name, count in sorted(unknown.items(), key=lambda item: -item[1])[:8]
@@ -90,6 +98,21 @@ def clean_command(arguments: argparse.Namespace) -> int:
     )
     splits = list_splits(Path(arguments.directory))
     report = clean(splits, Path(arguments.output), parse_fields(arguments.fields), options)
+    for line in report.lines():
+        print(line)
+    print(f"wrote {arguments.output}")
+    return 0
+
+
+def mine_command(arguments: argparse.Namespace) -> int:
+    """Writes pairs from packages and prints what was dropped."""
+    for language in arguments.languages:
+        if language not in SUFFIXES:
+            hint = did_you_mean(language, SUFFIXES)
+            raise UserError(f"cannot mine {language!r}{hint}; languages: {', '.join(SUFFIXES)}")
+    options = MineOptions(tuple(arguments.languages), tuple(arguments.allow_licenses))
+    with processes(arguments.jobs) as pool, CountDisplay(Console(stderr=True), "files read") as show:
+        report = mine(arguments.sources, Path(arguments.output), options, pool, show)
     for line in report.lines():
         print(line)
     print(f"wrote {arguments.output}")
@@ -137,26 +160,29 @@ def make_parser() -> CommandParser:
     parser = CommandParser(prog="python -m moe.data", description="Check, clean and look at text-to-code pairs.")
     check = parser.commands.add_parser("validate", help="what a data directory holds, and what is wrong with it")
     check.add_argument("directory", metavar="DIR", help="a data directory, as train.py --data takes it")
-    add_reading(check)
+    add_fields_argument(check)
     check.add_argument(
         "--tokenizer", "--model", metavar="PATH", help="a model or tokenizer: lengths in tokens, and steps"
     )
     check.add_argument(
         "--benchmarks", nargs="+", default=[], metavar="FILE", help="look for 13 words in a row of these"
     )
-    check.add_argument("--no-near", action="store_true", help="exact copies alone: needs no datasketch, and is faster")
+    check.add_argument("--no-near", action="store_true", help="exact copies alone, which is faster")
     for name, help in (("max_tokens", "longest example of the run"), ("tokens_per_batch", "tokens of a batch")):
         flag = "--" + name.replace("_", "-")
         check.add_argument(flag, type=integer_at_least(1), default=getattr(RunConfig(), name), metavar="N", help=help)
+    check.add_argument(
+        "--tokens-per-second", type=integer_at_least(1), metavar="N", help="of training, as train.py prints it: hours"
+    )
     check.set_defaults(main=validate)
     tidy = parser.commands.add_parser("clean", help="a copy without copies, leaks, benchmarks and secrets")
     tidy.add_argument("directory", metavar="DIR", help="a data directory, as train.py --data takes it")
     tidy.add_argument("output", metavar="OUT", help="a new directory: SPLIT/LANGUAGE.jsonl.gz")
-    add_reading(tidy)
+    add_fields_argument(tidy)
     tidy.add_argument(
         "--benchmarks", nargs="+", default=[], metavar="FILE", help="remove what shares 13 words in a row"
     )
-    tidy.add_argument("--no-near", action="store_true", help="remove exact copies alone: needs no datasketch")
+    tidy.add_argument("--no-near", action="store_true", help="remove exact copies alone")
     tidy.add_argument("--no-mask", action="store_true", help="leave keys, passwords and e-mail addresses as they are")
     size = tidy.add_mutually_exclusive_group()
     size.add_argument(
@@ -168,10 +194,27 @@ def make_parser() -> CommandParser:
     )
     tidy.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn")
     tidy.set_defaults(main=clean_command)
+    dig = parser.commands.add_parser("mine", help="pairs from the documented functions of packages")
+    dig.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help=f"a source tree, an archive, an installed package or {STDLIB}"
+    )
+    dig.add_argument("--output", required=True, metavar="OUT", help="a new directory: train/LANGUAGE.jsonl.gz")
+    dig.add_argument("--languages", nargs="+", default=list(SUFFIXES), metavar="NAME", help="which languages to take")
+    dig.add_argument(
+        "--allow-licenses",
+        nargs="+",
+        default=list(PERMISSIVE),
+        metavar="ID",
+        help=f"SPDX names of licenses whose code is taken; {ANY} for all, and for files without one",
+    )
+    dig.add_argument(
+        "--jobs", type=integer_at_least(1), default=os.cpu_count() or 1, metavar="N", help="processes at a time"
+    )
+    dig.set_defaults(main=mine_command)
     look = parser.commands.add_parser("preview", help="random pairs per language, with histograms of lengths")
     look.add_argument("directory", metavar="DIR", help="a data directory, as train.py --data takes it")
     look.add_argument("--split", default="train", metavar="NAME", help="which split")
-    add_reading(look)
+    add_fields_argument(look)
     look.add_argument("--count", type=integer_at_least(1), default=5, metavar="N", help="pairs per language")
     look.add_argument("--seed", type=int, default=0, metavar="N", help="other pairs for each")
     look.add_argument("--html", metavar="FILE", help="write a page in place of text")
@@ -189,13 +232,6 @@ def share(text: str) -> float:
     if not 0 <= value <= 0.9:
         raise argparse.ArgumentTypeError(f"{text!r}, expected a share from 0 to 0.9")
     return value
-
-
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Flags of everything that reads pairs."""
-    parser.add_argument(
-        "--fields", nargs="+", default=[], metavar="PART=FIELD", help="what is what: text=a+b code=c language=d id=e"
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

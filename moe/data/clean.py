@@ -168,7 +168,7 @@ class _Writer:
 
     def write(self, pair: Pair) -> None:
         if pair.language not in self.files:
-            self.files[pair.language] = self.stack.enter_context(_open(self.folder / f"{pair.language}.jsonl.gz"))
+            self.files[pair.language] = self.stack.enter_context(open_packed(self.folder / f"{pair.language}.jsonl.gz"))
         row = {"id": pair.id, "language": pair.language, "text": pair.text, "reference": pair.code}
         row |= {"tests": pair.tests, "license": pair.license, "package": pair.package}
         kept = {key: value for key, value in row.items() if value is not None}
@@ -176,8 +176,8 @@ class _Writer:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[TextIO]:
-    """A gzipped text file to write, whose bytes depend on its content alone."""
+def open_packed(path: Path) -> Iterator[TextIO]:
+    """A gzipped text file to write, whose bytes depend on its content alone; a context."""
     with (
         path.open("wb") as file,
         gzip.GzipFile("", "wb", 6, file, mtime=0) as packed,
@@ -208,7 +208,7 @@ def _hold_out(folder: Path, language: str, options: CleanOptions, report: CleanR
             count += sizes[name]
     (folder / "test").mkdir(exist_ok=True)
     rest = path.with_name(f".{path.name}")
-    with _open(rest) as train, _open(folder / "test" / path.name) as test:
+    with open_packed(rest) as train, open_packed(folder / "test" / path.name) as test:
         for line, row in _rows(path):
             (test if row["package"] in held else train).write(line)
     os.replace(rest, path)
@@ -221,7 +221,7 @@ def _reduce(folder: Path, language: str, most: int, seed: int, report: CleanRepo
     count = report.written["train", language]
     kept = set(random.Random(f"balance-{seed}-{language}").sample(range(count), most))
     rest = path.with_name(f".{path.name}")
-    with _open(rest) as file:
+    with open_packed(rest) as file:
         for number, (line, _) in enumerate(_rows(path)):
             if number in kept:
                 file.write(line)

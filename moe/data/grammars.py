@@ -20,15 +20,17 @@ def parses(code: str, language: str) -> bool:
     forms = [_OPENING.get(language, "%s"), _CLASS.get(language)]
     if language == "php" and code.lstrip().startswith("<?"):
         forms = ["%s"]
-    found = parser(language)
-    return any(not found.parse(form.replace("%s", code).encode()).root_node.has_error for form in forms if form)
+    parser = make_parser(language)
+    return any(not parser.parse(form.replace("%s", code).encode()).root_node.has_error for form in forms if form)
 
 
 @cache
-def parser(language: str) -> Parser:
-    """The parser of a language; ModuleNotFoundError where its grammar is not installed."""
+def make_parser(language: str, tsx: bool = False) -> Parser:
+    """The parser of a language; ``tsx`` for TypeScript with JSX."""
     from tree_sitter import Language, Parser  # training on a GPU machine does without it
 
     module = importlib.import_module(f"tree_sitter_{language}")
-    function = {"php": "language_php", "typescript": "language_typescript"}.get(language, "language")
+    function = {"php": "language_php", "typescript": "language_tsx" if tsx else "language_typescript"}.get(
+        language, "language"
+    )
     return Parser(Language(getattr(module, function)()))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from moe.data.code_blocks import fenced_blocks
+from moe.data.code_blocks import fenced_blocks, without_thoughts
 from moe.data.containers import shown_keys
 from moe.data.grammars import parses
 from moe.errors import UserError, did_you_mean
@@ -76,7 +76,7 @@ class Reading:
 
     def describe(self) -> str:
         """Such as "read as instruction/output, 8,123 pairs, language from field lang"."""
-        line = f"read as {' and '.join(self.layouts)}, {self.layouts.total():,} pairs"
+        line = f"read as {' and '.join(self.layouts)}, {self.layouts.total():,} pairs" if self.layouts else "no pairs"
         line += f", language from {' and '.join(self.languages)}" if self.languages else ""
         parts = [f"{count:,} {reason}" for reason, count in self.left_out.most_common()]
         return line + (f"; left out {', '.join(parts)}" if parts else "")
@@ -140,7 +140,9 @@ def _known_layout(names: set[str], found: Mapping[str, Any]) -> Layout:
         for answer in answers:
             parts = (*BEFORE, task, *(x for x in AFTER if x != task))
             shown = "+".join(x for x in parts if x in found)
-            fitting.append(Layout(f"{shown}/{answer}", parts, (answer,), True))
+            turns = isinstance(found[task], list) and all(isinstance(turn, dict) for turn in found[task])
+            make = _conversation(task, answer) if turns else None
+            fitting.append(Layout(f"{shown}/{answer}", parts, (answer,), True, make=make))
     fitting += [Layout(name, make=_conversation(name), answers=True) for name in CONVERSATIONS if name in names]
     if len(fitting) == 1:
         return fitting[0]
@@ -238,9 +240,12 @@ def _joined(found: Mapping[str, Any], names: Sequence[str]) -> str:
 
 def _code_of_answer(answer: str, language: str | None, source: str) -> tuple[str, str | None, str]:
     """The code of an answer: its one Markdown block, or all of it; with language, which a block may name."""
+    answer = without_thoughts(answer)
+    if not answer.strip():
+        raise Skip("that only think")
     if not _FENCE_LINE.search(answer) or (language in _NO_BACKTICKS and parses(answer, language)):
         return answer, language, source
-    blocks = [(language_key(name), code) for name, code in fenced_blocks(answer) if code.strip()]
+    blocks = [(language_key(name), code) for name, code, _ in fenced_blocks(answer) if code.strip()]
     known = {name for name, _ in blocks if name in LANGUAGES}
     if language is None and len(known) == 1:
         language, source = known.pop(), "code blocks"
@@ -253,16 +258,21 @@ def _code_of_answer(answer: str, language: str | None, source: str) -> tuple[str
     raise Skip("with several code blocks" if fitting else "without a code block of a known language")
 
 
-def _conversation(name: str) -> Callable[[Mapping[str, Any]], tuple[str, str, str | None]]:
+def _conversation(*names: str) -> Callable[[Mapping[str, Any]], tuple[str, str, str | None]]:
+    """Reads the turns in a field, or in two: trl's prompt and completion may be lists of messages."""
+
     def turns(found: Mapping[str, Any]) -> tuple[str, str, str | None]:
-        messages = found.get(name)
-        if not isinstance(messages, list) or not all(isinstance(turn, dict) for turn in messages):
-            raise UserError(f"{name!r} is {json_type(messages)}; expected a list of objects with role and content")
+        messages: list[dict[str, Any]] = []
+        for name in names:
+            part = found.get(name)
+            if not isinstance(part, list) or not all(isinstance(turn, dict) for turn in part):
+                raise UserError(f"{name!r} is {json_type(part)}; expected a list of objects with role and content")
+            messages += part
         said: list[tuple[str, str]] = []
         for turn in messages:
             role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
             if not isinstance(role, str):
-                raise UserError(f"{name!r} has a turn without role; found {shown_keys(turn)}")
+                raise UserError(f"{names[0]!r} has a turn without role; found {shown_keys(turn)}")
             if isinstance(content, list):  # parts, as multimodal programs write them
                 if not all(isinstance(x, dict) and isinstance(x.get("text"), str) for x in content):
                     raise Skip("with turns that are no text")

@@ -10,25 +10,21 @@ counts: load balancing within a single-language batch would work against languag
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from moe.data.examples import Example as Example
+from moe.data.examples import Examples, TokenCache, in_memory
 from moe.data.pairs import Pair
 from moe.data.prompt import encode_example, instruction_for
 from moe.errors import UserError
 from moe.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Example:
-    """Token ids of prompt and response together; ``tokens[response_start:]`` are learned; ``language`` is an index."""
-
-    tokens: tuple[int, ...]
-    response_start: int
-    language: int
 
 
 @dataclass(frozen=True)
@@ -57,14 +53,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class EncodedData:
-    """Examples per language, and how many pairs were left out for being longer than ``max_tokens``.
+    """Examples per language, and how many pairs were left out for being longer than ``max_tokens``."""
 
-    ``kept`` has the place in the pairs of each example.
-    """
-
-    examples: dict[str, list[Example]]
+    examples: dict[str, Examples]
     too_long: dict[str, int]
-    kept: dict[str, list[int]]
 
 
 def encode_pairs(
@@ -74,34 +66,48 @@ def encode_pairs(
     max_tokens: int,
     unnamed_share: float = 0.0,
     seed: int = 0,
+    cache: tuple[Path, Any] | None = None,
 ) -> EncodedData:
     """Encodes pairs with a prompt template; a language's index is its place in ``pairs``.
 
     ``unnamed_share`` of the prompts, drawn by ``seed``, do not name the language: a router trained on the others alone
     would read the name and nothing else.
 
+    Args:
+        cache: a folder for the token ids, which are then mapped instead of held in memory, and the fingerprints of
+            data and tokenizer, as JSON; the same ones are not encoded again.
+
     Pairs longer than ``max_tokens`` are left out and counted. Raises :class:`UserError` when nothing of a language is
     left.
     """
-    examples: dict[str, list[Example]] = {}
     too_long: dict[str, int] = {}
-    places: dict[str, list[int]] = {}
-    for index, (language, items) in enumerate(pairs.items()):
-        kept, places[language] = [], []
+
+    def encoded(language: str, items: Sequence[Pair]) -> Iterator[tuple[list[int], int, int]]:
         draw = random.Random(f"unnamed-{seed}-{language}")
-        for place, pair in enumerate(items):
+        count = place = 0
+        for place, pair in enumerate(items, start=1):
             named = draw.random() >= unnamed_share
             instruction = instruction_for(pair.text, pair.language if named else None)
             tokens, start = encode_example(tokenizer, template, instruction, pair.code)
             if len(tokens) <= max_tokens:
-                kept.append(Example(tuple(tokens), start, index))
-                places[language].append(place)
-        if not kept:
+                count += 1
+                yield tokens, start, place - 1
+        too_long[language] = place - count
+        if not count:
             raise UserError(
                 f"none of the {len(items)} {language} pairs fits into {max_tokens} tokens; set max_tokens higher"
             )
-        examples[language], too_long[language] = kept, len(items) - len(kept)
-    return EncodedData(examples, too_long, places)
+
+    flows = {language: encoded(language, items) for language, items in pairs.items()}
+    if cache is None:
+        return EncodedData(in_memory(flows), too_long)
+    own = tokenizer.chat.source if tokenizer.chat is not None else None
+    files = TokenCache(cache[0], [cache[1], list(pairs), template, own, max_tokens, unnamed_share, seed])
+    if files.read() is None:
+        files.write(flows, too_long)
+    found = files.read()
+    assert found is not None, "just written"
+    return EncodedData(*found)
 
 
 def make_batch(examples: Sequence[Example]) -> Batch:
@@ -131,44 +137,53 @@ class MixedBatches:
     """
 
     def __init__(self, examples: Mapping[str, Sequence[Example]], tokens_per_batch: int, seed: int):
-        self.examples = [list(items) for items in examples.values()]
+        self.examples = [Examples.of(items) for items in examples.values()]
         self.tokens_per_batch = tokens_per_batch
         self.seed = seed
-        longest = max(len(example.tokens) for items in self.examples for example in items)
+        self._lengths = [array("I", items.lengths.tolist()) for items in self.examples]
+        longest = max(map(max, self._lengths))
         if longest > tokens_per_batch:
             raise UserError(f"tokens_per_batch is {tokens_per_batch}, but an example has {longest} tokens")
-        self._drawn: list[list[Example]] = []
+        self._drawn: list[array[int]] = [array("I") for _ in range(2)]  # the language and the index of each example
+        self._ends = [0]  # of each batch in them
         self._state = [(0, self._order(language, 0)) for language in range(len(self.examples))]
         self._next = [0] * len(self.examples)
         self._tokens = [0] * len(self.examples)
         self._pending = self._draw()  # what did not fit into the last batch opens the next one
 
-    def _order(self, language: int, epoch: int) -> list[int]:
-        order = list(range(len(self.examples[language])))
-        random.Random(f"{self.seed}-{language}-{epoch}").shuffle(order)
+    def _order(self, language: int, epoch: int) -> array[int]:
+        order = array("I", range(len(self.examples[language])))
+        random.Random(f"{self.seed}-{language}-{epoch}").shuffle(order)  # type: ignore[arg-type]
         return order
 
-    def _draw(self) -> Example:
+    def _draw(self) -> int:
+        """Draws the next example; returns its length."""
         language = min(range(len(self._tokens)), key=lambda i: (self._tokens[i], i))
         epoch, order = self._state[language]
         if self._next[language] == len(order):
             epoch, order = epoch + 1, self._order(language, epoch + 1)
             self._state[language], self._next[language] = (epoch, order), 0
-        example = self.examples[language][order[self._next[language]]]
+        index = order[self._next[language]]
         self._next[language] += 1
-        self._tokens[language] += len(example.tokens)
-        return example
+        self._tokens[language] += self._lengths[language][index]
+        self._drawn[0].append(language)
+        self._drawn[1].append(index)
+        return self._lengths[language][index]
+
+    def _draw_to(self, count: int) -> None:
+        while len(self._ends) <= count:
+            end, used = self._ends[-1], 0
+            while used + self._pending <= self.tokens_per_batch:
+                used += self._pending
+                end += 1
+                self._pending = self._draw()
+            self._ends.append(end)
 
     def group(self, index: int) -> list[Example]:
         """The examples of batch ``index``."""
-        while len(self._drawn) <= index:
-            group, used = [], 0
-            while used + len(self._pending.tokens) <= self.tokens_per_batch:
-                group.append(self._pending)
-                used += len(self._pending.tokens)
-                self._pending = self._draw()
-            self._drawn.append(group)
-        return self._drawn[index]
+        self._draw_to(index + 1)
+        places = range(self._ends[index], self._ends[index + 1])
+        return [self.examples[self._drawn[0][place]][self._drawn[1][place]] for place in places]
 
     def __getitem__(self, index: int) -> Batch:
         return make_batch(self.group(index))
@@ -176,5 +191,10 @@ class MixedBatches:
     @property
     def epoch_batches(self) -> float:
         """About how many batches one pass over the data takes."""
-        total = sum(len(example.tokens) for items in self.examples for example in items)
-        return total / self.tokens_per_batch
+        return sum(map(sum, self._lengths)) / self.tokens_per_batch
+
+    def filled(self, batches: int = 100) -> float:
+        """The share of ``tokens_per_batch`` that the first batches fill."""
+        self._draw_to(batches)
+        tokens = sum(self._lengths[x][i] for x, i, _ in zip(*self._drawn, range(self._ends[batches])))
+        return tokens / (batches * self.tokens_per_batch)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from moe.data.containers import data_suffix, read_objects
 from moe.data.layouts import Layout, Reading, Skip, find_layout, pair_parts, parse_fields
 from moe.data.rows import Row, parse_row
 from moe.data.splits import data_language, find_split
+from moe.data.stored import Pair as Pair
+from moe.data.stored import StoredPairs
 from moe.errors import UserError, did_you_mean
 from moe.files import named
 from moe.languages import LANGUAGES
@@ -31,27 +33,10 @@ PACKAGE_FIELDS = ("package", "repo", "repository_name", "repo_name")
 
 
 @dataclass(frozen=True)
-class Pair:
-    """An English description and the code that does it, with executable ``tests`` (a JSON object) where there are any.
-
-    ``language`` is a key of :data:`moe.languages.LANGUAGES`; ``license`` is an SPDX expression; ``package`` says where
-    the code is from, by any of :data:`PACKAGE_FIELDS`.
-    """
-
-    language: str
-    text: str
-    code: str
-    id: str | None = None
-    tests: str | None = None
-    license: str | None = None
-    package: str | None = field(default=None, compare=False)
-
-
-@dataclass(frozen=True)
 class Split:
     """Pairs per language, and how they were read."""
 
-    pairs: dict[str, list[Pair]]
+    pairs: dict[str, StoredPairs]
     reading: Reading
 
 
@@ -122,7 +107,7 @@ def read_pairs(path: str | Path, limit: int | None = None, fields: Sequence[str]
 def read_split(
     data_dir: str | Path, split: str, languages: Sequence[str], limit: int | None = None, fields: Sequence[str] = ()
 ) -> Split:
-    """Reads a split of a data directory, the first ``limit`` pairs of each language.
+    """Reads a split of a data directory, the first ``limit`` pairs of each language, into temporary files.
 
     Pairs are in the order of ``languages``. Raises :class:`UserError`, naming what is there, when the directory, the
     split or a language is missing, and for a pair of another language than its file's name.
@@ -131,7 +116,7 @@ def read_split(
     chosen, reading = parse_fields(fields), Reading()
     of_all = [path for language, path in files if language is None]
     there = sorted({language for language, _ in files if language is not None})
-    result: dict[str, list[Pair]] = {language: [] for language in languages}
+    result = {language: StoredPairs() for language in languages}
     for wanted in languages:
         own = [path for language, path in files if language == wanted]
         if not own and not of_all:
@@ -142,7 +127,8 @@ def read_split(
             )
         for path in own:
             left = None if limit is None else limit - len(result[wanted])
-            result[wanted] += [pair for _, pair in islice(iterate_pairs(path, chosen, reading, wanted), left)]
+            for _, pair in islice(iterate_pairs(path, chosen, reading, wanted), left):
+                result[wanted].append(pair)
     for path in of_all:
         for _, pair in iterate_pairs(path, chosen, reading):
             if pair.language not in result:
@@ -158,7 +144,7 @@ def read_split(
 
 def load_split(
     data_dir: str | Path, split: str, languages: Sequence[str], limit: int | None = None, fields: Sequence[str] = ()
-) -> dict[str, list[Pair]]:
+) -> dict[str, StoredPairs]:
     """The pairs alone of :func:`read_split`: ``{language: pairs}``."""
     return read_split(data_dir, split, languages, limit, fields).pairs
 

@@ -94,7 +94,10 @@ def encode_chat(tokenizer: Tokenizer, messages: Messages, add_generation_prompt:
         {key: forged.sub(rf"{before}\g<0>{after}", text) if isinstance(text, str) else text for key, text in m.items()}
         for m in messages
     ]
-    parts = re.split(f"{before}({forged.pattern}){after}", render(tokenizer.chat, marked, add_generation_prompt))
+    # The template can have cut off one of a token's two marks.
+    either = f"{before}({forged.pattern}){after}?|({forged.pattern}){after}"
+    split = re.split(either, render(tokenizer.chat, marked, add_generation_prompt))
+    parts = [part for part in split if part is not None]
     ids: list[int] = []
     for place, part in enumerate(parts):
         part = part.replace(before, "").replace(after, "")  # the template can have cut a marked token in two

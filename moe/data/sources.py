@@ -17,7 +17,7 @@ AUTO = "auto"  # as the name of a test set: "test" and every other split whose n
 SYNTHETIC = "synthetic"  # as the name of a data folder: the tasks that come with the project
 SYNTHETIC_TRAIN, SYNTHETIC_HELD_OUT = 10_000, 400  # pairs per language that are drawn unless fewer are asked for
 
-Pairs = dict[str, list[Pair]]
+Pairs = Mapping[str, Sequence[Pair]]
 Item = TypeVar("Item")
 
 
@@ -54,7 +54,7 @@ def load_data(
         UserError: data that are missing, empty or broken.
     """
     if data == SYNTHETIC:
-        train = {x: generate_pairs(x, train_pairs or SYNTHETIC_TRAIN, seed, "train") for x in languages}
+        train: Pairs = {x: generate_pairs(x, train_pairs or SYNTHETIC_TRAIN, seed, "train") for x in languages}
         return DataSets(train, _synthetic_test_sets(languages, seed, test_sets))
     directory = Path(data)
     names = _test_splits(directory, languages) if AUTO in test_sets else test_sets
@@ -67,15 +67,15 @@ def _describe(splits: Mapping[str, Split]) -> list[str]:
     return [f"{name}: {split.reading.describe()}" for name, split in splits.items()]
 
 
-def load_held_out(data: str, languages: Sequence[str], split: str, seed: int = 0) -> Pairs:
+def load_held_out(data: str, languages: Sequence[str], split: str, seed: int = 0, fields: Sequence[str] = ()) -> Pairs:
     """Pairs of one held-out split; arguments and errors as for :func:`load_data`."""
     if data == SYNTHETIC:
         return _synthetic_test_sets(languages, seed, (split,))[split]
-    return load_split(Path(data), split, languages)
+    return load_split(Path(data), split, languages, fields=fields)
 
 
 def _synthetic_test_sets(languages: Sequence[str], seed: int, test_sets: Sequence[str]) -> dict[str, Pairs]:
-    held_out = {}
+    held_out: dict[str, Pairs] = {}
     for split in ("test",) if AUTO in test_sets else test_sets:
         if split not in ("test", "validation"):
             raise UserError(f"the synthetic data have no split {split!r}; expected test or validation")
@@ -101,10 +101,10 @@ def _test_splits(directory: Path, languages: Sequence[str]) -> list[str]:
     ]
 
 
-def sample(items: Sequence[Item], count: int | None, seed: int) -> list[Item]:
+def sample(items: Sequence[Item], count: int | None, seed: int) -> Sequence[Item]:
     """``count`` of the items, drawn by ``seed`` and in their old order; all of them when there are no more."""
     if not count or count >= len(items):
-        return list(items)
+        return items
     chosen = sorted(random.Random(seed).sample(range(len(items)), count))
     return [items[index] for index in chosen]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from moe.data.grammars import parser
+from moe.data.grammars import make_parser
 from moe.errors import UserError
 from moe.languages import get_language
 
@@ -31,7 +31,7 @@ class FunctionEnd:
         self.language = language
         self.braces = language not in ("python", "ruby")
         try:
-            parser(language)
+            make_parser(language)
         except ModuleNotFoundError as error:
             name = str(error.name).replace("_", "-")
             raise UserError(f"finding the end of a function needs {name}; type: pip install {name}") from None
@@ -48,7 +48,7 @@ class FunctionEnd:
     def _complete(self, text: str) -> bool:
         opening = _OPENINGS.get(self.language, "")
         code = (opening + text).encode()
-        for node in _functions(parser(self.language).parse(code).root_node):
+        for node in _functions(make_parser(self.language).parse(code).root_node):
             before = code[len(opening) : node.start_byte]
             if not node.has_error and before.count(b"{") <= before.count(b"}") + self._classes(node):
                 return not self.braces or node.end_byte == len(code)

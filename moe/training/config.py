@@ -22,6 +22,8 @@ from moe.languages import DEFAULT_LANGUAGES, get_language
 
 TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
 PRESETS = Path(__file__).resolve().parent / "presets"
+# Settings that a run may go on with changed: those to change when it diverges, and those that change no result.
+ADJUSTABLE = ("pretrain_lr", "branch_lr", "mix_lr", "spike_factor", "max_skipped_steps", "save_minutes")
 # Settings of earlier versions that are gone, and what to do.
 REMOVED = {
     "ridge": "the router is fitted by logistic regression, which has no such penalty; leave it out",
@@ -99,19 +101,35 @@ class RunConfig:
     mix_trains_experts: bool = setting(
         True, "train the experts in the mix stage too (at branch_lr), not the router alone"
     )
-    baseline: bool = setting(True, "also train and score a dense adapter with equal active parameters and steps")
+    baseline: bool = setting(
+        True,
+        "also train and score a dense adapter with equal active parameters and steps; beside full experts the "
+        "dense feed-forwards, trained whole",
+    )
 
     pretrain_lr: float = setting(3e-3, "peak learning rate of the tiny base", group="optimization")
+    pretrain_muon_lr: float = setting(0.0, "peak learning rate of Muon for the tiny base's layers, 0 for AdamW alone")
     branch_lr: float = setting(1e-4, "peak learning rate of deltas (and of full experts)")
     mix_lr: float = setting(1e-3, "peak learning rate of the router")
     warmup_ratio: float = setting(0.03, "share of a stage's steps in which the learning rate rises")
     min_lr_ratio: float = setting(0.1, "learning rate at a stage's end, as a share of its peak")
     weight_decay: float = setting(0.1, "AdamW weight decay of matrices; the router has none")
     max_grad_norm: float = setting(1.0, "largest norm of a step's gradient, 0 for no clipping")
+    spike_factor: float = setting(
+        3.0, "skip a step whose loss is over this factor times the mean of the last ten (and 1 nat above it); 0: never"
+    )
+    max_skipped_steps: int = setting(10, "steps in a row that may be skipped before the run stops")
     accumulate: int = setting(1, "batches per optimizer step")
     activation_checkpointing: bool = setting(
         False, "recompute activations in the backward pass: a third slower, far less memory"
     )
+
+    validation_steps: int = setting(
+        0, "steps of mix and adapter between measurements of the loss on validation/, 0 for none", group="validation"
+    )
+    validation_pairs: int = setting(50, "pairs per language for it")
+    patience: int = setting(0, "stop a stage after so many measurements without a lower loss, 0 for never")
+    keep_best: bool = setting(True, "use the weights of the step with the lowest loss on validation/")
 
     balance_loss_weight: float = setting(0.01, "weight of the load-balancing loss", group="router")
     z_loss_weight: float = setting(0.001, "weight of the router z-loss")
@@ -187,8 +205,15 @@ class RunConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to the number of languages, "
                 f"{len(self.languages)}"
             )
-        positive = ("expert_rank", "max_tokens", "tokens_per_batch", "accumulate", "router_documents")
-        for name in (*positive, "eval_pairs", "max_new_tokens", "eval_batch_size"):
+        positive = (
+            "expert_rank",
+            "validation_pairs",
+            "max_tokens",
+            "tokens_per_batch",
+            "accumulate",
+            "router_documents",
+        )
+        for name in (*positive, "validation_pairs", "eval_pairs", "max_new_tokens", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         for item in fields(self):
@@ -233,14 +258,20 @@ class RunConfig:
     def without_effect(self, given: Collection[str]) -> list[str]:
         """One line for each setting of ``given`` that changes nothing beside the others."""
         full, tiny = self.expert_form == "full", self.base == TINY
+        no_validation = not self.validation_steps and "without validation_steps nothing is measured on validation/"
         reasons = {
             "merge": full and "full experts are written as a Mixtral directory anyway",
-            "expert_rank": full and "full experts have no rank; the baseline's adapter alone uses it",
-            "delta_scale": full and not self.baseline and "full experts have no deltas",
+            "expert_rank": full and "full experts have no rank",
+            "shared_rank": full and "full experts have no deltas",
+            "delta_scale": full and "full experts have no deltas",
             "router_half_life": self.router_context not in ("ema", "filter")
             and "only router_context ema and filter forget",
+            "patience": no_validation,
+            "keep_best": no_validation,
+            "validation_pairs": no_validation,
             "pretrain_steps": not tiny and "only the tiny base is trained from scratch",
             "pretrain_lr": not tiny and "only the tiny base is trained from scratch",
+            "pretrain_muon_lr": not tiny and "only the tiny base is trained from scratch",
         }
         return [f"{name} has no effect: {reasons[name]}" for name in given if reasons.get(name)]
 

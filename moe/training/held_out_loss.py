@@ -53,8 +53,12 @@ def held_out_loss(
     tokens_per_batch: int = 4096,
     on_output: Callable[[Batch, ModelOutput], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    forced: bool = False,
 ) -> dict[str, HeldOutLoss]:
-    """Loss per language with the model's own routing; ``on_output`` gets each batch and its :class:`ModelOutput`."""
+    """Loss per language; ``on_output`` gets each batch and its :class:`ModelOutput`.
+
+    The model's own routing decides, or with ``forced`` every token visits the expert of its language.
+    """
     model.eval()
     total = sum(len(items) for items in examples.values())
     done, result = 0, {}
@@ -64,7 +68,7 @@ def held_out_loss(
         tokens = 0
         for batch in single_language_batches(items, tokens_per_batch):
             batch = batch.to(model.device)
-            output = forward_batch(model, batch, forced=False)
+            output = forward_batch(model, batch, forced)
             values = batch_losses(model, output, batch)
             own = lengths[len(nats) : len(nats) + len(batch.documents)]
             nats += [part.sum().item() for part in values.double().cpu().split(own)]

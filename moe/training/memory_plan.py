@@ -1,28 +1,42 @@
-"""Memory that a run needs, computed before it starts.
+"""Memory that a run needs, computed from the config alone before it starts.
 
-Counts weights, gradients, optimizer state and activations. The allocator's fragmentation and a GPU's context (0.5 to
-1 GiB) come on top.
+A training step is run on fake tensors, which have shapes and no memory, and its storages are counted: what the
+backward pass keeps, the logits of a chunk, and what exists only for a moment. The allocator's fragmentation, a GPU's
+context (0.5 to 1 GiB) and buffers inside a kernel come on top.
 """
 
-# T tokens in a batch, D model dim, F hidden dim, V vocabulary
+# T tokens in a batch, D model dim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from moe.config import ModelConfig
+from moe.losses import token_losses
 from moe.model import Transformer
 from moe.training.stages import is_expert, is_router
 
 GIB = 2**30
-LOSS_CHUNK = 1024  # positions whose logits exist at once
+MEASURED_TOKENS = (2048, 4096)
+DOCUMENT = 512  # tokens of each example of the batch that is counted
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by purpose, and parameter counts."""
+    """Bytes by purpose, and parameter counts.
+
+    ``activations`` are what is live beside weights, gradients and optimizer state when most is: what the backward pass
+    needs, logits and workspace.
+    """
 
     parameters: int
     trainable: int
@@ -51,39 +65,131 @@ class MemoryPlan:
         )
 
 
-def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool) -> MemoryPlan:
-    """Memory of the branch stage (the largest) for batches of ``tokens`` tokens.
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages that operators make and that are still held; ``peak`` is the most at once."""
 
-    Deltas and routers are float32 with two float32 Adam moments. Per layer, a forward pass keeps about 6 D + 2 A + 4 F
-    values a token (A: width of the attention projections), and another 4 F for each further expert of a token. With
-    ``activation_checkpointing`` only one layer at a time does so, and every layer keeps its D inputs. Frozen layers
-    below the first one with experts keep nothing.
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return result
+
+    def hold(self, tensors: Any) -> None:
+        """Takes tensors that were there before as counted elsewhere."""
+        for tensor in tensors:
+            self._known.add(id(storage := tensor.untyped_storage()))
+            weakref.finalize(storage, self._known.discard, id(storage))
+
+    def _add(self, storage: Any) -> None:
+        if id(storage) in self._known:
+            return
+        self._known.add(id(storage))
+        self.now += storage.nbytes()
+        weakref.finalize(storage, self._drop, id(storage), storage.nbytes())
+
+    def _drop(self, identity: int, nbytes: int) -> None:
+        self._known.discard(identity)
+        self.now -= nbytes
+
+
+def learns(config: ModelConfig, name: str) -> bool:
+    """Whether the largest stage trains the parameter: experts and routers, or all of a dense model."""
+    return is_expert(name) or is_router(name) if config.is_moe or config.is_delta else True
+
+
+def training_step(model: Transformer, tokens: int, activation_checkpointing: bool) -> None:
+    """Forward and backward pass over ``tokens`` tokens, all of them learned."""
+    lengths = [DOCUMENT] * (tokens // DOCUMENT) + ([tokens % DOCUMENT] if tokens % DOCUMENT else [])
+    ids = torch.zeros(1, tokens, dtype=torch.int64)
+    output = model(ids, documents=tuple(lengths), activation_checkpointing=activation_checkpointing, logits=False)
+    token_losses(output.hidden[0], model.output_weight, ids[0]).sum().backward()
+
+
+def count_step(model: Transformer, tokens: int, activation_checkpointing: bool) -> int:
+    """Most bytes that are live at once in a :func:`training_step`, gradients included, weights not."""
+    with LiveBytes() as live:
+        live.hold(model.parameters())
+        training_step(model, tokens, activation_checkpointing)
+    return live.peak
+
+
+def _fake_step(config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool) -> int:
+    with FakeTensorMode():
+        model = Transformer(config)
+        for name, parameter in list(model.named_parameters()):
+            own = is_router(name) or (config.is_delta and is_expert(name))  # as widen_trainable does
+            values = torch.empty(parameter.shape, dtype=torch.float32 if own else dtype)
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=learns(config, name)))
+        return count_step(model, tokens, activation_checkpointing)
+
+
+def _live_bytes(config: ModelConfig, step: Callable[[ModelConfig], int]) -> int:
+    """What ``step`` counts for a model of this config, from models of a few of its layers.
+
+    Each further sparse layer adds the same, and so does each dense one between the sparse ones or above them. Frozen
+    layers below the first one with experts keep nothing and are left out.
+    """
+    own = config.sparse_layers or tuple(range(config.n_layers))
+    above = config.n_layers - 1 - own[-1]
+    sparse, between = len(own), own[-1] + 1 - own[0] - len(own)
+
+    def of(some: int, inside: int, top: int) -> int:
+        places = (0, *range(1 + inside, some + inside))
+        layers = None if config.moe_layers is None else places
+        return step(replace(config, n_layers=some + inside + top, moe_layers=layers, sliding_layers=None))
+
+    if sparse + between + above <= 3:
+        return of(sparse, between, above)
+    top = min(above, 1)
+    least = of(2, 0, top)
+    live = least + (sparse - 2) * (of(3, 0, top) - least)
+    live += between * (of(2, 1, top) - least) if between else 0
+    return live + ((above - top) * (of(2, 0, 2) - least) if above > top else 0)
+
+
+def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool) -> MemoryPlan:
+    """Memory of the mix stage (the largest) for batches of ``tokens`` tokens.
+
+    Deltas and routers are float32 with two float32 Adam moments. A step of two or three layers is counted; further
+    layers and tokens add the same bytes each.
     """
     with torch.device("meta"):
         model = Transformer(config)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    sparse = config.is_moe or config.is_delta
-    trained = sum(n for name, n in sizes.items() if not sparse or is_expert(name))
+    trained = sum(n for name, n in sizes.items() if learns(config, name) and not is_router(name))
     small = sum(n for name, n in sizes.items() if is_expert(name) or is_router(name)) if config.is_delta else 0
     total = sum(sizes.values())
     width = dtype.itemsize
-    attention = (config.n_heads + 2 * config.n_kv_heads) * config.head_dim
-    further = config.num_experts_per_tok - 1 if config.is_moe else 0
-    dense_layer = tokens * (6 * config.dim + 2 * attention + 4 * config.hidden_dim) * width
-    sparse_layer = dense_layer + tokens * 4 * config.hidden_dim * further * width
-    learning = config.sparse_layers or range(config.n_layers)  # a dense model learns in every layer
-    layers = config.n_layers - learning[0]
-    if activation_checkpointing:
-        kept = tokens * config.dim * width * layers + sparse_layer
-    else:
-        kept = dense_layer * (layers - len(learning)) + sparse_layer * len(learning)
-    logits = 2 * min(tokens, LOSS_CHUNK) * config.vocab_size * 4
-    master = 4 if config.is_delta else max(4, width)
+    live = _live_bytes(config, lambda part: _fake_step(part, tokens, dtype, activation_checkpointing))
+    gradients = trained * (4 if config.is_delta else max(4, width))
     return MemoryPlan(
         parameters=total,
         trainable=trained,
         weights=(total - small) * width + small * 4,
-        gradients=trained * master,
+        gradients=gradients,
         optimizer=trained * 8,
-        activations=kept + logits,
+        activations=max(0, live - gradients),
     )
+
+
+def most_tokens(config: ModelConfig, dtype: torch.dtype, activation_checkpointing: bool, available: int) -> int:
+    """About the most tokens of a batch with which everything fits into ``available`` bytes, to 256; 0 if none does."""
+
+    def needed(tokens: int) -> int:
+        return plan_memory(config, tokens, dtype, activation_checkpointing).total
+
+    few, more = MEASURED_TOKENS
+    least = needed(few)
+    each = (needed(more) - least) / (more - few)  # about the same everywhere
+    fitting = int(few + (available - least) / each) // 256 * 256
+    while fitting > 0 and needed(fitting) > available:
+        fitting -= 256
+    return max(0, fitting)

@@ -1,6 +1,7 @@
 """The stages of training: which weights learn, and with which routing.
 
-``pretrain``: all weights (of the tiny base only). ``adapter``: the shared delta of a dense model. ``branch``: the
+``pretrain``: all weights (of the tiny base only). ``adapter``: the shared delta of a dense model, or the feed-forwards
+of one without. ``branch``: the
 experts, each token forced to the expert of its language, all languages in one run. ``mix``: the router and, unless
 they are frozen, the experts, with learned top-k routing.
 
@@ -12,6 +13,7 @@ the held-out loss (RESULTS.md).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
@@ -35,6 +37,7 @@ class Stage:
         skip: steps whose batches an earlier stage used, so that no stage repeats another's data.
         before, after: steps of other stages that share one learning-rate schedule of the experts with this one.
         continues: the stage whose optimizer averages this one starts with; "" for none.
+        muon_learning_rate: peak of Muon for the matrices of the layers; 0: AdamW trains them.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Stage:
     before: int = 0
     after: int = 0
     continues: str = ""
+    muon_learning_rate: float = 0.0
 
 
 def make_stage(name: str, config: RunConfig) -> Stage:
@@ -57,7 +61,8 @@ def make_stage(name: str, config: RunConfig) -> Stage:
     branch, mix = config.branch_steps, config.mix_steps
     match name:
         case "pretrain":
-            return Stage(name, config.pretrain_steps, config.pretrain_lr, config.pretrain_lr)
+            rate, muon = config.pretrain_lr, config.pretrain_muon_lr
+            return Stage(name, config.pretrain_steps, rate, rate, muon_learning_rate=muon)
         case "adapter":
             return Stage(name, branch + mix, config.branch_lr, config.branch_lr)
         case "branch":
@@ -78,12 +83,20 @@ def is_router(name: str) -> bool:
     return name.endswith("feed_forward.gate.weight")
 
 
-def choose_trainable(model: Transformer, stage: str, mix_trains_experts: bool = False) -> dict[str, nn.Parameter]:
-    """Freezes all but the parameters that ``stage`` trains; returns those by name."""
+def choose_trainable(
+    model: Transformer, stage: str, mix_trains_experts: bool = False, moe_layers: Collection[int] | None = None
+) -> dict[str, nn.Parameter]:
+    """Freezes all but the parameters that ``stage`` trains; returns those by name.
+
+    ``moe_layers`` limits which feed-forwards of a dense model are trained as the baseline of full experts.
+    """
+    dense = not (model.config.is_moe or model.config.is_delta)
 
     def learns(name: str) -> bool:
         if stage == "pretrain":
             return True
+        if stage == "adapter" and dense:
+            return ".feed_forward." in name and (moe_layers is None or int(name.split(".")[1]) in moe_layers)
         if stage == "mix":
             return is_router(name) or (mix_trains_experts and is_expert(name))
         return is_expert(name)

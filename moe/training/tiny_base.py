@@ -6,11 +6,11 @@ never seen an instruction, which the later stages teach.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from moe.config import ModelConfig
-from moe.data.packing import Example
+from moe.data.examples import Examples, in_memory
 from moe.data.pairs import Pair
 from moe.tokenizer import Tokenizer, train_sentencepiece
 
@@ -20,13 +20,16 @@ COMMENT = {"python": "# "}  # the others write comments as // ...
 
 
 def tiny_config(vocab_size: int) -> ModelConfig:
-    """Sizes of the tiny base: about 1.5 million parameters, with the window and the grouped heads of Mistral."""
+    """Sizes of the tiny base: about 1.6 million parameters, with Mistral's window.
+
+    Heads are not grouped: with one key head for five the base learns late to copy names and numbers from its prompt.
+    """
     return ModelConfig(
         vocab_size=vocab_size,
         dim=160,
         n_layers=4,
         n_heads=5,
-        n_kv_heads=1,
+        n_kv_heads=5,
         hidden_dim=448,
         max_seq_len=1024,
         sliding_window=512,
@@ -45,13 +48,11 @@ def train_tiny_tokenizer(pairs: Mapping[str, Sequence[Pair]], directory: Path, s
     return train_sentencepiece(texts, VOCABULARY, directory, seed)
 
 
-def encode_files(
-    pairs: Mapping[str, Sequence[Pair]], tokenizer: Tokenizer, max_tokens: int
-) -> dict[str, list[Example]]:
+def encode_files(pairs: Mapping[str, Sequence[Pair]], tokenizer: Tokenizer, max_tokens: int) -> dict[str, Examples]:
     """Training files as examples in which every token is learned; files longer than ``max_tokens`` are truncated."""
-    return {
-        language: [
-            Example(tuple(tokenizer.encode(as_file(pair), bos=True, eos=True)[:max_tokens]), 1, index) for pair in items
-        ]
-        for index, (language, items) in enumerate(pairs.items())
-    }
+
+    def encoded(items: Sequence[Pair]) -> Iterator[tuple[list[int], int, int]]:
+        for place, pair in enumerate(items):
+            yield tokenizer.encode(as_file(pair), bos=True, eos=True)[:max_tokens], 1, place
+
+    return in_memory({language: encoded(items) for language, items in pairs.items()})

@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe.config import parse_layers
 from moe.data.packing import Batch, MixedBatches
 from moe.errors import UserError
+from moe.hardware import used_memory
 from moe.losses import balance_loss, expert_counts, token_losses, z_loss
 from moe.model import ModelOutput, Transformer
 from moe.training.config import RunConfig
@@ -28,6 +30,16 @@ from moe.training.optimizer import (
 from moe.training.stages import Stage, choose_trainable
 
 CHOSEN_MEMORY = 0.9  # decay per step of the expert counts that balance is measured by
+LOSS_MEMORY = 0.9  # decay per step of the mean loss that a spike is measured by
+LEAST_SPIKE = 1.0  # nats above that mean: a loss near zero may well double
+
+
+class Diverged(UserError):
+    """Too many steps in a row were skipped; ``rates`` are the settings to lower, ``step`` the last good one."""
+
+    def __init__(self, message: str, rates: tuple[str, ...], step: int):
+        super().__init__(message)
+        self.rates, self.step = rates, step
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,12 @@ class StepReport:
         tokens: tokens processed, prompts included; ``seconds`` they took.
         routing: [G, E] float32 share of each language's gate weight that went to each expert, all layers together, NaN
             for a language without tokens in this step; None without a router.
+        skipped: why no weight was changed in this step; "" otherwise. ``all_skipped`` counts such steps of the stage.
+        validation: loss of held-out pairs by language after this step, where it was measured.
+        routers: [R, G, E] float32 gate weight that each language gave to each expert, by router; None without one.
+        flops_per_token: operations in matrix products with weights, forward and backward; what activation
+            checkpointing computes again does not count.
+        memory: bytes in use: allocated at most on a GPU, resident on a CPU.
     """
 
     stage: str
@@ -56,6 +74,12 @@ class StepReport:
     tokens: int
     seconds: float
     routing: Tensor | None
+    skipped: str = ""
+    all_skipped: int = 0
+    validation: tuple[float, ...] | None = None
+    routers: Tensor | None = None
+    flops_per_token: float = 0.0
+    memory: int = 0
 
 
 @dataclass
@@ -73,21 +97,21 @@ class _Sums:
     They stay on the model's device: a micro-batch never makes the host wait, and :meth:`read` waits once a step.
     """
 
-    def __init__(self, languages: int, experts: int, device: torch.device):
+    def __init__(self, languages: int, routers: int, experts: int, device: torch.device):
         self.losses = torch.zeros(languages, dtype=torch.float64, device=device)  # [G]
         self.tokens = torch.zeros(languages, dtype=torch.float64, device=device)  # [G]
         self.balance = torch.zeros((), dtype=torch.float64, device=device)
         self.z = torch.zeros((), dtype=torch.float64, device=device)
-        self.routing = torch.zeros(languages, experts, device=device)  # [G, E] gate weight
+        self.routing = torch.zeros(routers, languages, experts, device=device)  # [R, G, E] gate weight
 
     def read(self, norm: Tensor) -> tuple[list[float], list[float], float, float, float, Tensor]:
-        """On the host: losses and tokens per language, balance, z, the gradient's ``norm``, routing [G, E]."""
+        """On the host: losses and tokens per language, balance, z, the gradient's ``norm``, routing [R, G, E]."""
         scalars = torch.stack((self.balance, self.z, norm.double()))
         parts = (self.losses, self.tokens, scalars, self.routing.flatten().double())
         values = torch.cat(parts).tolist()  # the only place of a step where the host waits for the device
-        languages, experts = self.routing.shape
+        languages = self.routing.shape[1]
         losses, tokens, rest = values[:languages], values[languages : 2 * languages], values[2 * languages :]
-        return losses, tokens, *rest[:3], torch.tensor(rest[3:]).view(languages, experts)
+        return losses, tokens, *rest[:3], torch.tensor(rest[3:]).view(self.routing.shape)
 
 
 def forward_batch(
@@ -108,6 +132,23 @@ def batch_losses(model: Transformer, output: ModelOutput, batch: Batch) -> Tenso
     return token_losses(output.hidden[0, batch.positions], model.output_weight, batch.targets)
 
 
+def training_flops(model: Transformer, trained: Collection[str]) -> float:
+    """Operations per token in products with weight matrices: forward, backward, and gradients of what is trained.
+
+    Attention scores are left out, and so are products with experts that a token does not visit.
+    """
+    config = model.config
+    visited = config.num_experts_per_tok / config.num_experts if config.is_moe else 1.0
+    total = 0.0
+    for name, parameter in model.named_parameters():
+        looked_up = name.startswith("tok_embeddings") and not config.tie_embeddings
+        if parameter.dim() < 2 or looked_up:
+            continue
+        share = visited if ".experts." in name or "expert_deltas" in name else 1.0
+        total += 2 * (3 if name in trained else 2) * share * parameter.numel()
+    return total
+
+
 class Trainer:
     """Trains one stage of a model, step by step.
 
@@ -124,22 +165,31 @@ class Trainer:
     ):
         self.model, self.stage, self.batches, self.config = model, stage, batches, config
         self.languages = tuple(languages)
-        self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts)
+        layers = parse_layers(config.moe_layers, model.config.n_layers)
+        self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts, layers)
         self.optimizer = make_optimizer(self.parameters, config.weight_decay, stage)
         self.names = parameter_names(self.optimizer, self.parameters)
+        self.flops_per_token = training_flops(model, self.parameters)
         self.step = 0
+        self.mean_loss = math.nan  # decayed, of the steps that were not skipped
+        self.skipped = self.skipped_in_a_row = 0
         experts = model.config.num_experts
         # Decayed counts, by which balance is measured: slots by router and expert [R, E], tokens by language [G].
         self.chosen = torch.zeros(len(model.config.router_places), experts, device=model.device)
         self.seen = torch.zeros(len(self.languages), device=model.device)
 
     def state(self) -> StageState:
-        """A snapshot to continue from (tensors are not copied)."""
+        """A snapshot to continue from (tensors are not copied).
+
+        It is of the last step that was not skipped, whose weights these still are; the skipped ones are tried again.
+        """
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
         optimizer = optimizer_tensors(self.optimizer, self.names)
         tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
         tensors |= {"routing/chosen": self.chosen, "routing/seen": self.seen}
-        return StageState(self.stage.name, self.step, tensors)
+        skipped = float(self.skipped - self.skipped_in_a_row)
+        tensors["progress"] = torch.tensor([self.mean_loss, skipped], dtype=torch.float64)
+        return StageState(self.stage.name, self.step - self.skipped_in_a_row, tensors)
 
     @torch.no_grad()
     def restore(self, state: StageState) -> None:
@@ -151,7 +201,10 @@ class Trainer:
         self.continue_from(state)
         for name, counts in (("chosen", self.chosen), ("seen", self.seen)):
             counts.copy_(state.tensors[f"routing/{name}"])
-        self.step = state.step
+        if "progress" in state.tensors:  # states of earlier versions have none
+            self.mean_loss, skipped = state.tensors["progress"].tolist()
+            self.skipped = int(skipped)
+        self.step, self.skipped_in_a_row = state.step, 0
 
     def continue_from(self, state: StageState) -> None:
         """Takes over the optimizer's averages of the parameters that the stage of ``state`` trained, too."""
@@ -173,31 +226,44 @@ class Trainer:
         return [self.batches[first + i].to(self.model.device) for i in range(self.config.accumulate)]
 
     def train_step(self) -> StepReport:
-        """One optimizer step over ``accumulate`` micro-batches; raises :class:`UserError` for a non-finite gradient."""
+        """One optimizer step over ``accumulate`` micro-batches.
+
+        A loss spike, and a loss or gradient that is not finite, change no weight: the step is skipped and counted.
+
+        Raises:
+            Diverged: more than ``max_skipped_steps`` steps in a row were skipped.
+        """
         started = time.perf_counter()
         set_learning_rates(self.optimizer, self.stage, self.step, self.config.warmup_ratio, self.config.min_lr_ratio)
-        self.chosen *= CHOSEN_MEMORY
-        self.seen *= CHOSEN_MEMORY
+        before = self.chosen, self.seen
+        self.chosen, self.seen = self.chosen * CHOSEN_MEMORY, self.seen * CHOSEN_MEMORY
         batches = self._batches_of_step()
         learned = sum(batch.targets.shape[0] for batch in batches)
-        sums = _Sums(len(self.languages), self.model.config.num_experts, self.model.device)
+        sums = _Sums(len(self.languages), len(self.chosen), self.model.config.num_experts, self.model.device)
         for batch in batches:
             self._micro_batch(batch, learned, sums)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or float("inf"))
         losses, tokens, balance, z, gradient_norm, routing = sums.read(norm)
-        if not math.isfinite(gradient_norm):
-            rates = {"pretrain": "pretrain_lr", "mix": "mix_lr or branch_lr"}.get(self.stage.name, "branch_lr")
-            raise UserError(
-                f"the gradient is not finite in step {self.step + 1} of stage {self.stage.name}; set a lower {rates}"
-            )
-        self.optimizer.step()
+        loss, table = sum(losses) / sum(tokens), routing.sum(0)  # table [G, E]
+        skipped = self._reason_to_skip(loss, gradient_norm)
+        if skipped:
+            self.chosen, self.seen = before
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        else:
+            self.optimizer.step()
+            memory = 0.0 if math.isnan(self.mean_loss) else LOSS_MEMORY
+            self.mean_loss = loss if not memory else memory * self.mean_loss + (1 - memory) * loss
+            self.skipped_in_a_row = 0
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
+        if self.skipped_in_a_row > self.config.max_skipped_steps:
+            raise self._diverged(skipped)
         return StepReport(
             stage=self.stage.name,
             step=self.step,
             steps=self.stage.steps,
-            loss=sum(losses) / sum(tokens),
+            loss=loss,
             language_losses=tuple(loss / n if n else None for loss, n in zip(losses, tokens, strict=True)),
             balance=balance / len(batches),
             z=z / len(batches),
@@ -205,7 +271,34 @@ class Trainer:
             gradient_norm=gradient_norm,
             tokens=sum(batch.tokens.shape[1] for batch in batches),
             seconds=time.perf_counter() - started,
-            routing=routing / routing.sum(-1, keepdim=True) if self._router_decides else None,
+            routing=table / table.sum(-1, keepdim=True) if self._router_decides else None,
+            skipped=skipped,
+            all_skipped=self.skipped,
+            routers=routing if self._router_decides else None,
+            flops_per_token=self.flops_per_token,
+            memory=used_memory(self.model.device),
+        )
+
+    def _reason_to_skip(self, loss: float, gradient_norm: float) -> str:
+        if not math.isfinite(loss):
+            return "the loss is not finite"
+        if not math.isfinite(gradient_norm):
+            return "the gradient is not finite"
+        most = max(self.config.spike_factor * self.mean_loss, self.mean_loss + LEAST_SPIKE)
+        if self.config.spike_factor and loss > most:  # false in the first step, where the mean is NaN
+            return f"the loss is {loss:.2f} after a mean of {self.mean_loss:.2f}"
+        return ""
+
+    def _diverged(self, reason: str) -> Diverged:
+        rates = {"pretrain": ("pretrain_lr",), "mix": ("mix_lr", "branch_lr")}.get(self.stage.name, ("branch_lr",))
+        if self.stage.name == "mix" and not self.config.mix_trains_experts:
+            rates = ("mix_lr",)
+        good = self.step - self.skipped_in_a_row
+        return Diverged(
+            f"{self.skipped_in_a_row} steps in a row were skipped in stage {self.stage.name}, up to step {self.step} "
+            f"({reason}); set a lower {' or '.join(rates)} (max_skipped_steps is {self.config.max_skipped_steps})",
+            rates,
+            good,
         )
 
     @property
@@ -250,8 +343,7 @@ class Trainer:
             zs.append(z_loss(routing.router_logits))
             slots = batch.languages[:, None] * experts + routing.expert_ids  # [S, K]
             gates = routing.gates.detach().float().flatten()
-            weights = torch.zeros_like(sums.routing).flatten().index_add_(0, slots.flatten(), gates)  # [G * E]
-            sums.routing += weights.view_as(sums.routing)
+            sums.routing[layer].view(-1).index_add_(0, slots.flatten(), gates)  # [G * E]
         balance, z = torch.stack(balances).mean(), torch.stack(zs).mean()
         sums.balance += balance.detach()
         sums.z += z.detach()

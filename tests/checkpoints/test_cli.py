@@ -11,7 +11,7 @@ from rich.console import Console
 
 from checkpoints import progress
 from checkpoints.cli import CommandParser, script_command
-from moe.version import __version__
+from kernels.version import __version__
 
 
 @pytest.mark.parametrize("program", [["-m", "checkpoints"], ["-m", "eval"], ["train.py"], ["generate.py"]])

@@ -29,13 +29,14 @@ def mixture(tiny_config, make_model):
     return make_model(replace(tiny_config, num_experts=2), dtype=torch.float32)
 
 
-def test_held_out_loss_is_the_mean_over_response_tokens(mixture):
+@pytest.mark.parametrize("forced", [False, True])
+def test_held_out_loss_is_the_mean_over_response_tokens(mixture, forced):
     examples = {"python": language_examples(0, 7), "cpp": language_examples(1, 5)}
-    result = held_out_loss(mixture, examples, tokens_per_batch=32)
+    result = held_out_loss(mixture, examples, tokens_per_batch=32, forced=forced)
     for language, items in examples.items():
         with torch.no_grad():
             losses = torch.cat(
-                [batch_losses(mixture, forward_batch(mixture, b, False), b) for b in map(make_batch, zip(items))]
+                [batch_losses(mixture, forward_batch(mixture, b, forced), b) for b in map(make_batch, zip(items))]
             )
         assert result[language].loss == pytest.approx(losses.mean().item(), rel=1e-5)
         assert result[language].tokens == losses.numel()
@@ -43,7 +44,7 @@ def test_held_out_loss_is_the_mean_over_response_tokens(mixture):
         for nats, item in zip(result[language].nats, items, strict=True):  # in the order of the examples
             batch = make_batch([item])
             with torch.no_grad():
-                alone = batch_losses(mixture, forward_batch(mixture, batch, False), batch)
+                alone = batch_losses(mixture, forward_batch(mixture, batch, forced), batch)
             assert nats == pytest.approx(alone.sum().item(), rel=1e-4)
 
 

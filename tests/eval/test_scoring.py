@@ -64,3 +64,29 @@ def test_a_trained_model_is_asked_as_in_training_and_scored_as_it_wrote(tokenize
     assert found["python"][0].code == CODE
     prose = answers(tokenizer, monkeypatch, CHAT, chat=False)[1]
     assert prose["python"][0].code == CHAT, "a trained model gets no help with fences"
+
+
+def test_answers_go_on_behind_those_that_are_noted(tokenizer, monkeypatch, tmp_path):
+    """Killed after two of three answers: they are passed on as known, unless the prompts or the settings changed."""
+    pairs = {"python": [Pair("python", f"Adds {n} numbers.", CODE) for n in range(3)]}
+    given = []
+
+    def writes(model, prompts, *, on_progress, known, **_):
+        given.append(dict(known))
+        for place in range(2):
+            on_progress(place, Generation([place + 5], "length", len(prompts[place])))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scoring, "generate_many", writes)
+
+    def score(settings, pairs=pairs):
+        with pytest.raises(KeyboardInterrupt):
+            write_answers(None, tokenizer, "plain", pairs, settings, journal=tmp_path / "a.unfinished")
+        return given[-1]
+
+    assert score(AnswerSettings(64, 4)) == {}
+    assert [(place, found.tokens, found.finished) for place, found in score(AnswerSettings(64, 4)).items()] == [
+        (0, [5], "length"), (1, [6], "length"),
+    ]  # fmt: skip
+    assert score(AnswerSettings(32, 4)) == {} == score(AnswerSettings(64, 4))
+    assert score(AnswerSettings(64, 4), {"python": pairs["python"][:2]}) == {}

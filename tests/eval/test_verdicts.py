@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import eval.verdicts as verdicts
 from eval.verdicts import add_verdicts, pass_at_1, run_all
 from moe.data.rows import Row
 from moe.files import write_json_lines
@@ -67,3 +68,22 @@ def test_a_file_without_tests_stays_as_it_is(tmp_path):
     write_json_lines(path, [row(GOOD, None)])
     before = path.read_bytes()
     assert add_verdicts(path, 0, 0) == {} and path.read_bytes() == before
+
+
+def test_verdicts_go_on_behind_those_that_are_noted(tmp_path, monkeypatch):
+    jobs = [Row(language="python", references=(GOOD,), tests=TESTS, answer=answer) for answer in (GOOD, WRONG, "")]
+    judge_many, judged = verdicts.judge_many, []
+
+    def killed_after_one(listed):
+        listed = list(listed)
+        judged.append(len(listed))
+        for place, verdict in enumerate(judge_many(listed)):
+            if len(judged) == 1 and place == 1:
+                raise KeyboardInterrupt
+            yield verdict
+
+    monkeypatch.setattr(verdicts, "judge_many", killed_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        run_all(jobs, journal=tmp_path / "a.untested")
+    found = run_all(jobs, journal=tmp_path / "a.untested")
+    assert judged == [3, 2] and [verdict for verdict, _ in found] == ["passed", "failed", "runtime_error"]

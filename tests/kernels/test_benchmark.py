@@ -7,8 +7,9 @@ import importlib.util
 import pytest
 import torch
 
-from kernels import benchmark
+from kernels import benchmark, compile_check
 from kernels.bench import cpu as benchmark_cpu
+from kernels.version import __version__
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
@@ -16,6 +17,20 @@ from kernels.bench import cpu as benchmark_cpu
 def test_without_a_gpu_the_commands_say_so(arguments, capsys):
     assert benchmark.main(arguments) == 2
     assert capsys.readouterr().err.count("error: no GPU that torch can use was found") == 1
+
+
+def test_both_commands_tell_their_version(capsys):
+    for command in (benchmark, compile_check):
+        with pytest.raises(SystemExit, match="0"):
+            command.main(["--version"])
+        assert capsys.readouterr().out == f"language-experts {__version__}\n"
+
+
+@pytest.mark.parametrize("output", ["", "."])
+def test_results_never_go_to_the_current_folder_by_accident(output, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark_cpu, "run", lambda repeats: pytest.fail("measured"))
+    assert benchmark.main(["--device", "cpu", "--output", output]) == 2
+    assert "no place for results; name another one with --output" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--repeats", "--threads"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 
 import pytest
 
 from moe.errors import UserError
-from moe.files import read_json_lines, read_lines, replacing, write_json_lines
+from moe.files import Journal, read_json_lines, read_lines, replacing, write_json_lines
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
@@ -77,3 +78,27 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["a.jsonl"]
     with pytest.raises(UserError, match="cannot be written"):
         write_json_lines(path / "below a file.jsonl", [{}])
+
+
+def test_a_journal_goes_on_behind_what_a_kill_left(tmp_path):
+    path, task = tmp_path / "answers" / "x.unfinished", {"prompts": [[1, 2]], "batch": 2}
+    journal = Journal(path, task)
+    assert journal.rows == []
+    for number in range(3):
+        journal.add({"place": number, "text": "ü\u2028\n"})
+    path.write_bytes(path.read_bytes()[:-7])  # cut short
+    again = Journal(path, task)
+    assert again.rows == [{"place": number, "text": "ü\u2028\n"} for number in range(2)]
+    again.add({"place": 7})
+    assert [row["place"] for row in Journal(path, task).rows] == [0, 1, 7]
+    assert Journal(path, {**task, "batch": 3}).rows == [], "results of another task"
+    assert Journal(path, task).rows == []
+    journal.finish()
+    assert not path.exists()
+    Journal(None, task).add({"place": 1})
+
+
+def test_errors_of_a_full_disk_name_the_file(tmp_path):
+    with pytest.raises(OSError, match="No space left") as raised, replacing(tmp_path / "results.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.filename == str(tmp_path / "results.json")

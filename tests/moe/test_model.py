@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from moe import layers
 from moe.cache import KVCache
 from moe.config import ModelConfig
 from moe.errors import UserError
@@ -45,20 +47,58 @@ def test_packed_documents_equal_single_documents(config, attention, make_model):
     assert (together - torch.cat(alone)).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("window", WINDOWS)
-def test_masked_packing_equals_looped_packing(window, tiny_config):
-    """The single masked call of accelerators and the loop of CPUs attend alike."""
-    from moe.layers import AttentionPattern, attend, banded_mask
+def flash_attention(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1)):
+    """What `varlen_attn` says that it computes, [T, H, C] in and out, with one mask over all documents."""
+    assert query.shape == key.shape == value.shape and cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert max_q == max_k == int(cu_seq_q.diff().max()) and torch.equal(cu_seq_q, cu_seq_k)
+    left, right = window_size
+    place = torch.arange(query.shape[0])
+    owner = torch.searchsorted(cu_seq_q, place, right=True)
+    behind = place[:, None] - place[None]
+    seen = (owner[:, None] == owner[None]) & (behind >= -right) & ((behind <= left) | (left < 0))
+    q, k, v = (x.transpose(0, 1) for x in (query, key, value))  # [H, T, C]
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(0, 1)
 
-    q, k, v = (
-        torch.randn(1, h, 30, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(h)) for h in (4, 2, 2)
-    )
+
+@pytest.mark.parametrize("window", [None, 1, 5])
+def test_packed_attention_of_gpus_equals_the_loop_of_cpus(window, monkeypatch):
+    random = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, h, 30, 8, dtype=torch.float64, generator=random) for h in (4, 2, 2))
     documents = (9, 1, 14, 6)
-    owner = torch.repeat_interleave(torch.arange(4), torch.tensor(documents))
-    mask = banded_mask(30, window, q.device) & (owner[:, None] == owner[None])
-    looped = attend(q, k, v, AttentionPattern(window, documents))
-    masked = attend(q, k, v, AttentionPattern(mask=mask[None, None]))
-    assert (looped - masked).abs().max() < 1e-12
+    bounds = torch.tensor([0, 9, 10, 24, 30], dtype=torch.int32)
+    looped = layers.attend(q, k, v, layers.AttentionPattern(window, documents))
+    monkeypatch.setattr(layers.varlen, "varlen_attn", flash_attention)
+    monkeypatch.setattr(layers, "has_flash_attention", lambda q: True)
+    packed = layers.attend(q, k, v, layers.AttentionPattern(window, documents, bounds))
+    assert packed.shape == q.shape and (looped - packed).abs().max() < 1e-12
+
+
+def test_torch_takes_packed_attention_as_it_is_called():
+    """Forward and backward on tensors without data: names, order, dtypes and shapes of the arguments."""
+    with FakeTensorMode():
+        q, k, v = (torch.randn(1, h, 30, 8, dtype=torch.bfloat16, requires_grad=True) for h in (4, 2, 2))
+        out = layers.attend_packed(q, k, v, torch.zeros(5, dtype=torch.int32), 14, 5)
+        out.sum().backward()
+    assert out.shape == q.shape and k.grad.shape == k.shape
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", [None, 1, 5, 100])
+def test_flash_attention_sees_what_float32_attention_sees(window):
+    torch.manual_seed(0)
+    documents = (300, 1, 14, 129)
+    q, k, v = (torch.randn(1, h, 444, 64, device="cuda").bfloat16().requires_grad_() for h in (4, 2, 2))
+    pattern = layers.make_pattern(444, window, documents, q.device)
+    assert pattern.bounds is not None and layers.has_flash_attention(q)
+    wide = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    got, want = layers.attend(q, k, v, pattern), layers.attend(*wide, pattern)
+    grad = torch.randn_like(want)
+    pairs = [
+        (got, want),
+        *zip(torch.autograd.grad(got, (q, k, v), grad.bfloat16()), torch.autograd.grad(want, wide, grad)),
+    ]
+    for ours, exact in pairs:
+        assert (ours.float() - exact).abs().max() < 2**-6 * exact.abs().max()
 
 
 @pytest.mark.parametrize("attention", ATTENTION, ids=["full", "window", "mixed"])

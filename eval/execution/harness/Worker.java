@@ -28,8 +28,8 @@ import java.util.stream.Stream;
 
 /**
  * Runs the compiled classes of a Java answer: java Worker cases|program FOLDER CLASSPATH REQUEST RESULTS. All cases of
- * a test run in one JVM; eval/execution/channel.py has the form. The answer has a class loader of its own and cannot
- * name this class.
+ * a test run in one JVM; eval/execution/values.py has the form of values. The answer has a class loader
+ * of its own and cannot name this class.
  */
 public class Worker {
     private final OutputStream results;
@@ -357,6 +357,9 @@ public class Worker {
             return words.toString();
         }
         if (kind == Optional.class) return encode(((Optional<?>) value).orElse(null));
+        if (value instanceof OptionalInt found) return found.isPresent() ? encode(found.getAsInt()) : "N";
+        if (value instanceof OptionalLong found) return found.isPresent() ? encode(found.getAsLong()) : "N";
+        if (value instanceof OptionalDouble found) return found.isPresent() ? encode(found.getAsDouble()) : "N";
         if (kind.getClassLoader() == null && value instanceof List<?> list) {
             Object[] items = list.toArray();
             return encode(items);

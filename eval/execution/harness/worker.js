@@ -1,11 +1,12 @@
-// Runs a JavaScript answer: node worker.js cases|program script|module REQUEST RESULTS; eval/execution/channel.py has
-// the form. A script runs in a realm of its own, so it cannot change the built-in objects used here; a module shares
-// ours, so everything that reads or writes is held in constants from before it runs.
+// Runs a JavaScript answer: node worker.js cases|program script|module REQUEST RESULTS; eval/execution/values.py has
+// the form of values. A script runs in a realm of its own, so it cannot change the built-in objects used here; a module
+// shares ours, so everything that reads or writes is held in constants from before it runs.
 "use strict";
 
 const fs = require("node:fs");
 const vm = require("node:vm");
 const util = require("node:util");
+const v8 = require("node:v8");
 const path = require("node:path");
 const { createRequire } = require("node:module");
 const { pathToFileURL } = require("node:url");
@@ -18,7 +19,13 @@ const uncurry = (method) => Function.prototype.call.bind(method);
 const push = uncurry(Array.prototype.push);
 const join = uncurry(Array.prototype.join);
 const slice = uncurry(String.prototype.slice);
+const findIn = uncurry(Array.prototype.find);
 const inSet = uncurry(Set.prototype.has);
+const addTo = uncurry(Set.prototype.add);
+const deleteFrom = uncurry(Set.prototype.delete);
+const { assign } = Object;
+const RealError = Error;
+const { captureStackTrace } = Error;
 const hasOwn = uncurry(Object.prototype.hasOwnProperty);
 const isPrototypeOf = uncurry(Object.prototype.isPrototypeOf);
 const sourceOf = uncurry(Function.prototype.toString);
@@ -198,9 +205,32 @@ if (mode === "program") {
   });
 }
 
+// Promises that the tests, whose first line is given, wait for: those of their async functions, of `await` and of
+// `then`. An event loop with nothing left to do may end with some of them open, and what comes after them never ran.
+const awaited = new Set();
+const CHAINED = new Set(["then", "catch", "finally"]);
+function watch(file, firstLine) {
+  const isTest = (_, sites) => {
+    const site = findIn(sites, (one) => one.getFileName() || !inSet(CHAINED, one.getFunctionName()));
+    return site !== undefined && site.getFileName() === file && site.getLineNumber() >= firstLine;
+  };
+  const done = (promise) => deleteFrom(awaited, promise);
+  const init = (promise) => {
+    const { stackTraceLimit, prepareStackTrace } = RealError;
+    const place = {};
+    assign(RealError, { stackTraceLimit: 4, prepareStackTrace: isTest });
+    captureStackTrace(place, init);
+    const { stack } = place;
+    assign(RealError, { stackTraceLimit, prepareStackTrace });
+    if (stack) addTo(awaited, promise);
+  };
+  v8.promiseHooks.createHook({ init, before: done, settled: done });
+}
+
 // A program is over when nothing is left to do, not when its last statement was reached.
 function finish() {
   const end = () => {
+    if (broken === undefined && awaited.size > 0) broken = hex("a promise that the tests wait for is never settled");
     send(broken === undefined ? "E" : `A ${broken}`);
     exit(0);
   };
@@ -220,8 +250,13 @@ if (nodeModules) {
   fs.statSync(".");
 }
 
-if (kind === "module") {
-  const file = path.resolve("answer.mjs");
+const isModule = kind === "module";
+const file = path.resolve(isModule ? "answer.mjs" : "answer.js");
+// The hooks see each promise, which takes time, so only tests that have any pay for it.
+if (mode === "program" && /\b(?:async|await|then|Promise)\b/.test(code.split("\n").slice(rest[0] - 1).join("\n")))
+  watch(isModule ? pathToFileURL(file).href : file, +rest[0]);
+
+if (isModule) {
   const calls = mode === "cases" ? rest.map(decoder(vm.runInThisContext(MAKE))) : [];
   // What is not exported is given away under a name of our own.
   const chosen = declared.includes(names) ? names : declared[0];
@@ -241,7 +276,6 @@ if (kind === "module") {
     else finish();
   }, failed);
 } else {
-  const file = path.resolve("answer.js");
   fs.writeFileSync(file, code);
   const module = { exports: {}, id: file, filename: file, loaded: false, children: [], paths: [] };
   const globals = { require: createRequire(file), module, exports: module.exports, __filename: file };
@@ -269,9 +303,10 @@ if (kind === "module") {
     if (assigned !== before && typeof assigned === "function") return found(assigned);
     const exported = module.exports;
     if (typeof exported?.[names] === "function") return found(exported[names], exported);
-    const classes_ = [exported];
+    const classes_ = [exported, exported?.default];
     for (const name of [...classNames, ...declared]) push(classes_, look(name));
-    const last = typeof exported === "function" ? exported : declared[0] && look(declared[0]);
+    const main = typeof exported === "function" ? exported : exported?.default;
+    const last = typeof main === "function" ? main : declared[0] && look(declared[0]);
     return method(classes_, names) ?? found(last);
   };
   try {

@@ -1,4 +1,4 @@
-"""Runs a Python answer: ``python -I worker.py cases|program REQUEST RESULTS``; eval/execution/channel.py has the form.
+"""Runs a Python answer: ``python -I worker.py cases|program REQUEST RESULTS``; values.py has the form of values.
 
 Everything that reads or writes is held in local names from before the answer runs, so nothing it rebinds is used here.
 """

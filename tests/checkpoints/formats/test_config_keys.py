@@ -157,7 +157,6 @@ def test_lists_of_keys_do_not_overlap():
         ("is_causal", False),
         ("num_experts", 4),
         ("shared_expert_intermediate_size", 32),
-        ("use_sliding_window", False),
         ("pruned_heads", {"0": [1]}),
         ("auto_map", {"AutoModelForCausalLM": "modeling_x.X"}),
         ("per_layer_config", {"0": {"head_dim": 4}}),
@@ -177,6 +176,20 @@ def test_keys_of_other_models_are_refused_by_name(tmp_path, hf_model, kind, key,
     with pytest.raises(UserError, match=rf"config\.json: {key} is ") as caught:
         open_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_sliding_window_is_harmless_where_there_is_none(tmp_path, hf_model, kind):
+    hf_model(kind, sliding_window=None).save_pretrained(tmp_path)
+    change(tmp_path, use_sliding_window=False, sliding_window=None)
+    assert open_checkpoint(tmp_path).config.sliding_window is None
+    others = [{"sliding_window": 8}, {"layer_types": ["sliding_attention"] * 2, "sliding_window": None}]
+    others += [{"sliding_window": "ABSENT"}] if kind == "mistral" else []
+    for other in others:
+        change(tmp_path, layer_types="ABSENT")
+        change(tmp_path, **other)
+        with pytest.raises(UserError, match=r"use_sliding_window is 'False'"):
+            open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("key", ["attn_logit_softcapping", "a_key_of_tomorrow", "head_dim", "rope_scaling"])

@@ -10,11 +10,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+import moe.training.trainer as trainer_module
 from checkpoints.runs.directory import RunDirectory
 from checkpoints.runs.staged_run import StagedRun
 from moe.data.packing import Example, MixedBatches
 from moe.training.config import RunConfig
-from moe.training.trainer import Trainer
+from moe.training.held_out_loss import held_out_loss
+from moe.training.interrupt import Interrupted
+from moe.training.trainer import Diverged, Trainer
 
 LANGUAGES = ("python", "cpp")
 CONFIG = RunConfig(
@@ -178,3 +181,84 @@ def test_a_kill_in_the_mix_stage_loses_only_steps_since_the_last_state(
     run.train(model, "mix", batches)
     assert monitor.steps == [("mix", step) for step in (4, 5, 6)]
     assert equal(weights(model), undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_save_the_step_too(tmp_path, new_model, batches, number):
+    directory = RunDirectory.create(tmp_path / "run", CONFIG, [])
+    monitor = Monitor(lambda report: signal.raise_signal(number) if report.step == 2 else None)
+    with pytest.raises(Interrupted) as stopped:
+        StagedRun(directory, CONFIG, monitor, lambda: None).train(new_model(), "branch", batches)
+    assert stopped.value.number == number and directory.load_state("branch").step == 2
+
+
+def test_a_divergence_keeps_the_states_that_a_good_step_followed(tmp_path, new_model, batches, monkeypatch):
+    """Step 3 made the weights bad, which step 4 showed; what is saved of it must not be what the run goes on from."""
+    losses, step = trainer_module.batch_losses, [0]
+
+    def poisoned(*arguments):
+        step[0] += 1
+        return losses(*arguments) * (50.0 if step[0] > 3 * CONFIG.accumulate else 1.0)
+
+    monkeypatch.setattr(trainer_module, "batch_losses", poisoned)
+    config = replace(CONFIG, save_minutes=0.0, max_skipped_steps=1)
+    directory, monitor = RunDirectory.create(tmp_path / "run", config, []), Monitor()
+    with pytest.raises(Diverged, match="lower branch_lr"):
+        StagedRun(directory, config, monitor, pytest.fail).train(new_model(), "branch", batches)
+    assert directory.load_state("branch").step == 2
+    monkeypatch.undo()
+    with directory.held():
+        directory.adjust({"branch_lr": 1e-3})
+    resumed, monitor = RunDirectory.resume(directory.path), Monitor()
+    assert resumed.config.branch_lr == 1e-3
+    StagedRun(resumed, resumed.config, monitor, pytest.fail).train(new_model(), "branch", batches)
+    assert monitor.steps == [("branch", step) for step in (3, 4, 5)]
+
+
+@pytest.fixture
+def held_out() -> dict[str, list[Example]]:
+    return {x: [Example(tuple(range(n + 20, 32 + n)), 3, i) for n in range(3)] for i, x in enumerate(LANGUAGES)}
+
+
+WATCHED = replace(CONFIG, branch_steps=1, mix_steps=30, validation_steps=2, patience=2, branch_lr=0.3, mix_lr=0.1)
+
+
+def test_a_stage_stops_early_with_its_best_weights(tmp_path, new_model, batches, held_out):
+    """High learning rates on data of another kind: the validation loss falls, then rises."""
+    reports = []
+    directory = RunDirectory.create(tmp_path / "run", WATCHED, [])
+    model = new_model()
+    run = StagedRun(directory, WATCHED, Monitor(reports.append), pytest.fail)
+    line = run.train(model, "mix", batches, held_out)
+    measured = {report.step: sum(report.validation) / 2 for report in reports if report.validation}
+    best = min(measured, key=measured.get)
+    assert list(measured) == list(range(2, len(reports) + 1, 2)) and reports[-1].step == best + 4 < 30
+    assert f"stopped early, after step {best + 4} of 30" in line and f"in step {best}, at" in line
+    found = held_out_loss(model, held_out, WATCHED.tokens_per_batch)
+    assert sum(loss.loss for loss in found.values()) / 2 == measured[best], "the best weights are used"
+
+    monitor, again = Monitor(), new_model()
+    run = StagedRun(RunDirectory.resume(directory.path), WATCHED, monitor, pytest.fail)
+    assert run.train(again, "mix", batches, held_out) == line and not monitor.steps, "a stage that stopped stays so"
+    assert equal(weights(again), weights(model))
+    last = replace(WATCHED, keep_best=False)
+    run = StagedRun(RunDirectory.create(tmp_path / "last", last, []), last, Monitor(), pytest.fail)
+    assert "whose weights are used" not in run.train(other := new_model(), "mix", batches, held_out)
+    assert not equal(weights(other), weights(model))
+
+
+def test_early_stopping_goes_on_where_it_was(tmp_path, new_model, batches, held_out):
+    """Interrupted after each step in turn, a run stops early at the same step with the same weights."""
+    directory = RunDirectory.create(tmp_path / "plain", WATCHED, [])
+    plain = StagedRun(directory, WATCHED, Monitor(), pytest.fail)
+    line = plain.train(model := new_model(), "mix", batches, held_out)
+    path = RunDirectory.create(tmp_path / "run", WATCHED, []).path
+    for _ in range(40):
+        monitor = Monitor(lambda report: signal.raise_signal(signal.SIGTERM))
+        run = StagedRun(RunDirectory.resume(path), WATCHED, monitor, lambda: None)
+        try:
+            assert run.train(again := new_model(), "mix", batches, held_out) == line
+            break
+        except Interrupted:
+            pass
+    assert equal(weights(again), weights(model))

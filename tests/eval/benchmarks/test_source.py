@@ -135,6 +135,18 @@ def test_mains_of_answers_make_way_for_those_of_the_tests(humaneval_x):
     assert "Main" not in answer_code(humaneval_x["java"], java, "instruction")
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        'from "x" import y\npublic class Main {\nstatic int f() {\nreturn 1;\n}\nstatic int g() {\nif (1 > 0',
+        "int f() { return a.map(x => x.y('('))); }\n[ '(', '())' ]",
+        "}\nint f() { return 1; }\n{",
+    ],
+)
+def test_java_that_does_not_parse_is_taken_as_it_is(code, humaneval_x):
+    assert "return" in answer_code(humaneval_x["java"], f"```java\n{code}\n```", "instruction")
+
+
 def test_multipl_e_tests_close_what_a_completion_leaves_open(tmp_path):
     for problem in problems("multipl-e", list(MULTIPL_E.values()), tmp_path):
         code, tests = problem_tests(problem, "completion", answer_code(problem, "x", "completion"))

@@ -9,7 +9,6 @@ import pytest
 from eval.execution import STATUSES, toolchains
 from eval.execution.cli import add_parser, main
 from eval.execution.pass_at_k import mean_pass_at_k, pass_at_k
-from eval.execution.sources import answer_code
 from moe.data.pairs import Pair
 from moe.errors import UserError
 from tests.pair_files import write_pairs
@@ -76,23 +75,6 @@ def test_command_line_prints_rates_and_writes_results(tmp_path, capsys):
 
 
 FENCE = "```"
-
-
-@pytest.mark.parametrize(
-    ("answer", "language", "code"),
-    [
-        (f"Sure.\n{FENCE}python\nx = 1\n{FENCE}\nDone.\n", "python", "x = 1"),
-        (f"{FENCE}javascript\nlet x;\n{FENCE}", "javascript", "let x;"),
-        (f"{FENCE}\nint x;\n", "cpp", "int x;"),
-        ("Here it is:\nint x;\n", "java", "int x;"),
-        ("\ufeff#!/usr/bin/python\nx = 1\n", "python", None),
-        (f'def f():\n    """Doc.\n\n    {FENCE}\n    f()\n    {FENCE}\n    """\n', "python", None),
-        (f"/**\n * {FENCE}js\n * f()\n * {FENCE}\n */\nfunction f() {{}}\n", "javascript", None),
-        (f"/// {FENCE}\n/// f();\n/// {FENCE}\nvoid f() {{}}\n", "cpp", None),
-    ],
-)
-def test_code_is_taken_out_of_an_answer_that_is_none_as_a_whole(answer, language, code):
-    assert answer_code(answer, language) == (answer if code is None else code)
 
 
 def test_a_fenced_answer_is_judged_by_its_code_and_a_reference_as_it_is(tmp_path, capsys):

@@ -32,6 +32,11 @@ def test_macros_and_names_of_an_answer_are_its_own():
             "guarded": ("#ifndef A\n#define A\n" + RIGHT + "#endif\n", TWICE, "passed"),
             "prose": ("Here is the function.", TWICE, "compile_error"),
             "no such function": ("int x = 1;\n", TWICE, "compile_error"),
+            "names of the C library": (
+                "#include <iostream>\nusing namespace std;\nint y1;\n"
+                "char* index(const char* s, int n) { return nullptr; }\n"
+                "int twice(int n) { y1 = n; return y1 + n + !!index(\"\", n); }\n", TWICE, "passed"),
+            "name of a header of its own": ("#include <math.h>\nint y1;\n" + RIGHT, TWICE, "compile_error"),
         },
         FAST,
     )  # fmt: skip
@@ -48,7 +53,7 @@ def test_the_wanted_function_is_called():
             "trailing type": ("auto twice(int n) -> int { return 2 * n; }\n" + helper, TWICE, "passed"),
             "declared before": ("int twice(int);\nint other(int n) { return n; }\n" + RIGHT, TWICE, "passed"),
             "template": ("template <typename T>\nT twice(T n) { return 2 * n; }\n" + helper, TWICE, "passed"),
-            "auto parameter": ("auto twice(auto n) { return 2 * n; }\n", TWICE, "passed"),
+            "auto parameter": ("std::integral auto twice(std::integral auto n) { return 2 * n; }\n", TWICE, "passed"),
             "overloads": ("double twice(double x) { return 0; }\n" + RIGHT + "int twice(int a, int b) { return b; }\n", TWICE, "passed"),
             "default argument": ("int twice(int n, int k = 2) { return n * k; }\n" + helper, TWICE, "passed"),
             "pointer to a function": (helper + "int doubled(int n) { return 2 * n; }\nint (*twice)(int) = doubled;\n", TWICE, "passed"),
@@ -78,6 +83,19 @@ def test_the_wanted_function_is_called():
                 "\n};\n", TOTAL, "passed"),
             "long, default argument": (
                 "int total(std::vector<long>& xs, int s = 0) { for (auto x : xs) s += x; return s; }\n", TOTAL, "passed"),
+            "class template": (
+                "template <typename T> class S { T s; public: S() : s() {} T total(std::vector<T> xs); };\n"
+                "template <typename T> T S<T>::total(std::vector<T> xs) { for (T x : xs) s += x; return s; }\n",
+                TOTAL, "passed"),
+            "class template of two types": (
+                "namespace n { template <class K, class V> struct S { std::map<V, K> turn(std::map<K, V>& m) {\n"
+                "std::map<V, K> r; for (auto& [k, v] : m) r[v] = k; return r; } }; }\n",
+                cases("turn", ["map[str, int]"], "map[int, str]", ([["a", 1]], [[1, "a"]])), "passed"),
+            "class template, overloads": (
+                "template <class T, int N = 2> struct S { T twice(T n) { return N * n; } T twice(T n, int k) { return k; } };\n",
+                TWICE, "passed"),
+            "default argument of a method": (
+                "struct S { int twice(int n, int k = 2) { return k * n; } auto other(auto n) { return n; } };\n", TWICE, "passed"),
             "virtual method": (
                 "struct B { virtual int twice(int) = 0; };\nstruct S : B { int twice(int n) override { return 2 * n; } };\n",
                 TWICE, "passed"),

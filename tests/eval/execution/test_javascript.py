@@ -54,6 +54,11 @@ def test_ordinary_files():
                 TWICE,
                 "passed",
             ),
+            "exports.default": (
+                "exports.__esModule = true;\nexports.default = function (n) {\n  return 2 * n;\n};\n",
+                TWICE,
+                "passed",
+            ),
             "require": ("const fs = require('fs');\nconst assert = require('assert');\n" + RIGHT, TWICE, "passed"),
             "require.main": (RIGHT + "if (require.main === module) process.exit(1);\n", TWICE, "passed"),
             "export list": (RIGHT + "export { twice as default, twice as double };\n", TWICE, "passed"),
@@ -181,6 +186,32 @@ def test_a_test_program_must_run_to_its_end():
                 "function process(n) { return 2 * n; }\nvar String, Object, Array, Error;\n",
                 ProgramTests("if (process(2) !== 4) throw 'no';"), "passed"),
             "module": ("export " + RIGHT, asserts, "passed"),
+        },
+    )  # fmt: skip
+
+
+def test_what_a_test_program_waits_for_must_happen():
+    never = "async function twice(n) { await new Promise(() => {}); }\n"
+    right = "async function twice(n) { new Promise(() => {}).then(() => 0); return 2 * n; }\n"
+    programs = {
+        "async function": "(async () => { if (await twice(2) !== 4) throw new Error('no'); })();\n",
+        "then": "function test() {\n  twice(2).then((v) => { if (v !== 4) throw new Error('no'); });\n}\ntest();\n",
+        "chain": "Promise.resolve(0).then(() => twice(2)).then((v) => console.assert(v === 4)).catch(() => { throw 1; });\n",
+        "all": "const all = Promise.all([twice(1), twice(2)]);\nall.then(([_, v]) => console.assert(v === 4));\n",
+        "race": "(async () => {\n  const v = await Promise.race([twice(2), new Promise(() => {})]);\n"
+        "  if (v !== 4) throw new Error('no');\n})();\n",
+        "top level": "if (await twice(2) !== 4) throw new Error('no');\n",
+    }
+    check(
+        "javascript",
+        {
+            f"{name}, {start or 'script'} {kind}": (start + answer, ProgramTests(program), status)
+            for name, program in programs.items()
+            for start in ("", "export ")
+            for kind, answer, status in (
+                ("right", right, "passed"),
+                ("never", never, "runtime_error" if name == "top level" else "failed"),
+            )
         },
     )  # fmt: skip
 

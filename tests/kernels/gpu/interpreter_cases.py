@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from kernels import int4, ops, reference
+from kernels.bench import gpu_checks
 from kernels.dispatch import sort_by_expert
 from kernels.gpu import common, launch, launch_w4, layers, tile_tables
 from kernels.gpu.tile_tables import Tile
@@ -270,12 +271,15 @@ def test_int4_base_with_deltas():
 
 
 @pytest.mark.parametrize("gather", [False, True])
-def test_int4_gradient_of_the_input(gather):
+@pytest.mark.parametrize("decoded_once", [False, True])
+def test_int4_gradient_of_the_input(gather, decoded_once, monkeypatch):
     torch.manual_seed(3)
+    if decoded_once:
+        monkeypatch.setattr(tile_tables, "W4_DEQUANTIZE_ROWS", 20)
     w, v = int4.pack(torch.randn(2, 100, 256)), int4.pack(torch.randn(2, 100, 256))
     dispatch = sort_by_expert(ids_of("uniform", 21, 2, 2), 2)
     full = [int4.unpack(t, torch.float64).transpose(1, 2) for t in (w, v)]
-    with launch.redirected(tiles={"w4_dx": Tile(16, 32, 128, 4, 1)}):
+    with launch.redirected(tiles={"w4_dx": Tile(16, 32, 128, 4, 1)}), launch.recorded() as launches:
         if gather:
             dy = torch.randn(21, 100)
             got = launch_w4.linear_dx(dy, w, dispatch, gather=True)
@@ -284,6 +288,7 @@ def test_int4_gradient_of_the_input(gather):
             dy, dz = torch.randn(42, 100), torch.randn(42, 100)
             got = launch_w4.linear_dx(dy, w, dispatch, dy2=dz, w2=v)
             want = sum(reference.grouped_linear(d.double(), f, dispatch.offsets) for d, f in zip((dy, dz), full))
+    assert launches[-1].op == ("gemm_dx" if decoded_once else "w4_dx")
     assert error(got, want) <= BOUND
 
 
@@ -328,6 +333,16 @@ def test_when_the_persistent_kernels_are_taken():
     plain = ["gemm", "swiglu"]
     assert ops_of(few) == ops_of(many, dtype=torch.float32) == ops_of(many, arch="sm_86") == plain
     assert ops_of(many, width=72) == ops_of(many, columns=96 * 3) == ops_of(many, shift=1) == plain
+
+
+def test_production_kernels_of_sm_90_in_a_whole_layer(monkeypatch):
+    """Tiles of sm_90 at sizes they divide, odd rows, an expert without any: what large batches take on an H100."""
+    for name in ("PERSISTENT_ROWS", "SPLIT_BACKWARD_ROWS"):
+        monkeypatch.setattr(tile_tables, name, 4)
+    result = gpu_checks.correct(gpu_checks.Case("experts", 9, 256, 64, "sm_90", empty=True), torch.device("cpu"))
+    assert result["ok"], result
+    taken = {"persistent_swiglu", "persistent_gemm", "gemm_dx", "elementwise_backward", "weight_gradient"}
+    assert taken < set(result["launched"]) and "swiglu_backward" not in result["launched"]
 
 
 @pytest.mark.parametrize("broken", [[0, 5, 5, 20], [1, 5, 5, 21], [0, 9, 5, 21]])

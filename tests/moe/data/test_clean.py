@@ -37,7 +37,6 @@ def ids(folder: Path, split: str = "train", language: str = "python") -> list[st
 
 
 def test_what_is_removed(tmp_path, capsys):
-    pytest.importorskip("datasketch")
     benchmark = " ".join(f"word{i}" for i in range(20))
     train = [pair(i) for i in range(20)]
     train += [

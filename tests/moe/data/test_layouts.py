@@ -38,6 +38,7 @@ LAYOUTS = {
     "instruction+context/response": {"instruction": "T", "context": "", "response": CODE, "category": "x"},
     "system_prompt+question/response": {"system_prompt": "", "question": "T", "response": CODE},
     "prompt/completion": {"prompt": "T", "completion": MARKDOWN},
+    "prompt/completion ": {"prompt": [turn("user", "T")], "completion": [turn("assistant", MARKDOWN)]},
     "question/answer": {"question": "T", "answer": CODE},
     "problem/solution": {"problem": "T", "solution": CODE, "seed": "x"},
     "messages": {"messages": [turn("user", "T"), turn("assistant", MARKDOWN)]},
@@ -66,7 +67,7 @@ LAYOUTS = {
 def test_known_layouts(tmp_path, name):
     pairs, line = read(tmp_path, LAYOUTS[name])
     assert [(pair.language, pair.text, pair.code) for pair in pairs] == [("python", "T", CODE)]
-    assert line.startswith(f"read as {name}, 1 pairs, language from ")
+    assert line.startswith(f"read as {name.strip()}, 1 pairs, language from ")
 
 
 def test_languages_come_from_field_name_or_block(tmp_path):
@@ -147,6 +148,10 @@ def test_input_is_part_of_the_instruction(tmp_path):
         ({"prompt": ["a", "b"], "completion": "b"}, "'prompt' is a list; expected a string"),
         ({"messages": "hello"}, "'messages' is a string; expected a list of objects"),
         ({"messages": [{"text": "x"}]}, "'messages' has a turn without role"),
+        (
+            {"prompt": [{"role": "user", "content": "T"}], "completion": "x"},
+            "'completion' is a string; expected a list",
+        ),
         ({"text": "a", "code": "b", "lang": 3}, "'lang' is a number; expected a string"),
         ({"text": "a", "code": "b", "lang": "python", "language": "en"}, "'language' and 'lang' differ; set fields"),
     ],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from moe.data import packing
 from moe.data.packing import Example, MixedBatches, encode_pairs, make_batch
+from moe.data.stored import Pair, StoredPairs
 from moe.data.synthetic import generate_pairs
 from moe.errors import UserError
 from moe.tokenizer import train_sentencepiece
@@ -81,3 +84,54 @@ def test_any_batch_can_be_asked_for_first(data):
 def test_an_example_longer_than_a_batch_is_an_error(data):
     with pytest.raises(UserError, match="has 30 tokens"):
         MixedBatches(data, 29, seed=0)
+
+
+def test_the_cache_gives_the_same_batches_and_is_read_again(tmp_path, monkeypatch):
+    pairs = {x: generate_pairs(x, 40, 0) for x in ("python", "cpp")}
+    tokenizer = train_sentencepiece([pair.code for pair in pairs["cpp"]], 400, tmp_path)
+    longest = sorted(len(x.tokens) for x in encode_pairs(pairs, tokenizer, "plain", 999).examples["cpp"])[-3]
+
+    def encoded(key: str, share: float = 0.5):
+        return encode_pairs(pairs, tokenizer, "plain", longest, share, 3, (tmp_path / "tokens", key))
+
+    memory, cached = encode_pairs(pairs, tokenizer, "plain", longest, 0.5, 3), encoded("a")
+    assert cached.too_long == memory.too_long and sum(memory.too_long.values()) > 0
+    for language, items in memory.examples.items():
+        assert cached.examples[language] == list(items)
+        assert cached.examples[language].places.tolist() == items.places.tolist()
+        assert isinstance(cached.examples[language].tokens, np.memmap)
+    first, second = (MixedBatches(x.examples, 512, 1) for x in (memory, cached))
+    assert all(first[i].tokens.equal(second[i].tokens) for i in range(5))
+
+    def never(*_):
+        raise AssertionError("encoded again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "encode_example", never)
+        assert encoded("a").examples["cpp"] == cached.examples["cpp"]
+        for other in ({"key": "b"}, {"key": "a", "share": 0.1}):
+            with pytest.raises(AssertionError):
+                encoded(**other)
+    (tmp_path / "tokens" / "x").mkdir(parents=True, exist_ok=True)
+    encoded("b")
+    assert len(list((tmp_path / "tokens").iterdir())) == 1, "caches of other keys are removed"
+
+
+def test_most_of_each_batch_is_filled(data):
+    batches = MixedBatches(data, 64, seed=0)
+    sizes = [batches[i].tokens.shape[1] for i in range(100)]
+    assert batches.filled() == sum(sizes) / 6400
+
+
+def test_stored_pairs_are_a_sequence(monkeypatch):
+    monkeypatch.setattr("moe.data.stored.IN_MEMORY", 10)  # the rest goes to a file
+    pairs = [Pair("python", f"T\u00fc {i}", "x\n" * i, tests="{}", package="p") for i in range(5)]
+    stored = StoredPairs()
+    for pair in pairs:
+        stored.append(pair)
+    assert stored == pairs and list(stored)[3].package == "p"
+    assert (stored[-1], stored[1:3], len(stored)) == (pairs[-1], pairs[1:3], 5)
+    stored.append(pairs[0])
+    assert stored[5] == pairs[0] and stored != pairs
+    with pytest.raises(IndexError):
+        stored[6]

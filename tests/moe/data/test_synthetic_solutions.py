@@ -8,7 +8,7 @@ import pytest
 from eval.execution import CaseTests, Limits, judge_many, missing_tools
 from moe.data.synthetic import TASK_LANGUAGES
 from moe.data.synthetic.families import ALL
-from moe.data.synthetic.types import parse_type, to_json
+from moe.data.synthetic.types import cpp_parameter, cpp_type, java_type, parse_type, to_json
 
 
 def _tests(blueprint, language, surface):
@@ -26,6 +26,41 @@ def _verdicts(language, suite):
     """Whether each solution passes. Limits alone do: the solutions are ours."""
     limits = Limits(seconds=60, unsafe=True, sanitize=False)
     return judge_many([(language, code, CaseTests.parse(tests, language)) for code, tests in suite], limits, 2)
+
+
+def _together(language, suite):
+    """Solutions of one signature as one: its first argument chooses. A program for each would take minutes."""
+    names = [tests["function"] for _, tests in suite]
+    first = suite[0][1]
+    types = [type_ for _, type_ in first["parameters"]]
+    given = ", ".join(f"a{i}" for i in range(len(types)))
+    if language == "python":
+        answer = f"spaces = []\nfor code in {[code for code, _ in suite]!r}:\n    spaces.append(dict(globals()))\n"
+        answer += f"    exec(code, spaces[-1])\ndef choose(which, {given}):\n"
+        answer += f"    return spaces[which][{names!r}[which]]({given})\n"
+    elif language == "javascript":
+        closed = ", ".join(f"(() => {{\n{code}\nreturn {name}; }})()" for (code, _), name in zip(suite, names))
+        answer = f"const all = [{closed}];\nconst choose = (which, {given}) => all[which]({given});\n"
+    else:
+        is_java = language == "java"
+        room, dot, type_of = ("class", ".", java_type) if is_java else ("namespace", "::", cpp_parameter)
+        returns = (java_type if is_java else cpp_type)(first["returns"])
+        parameters = ", ".join(["int which", *(f"{type_of(type_)} a{i}" for i, type_ in enumerate(types))])
+        answer = "".join(f"{room} S{i} {{\n{code}\n}}\n" for i, (code, _) in enumerate(suite))
+        cases = " ".join(f"case {i}: return S{i}{dot}{name}({given});" for i, name in enumerate(names))
+        answer += f"{'static ' * is_java}{returns} choose({parameters}) {{ switch (which) {{ {cases} }} "
+        answer += f"throw {'new RuntimeException()' if is_java else 0}; }}\n"
+    cases = [
+        {**case, "arguments": [which, *case["arguments"]]}
+        for which, (_, tests) in enumerate(suite)
+        for case in tests["cases"]
+    ]
+    return answer, {
+        **first,
+        "function": "choose",
+        "parameters": [["which", "int"], *first["parameters"]],
+        "cases": cases,
+    }
 
 
 @pytest.mark.slow
@@ -54,10 +89,14 @@ def test_solutions_of_every_family_pass_and_wrong_ones_fail(language):
                 break
     assert len(right) >= 2 * len(ALL)
     assert len(wrong) >= 8
-    verdicts = list(_verdicts(language, right + wrong))
-    for (code, _), verdict in zip(right, verdicts):
+    groups = defaultdict(list)
+    for code, tests in right:
+        groups[(*(type_ for _, type_ in tests["parameters"]), tests["returns"])].append((code, tests))
+    together = [_together(language, suite) for suite in groups.values()]
+    verdicts = list(_verdicts(language, together + wrong))
+    for (code, _), verdict in zip(together, verdicts):
         assert verdict.passed, (code, verdict)
-    for (code, _), verdict in zip(wrong, verdicts[len(right) :]):
+    for (code, _), verdict in zip(wrong, verdicts[len(together) :]):
         assert verdict.status in ("failed", "runtime_error"), (code, verdict)
 
 

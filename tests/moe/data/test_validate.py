@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from checkpoints.runs.preflight import check_data
-from moe.data import grammars
+from moe.data import grammars, key_index
 from moe.data.__main__ import main
 from moe.data.grammars import parses
 from moe.data.overlap import SHINGLE, Benchmarks, ExactCopies, NearCopies
@@ -35,7 +35,7 @@ def test_the_quick_part_does_without_tree_sitter(monkeypatch):
     prose = [Pair("python", f"Case {i}.", f"This is no code, number {i}.") for i in range(60)]
     data = DataSets({"python": prose}, {"test": {"python": prose[:2]}})
     assert len(lines(data)) == 2
-    grammars._parser.cache_clear()
+    grammars.make_parser.cache_clear()
     monkeypatch.setitem(sys.modules, "tree_sitter", None)
     assert len(lines(data)) == 1
 
@@ -113,9 +113,24 @@ def jaccard(first: str, second: str) -> float:
     return len(a & b) / len(a | b)
 
 
+def test_an_index_on_disk_finds_what_a_dictionary_finds(monkeypatch):
+    monkeypatch.setattr(key_index, "RECENT", 50)
+    monkeypatch.setattr(key_index, "MERGED", 300)
+    draw, index, expected = random.Random(0), key_index.KeyIndex(), {}
+    for number in range(900):
+        keys = [draw.randrange(400) << 55 | draw.randrange(2) for _ in range(3)]
+        index.add(keys, number)
+        for key in keys:
+            expected.setdefault(key, []).append(number)
+    assert 2 < len(index._sorted) < 20
+    for key in range(410):
+        for low in (0, 1, 2):
+            assert sorted(index.find([key << 55 | low])) == sorted(expected.get(key << 55 | low, []))
+    assert len(index.find(list(expected))) == 2700
+
+
 def test_near_copies_at_the_threshold_are_found():
     """A planted set: of copies at Jaccard 0.8 to 0.85 at least 95% are found, below 0.75 none."""
-    pytest.importorskip("datasketch")
     draw = random.Random(0)
     near, found, far = NearCopies(), 0, 0
     planted = 0
@@ -161,7 +176,6 @@ def test_a_sample_of_many_pairs():
 
 
 def test_the_command(tmp_path: Path, capsys):
-    pytest.importorskip("datasketch")
     train = [Pair("python", f"Adds {i} to x.", f"def add(x):\n    y = x + {i}\n    return y") for i in range(4)]
     train.append(Pair("python", "A text of over twenty signs.", 'def g():\n    """A text of over twenty signs."""\n'))
     write_pairs([*train, train[0]], tmp_path / "train" / "python.jsonl")

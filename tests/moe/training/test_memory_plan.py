@@ -10,7 +10,7 @@ import torch
 from kernels.bench.shapes import MISTRAL_7B
 from moe.config import ModelConfig
 from moe.model import Transformer, count_parameters
-from moe.training.memory_plan import GIB, plan_memory
+from moe.training.memory_plan import GIB, count_step, learns, most_tokens, plan_memory
 from moe.training.stages import choose_trainable
 
 MISTRAL = ModelConfig(**MISTRAL_7B._asdict(), max_seq_len=32768)
@@ -31,6 +31,38 @@ def test_counts_equal_a_real_model(tiny_config, changes):
     assert plan.parameters == count_parameters(model)
     assert plan.trainable == sum(p.numel() for p in choose_trainable(model, "branch").values())
     assert plan.weights == 4 * plan.parameters and plan.optimizer == 8 * plan.trainable
+
+
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_experts": 2, "n_layers": 5},
+        {"num_experts": 4, "expert_form": "delta", "shared_rank": 8, "expert_rank": 4, "n_layers": 6},
+        {"num_experts": 2, "expert_form": "delta", "expert_rank": 3, "n_layers": 6, "moe_layers": (1, 3, 4)},
+        {"dim": 96, "hidden_dim": 200, "num_experts": 3, "expert_form": "delta", "expert_rank": 8, "n_layers": 7},
+        {"dim": 96, "hidden_dim": 200, "num_experts": 3, "n_layers": 4, "moe_layers": (2, 3)},
+    ],
+)
+def test_bytes_are_those_of_a_real_step(tiny_config, changes, activation_checkpointing):
+    """Storages of a whole model's step on a CPU, against the plan, which runs two or three layers without memory."""
+    config = replace(tiny_config, vocab_size=300, **changes)
+    model = Transformer(config).reset(0)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(learns(config, name))
+    plan = plan_memory(config, 1200, torch.float32, activation_checkpointing)
+    parameters = sum(p.untyped_storage().nbytes() for p in model.parameters())
+    counted = parameters + plan.optimizer + count_step(model, 1200, activation_checkpointing)
+    assert plan.total == pytest.approx(counted, rel=0.02)
+
+
+def test_the_most_tokens_that_fit(tiny_config):
+    config = replace(tiny_config, num_experts=2, expert_form="delta", expert_rank=3)
+    available = plan_memory(config, 3072, torch.float32, False).total
+    found = most_tokens(config, torch.float32, False, available)
+    assert plan_memory(config, found, torch.float32, False).total <= available and 2700 < found < 3400
+    assert most_tokens(config, torch.float32, True, available) > found
+    assert most_tokens(config, torch.float32, False, 1000) == 0
 
 
 def test_mistral_7b_fits_24_gb_with_deltas_and_not_with_full_experts():

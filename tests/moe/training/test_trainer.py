@@ -8,14 +8,15 @@ import pytest
 import torch
 
 import moe.training.trainer as trainer_module
+from checkpoints.runs.models import make_adapter
 from moe.data.packing import Example, MixedBatches, make_batch
 from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.losses import token_losses
 from moe.training.config import RunConfig
-from moe.training.optimizer import make_optimizer, schedule, set_learning_rates
+from moe.training.optimizer import Muon, make_optimizer, schedule, set_learning_rates
 from moe.training.stages import choose_trainable, is_router, make_stage
-from moe.training.trainer import Trainer, batch_losses, forward_batch
+from moe.training.trainer import Diverged, Trainer, batch_losses, forward_batch
 
 LANGUAGES = ("python", "cpp")
 CONFIG = RunConfig(
@@ -150,6 +151,59 @@ def test_resumed_training_equals_uninterrupted_training(delta, batches):
         assert torch.equal(parameter, wanted[name]), name
 
 
+def test_muon_trains_the_layers_and_resumes_exactly(tiny_config, make_model, batches):
+    config = replace(CONFIG, pretrain_steps=8, pretrain_muon_lr=1e-2)
+    stage, model = make_stage("pretrain", config), make_model(tiny_config, dtype=torch.float32)
+    start = {n: p.detach().clone() for n, p in model.named_parameters()}
+    trainer = Trainer(model, stage, batches, LANGUAGES, config)
+    muon = trainer.optimizer.parts[0]
+    by_muon = {id(p) for group in muon.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert (id(parameter) in by_muon) == (name.startswith("layers.") and "norm" not in name), name
+    reports = list(trainer.run())
+    assert reports[-1].loss < reports[0].loss and reports[0].learning_rate == 1e-2
+    wanted = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    model.load_state_dict(start)
+    trainer = Trainer(model, stage, batches, LANGUAGES, config)
+    for _ in range(3):
+        trainer.train_step()
+    state = trainer.state()
+    state.tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    model.load_state_dict(start)
+    resumed = Trainer(model, stage, batches, LANGUAGES, config)
+    resumed.restore(state)
+    list(resumed.run())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, wanted[name]), name
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
+def test_muon_is_torchs_in_float32(shape):
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(shape, generator=generator))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    muon = Muon([ours], 0.1)
+    reference = torch.optim.Muon([theirs], weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        ours.grad = theirs.grad = torch.randn(shape, generator=generator)
+        for optimizer in (muon, reference):
+            optimizer.param_groups[0]["lr"] = 0.02
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)  # values move by about 0.01
+
+
+def test_the_baseline_of_full_experts_trains_the_same_feed_forwards(tiny_config, make_model, batches):
+    config = replace(CONFIG, branch_steps=2, mix_steps=0, expert_form="full", moe_layers="1")
+    model = make_model(tiny_config, dtype=torch.float32)
+    baseline = make_adapter(model, config)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    list(Trainer(baseline, make_stage("adapter", config), batches, LANGUAGES, config).run())
+    for name, parameter in baseline.named_parameters():
+        assert torch.equal(parameter, before[name]) != name.startswith("layers.1.feed_forward."), name
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters()), "the base must stay as it was"
+
+
 def test_branch_and_mix_together_use_the_batches_of_the_baseline(delta, batches, monkeypatch):
     config = replace(CONFIG, branch_steps=3, mix_steps=2, accumulate=2)
     used = {}
@@ -194,12 +248,75 @@ def test_responses_alone_are_learned(delta, batches):
     assert torch.allclose(batch_losses(delta, output, batch), torch.stack(wanted), atol=1e-5)
 
 
-def test_a_gradient_that_is_not_finite_stops_training(delta, batches):
-    trainer = Trainer(delta, make_stage("branch", CONFIG), batches, LANGUAGES, CONFIG)
-    with torch.no_grad():
-        delta.layers[0].feed_forward.shared_delta.a1.fill_(float("nan"))
-    with pytest.raises(UserError, match="not finite in step 1"):
-        trainer.train_step()
+def poison(monkeypatch, *steps: int, factor: float = float("nan")):
+    """Multiplies the losses of some steps (from 0); without a finite loss there is no finite gradient."""
+    losses, count = trainer_module.batch_losses, iter(range(1000))
+    monkeypatch.setattr(
+        trainer_module, "batch_losses", lambda *a: losses(*a) * (factor if next(count) in steps else 1.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("factor", "reason"), [(float("nan"), "not finite"), (float("inf"), "not finite"), (10.0, "after a mean of")]
+)
+def test_a_bad_step_changes_nothing_and_is_counted(delta, batches, monkeypatch, factor, reason):
+    poison(monkeypatch, 3, factor=factor)
+    trainer = Trainer(delta, make_stage("mix", CONFIG), batches, LANGUAGES, CONFIG)
+    seen = []
+    for report in trainer.run():
+        tensors = trainer.state().tensors
+        seen.append((report, {n: t.clone() for n, t in tensors.items()}, trainer.state().step))
+    assert [report.step for report, _, _ in seen if report.skipped] == [4] and reason in seen[3][0].skipped
+    assert [step for _, _, step in seen] == [1, 2, 3, 3, 5, 6, 7, 8, 9, 10], "a state is of a good step"
+    assert all(torch.equal(seen[2][1][name], tensor) for name, tensor in seen[3][1].items())
+    assert [report.all_skipped for report, _, _ in seen][-1] == 1
+    assert not any(torch.equal(seen[3][1][n], seen[4][1][n]) for n in seen[4][1] if is_router(n))
+
+
+def test_a_run_resumed_among_bad_steps_ends_the_same(delta, batches, monkeypatch):
+    poison(monkeypatch, 4, 5, 6, 9, 10, 13, 14)
+    start = {n: p.detach().clone() for n, p in delta.named_parameters()}
+    config = replace(CONFIG, mix_steps=10)
+    stage = make_stage("mix", config)
+    wanted = [(r.step, r.loss, r.all_skipped) for r in Trainer(delta, stage, batches, LANGUAGES, config).run()]
+    weights = {n: p.detach().clone() for n, p in delta.named_parameters()}
+    delta.load_state_dict(start)
+    trainer = Trainer(delta, stage, batches, LANGUAGES, config)
+    monkeypatch.undo()
+    poison(monkeypatch, 4, 5, 8, 9, 10, 13)
+    first = [trainer.train_step() for _ in range(6)]
+    state = trainer.state()
+    assert state.step == 4
+    again = Trainer(delta, stage, batches, LANGUAGES, config)
+    again.restore(state)
+    monkeypatch.undo()
+    poison(monkeypatch, 0, 1, 2, 5)
+    rest = list(again.run())
+    assert [(r.step, r.loss) for r in (*first[:4], *rest)][3] == wanted[3][:2]
+    assert [r.step for r in rest] == [5, 6, 7, 8, 9, 10] and rest[-1].all_skipped == wanted[-1][2]
+    assert all(torch.equal(p, weights[n]) for n, p in delta.named_parameters())
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run(delta, batches, monkeypatch):
+    poison(monkeypatch, *range(2, 99))
+    config = replace(CONFIG, max_skipped_steps=3)
+    trainer = Trainer(delta, make_stage("mix", config), batches, LANGUAGES, config)
+    with pytest.raises(Diverged, match=r"4 steps in a row .* up to step 6 .*lower mix_lr ") as caught:
+        list(trainer.run())
+    assert caught.value.rates == ("mix_lr",) and caught.value.step == 2
+    learns = Trainer(delta, make_stage("branch", config), batches, LANGUAGES, config)
+    with pytest.raises(UserError, match="lower branch_lr"):
+        list(learns.run())
+
+
+def test_spikes_are_measured_by_the_mean_before_them(delta, batches, monkeypatch):
+    """A loss near zero may double, and with spike_factor 0 every finite loss is taken."""
+    poison(monkeypatch, 3, factor=10.0)
+    config = replace(CONFIG, spike_factor=0.0)
+    trainer = Trainer(delta, make_stage("mix", config), batches, LANGUAGES, config)
+    assert not any(report.skipped for report in trainer.run())
+    trainer.mean_loss, trainer.config = 0.01, CONFIG
+    assert not trainer._reason_to_skip(0.9, 1.0) and trainer._reason_to_skip(1.1, 1.0)
 
 
 def test_learning_rate_rises_and_falls():

@@ -1,0 +1,49 @@
+"""Decode speed of the 7B shape, here of a toy: what is measured, and the bytes that a step must read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from eval import generation_speed
+from eval.random_models import SHAPE
+
+
+def test_both_sides_are_measured(tmp_path):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    path = tmp_path / "out.json"
+    assert generation_speed.main([str(path), "--smoke"]) == 0
+    result = json.loads(path.read_text())
+    for side in ("int4 experts", "transformers, dense bf16"):
+        for count in ("1 sequences", "8 sequences"):
+            assert result[side][count]["gbytes"] > 0 and result[side][count]["bandwidth_share"] != 0
+
+
+def test_bytes_of_a_step():
+    """Mistral-7B in bf16 is 14.5 GB, of which the embeddings are not read; int4 experts, two of four, read less."""
+    dense = generation_speed.decode_bytes(SHAPE, 1, 0, 2.0)
+    assert dense == pytest.approx(2 * (7.2417e9 - 32000 * 4096), rel=1e-3)
+    moe = replace(SHAPE, num_experts=4)
+    one, eight = (generation_speed.decode_bytes(moe, n, 0, generation_speed.INT4) for n in (1, 8))
+    experts = 32 * 3 * 4096 * 14336 * 66 / 128
+    assert eight - one == pytest.approx(experts * (4 * (1 - 2**-8) - 2))
+    cache = generation_speed.decode_bytes(moe, 1, 100, 0.5) - generation_speed.decode_bytes(moe, 1, 0, 0.5)
+    assert cache == 32 * 100 * 2 * 2 * 1024
+
+
+def test_a_step_takes_the_difference_of_a_long_and_a_short_answer(monkeypatch):
+    clock = iter([0.0, 5.0, 10.0, 16.0])
+    monkeypatch.setattr(generation_speed.time, "perf_counter", lambda: next(clock))
+    written = []
+    ms = generation_speed.decode_milliseconds(lambda *given: written.append(given), 3, 8, 72, torch.device("cpu"))
+    assert ms == 1e3 * (6.0 - 5.0) / 64 and written == [(3, 8), (3, 8), (3, 72)]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+def test_without_a_gpu_it_says_so(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        generation_speed.main([str(tmp_path / "out.json")])
+    assert capsys.readouterr().err == "error: no GPU that torch can use was found\n"
