@@ -67,26 +67,33 @@ def test_a_trained_model_is_asked_as_in_training_and_scored_as_it_wrote(tokenize
 
 
 def test_answers_go_on_behind_those_that_are_noted(tokenizer, monkeypatch, tmp_path):
-    """Killed after two of three answers: they are passed on as known, unless the prompts or the settings changed."""
-    pairs = {"python": [Pair("python", f"Adds {n} numbers.", CODE) for n in range(3)]}
-    given = []
+    """Killed after three of five: a batch that is noted whole is not written again, unless something changed."""
+    pairs = {"python": [Pair("python", f"Adds {'the ' * (9 - n)}numbers.", CODE) for n in range(5)]}
+    asked, left = [], [3]
 
-    def writes(model, prompts, *, on_progress, known, **_):
-        given.append(dict(known))
-        for place in range(2):
-            on_progress(place, Generation([place + 5], "length", len(prompts[place])))
-        raise KeyboardInterrupt
+    def writes(model, prompts, *, on_progress, **_):
+        asked.append(len(prompts))
+        answers = []
+        for row, prompt in enumerate(prompts):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            answers.append(Generation(prompt[-9:], "length", len(prompt)))
+            on_progress(row, answers[-1])
+        return answers
 
     monkeypatch.setattr(scoring, "generate_many", writes)
 
-    def score(settings, pairs=pairs):
-        with pytest.raises(KeyboardInterrupt):
-            write_answers(None, tokenizer, "plain", pairs, settings, journal=tmp_path / "a.unfinished")
-        return given[-1]
+    def score(tokens, pairs=pairs):
+        asked.clear()
+        return write_answers(None, tokenizer, "plain", pairs, AnswerSettings(tokens, 2), journal=tmp_path / "a")
 
-    assert score(AnswerSettings(64, 4)) == {}
-    assert [(place, found.tokens, found.finished) for place, found in score(AnswerSettings(64, 4)).items()] == [
-        (0, [5], "length"), (1, [6], "length"),
-    ]  # fmt: skip
-    assert score(AnswerSettings(32, 4)) == {} == score(AnswerSettings(64, 4))
-    assert score(AnswerSettings(64, 4), {"python": pairs["python"][:2]}) == {}
+    with pytest.raises(KeyboardInterrupt):
+        score(64)
+    left[0] = 99
+    resumed = score(64)
+    assert asked == [2, 1]
+    assert score(64) == resumed and asked == []
+    assert score(32) == resumed and asked == [2, 2, 1]
+    score(32, {"python": pairs["python"][:2]})
+    assert asked == [2]
