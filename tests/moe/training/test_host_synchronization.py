@@ -73,7 +73,7 @@ def test_a_micro_batch_reads_nothing(tiny_config, batches, monkeypatch, form, st
     model.train()
     (batch,) = trainer._batches_of_step()
     assert len(batch.documents) > 1
-    sums = _Sums(len(LANGUAGES), model.config.num_experts, model.device)
+    sums = _Sums(len(LANGUAGES), len(trainer.chosen), model.config.num_experts, model.device)
     monkeypatch.setattr(torch, "tensor", None)  # copies from the host, which waits for that, too
     with OneDevice("meta") as device:
         trainer._micro_batch(batch, 30, sums)
