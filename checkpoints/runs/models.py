@@ -76,7 +76,7 @@ def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int
         tokenizer = require_tokenizer(checkpoint_tokenizer(checkpoint), checkpoint.path)
         places = [(checkpoint.directory, checkpoint.settings)]
         template = template or find_template(checkpoint.path, places, tokenizer)
-    encoded = encode_pairs(train_pairs, tokenizer, template, config.max_tokens)
+    encoded = encode_pairs(train_pairs, tokenizer, template, config.max_tokens, config.unnamed_share, config.seed)
     one_epoch = MixedBatches(encoded.examples, config.tokens_per_batch, config.seed).epoch_batches / config.accumulate
     steps = round(epochs * one_epoch) - config.branch_steps
     if steps < 1:

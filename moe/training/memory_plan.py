@@ -27,6 +27,7 @@ from moe.training.stages import is_expert, is_router
 
 GIB = 2**30
 MEASURED_TOKENS = (2048, 4096)
+CHECKED_TOKENS = 16384  # a step of more takes long to count
 DOCUMENT = 512  # tokens of each example of the batch that is counted
 
 
@@ -181,15 +182,19 @@ def plan_memory(config: ModelConfig, tokens: int, dtype: torch.dtype, activation
 
 
 def most_tokens(config: ModelConfig, dtype: torch.dtype, activation_checkpointing: bool, available: int) -> int:
-    """About the most tokens of a batch with which everything fits into ``available`` bytes, to 256; 0 if none does."""
+    """About the most tokens of a batch with which everything fits into ``available`` bytes, to 256; 0 if none does.
+
+    More than :data:`CHECKED_TOKENS` are an extrapolation.
+    """
 
     def needed(tokens: int) -> int:
         return plan_memory(config, tokens, dtype, activation_checkpointing).total
 
     few, more = MEASURED_TOKENS
     least = needed(few)
-    each = (needed(more) - least) / (more - few)  # about the same everywhere
-    fitting = int(few + (available - least) / each) // 256 * 256
-    while fitting > 0 and needed(fitting) > available:
-        fitting -= 256
-    return max(0, fitting)
+    found = needed(more)
+    while True:  # each token adds about the same everywhere
+        fitting = int(few + (available - least) * (more - few) / (found - least)) // 256 * 256
+        if not 0 < fitting <= CHECKED_TOKENS or (found := needed(fitting)) <= available:
+            return max(0, fitting)
+        more = fitting
