@@ -66,9 +66,10 @@ def test_a_plan_says_what_fits_and_how_long_it_takes(mistral, tmp_path, monkeypa
 @pytest.mark.parametrize("preset", ["smollm2-135m", "mistral-7b-24gb", "mistral-7b-80gb"])
 def test_presets_score_the_test_splits_that_are_there(mistral, tmp_path, preset):
     command = ["--preset", preset, "--base", mistral / "Mistral-7B-v0.1", "--dry-run", "--runs", tmp_path]
+    if preset != "smollm2-135m":  # whose speed is measured
+        command += ["--tokens-per-second", "100"]
     done = train(*command, "--data", mistral / "DIR")
-    assert re.search(r"hours at [\d,]+ tokens/s", done.stdout), "measured"
-    command += ["--tokens-per-second", "100"]
+    assert re.search(r"hours at [\d,]+ tokens/s", done.stdout)
     assert "scored on test\n" in done.stdout and "python: 20 training pairs, 20 test\n" in done.stdout
     shutil.copytree(mistral / "DIR", tmp_path / "DIR")
     shutil.copytree(mistral / "DIR" / "test", tmp_path / "DIR" / "test-standalone")
