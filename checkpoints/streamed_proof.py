@@ -78,7 +78,9 @@ def streamed_hidden(source: Source, prompts: list[list[int]], dtype: torch.dtype
             length = x.shape[1]
             cos, sin = rotary(config, torch.arange(length)[None], dtype)
             pattern = make_pattern(length, config.window(layer), None, x.device)
-            states[index], routing = block(x, cos, sin, pattern, None, layer, first[index], contexts[index], 0, None)
+            states[index], routing = block(
+                x, cos, sin, pattern, None, layer, first[index], contexts[index], 0, None, None
+            )
             if config.router_layers == "first":
                 first[index] = first[index] or routing
     norm = RMSNorm(config.dim, config.norm_eps)

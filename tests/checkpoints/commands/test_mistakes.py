@@ -97,7 +97,6 @@ def test_commands_on_models_of_another_kind(refused):
         assert "no delta experts" in refused("merge", source, "out")
     assert "dense already" in refused("collapse", "base", "out")
     assert "python -m checkpoints merge delta out" in refused("convert", "delta", "out")
-    assert "python -m checkpoints merge delta" in refused("quantize", "delta", "out")
     for wrong in ("base", "file", "empty", "gone"):
         assert "not a delta directory" in refused("relink", wrong, "base")
     assert "does not exist" in refused("relink", "delta", "gone")

@@ -160,7 +160,7 @@ def test_calibration_brings_the_model_closer_to_itself(saved, experts):
         settings = json.loads((path / "config.json").read_text())
         settings["quantization_config"] = {"quant_method": "int4-split128"}
         (path / "config.json").write_text(json.dumps(settings))
-        other = load_model(path).model
+        other = load_model(path, check=False).model
         with torch.no_grad():
             errors[kind] = sum(
                 (other(torch.tensor([s])).logits - model(torch.tensor([s])).logits).square().mean().item()
