@@ -42,7 +42,7 @@ from moe.inference.function_end import FunctionEnd
 from moe.inference.questions import read_questions
 from moe.inference.sampling import Sampling
 from moe.languages import LANGUAGES, get_language
-from serving.start import open_port, serve
+from moe.serving.start import open_port, serve
 
 BATCH_SIZE = 32
 

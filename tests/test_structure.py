@@ -19,10 +19,10 @@ MAX_LINES = 400
 COMMANDS = ("moe.data.__main__",)  # a command line inside a room that has none: a script by its imports
 # Rooms from the ground floor up, and the floors inside a room: a module may import what stands before it in its list,
 # and its own folder. "" are the files at the top of the room.
-ROOMS = ("kernels", "moe", "checkpoints", "serving", "eval", "scripts")
+ROOMS = ("kernels", "moe", "checkpoints", "eval", "scripts")
 FLOORS = {
     "kernels": ("", "cpu", "gpu", "bench"),
-    "moe": ("", "tokenizer", "data", "inference", "training"),
+    "moe": ("", "tokenizer", "data", "inference", "serving", "training"),
     "checkpoints": ("storage", "formats", "", "transforms", "runs", "commands"),
 }
 # Modules that stand at the top of a room and reach further up than its other files, to the floor named.

@@ -167,7 +167,7 @@ class Engine:
             self._start([request for request in new if not self._ends_early(request)])
 
     def _ends_early(self, request: Request) -> bool:
-        """Whether a request was cancelled before it started; it ends without a token."""
+        """Whether a request was canceled before it started; it ends without a token."""
         if request not in self._cancelled:
             return False
         self._cancelled.discard(request)

@@ -21,11 +21,11 @@ from moe.errors import UserError
 from moe.inference.answers import Question, Writer
 from moe.inference.sampling import Sampling
 from moe.model import Transformer
+from moe.serving.start import open_port
 from moe.tokenizer import train_sentencepiece
-from serving.start import open_port
 
 openai = pytest.importorskip("openai", reason="openai is not installed")
-app = pytest.importorskip("serving.app", reason="starlette or uvicorn is not installed")
+app = pytest.importorskip("moe.serving.app", reason="starlette or uvicorn is not installed")
 PROMPT = "Return the sum of all even numbers in a list."
 SLOW = 4000  # tokens of an answer that lasts longer than any test waits
 
@@ -254,7 +254,7 @@ def test_what_the_door_turns_away(service):
 
 
 def test_a_soak_counts_what_differs(writer, tmp_path, capsys, monkeypatch):
-    soak = importlib.import_module("serving.soak")
+    soak = importlib.import_module("eval.server_soak")
     save_model(writer.model, writer.tokenizer, tmp_path / "model", template="plain")
     arguments = ["--model", str(tmp_path / "model"), "--requests", "6", "--clients", "3", "--max-tokens", "6"]
     command = soak.make_parser().parse_args([*arguments, "--device", "cpu"])
@@ -311,8 +311,8 @@ def test_ports():
 
 def test_without_the_libraries_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "serving.app")
-    with pytest.raises(UserError, match="--serve needs uvicorn; type: pip install starlette uvicorn"):
+    monkeypatch.delitem(sys.modules, "moe.serving.app")
+    with pytest.raises(UserError, match="the server needs uvicorn; type: pip install starlette uvicorn"):
         open_port(0)
 
 

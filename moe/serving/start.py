@@ -15,15 +15,15 @@ WAITING = 256  # requests that may wait for a place in the batch
 def open_port(port: int) -> socket.socket:
     """A socket for :func:`serve`; raises :class:`UserError` where a port is taken or a library is missing."""
     try:
-        from serving.app import listen
+        from moe.serving.app import listen
     except ImportError as error:
-        raise UserError(f"--serve needs {error.name}; type: pip install starlette uvicorn") from None
+        raise UserError(f"the server needs {error.name}; type: pip install starlette uvicorn") from None
     return listen(port)
 
 
 def serve(writer: Writer, model: Path, listener: socket.socket, rows: int, say: Callable[[str], object]) -> None:
     """Serves a model under the name of its run or folder until Ctrl-C or SIGTERM."""
-    from serving.app import Service
+    from moe.serving.app import Service
 
     model = model.resolve()
     name = model.parent.name if model.name == "model" else model.name

@@ -29,8 +29,8 @@ from starlette.routing import Route
 
 from moe.errors import UserError
 from moe.inference.answers import Answer, Writer
-from serving.batcher import Batcher, Full, Stopping
-from serving.protocol import Job, Reply, error_body, read_body, read_job
+from moe.serving.batcher import Batcher, Full, Stopping
+from moe.serving.protocol import Job, Reply, error_body, read_body, read_job
 
 MAX_BODY = 8 << 20  # bytes
 GONE = 499  # the client has left; nobody reads this

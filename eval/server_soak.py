@@ -1,6 +1,6 @@
 """Sends random requests through a server and checks each answer against the same request alone.
 
-    python -m serving.soak --model runs/NAME --requests 2000
+    python -m eval.server_soak --model runs/NAME --requests 2000
 
 Lengths, sampling, stop strings, languages and routing are random, and some clients leave in the middle. Memory is that
 of this process, which also runs the server.
@@ -28,8 +28,8 @@ from checkpoints.runs.finished import model_of
 from moe.errors import UserError
 from moe.hardware import choose_device, choose_dtype, describe_hardware, dtype_name, keep_freed_memory
 from moe.inference.answers import Answer, Writer
-from serving.protocol import read_job
-from serving.start import open_port
+from moe.serving.protocol import read_job
+from moe.serving.start import open_port
 
 WORDS = (
     "def return for while if else list string number sum max sort even odd index value print (x): \n [i] == + 1".split(
@@ -116,7 +116,7 @@ def main(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}, expected at least 1")
     listener = open_port(0)
-    from serving.app import Service
+    from moe.serving.app import Service
 
     device = choose_device(arguments.device)
     keep_freed_memory(device)
@@ -187,7 +187,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m serving.soak", description=(__doc__ or "").split("\n\n")[0])
+    parser = ArgumentParser(prog="python -m eval.server_soak", description=(__doc__ or "").split("\n\n")[0])
     add = parser.add_argument
     add("--model", required=True, metavar="DIR", help="a model or run directory")
     add("--requests", type=int, default=2000, metavar="N", help="how many to send")
