@@ -27,6 +27,7 @@ def test_every_command_line_states_the_version(root, program):
 def test_printed_commands_start_the_same_way(root, tmp_path, started, typed):
     """From another folder, as a module that is installed and as a file."""
     (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "run.json").touch()
     started, typed = [x.replace("ROOT", str(root)) for x in started], typed.replace("ROOT", str(root))
     command = [sys.executable, *started, "--runs", str(tmp_path), "--name", "taken", "--train-pairs", "2", "--dry-run"]
     done = subprocess.run(

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-import eval.verdicts as verdicts
+import eval.execution.judge as judge
 from eval.verdicts import add_verdicts, pass_at_1, run_all
 from moe.data.rows import Row
 from moe.files import write_json_lines
@@ -72,7 +72,7 @@ def test_a_file_without_tests_stays_as_it_is(tmp_path):
 
 def test_verdicts_go_on_behind_those_that_are_noted(tmp_path, monkeypatch):
     jobs = [Row(language="python", references=(GOOD,), tests=TESTS, answer=answer) for answer in (GOOD, WRONG, "")]
-    judge_many, judged = verdicts.judge_many, []
+    judge_many, judged = judge.judge_many, []
 
     def killed_after_one(listed):
         listed = list(listed)
@@ -82,7 +82,7 @@ def test_verdicts_go_on_behind_those_that_are_noted(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield verdict
 
-    monkeypatch.setattr(verdicts, "judge_many", killed_after_one)
+    monkeypatch.setattr(judge, "judge_many", killed_after_one)
     with pytest.raises(KeyboardInterrupt):
         run_all(jobs, journal=tmp_path / "a.untested")
     found = run_all(jobs, journal=tmp_path / "a.untested")
