@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 
 import pytest
 
-import eval.execution.judge as judge
 from eval.verdicts import add_verdicts, pass_at_1, run_all
 from moe.data.rows import Row
 from moe.files import write_json_lines
@@ -72,6 +72,7 @@ def test_a_file_without_tests_stays_as_it_is(tmp_path):
 
 def test_verdicts_go_on_behind_those_that_are_noted(tmp_path, monkeypatch):
     jobs = [Row(language="python", references=(GOOD,), tests=TESTS, answer=answer) for answer in (GOOD, WRONG, "")]
+    judge = importlib.import_module("eval.execution.judge")  # the package has a function of this name
     judge_many, judged = judge.judge_many, []
 
     def killed_after_one(listed):
