@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from kernels import custom_ops  # noqa: F401  # registers the operators
 from moe.config import ModelConfig
 from moe.model import Transformer
+from moe.training.interrupt import DelayedInterrupt
 from moe.training.stages import is_expert, is_router
 
 TOKENS = 512  # length of the text that operations are counted on
@@ -62,7 +63,8 @@ def count_flops(model: Transformer, length: int) -> int:
         operators.delta_experts: _delta_flops,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,  # torch counts the GPU's
     }
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+    # An exception of a signal's handler that passes through torch's dispatcher would abort the process.
+    with DelayedInterrupt(lambda: None), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         model(tokens)
     return counter.get_total_flops()
 

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from moe.config import ModelConfig
 from moe.losses import token_losses
 from moe.model import Transformer
+from moe.training.interrupt import DelayedInterrupt
 from moe.training.stages import is_expert, is_router
 
 GIB = 2**30
@@ -115,7 +116,7 @@ def training_step(model: Transformer, tokens: int, activation_checkpointing: boo
 
 def count_step(model: Transformer, tokens: int, activation_checkpointing: bool) -> int:
     """Most bytes that are live at once in a :func:`training_step`, gradients included, weights not."""
-    with LiveBytes() as live:
+    with DelayedInterrupt(lambda: None), LiveBytes() as live:  # handlers may not raise inside the dispatcher
         live.hold(model.parameters())
         training_step(model, tokens, activation_checkpointing)
     return live.peak

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from eval.cost import count_flops, model_cost
 from moe.config import ModelConfig
 from moe.model import Transformer
+from moe.training.interrupt import Interrupted, raised_signals
 
 CONFIG = ModelConfig(vocab_size=97, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, hidden_dim=48, max_seq_len=64)
 DELTA = {"expert_form": "delta", "shared_rank": 3}
@@ -92,3 +94,12 @@ def test_a_large_model_takes_no_memory():
     cost = model_cost(config)
     assert cost.parameters == 7_241_732_096  # Mistral-7B
     assert 2 * 7.1e9 < cost.flops_per_token < 2 * 7.4e9
+
+
+def test_a_signal_waits_until_operations_are_counted():
+    model, ran = Transformer(CONFIG), []
+    model.register_forward_pre_hook(lambda *_: signal.raise_signal(signal.SIGTERM))
+    model.register_forward_hook(lambda *_: ran.append(True))
+    with pytest.raises(Interrupted), raised_signals():
+        count_flops(model, 4)
+    assert ran
