@@ -1,4 +1,4 @@
-"""Experts of mixtures on disk, taken away or put together; what they compute does not change."""
+"""Experts of mixtures taken away, put together, or one more; what the others compute does not change."""
 
 # E experts, D model dim, r rank
 
@@ -7,19 +7,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from checkpoints.formats import Checkpoint
 from checkpoints.formats.delta import DeltaCheckpoint, read_reference
 from checkpoints.formats.names import flat_name
+from checkpoints.formats.parameters import meta_model, require_complete, set_parameter
 from checkpoints.formats.peft import MODULES, Adapter, LowRankPair
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.storage.writer import renamed
 from checkpoints.transforms.adapters import adapter_folders, adapter_tensors
+from checkpoints.transforms.initialize import Initialization, new_tensors
 from checkpoints.transforms.merge import expert_names
 from checkpoints.transforms.rewrite import Source
 from moe.config import ModelConfig
 from moe.errors import UserError
+from moe.languages import get_language
+from moe.model import Transformer
 from moe.training.stages import is_router
 
 
@@ -111,3 +116,62 @@ def _as_adapter(source: DeltaCheckpoint, expert: int | None) -> Adapter:
         for number in MODULES.values():
             pairs[layer, number] = LowRankPair(next(tensors), next(tensors), source.config.delta_scale)
     return Adapter(source.path, pairs, str(source.base.path))
+
+
+def grown_config(config: ModelConfig, language: str) -> ModelConfig:
+    """The config of a mixture with one more expert.
+
+    Raises:
+        UserError: a dense model, experts without languages, or a language that has one.
+    """
+    if not config.is_moe or not config.expert_languages:
+        raise UserError("the base has no experts that are named by languages; give a finished run of train.py")
+    if language in config.expert_languages:
+        raise UserError(
+            f"the base has an expert for {language} already; its experts: {' '.join(config.expert_languages)}"
+        )
+    languages = (*config.expert_languages, get_language(language).key)
+    return replace(config, num_experts=len(languages), expert_languages=languages)
+
+
+@torch.no_grad()
+def grown_model(mixture: Transformer, language: str, seed: int, own: Mapping[str, StoredTensor]) -> Transformer:
+    """A mixture with one more expert, the last; it shares the memory of all other weights of ``mixture``.
+
+    A delta starts with a random A and B = 0, at what the shared delta alone computes; a full expert as the mean of the
+    others. The new row of the routers is zero until it is fitted.
+
+    Args:
+        own: deltas and routers as they are on disk, which ``mixture`` may hold in a narrower dtype.
+
+    Raises:
+        UserError: see :func:`grown_config`.
+    """
+    model = meta_model(grown_config(mixture.config, language))
+    start = Initialization(seed)
+    layers = range(model.config.n_layers)
+    new = {t.name: t for layer in layers for t in new_tensors(model.config, layer, start, torch.float32)}
+    for name, parameter in mixture.named_parameters():
+        value = own[name].read().to(parameter.device) if name in own else parameter.detach()
+        if is_router(name):
+            value = torch.cat((value, torch.zeros_like(value[:1])))
+        elif ".expert_deltas." in name:
+            value = torch.cat((value, new[name].read()[-1:].to(value)))
+        elif ".experts." in name:
+            value = torch.cat((value, value.mean(0, keepdim=True)))
+        set_parameter(model, name, value)
+    require_complete(model)
+    return model
+
+
+def changed_experts(before: Transformer, after: Transformer, own: Mapping[str, StoredTensor]) -> list[str]:
+    """The parameters of a mixture that :func:`grown_model` and training should have kept, and did not, bit by bit."""
+    changed = []
+    for name, parameter in before.named_parameters():
+        value = own[name].read().to(parameter.device) if name in own else parameter.detach()
+        found: Tensor = after.get_parameter(name)
+        if found.shape != value.shape:
+            found = found[: len(value)]
+        if not torch.equal(found, value):
+            changed.append(name)
+    return changed
