@@ -40,6 +40,7 @@ def test_old_experts_do_not_change(runs):
     assert learned and all((p[-1] != 0).any() and not torch.equal(p[-1], p[0]) for p in learned)
 
 
+@pytest.mark.parametrize("runs", ["delta"], indirect=True)
 def test_the_run_is_a_run_like_any_other(runs):
     results = json.loads((runs / "new" / "results.json").read_text())
     before, after = (results[f"scores of {name}"]["scores"]["test"] for name in ("base", "mixture"))
@@ -48,6 +49,7 @@ def test_the_run_is_a_run_like_any_other(runs):
     assert "write code with it" in train("--resume", runs / "new").stdout
 
 
+@pytest.mark.parametrize("runs", ["delta"], indirect=True)
 def test_an_interrupted_one_ends_as_an_undisturbed_one(runs, monkeypatch):
     step = Trainer.train_step
 
@@ -66,6 +68,7 @@ def test_an_interrupted_one_ends_as_an_undisturbed_one(runs, monkeypatch):
         assert torch.equal(parameter, other.get_parameter(name)), name
 
 
+@pytest.mark.parametrize("runs", ["delta"], indirect=True)
 def test_mistakes(runs, tmp_path):
     for arguments, message in (
         (("--add-language", "java"), "--add-language LANGUAGE and --to RUN go together"),
