@@ -27,7 +27,15 @@ from checkpoints.progress import lasting_output, make_console, say
 from checkpoints.proof import prove
 from checkpoints.runs.directory import RunDirectory, resume_command
 from checkpoints.runs.fingerprints import check_inputs, run_fingerprints
-from checkpoints.runs.models import load_base, make_adapter, make_mixture, steps_of_epochs, write_model
+from checkpoints.runs.models import (
+    gaining_config,
+    load_base,
+    make_adapter,
+    make_mixture,
+    steps_of_epochs,
+    stored_deltas,
+    write_model,
+)
 from checkpoints.runs.preflight import (
     base_config,
     check_data,
@@ -42,6 +50,7 @@ from checkpoints.runs.preflight import (
     validation_pairs,
 )
 from checkpoints.runs.staged_run import StagedRun
+from checkpoints.transforms.experts import changed_experts
 from eval.evaluate import Evaluation
 from eval.reporting.display import TrainingMonitor
 from eval.reporting.metrics import TRACKERS, check_tracker
@@ -148,7 +157,9 @@ def make_experts(
     changed = check_inputs(directory, fingerprints, arguments.accept_new_data)
     if changed:
         say(console, f"warning: goes on with another {', '.join(changed)}; all models are scored anew")
-    if base.config.is_moe:
+    if config.new_language:
+        say(console, f"it gains an expert for {config.new_language}; nothing else of it changes")
+    elif base.config.is_moe:
         say(console, "it is a mixture: its experts and routers are trained further, and there is no dense baseline")
     cache = (directory.path / "tokens", [fingerprints["training data"], fingerprints["tokenizer"]])
     encoded = encode_pairs(
@@ -174,7 +185,7 @@ def make_experts(
 
     # 4. Upcycle: every feed-forward becomes one expert per language; nothing changes yet, and that is proved.
     model = make_mixture(base.model, config)
-    if "proof" not in directory.results:
+    if "proof" not in directory.results and not config.new_language:
         proof = prove(base.model, model, base.tokenizer)
         size = count_parameters(model) / 1e6
         where = describe_layers(model.config)
@@ -183,18 +194,23 @@ def make_experts(
             say(console, "warning: the mixture is not the dense model at the start, as it should be up to rounding")
         directory.note("proof", proof.to_json())
 
-    # 5. Route: the router's start, from documents that no stage trains on.
-    if not directory.has_state("mix") and not base.config.is_moe:
+    # 5. Route: the router's start, from documents that no stage trains on. One more expert is one more row.
+    if config.new_language or not (directory.has_state("mix") or base.config.is_moe):
         accuracy = fit_router(model, batches, trained, config)
         shares = " ".join(f"{share:.1%}" for share in accuracy)
         say(console, f"router fitted: held-out tokens sent to their language: {shares}")
         directory.note("router_accuracy", accuracy)
 
     # 6. Branch: a short start with each token on the expert of its language.
+    if config.new_language:
+        examples = {config.new_language: encoded.examples[config.new_language]}
+        batches = MixedBatches(examples, config.tokens_per_batch, config.seed)
     stages.train(model, "branch", batches)
 
     # 7. Mix: learned top-k routing with balance loss and z-loss.
     say(console, stages.train(model, "mix", batches, validation))
+    if config.new_language and (changed := changed_experts(base.model, model, stored_deltas(config))):
+        raise AssertionError(f"training changed {', '.join(changed)}")
 
     # 8. Score the mixture and write it.
     mixture = replace(base, model=model, config=model.config, path=directory.path / "model")
@@ -234,9 +250,23 @@ def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunCon
         parser.error(f"--name is {arguments.name!r}, expected a plain name; --runs DIR says where it goes")
     if arguments.accept_new_data and not arguments.resume:
         parser.error("--accept-new-data goes with --resume DIR; a new run takes the data as they are")
+    if bool(arguments.add_language) != bool(arguments.to):
+        parser.error("--add-language LANGUAGE and --to RUN go together: the language, and the run that gains it")
+    if not arguments.resume and arguments.to:
+        if arguments.config or arguments.preset:
+            parser.error("--to RUN takes the settings of that run; leave --config and --preset out")
+        config = gaining_config(Path(arguments.to), arguments.add_language, given_settings(arguments))
+        return None, config, config.without_effect(given_settings(arguments))
     if not arguments.resume:
         return None, *read_settings(arguments)
-    others = (arguments.config, arguments.preset, arguments.name, arguments.epochs)
+    others = (
+        arguments.add_language,
+        arguments.to,
+        arguments.config,
+        arguments.preset,
+        arguments.name,
+        arguments.epochs,
+    )
     if any(others) or not given_settings(arguments).keys() <= set(ADJUSTABLE):
         free = " ".join(flag_of(name) for name in ADJUSTABLE)
         parser.error(f"--resume continues with the run's own settings and name; leave the others out (but {free})")
@@ -263,6 +293,10 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog=script_command("train"), description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--name", help="name of the run's directory (default: the preset and the time)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept")
+    parser.add_argument(
+        "--add-language", metavar="LANGUAGE", default="", help="train one more expert, on a finished run: --to RUN"
+    )
+    parser.add_argument("--to", metavar="RUN", default="", help="the run whose mixture gains it; its settings are kept")
     parser.add_argument("--resume", metavar="DIR", help="continue an interrupted run")
     parser.add_argument(
         "--accept-new-data", action="store_true", help="resume though data or base changed, and score all models anew"

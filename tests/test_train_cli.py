@@ -29,7 +29,7 @@ from tests.train_command import CONTEXT, SMALL, train
 def finished(tmp_path_factory):
     """A whole run of the embedded default with everything made small."""
     runs = tmp_path_factory.mktemp("runs")
-    done = train("--runs", runs, "--name", "small", *SMALL)
+    done = train("--runs", runs, "--name", "small", *SMALL, judge=True)
     return runs / "small", done.stdout
 
 
@@ -95,7 +95,7 @@ def test_answers_go_into_the_commands_that_score_them(finished, capsys, tmp_path
 def test_missing_toolchains_fail_nothing(tmp_path, monkeypatch):
     which = shutil.which
     monkeypatch.setattr(toolchains.shutil, "which", lambda tool, *more: None if tool == "g++" else which(tool, *more))
-    done = train("--runs", tmp_path, "--name", "bare", *CONTEXT, "--no-baseline")
+    done = train("--runs", tmp_path, "--name", "bare", *CONTEXT, "--no-baseline", judge=True)
     assert "test: no cpp tests were run: g++ not found on the path" in done.stdout
     rows = json.loads((tmp_path / "bare" / "results.json").read_text())["tests of mixture"]["test"]
     assert rows["cpp"]["tested"] == 0 and rows["python"]["tested"] == 1

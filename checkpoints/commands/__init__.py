@@ -10,6 +10,7 @@ def registry() -> tuple[ModuleType, ...]:
     from checkpoints.commands import (
         adapters,
         collapse,
+        compose,
         convert,
         diff,
         extract,
@@ -17,8 +18,12 @@ def registry() -> tuple[ModuleType, ...]:
         merge,
         quantize,
         relink,
+        remove_language,
         upcycle,
         verify,
     )
 
-    return (inspect, upcycle, merge, extract, adapters, collapse, convert, quantize, diff, verify, relink)
+    return (
+        *(inspect, upcycle, merge, extract, adapters, remove_language, compose),
+        *(collapse, convert, quantize, diff, verify, relink),
+    )

@@ -5,17 +5,24 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.config_json import ROUTER_KEYS
+from checkpoints.formats.delta import is_delta, open_delta
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_io import LoadedModel, load_model, save_model
+from checkpoints.runs.directory import RunDirectory
+from checkpoints.runs.finished import model_of
 from checkpoints.runs.preflight import given_template, require_tokenizer
 from checkpoints.runs.staged_run import StagedRun
+from checkpoints.storage.safetensors_file import StoredTensor
+from checkpoints.transforms.experts import grown_model
 from checkpoints.transforms.rewrite import merge_directory
 from checkpoints.transforms.upcycle import continued_model, upcycle_model
 from moe.config import parse_layers
@@ -23,6 +30,7 @@ from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.pairs import Pair
 from moe.errors import UserError
 from moe.experts import widen_trainable
+from moe.languages import get_language
 from moe.model import Transformer
 from moe.training.config import TINY, RunConfig
 from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokenizer
@@ -90,8 +98,10 @@ def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int
 def make_mixture(dense: Transformer, config: RunConfig) -> Transformer:
     """One expert per language; computes what ``dense`` does, with which it shares the memory of frozen weights.
 
-    A base that is a mixture already keeps its experts and routers.
+    A base that is a mixture already keeps its experts and routers, and gains one for ``new_language``.
     """
+    if config.new_language:
+        return grown_model(dense, config.new_language, config.seed, stored_deltas(config))
     if dense.config.is_moe:
         weights = {name: getattr(config, name) for name in ("balance_loss_weight", "z_loss_weight")}
         return continued_model(dense, config.languages, **weights)
@@ -99,6 +109,35 @@ def make_mixture(dense: Transformer, config: RunConfig) -> Transformer:
         dense, config, config.languages, config.expert_form, config.num_experts_per_tok, config.expert_rank,
         config.shared_rank,
     )  # fmt: skip
+
+
+def gaining_config(run: Path, language: str, given: Mapping[str, Any]) -> RunConfig:
+    """Settings with which a finished run's mixture gains an expert for ``language``: the run's own, but for ``given``.
+
+    Raises:
+        UserError: ``run`` is not finished, has the language already, or ``given`` changes what its mixture fixes.
+    """
+    config, path = RunDirectory.resume(run).config, model_of(run)
+    fixed = {"base", "template", "languages", "new_language", "expert_form", "moe_layers", "expert_rank", "shared_rank"}
+    fixed |= {"num_experts_per_tok", "router_context", "router_layers", "router_half_life", "delta_scale", "baseline"}
+    if wrong := sorted(fixed & given.keys()):
+        raise UserError(f"{wrong[0]} is the mixture's, which gains an expert as it is; leave it out")
+    language = get_language(language).key
+    if language in config.languages:
+        raise UserError(f"{run} has an expert for {language} already; its languages: {' '.join(config.languages)}")
+    grown: dict[str, Any] = {
+        "base": str(path.absolute()),
+        "languages": (*config.languages, language),
+        "new_language": language,
+    }
+    grown |= {"template": "auto", "baseline": False, "merge": False, "chat_base": False, "pretrain_steps": 0}
+    return replace(config, **{**grown, **given})
+
+
+def stored_deltas(config: RunConfig) -> Mapping[str, StoredTensor]:
+    """Deltas and routers of the run's base as they are on disk; empty for a base of another form."""
+    path = resolve_model_path(config.base)
+    return open_delta(path).tensors if is_delta(path) else {}
 
 
 def make_adapter(dense: Transformer, config: RunConfig) -> Transformer:
@@ -141,6 +180,8 @@ def write_model(loaded: LoadedModel, base: LoadedModel, config: RunConfig) -> No
     base_id = None if config.base_id == "auto" else config.base_id
     if not loaded.path.exists():
         reference = base.path if loaded.config.is_delta else None
+        if reference is not None and is_delta(reference):
+            reference = open_delta(reference).base.path
         save_model(
             loaded.model, loaded.tokenizer, loaded.path, template=loaded.template, base=reference, base_id=base_id
         )

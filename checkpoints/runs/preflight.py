@@ -10,9 +10,11 @@ from checkpoints.formats import open_checkpoint
 from checkpoints.formats.delta import is_delta
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template, require_fit
 from checkpoints.formats.smollm2 import resolve_model_path
+from checkpoints.model_io import read_config
 from checkpoints.runs.state import KEPT
 from checkpoints.storage.files import DiskUsage, free_bytes, require_free_space
 from checkpoints.storage.writer import SMALL_FILES_BYTES
+from checkpoints.transforms.experts import grown_config
 from checkpoints.transforms.upcycle import continued_config, upcycled_config
 from moe.config import ALL_LAYERS, ModelConfig, parse_layers
 from moe.data.prompt import encode_prompt, stop_ids
@@ -98,6 +100,8 @@ def base_config(config: RunConfig) -> ModelConfig:
 
 def _checked_base(config: RunConfig) -> ModelConfig:
     path = resolve_model_path(config.base)
+    if config.new_language:
+        return read_config(path)
     checkpoint = None if is_delta(path) else open_checkpoint(path)
     if checkpoint is None or (checkpoint.config.is_moe and config.expert_form != "full"):
         remedy = "" if checkpoint is None else ", or add --expert-form full to train its experts further"
@@ -127,6 +131,8 @@ def given_template(config: RunConfig) -> str | None:
 
 def mixture_config(config: RunConfig, base: ModelConfig) -> ModelConfig:
     """Sizes of the mixture that the run makes of ``base``."""
+    if config.new_language:
+        return grown_config(base, config.new_language)
     if base.is_moe:
         return continued_config(base, config.languages)
     return upcycled_config(

@@ -32,6 +32,7 @@ def fitted_gates(
     config: ModelConfig,
     seed: int = 0,
     deltas: Mapping[str, StoredTensor] | None = None,
+    template: str | None = None,
 ) -> tuple[dict[int, Tensor], list[float]]:
     """Fits each layer's router on prompts with solutions whose language is known.
 
@@ -42,6 +43,7 @@ def fitted_gates(
         pairs: by language, in the order of the experts.
         config: of the mixture.
         deltas: its deltas by parameter name; None where they change nothing yet.
+        template: of the prompts; None takes the base's own.
 
     Returns:
         The routers [E, D] by layer, and the share of held-out tokens that each sends to its language, in that order.
@@ -49,7 +51,7 @@ def fitted_gates(
     Raises:
         UserError: the base has no tokenizer, or no pair of a language fits into a batch.
     """
-    loaded = load_model(base.path)
+    loaded = load_model(base.path, template=template)
     if loaded.tokenizer is None:
         raise UserError(f"{base.path} has no tokenizer, so no prompt can be read; give --router random")
     longest = min(TOKENS_PER_BATCH, base.config.max_seq_len)

@@ -100,7 +100,7 @@ class Rewrite:
         tokenizer = None if carried else checkpoint_tokenizer(base)
         known = tokenizer
         if template is None and TEMPLATE_FILE not in found:
-            template, known = _own_template(source, tokenizer)
+            template, known = own_template(source, tokenizer)
         elif template is not None and carried:
             known = checkpoint_tokenizer(base)
         if known is not None and template is not None and (carried and (self.template or template == OWN)):
@@ -210,7 +210,7 @@ def source_files(source: Source) -> list[Path]:
     return files
 
 
-def _own_template(source: Source, tokenizer: Tokenizer | None) -> tuple[str | None, Tokenizer | None]:
+def own_template(source: Source, tokenizer: Tokenizer | None = None) -> tuple[str | None, Tokenizer | None]:
     """What :func:`find_template` finds, and for which tokenizer; None without one, as such a model takes no prompts."""
     base = dense_part(source)
     places: list[tuple[Path, Mapping[str, Any]]] = [(base.directory, base.settings)]

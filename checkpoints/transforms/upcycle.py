@@ -249,17 +249,21 @@ def upcycle_directory(
         base_id=base_id,
     )
     if config.is_delta:
-        _write_delta(rewrite, base, target, with_base, options)
+        write_delta(rewrite, base, target, with_base, options)
     else:
         write_rewritten(rewrite, target, options)
 
 
-def _write_delta(rewrite: Rewrite, base: Checkpoint, target: Path, with_base: bool, options: OutputOptions) -> None:
-    """Writes a delta directory, which refers to its base or contains a copy of it."""
+def write_delta(rewrite: Rewrite, base: Checkpoint, target: Path, with_base: bool, options: OutputOptions) -> None:
+    """Writes a delta directory, which refers to its base or contains a copy of it.
+
+    Raises:
+        UserError: the target exists, or the disk is too small.
+    """
     documents, files, ids = rewrite.small_parts()
     copied = sum(path.stat().st_size for path in base.weight_files) if with_base else 0
     needed = rewrite.nbytes + copied + SMALL_FILES_BYTES
-    with new_directory(target, options.force, needed, options.disk_free, source_files(base)) as temporary:
+    with new_directory(target, options.force, needed, options.disk_free, source_files(rewrite.source)) as temporary:
         if with_base:
             reference = copy_base(base, temporary / "base").to_json(temporary)
             reference["path"] = str((target / "base").absolute())

@@ -32,6 +32,8 @@ def routing_faults(table: torch.Tensor, languages: Sequence[str]) -> list[str]:
     names = languages if experts == len(languages) else [str(number) for number in range(experts)]
     if len(languages_seen) > 1 and (languages_seen.min(0).values > COLLAPSED).any():
         return ["the router sends all languages to one expert"]
+    if len(languages_seen) < len(table):  # the experts of the others have nothing to do
+        return []
     return [
         f"expert {name} starves, with less than {STARVED / experts:.0%} of the gate weight"
         for name, share in zip(names, languages_seen.mean(0).tolist())

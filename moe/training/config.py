@@ -79,6 +79,7 @@ class RunConfig:
     )
     allow_leaks: bool = setting(False, "go on when test pairs are in train, word for word")
     languages: tuple[str, ...] = setting(DEFAULT_LANGUAGES, "one expert for each of these languages")
+    new_language: str = setting("", "the one of them that a finished mixture gains; see --add-language")
     train_pairs: int = setting(0, "training pairs per language, 0 for all there are")
     max_tokens: int = setting(1024, "longest example, in tokens; longer ones are left out and counted")
     tokens_per_batch: int = setting(4096, "tokens of one packed batch")
@@ -196,6 +197,8 @@ class RunConfig:
             raise UserError(f"languages names one twice: {' '.join(self.languages)}")
         for language in self.languages:
             get_language(language)
+        if self.new_language and self.new_language != self.languages[-1]:
+            raise UserError(f"new_language is {self.new_language!r}, expected the last of languages")
         parse_fields(self.fields)
         parse_layers(self.moe_layers)
         if self.expert_form not in EXPERT_FORMS:

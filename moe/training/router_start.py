@@ -31,7 +31,9 @@ WEIGHT_PENALTY = 1e-4
 ITERATIONS, FILTER_ITERATIONS = 100, 60  # of L-BFGS, at most; a filter's cost ten times as much
 
 
-def fit_routers(model: Transformer, batches: Sequence[Batch], held_out: int, seed: int = 0) -> list[float]:
+def fit_routers(
+    model: Transformer, batches: Sequence[Batch], held_out: int, seed: int = 0, last_row: bool = False
+) -> list[float]:
     """Sets every router of ``model`` from language-labelled batches.
 
     Experts are forced by language while states are collected. Where the first sparse layer decides for all, the layers
@@ -40,6 +42,7 @@ def fit_routers(model: Transformer, batches: Sequence[Batch], held_out: int, see
     Args:
         batches: packed batches; token languages are the labels, expert i is language i.
         held_out: how many of the last batches only measure.
+        last_row: fit the row of the last expert beside the others, which stay as they are.
 
     Returns:
         for each router, in order, the share of held-out learned tokens that it sends to their language.
@@ -53,7 +56,7 @@ def fit_routers(model: Transformer, batches: Sequence[Batch], held_out: int, see
     # A filter needs whole sequences of each layer's states, so its layers take turns.
     filters = model.config.router_context == "filter"
     for group in [[layer] for layer in layers] if filters else [layers]:
-        for layer, weight in _fit(model, fitted, group, seed).items():
+        for layer, weight in _fit(model, fitted, group, seed, last_row).items():
             with torch.no_grad():
                 model.get_parameter(f"layers.{layer}.feed_forward.gate.weight").copy_(weight)
     right, total = dict.fromkeys(layers, 0), 0
@@ -78,10 +81,12 @@ def fit_router(model: Transformer, batches: MixedBatches, first: int, config: Ru
         chosen.append(batches[first + len(chosen)])
         documents += len(chosen[-1].documents)
     chosen += [batches[first + len(chosen) + i] for i in range(HELD_OUT_BATCHES)]
-    return fit_routers(model, chosen, HELD_OUT_BATCHES, config.seed)
+    return fit_routers(model, chosen, HELD_OUT_BATCHES, config.seed, bool(config.new_language))
 
 
-def _fit(model: Transformer, batches: Sequence[Batch], layers: Sequence[int], seed: int) -> dict[int, Tensor]:
+def _fit(
+    model: Transformer, batches: Sequence[Batch], layers: Sequence[int], seed: int, last_row: bool
+) -> dict[int, Tensor]:
     """The weights [E, D] of some layers' routers."""
     config = model.config
     filters = config.router_context == "filter"
@@ -102,8 +107,11 @@ def _fit(model: Transformer, batches: Sequence[Batch], layers: Sequence[int], se
         return _decide(model, lengths, logits) if filters else logits
 
     y, steps = torch.cat(labels), FILTER_ITERATIONS if filters else ITERATIONS
+    gates = {layer: model.get_parameter(f"layers.{layer}.feed_forward.gate.weight").detach() for layer in layers}
+    kept = {layer: gate[: len(gate) - 1 if last_row else 0] for layer, gate in gates.items()}
     return {
-        layer: _logistic(torch.cat(parts), y, config.num_experts, decide, steps) for layer, parts in features.items()
+        layer: _logistic(torch.cat(parts), y, config.num_experts, decide, steps, kept[layer])
+        for layer, parts in features.items()
     }
 
 
@@ -152,26 +160,31 @@ def _router_inputs(model: Transformer, batch: Batch, layers: Sequence[int]) -> d
 
 
 def _logistic(
-    x: Tensor, y: Tensor, classes: int, decide: Callable[[Tensor], Tensor], iterations: int = ITERATIONS
+    x: Tensor, y: Tensor, classes: int, decide: Callable[[Tensor], Tensor], iterations: int, kept: Tensor
 ) -> Tensor:
     """Multinomial logistic regression without intercept: x [N, D], y [N] int64 -> [E, D] float32.
 
-    ``decide`` turns token logits [N, E] into the logits that are compared with y.
+    ``decide`` turns token logits [N, E] into the logits that are compared with y. The first rows of the result are
+    those ``kept`` [<E, D].
     """
     x = x.double()
+    given = x @ kept.double().T  # [N, <E]
     moment = x.T @ x / len(x)  # [D, D]
     moment.diagonal().add_(SHRINKAGE * moment.diagonal().mean())
     factor = torch.linalg.cholesky(moment)
     white = torch.linalg.solve_triangular(factor, x.T, upper=False).T  # [N, D]
-    weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
+    weight = torch.zeros(classes - len(kept), x.shape[1], dtype=x.dtype, device=x.device, requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = F.cross_entropy(decide(white @ weight.T), y) + WEIGHT_PENALTY * weight.pow(2).sum()
+        loss = (
+            F.cross_entropy(decide(torch.cat((given, white @ weight.T), -1)), y) + WEIGHT_PENALTY * weight.pow(2).sum()
+        )
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return torch.linalg.solve_triangular(factor.T, weight.detach().T, upper=True).T.float()
+    fitted = torch.linalg.solve_triangular(factor.T, weight.detach().T, upper=True).T.float()
+    return torch.cat((kept.float(), fitted))

@@ -84,11 +84,16 @@ def is_router(name: str) -> bool:
 
 
 def choose_trainable(
-    model: Transformer, stage: str, mix_trains_experts: bool = False, moe_layers: Collection[int] | None = None
+    model: Transformer,
+    stage: str,
+    mix_trains_experts: bool = False,
+    moe_layers: Collection[int] | None = None,
+    one_expert: bool = False,
 ) -> dict[str, nn.Parameter]:
     """Freezes all but the parameters that ``stage`` trains; returns those by name.
 
-    ``moe_layers`` limits which feed-forwards of a dense model are trained as the baseline of full experts.
+    ``moe_layers`` limits which feed-forwards of a dense model are trained as the baseline of full experts. With
+    ``one_expert`` neither routers nor the shared delta learn (the trainer holds the other experts).
     """
     dense = not (model.config.is_moe or model.config.is_delta)
 
@@ -97,6 +102,8 @@ def choose_trainable(
             return True
         if stage == "adapter" and dense:
             return ".feed_forward." in name and (moe_layers is None or int(name.split(".")[1]) in moe_layers)
+        if one_expert:
+            return is_expert(name) and ".shared_delta." not in name
         if stage == "mix":
             return is_router(name) or (mix_trains_experts and is_expert(name))
         return is_expert(name)

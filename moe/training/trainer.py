@@ -166,8 +166,10 @@ class Trainer:
         self.model, self.stage, self.batches, self.config = model, stage, batches, config
         self.languages = tuple(languages)
         layers = parse_layers(config.moe_layers, model.config.n_layers)
-        self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts, layers)
-        self.optimizer = make_optimizer(self.parameters, config.weight_decay, stage)
+        self.one_expert = bool(config.new_language)  # the last one learns, all else stays as it is to the last bit
+        self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts, layers, self.one_expert)
+        # Without a gradient and without weight decay AdamW leaves the other experts as they are.
+        self.optimizer = make_optimizer(self.parameters, 0.0 if self.one_expert else config.weight_decay, stage)
         self.names = parameter_names(self.optimizer, self.parameters)
         self.flops_per_token = training_flops(model, self.parameters)
         self.step = 0
@@ -242,6 +244,9 @@ class Trainer:
         sums = _Sums(len(self.languages), len(self.chosen), self.model.config.num_experts, self.model.device)
         for batch in batches:
             self._micro_batch(batch, learned, sums)
+        for parameter in self.parameters.values() if self.one_expert else ():
+            assert parameter.grad is not None
+            parameter.grad[:-1] = 0.0
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or float("inf"))
         losses, tokens, balance, z, gradient_norm, routing = sums.read(norm)
         loss, table = sum(losses) / sum(tokens), routing.sum(0)  # table [G, E]
