@@ -57,6 +57,8 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
         "Each is also a --set NAME=VALUE and a line of a TOML file. Presets change some of the defaults."
     )
     for item in fields(RunConfig):
+        if not item.metadata.get("flag", True):  # set by another flag
+            continue
         kind, flag = kinds[item.name], flag_of(item.name)
         if "group" in item.metadata:
             group, about = parser.add_argument_group(f"{item.metadata['group']} settings", about), None

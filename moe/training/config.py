@@ -43,7 +43,7 @@ RENAMED = {
 
 
 def setting(default: Any, help: str, **options: Any) -> Any:
-    """A dataclass field with its help text; ``group`` opens a group of settings, which goes on to the next one."""
+    """A dataclass field with its help text; ``group`` opens a group of settings, ``flag=False`` has none of its own."""
     return field(default=default, metadata={"help": help, **options})
 
 
@@ -79,7 +79,7 @@ class RunConfig:
     )
     allow_leaks: bool = setting(False, "go on when test pairs are in train, word for word")
     languages: tuple[str, ...] = setting(DEFAULT_LANGUAGES, "one expert for each of these languages")
-    new_language: str = setting("", "the one of them that a finished mixture gains; see --add-language")
+    new_language: str = setting("", "the one of them that the base, a finished mixture, gains", flag=False)
     train_pairs: int = setting(0, "training pairs per language, 0 for all there are")
     max_tokens: int = setting(1024, "longest example, in tokens; longer ones are left out and counted")
     tokens_per_batch: int = setting(4096, "tokens of one packed batch")
