@@ -27,7 +27,6 @@ from moe.data.prompt import encode_example, instruction_for
 from moe.errors import UserError
 from moe.tokenizer import Tokenizer
 
-
 EMPTY, AHEAD = 0.05, 32
 
 
@@ -195,7 +194,8 @@ class MixedBatches:
             self._draw()
         if self._length(start) <= room:
             return start
-        best, epochs = None, {}
+        best: tuple[int, int] | None = None
+        epochs: dict[int, int] = {}
         for place in range(start, start + 1 + self._ahead):
             # None goes before one of an earlier pass over the same language.
             passed = self._drawn[2][place] > epochs.setdefault(self._drawn[0][place], self._drawn[2][place])
