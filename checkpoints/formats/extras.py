@@ -108,7 +108,9 @@ def _end_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:
             if not isinstance(index, int) or isinstance(index, bool) or index < 0:
                 raise UserError(f"{directory / name}: eos_token_id is {str(ends)[:80]!r}; expected token ids")
             found.add(index)
-        if name == GENERATION_FILE and (ignored := ignored_generation(settings)):
+        # transformers looks into config.json where there is no generation_config.json.
+        decides = name == GENERATION_FILE or not (directory / GENERATION_FILE).is_file()
+        if decides and (ignored := ignored_generation(settings)):
             warnings.warn(
                 f"{directory / name} asks for {', '.join(ignored)}; answers are written without", Notice, stacklevel=2
             )
