@@ -85,6 +85,9 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     if checkpoint.format == "gguf":
         if "tokenizer.ggml.tokens" not in checkpoint.settings:
             return None
+        if (penalty := checkpoint.settings.get("general.sampling.penalty_repeat", 1)) not in (0, 1):
+            asked = f"asks for general.sampling.penalty_repeat {penalty:g}"
+            warnings.warn(f"{checkpoint.directory} {asked}; answers are written without", Notice, stacklevel=2)
         return tokenizer_from_gguf(checkpoint.settings, rows)
     if any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         tokenizer = load_tokenizer(directory, rows)

@@ -35,8 +35,7 @@ from moe.training.config import RunConfig
 def validate(arguments: argparse.Namespace) -> int:
     """Prints what a directory holds and what is wrong with it; 2 for broken files, 1 where test pairs are in train."""
     splits = list_splits(Path(arguments.directory))
-    if "train" not in splits:
-        raise UserError(f"{arguments.directory}: no split 'train'; splits there: {', '.join(splits) or 'none'}")
+    find_split(Path(arguments.directory), "train")
     fields, broken, leaks = parse_fields(arguments.fields), 0, 0
     benchmarks = Benchmarks([Path(name) for name in arguments.benchmarks]) if arguments.benchmarks else None
     measure = token_counter(arguments.tokenizer) if arguments.tokenizer else None

@@ -271,7 +271,7 @@ def _around(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     for step in _steps(spec.get("post_processor"), "processors"):
         if step["type"] == "TemplateProcessing":
             names = [part["SpecialToken"]["id"] if "SpecialToken" in part else "" for part in step["single"]]
-            place = names.index("")
+            place = names.index("") if "" in names else len(names)
             before, after = [*names[:place], *before], [*after, *names[place + 1 :]]
         elif step["type"] in ("BertProcessing", "RobertaProcessing"):
             before, after = [step["cls"][0], *before], [*after, step["sep"][0]]

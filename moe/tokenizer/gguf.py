@@ -43,6 +43,9 @@ _ADDED = {proto.CONTROL, proto.USER_DEFINED, proto.UNUSED}
 WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "tekken"}
 
 
+_KNOWN = set(
+    "model pre tokens token_type token_type_count scores merges add_bos_token add_eos_token add_space_prefix".split()
+)
 _TURN_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -78,10 +81,18 @@ def tokenizer_from_gguf(fields: Mapping[str, Any], rows: int | None = None) -> T
 
 
 def _refuse_changes(fields: Mapping[str, Any]) -> None:
-    """Raises :class:`UserError` for settings under which text would not come back."""
-    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
-        if fields.get(PREFIX + key):
-            raise UserError(f"{PREFIX}{key} is set; expected nothing: such tokenizers are unsupported")
+    """Raises :class:`UserError` for settings that are not read and may change ids or text, unless they are off."""
+    for key, value in fields.items():
+        name = key.removeprefix(PREFIX)
+        if name != key and name not in _KNOWN and not name.endswith("_token_id") and value:
+            raise UserError(f"{key} is set ({str(value)[:40]}); expected nothing: such tokenizers are unsupported")
+    if fields.get(PREFIX + "add_eos_token"):
+        warnings.warn(
+            f"{PREFIX}add_eos_token would put the end token after each text, also after prompts; they are written "
+            "without",
+            Notice,
+            stacklevel=3,
+        )
 
 
 def _with_rows(
