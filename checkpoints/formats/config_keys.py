@@ -62,7 +62,10 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 # What generation_config.json may ask for that changes even greedy text, and its neutral values.
 GENERATION: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale", "num_beams"), (1,)),
-    **dict.fromkeys(("no_repeat_ngram_size", "min_length", "penalty_alpha"), (0,)),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "penalty_alpha"), (0,)),
+    **dict.fromkeys(("stop_strings", "force_words_ids", "constraints", "forced_decoder_ids", "dola_layers"), ()),
+    "token_healing": (False,),
+    "watermarking_config": (),
     **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "sequence_bias"), ()),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
     "min_new_tokens": (0,),

@@ -85,6 +85,9 @@ def checkpoint_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
     if checkpoint.format == "gguf":
         if "tokenizer.ggml.tokens" not in checkpoint.settings:
             return None
+        if (penalty := checkpoint.settings.get("general.sampling.penalty_repeat", 1)) not in (0, 1):
+            asked = f"asks for general.sampling.penalty_repeat {penalty:g}"
+            warnings.warn(f"{checkpoint.directory} {asked}; answers are written without", Notice, stacklevel=2)
         return tokenizer_from_gguf(checkpoint.settings, rows)
     if any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         tokenizer = load_tokenizer(directory, rows)
@@ -108,7 +111,9 @@ def _end_ids(directory: Path, tokenizer: Tokenizer) -> frozenset[int]:
             if not isinstance(index, int) or isinstance(index, bool) or index < 0:
                 raise UserError(f"{directory / name}: eos_token_id is {str(ends)[:80]!r}; expected token ids")
             found.add(index)
-        if name == GENERATION_FILE and (ignored := ignored_generation(settings)):
+        # transformers looks into config.json where there is no generation_config.json.
+        decides = name == GENERATION_FILE or not (directory / GENERATION_FILE).is_file()
+        if decides and (ignored := ignored_generation(settings)):
             warnings.warn(
                 f"{directory / name} asks for {', '.join(ignored)}; answers are written without", Notice, stacklevel=2
             )

@@ -40,6 +40,7 @@ from moe.data.prompt import OWN
 from moe.errors import UserError
 from moe.hardware import dtype_name
 from moe.tokenizer import Tokenizer
+from moe.tokenizer.classes import settled_files
 
 Source = DeltaCheckpoint | Checkpoint
 
@@ -106,6 +107,8 @@ class Rewrite:
         if known is not None and template is not None and (carried and (self.template or template == OWN)):
             files = with_chat_template(found, known, template)
         documents, contents = small_files(tokenizer, template, files)
+        if carried:
+            contents = settled_files(base.directory, contents)
         ids = original_settings(base) or token_ids(tokenizer)
         if isinstance(source, DeltaCheckpoint):
             names = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -33,11 +33,10 @@ from moe.training.config import RunConfig
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    """Prints what a directory holds and what is wrong with it; 1 where ``train.py`` would refuse it."""
+    """Prints what a directory holds and what is wrong with it; 2 for broken files, 1 where test pairs are in train."""
     splits = list_splits(Path(arguments.directory))
-    if "train" not in splits:
-        raise UserError(f"{arguments.directory}: no split 'train'; splits there: {', '.join(splits) or 'none'}")
-    fields, problems = parse_fields(arguments.fields), 0
+    find_split(Path(arguments.directory), "train")
+    fields, broken, leaks = parse_fields(arguments.fields), 0, 0
     benchmarks = Benchmarks([Path(name) for name in arguments.benchmarks]) if arguments.benchmarks else None
     measure = token_counter(arguments.tokenizer) if arguments.tokenizer else None
     checks: dict[str, Checks] = {}
@@ -57,7 +56,7 @@ def validate(arguments: argparse.Namespace) -> int:
                     else:
                         checks[pair.language].add_held_out(split, pair)
             except UserError as error:
-                problems += 1
+                broken += 1
                 print(f"error: {error}")
         print(f"{split}: {reading.describe()}")
     for language, check in checks.items():
@@ -79,11 +78,11 @@ def validate(arguments: argparse.Namespace) -> int:
         print(f"found: pairs of unknown languages: {names}")
     for check in checks.values():
         for finding in check.findings(tuple(checks)):
-            problems += finding.leak
+            leaks += finding.leak
             print(f"{'error' if finding.leak else 'found'}: {finding.text}")
-    if not problems:
+    if not broken and not leaks:
         print("no errors")
-    return 1 if problems else 0
+    return 2 if broken else 1 if leaks else 0
 
 
 def clean_command(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ _ROWS = 1024  # rows of a table that are turned into objects at once
 # The first bytes of files that are something else, what that is, and what to do.
 _OTHERS = (
     (b"PK\x03\x04", "a zip archive", "unpack it"),
+    (b"\x1f\x8b", "packed twice with gzip", "unpack it once: gunzip FILE"),
+    (b"\x28\xb5\x2f\xfd", "packed twice", "unpack it once"),
     (b"BZh", "packed with bzip2", "unpack it: bunzip2 FILE"),
     (b"\xfd7zXZ", "packed with xz", "unpack it: unxz FILE"),
     (b"7z\xbc\xaf", "a 7z archive", "unpack it"),
@@ -92,7 +95,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             try:
                 found = json.loads(text)
             except (ValueError, RecursionError) as error:
-                hint = ""
+                hint = "; its lines end in CR alone: write them with LF" if "\r{" in text else ""
                 if number == 1 and text.rstrip().endswith(("{", "[", ",")):
                     hint = "; an object over several lines: write each object on one line, or all in one array"
                 raise UserError(f"not JSON ({error}); expected one JSON object on each line{hint}") from error
@@ -108,7 +111,7 @@ def _object(found: Any, where: str) -> dict[str, Any]:
 def _array_items(path: Path) -> Iterator[Any]:
     """The items of a JSON array, one at a time: no more than an item and a piece of the file are in memory."""
     decoder, parse = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder().raw_decode
-    number, text, at, ended = 0, "", 0, False
+    number, text, at, ended, space = 0, "", 0, False, re.compile(r"[ \t\r\n]*")
     with open_unpacked(path) as file:
 
         def more() -> None:
@@ -124,8 +127,7 @@ def _array_items(path: Path) -> Iterator[Any]:
             """The next character that is no white space; empty at the end."""
             nonlocal at
             while True:
-                while at < len(text) and text[at] in " \t\r\n":
-                    at += 1
+                at = space.match(text, at).end()  # type: ignore[union-attr]
                 if at < len(text) or ended:
                     return text[at : at + 1]
                 more()
@@ -204,6 +206,8 @@ def _refuse_others(path: Path, head: bytes) -> None:
     for mark, what, todo in _OTHERS:
         if start.startswith(mark):
             raise UserError(f"{path}: is {what}; {todo}")
+    if head[257:262] == b"ustar":
+        raise UserError(f"{path}: is a tar archive; unpack it")
     if b"\x00" in head:
         raise UserError(f"{path}: is a binary file; {_EXPECTED}")
     first = head.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n")[0].strip()

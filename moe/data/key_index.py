@@ -35,8 +35,8 @@ class KeyIndex:
         wanted = np.array(keys, dtype=np.uint64)
         for stored, numbers in self._sorted:
             first = np.searchsorted(stored, wanted)
-            there = first < len(stored)
-            for start, key in zip(first[there], wanted[there]):
+            there = stored[np.minimum(first, len(stored) - 1)] == wanted
+            for start, key in zip(first[there].tolist(), wanted[there].tolist()):
                 while start < len(stored) and stored[start] == key:
                     found.append(int(numbers[start]))
                     start += 1

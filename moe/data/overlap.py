@@ -7,8 +7,7 @@ import re
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,12 @@ from moe.data.pairs import Pair
 
 SIMILAR = 0.8  # Jaccard similarity of shingles from which code is a near copy
 SHINGLE = 5  # tokens
-# 20 bands of 6 rows find 99.7% of the pairs at similarity 0.8; what they find is then compared exactly.
-BANDS, BAND_ROWS = 20, 6
+# 16 bands of 6 rows find 99.2% of the pairs at similarity 0.8; what they find is then compared exactly.
+BANDS, BAND_ROWS = 16, 6
 GRAM = 13  # words that a pair may not share with a benchmark (Brown et al., 2020, appendix C)
 _SHORT = 6  # words from which a whole text counts where it is shorter than that
 _COMMON = 10  # tasks of a benchmark from which a sequence is boilerplate
-_TOKEN = re.compile(r"\w+|[^\w\s]")
-_WORD = re.compile(r"\w+")
+_LONGEST = 1 << 18  # characters of code that are compared
 
 
 def digest(text: str) -> int:
@@ -86,7 +84,7 @@ class NearCopies:
     """Near copies of code: at least :data:`SIMILAR` of the shingles in common.
 
     Found by MinHash (Broder, 1997) in bands of :data:`BAND_ROWS` and compared exactly. Signatures and shingles are on
-    disk; about 0.2 ms a pair.
+    disk.
     """
 
     def __init__(self) -> None:
@@ -120,52 +118,98 @@ class NearCopies:
         return False
 
 
-_RANDOM = np.random.RandomState(0).randint(0, 1 << 63, (3, BANDS * BAND_ROWS), dtype=np.int64).astype(np.uint64) * 2 + 1
-_SCALES, _SHIFTS, _MIXERS = _RANDOM
-_WITHIN = np.uint64(0x9E3779B97F4A7C15) ** np.arange(SHINGLE, dtype=np.uint64)
-_token_key = lru_cache(1 << 16)(digest)
+_RANDOM = np.random.RandomState(0).randint(0, 1 << 63, 1024, dtype=np.int64).astype(np.uint64) * 2 + 1
+_BYTES, _PLACES, _WITHIN, _MIXERS = _RANDOM[:256], _RANDOM[256:320], _RANDOM[320:336], _RANDOM[512 : 512 + BAND_ROWS]
+_SCALES, _SHIFTS = _RANDOM[768:].astype(np.uint32)[: 2 * BANDS * BAND_ROWS].reshape(2, -1)
+_SPACE, _WORD, _SIGN = range(3)
+_KINDS = np.full(256, _SIGN, dtype=np.uint8)
+_KINDS[[byte for byte in range(256) if byte >= 128 or chr(byte).isalnum() or byte == ord("_")]] = _WORD
+_KINDS[[byte for byte in range(128) if chr(byte).isspace()]] = _SPACE
+_FOREIGN_SPACE, _FOREIGN_SIGN = re.compile(r"[^\S\0-\x7f]"), re.compile(r"[^\w\s\0-\x7f]")
+
+
+def _tokens(text: str, signs: bool) -> np.ndarray:
+    """Hashes of the words (``\\w+``) of a text, and of every other sign where wanted; [T] uint64."""
+    if not text.isascii():
+        text = _FOREIGN_SIGN.sub("?", _FOREIGN_SPACE.sub(" ", text))
+    data = np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8)
+    kinds = _KINDS[data]
+    first = kinds == _WORD
+    first[1:] &= kinds[:-1] != _WORD
+    values = _BYTES[data]
+    if signs:
+        first |= kinds == _SIGN
+        values[kinds == _SPACE] = 0
+    else:
+        values[kinds != _WORD] = 0
+    starts = np.flatnonzero(first)
+    if not len(starts):
+        return np.zeros(0, dtype=np.uint64)
+    places = np.arange(len(data), dtype=np.int32)
+    within = places - np.maximum.accumulate(np.where(first, places, 0))
+    values *= _PLACES[np.minimum(within, len(_PLACES) - 1)]
+    return np.add.reduceat(values, starts)
+
+
+def _windows(tokens: np.ndarray, size: int) -> np.ndarray:
+    """Hashes of every ``size`` tokens in a row; uint64."""
+    count = len(tokens) - size + 1
+    sums = np.zeros(max(count, 0), dtype=np.uint64)
+    for place in range(size if count > 0 else 0):
+        sums += tokens[place : place + count] * _WITHIN[place]
+    return sums ^ (sums >> np.uint64(29))
 
 
 def _shingles(code: str) -> np.ndarray:
     """Hashes of every :data:`SHINGLE` tokens in a row (of all, in shorter code), sorted; uint32."""
-    tokens = np.array([_token_key(token) for token in _TOKEN.findall(code)], dtype=np.uint64)
+    tokens = _tokens(code[:_LONGEST], True)
     if len(tokens) < SHINGLE:
         tokens = np.concatenate((tokens, np.zeros(SHINGLE - len(tokens), dtype=np.uint64)))
-    sums = np.lib.stride_tricks.sliding_window_view(tokens, SHINGLE) @ _WITHIN
-    return np.unique((sums >> np.uint64(32)).astype(np.uint32))
+    found = (_windows(tokens, SHINGLE) >> np.uint64(32)).astype(np.uint32)
+    found.sort()
+    return found[np.concatenate(([True], found[1:] != found[:-1]))]
 
 
 def _band_keys(shingles: np.ndarray) -> list[int]:
     """Keys of which two sets share one with the probability 1 - (1 - J**rows)**bands, J their Jaccard similarity."""
-    hashes = (shingles.astype(np.uint64)[:, None] * _SCALES + _SHIFTS) >> np.uint64(32)  # multiply-shift
-    rows = hashes.min(0) * _MIXERS
-    return np.bitwise_xor.reduce(rows.reshape(BANDS, BAND_ROWS), 1).tolist()
+    least = np.full(BANDS * BAND_ROWS, 0xFFFFFFFF, dtype=np.uint32)
+    for start in range(0, len(shingles), 256):  # a part fits into the processor's cache
+        hashes = shingles[start : start + 256, None] * _SCALES
+        hashes += _SHIFTS
+        np.minimum(least, hashes.min(0), out=least)
+    rows = least.astype(np.uint64).reshape(BANDS, BAND_ROWS) * _MIXERS
+    rows ^= rows >> np.uint64(31)
+    return (rows.sum(1) * np.uint64(0x9E3779B97F4A7C15) + np.arange(BANDS, dtype=np.uint64)).tolist()
 
 
 class Benchmarks:
     """Word sequences of benchmark files; raises :class:`UserError` for files that cannot be read."""
 
     def __init__(self, files: Sequence[Path]):
-        self.grams: set[int] = set()
-        self.tasks = 0
+        self.tasks, found = 0, [np.zeros(0, dtype=np.uint64)]
         for path in files:
             counts: Counter[int] = Counter()
-            for _, found in read_objects(path):
+            for _, task in read_objects(path):
                 self.tasks += 1
-                counts.update({gram for text in _strings(found) for gram in _grams(text)})
-            self.grams |= {gram for gram, count in counts.items() if count < _COMMON}
+                counts.update({gram for text in _strings(task) for gram in _grams(text).tolist()})
+            found.append(np.array([gram for gram, count in counts.items() if count < _COMMON], dtype=np.uint64))
+        self.grams = np.unique(np.concatenate(found))
 
     def touch(self, pair: Pair) -> bool:
         """Whether text or code share :data:`GRAM` words in a row with a task, or are all of a shorter text."""
-        return any(gram in self.grams for text in (pair.text, pair.code) for gram in _grams(text))
+        return any(bool(_among(_grams(text), self.grams).any()) for text in (pair.text, pair.code))
 
 
-def _grams(text: str) -> Iterator[int]:
-    words = _WORD.findall(text.lower())
-    if _SHORT <= len(words) < GRAM:
-        yield digest(" ".join(words))
-    for start in range(len(words) - GRAM + 1):
-        yield digest(" ".join(words[start : start + GRAM]))
+def _among(values: np.ndarray, stored: np.ndarray) -> np.ndarray:
+    """Which values are in a sorted array."""
+    place = np.searchsorted(stored, values)
+    place[place == len(stored)] = 0
+    return stored[place] == values if len(stored) else np.zeros(len(values), dtype=bool)
+
+
+def _grams(text: str) -> np.ndarray:
+    words = _tokens(text.lower(), False)
+    return _windows(words, len(words) if _SHORT <= len(words) < GRAM else GRAM)
 
 
 def _strings(value: Any) -> Iterable[str]:

@@ -71,6 +71,7 @@ class JsonTokenizer(Tokenizer):
         vocab.update(literal)
         plain, alphabet, dummy_prefix = _plain_pipeline(spec, source)
         plain["model"]["vocab"] = {name: index for name, index in vocab.items() if name not in control}
+        plain["model"]["merges"] = [merge for merge in spec["model"]["merges"] if not _makes(merge, control)]
         plain["added_tokens"] = [
             {**token, "lstrip": False, "rstrip": False}
             for token in plain["added_tokens"] or ()
@@ -139,6 +140,12 @@ class JsonTokenizer(Tokenizer):
     def files(self, chat_template: str | None = None) -> dict[str, bytes]:
         """``tokenizer.json`` as it was read and the two files that name the special tokens."""
         return tokenizer_files(self._content, tokenizer_config(self._names, self._roles, {}), chat_template)
+
+
+def _makes(merge: Any, control: Mapping[str, int]) -> bool:
+    """Whether a merge has to do with a token that text may not give."""
+    left, _, right = merge.partition(" ") if isinstance(merge, str) else (merge[0], "", merge[1])
+    return left + right in control or left in control or right in control
 
 
 def _refuse_shared_ids(vocab: Mapping[str, int], added: Mapping[str, int], source: str | Path) -> None:
@@ -229,9 +236,21 @@ def _roles(
     if eos is None:
         raise UserError(f"{source}: no end token is known; name it as eos_token in tokenizer_config.json beside it")
     try:
-        begins = _begins(spec, control, found["bos"])
-    except (TypeError, KeyError, AttributeError, IndexError) as error:
+        before, after = _around(spec)
+    except (TypeError, KeyError, AttributeError, IndexError, ValueError) as error:
         raise UserError(f"{source}: its post_processor is broken ({error!r})") from error
+    begins = found["bos"] is not None and [control.get(name) for name in before] == [found["bos"]]
+    if before and not begins:
+        raise UserError(
+            f"{source}: its post_processor puts {' '.join(before)} before each text; expected nothing or the begin "
+            "token: name it as bos_token in tokenizer_config.json"
+        )
+    if after:
+        warnings.warn(
+            f"{source} would put {' '.join(after)} after each text, also after prompts; they are written without",
+            Notice,
+            stacklevel=2,
+        )
     if add_bos is None:
         add_bos = begins
     elif add_bos != begins:
@@ -245,14 +264,20 @@ def _roles(
     return SpecialTokens(found["bos"], eos, eos if found["pad"] is None else found["pad"], found["unk"], add_bos)
 
 
-def _begins(spec: Mapping[str, Any], control: Mapping[str, int], bos: int | None) -> bool:
-    """Whether the post-processor puts the begin token before a single text."""
+def _around(spec: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The control tokens that the post-processor puts before and after a single text."""
+    before: list[str] = []
+    after: list[str] = []
     for step in _steps(spec.get("post_processor"), "processors"):
-        first = (step.get("single") or [{}])[0] if step["type"] == "TemplateProcessing" else {}
-        name = first["SpecialToken"]["id"] if "SpecialToken" in first else (step.get("cls") or [None])[0]
-        if name is not None and bos is not None and control.get(name) == bos:
-            return True
-    return False
+        if step["type"] == "TemplateProcessing":
+            names = [part["SpecialToken"]["id"] if "SpecialToken" in part else "" for part in step["single"]]
+            place = names.index("") if "" in names else len(names)
+            before, after = [*names[:place], *before], [*after, *names[place + 1 :]]
+        elif step["type"] in ("BertProcessing", "RobertaProcessing"):
+            before, after = [step["cls"][0], *before], [*after, step["sep"][0]]
+        elif step["type"] != "ByteLevel":
+            raise ValueError(f"{step['type']} is unknown")
+    return before, after
 
 
 def _escape(

@@ -99,6 +99,35 @@ def reads_without_prefix(directory: Path) -> bool:
     return kind in ("LlamaTokenizer", "LlamaTokenizerFast") and config.get("add_prefix_space") is False
 
 
+def read_special_names(directory: Path) -> set[str]:
+    """Reads the names of all tokens that transformers takes as special: roles, and lists of further ones."""
+    names: set[object] = set()
+    for file in (SPECIAL_FILE, CONFIG_FILE):
+        content = read_json(directory / file)
+        extra: list[object] = [value for key, value in content.items() if key.endswith("_token")]
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            listed = content.get(key)
+            extra += listed.values() if isinstance(listed, dict) else listed if isinstance(listed, list) else ()
+        names |= {token.get("content") if isinstance(token, dict) else str(token) for token in extra}
+    return {name for name in names if isinstance(name, str)}
+
+
+def refuse_changes(directory: Path) -> None:
+    """Raises :class:`UserError` for settings that change ids and are not read."""
+    config = read_json(directory / CONFIG_FILE)
+    auto = config.get("auto_map")
+    if isinstance(auto, dict) and any(auto.get("AutoTokenizer") or ()):
+        raise UserError(
+            f"{directory / CONFIG_FILE}: auto_map names code of the model's own for its tokenizer; take this key out "
+            "to read the tokenizer's files without it"
+        )
+    if config.get("split_special_tokens"):
+        raise UserError(
+            f"{directory / CONFIG_FILE}: split_special_tokens is true, so that the control tokens of a chat would be "
+            "text; expected false"
+        )
+
+
 def missing_role(role: str, name: str, source: str | Path) -> str:
     """The message for a token with a role that the vocabulary, or the embedding, lacks."""
     what = {"bos": "begin", "eos": "end", "unk": "unknown"}[role]

@@ -15,15 +15,10 @@ from moe.errors import Notice, UserError, did_you_mean
 from moe.tokenizer import sentencepiece_model as proto
 from moe.tokenizer.base import CONTROL_SHAPE, OwnChat, Tokenizer
 from moe.tokenizer.fast import JsonTokenizer
-from moe.tokenizer.pipeline import GPT2_WORDS, byte_level_pipeline, split_words
+from moe.tokenizer.pipeline import GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS, byte_level_pipeline, split_words
 from moe.tokenizer.spm import SentencePieceTokenizer
 
 PREFIX = "tokenizer.ggml."
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LLAMA3_WORDS = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2_WORDS = _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 _TEKKEN_UPPER, _TEKKEN_LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _TEKKEN_WORDS = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_TEKKEN_UPPER}*{_TEKKEN_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_TEKKEN_UPPER}+{_TEKKEN_LOWER}*"
@@ -37,10 +32,10 @@ PRE_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
     "gpt-2": (GPT2_WORDS,),
     "smollm": _DIGIT_WORDS,
     "refact": _DIGIT_WORDS,  # IBM Granite's code models
-    "llama-bpe": (_LLAMA3_WORDS,),
-    "llama3": (_LLAMA3_WORDS,),
-    "llama-v3": (_LLAMA3_WORDS,),
-    "qwen2": (_QWEN2_WORDS,),  # Qwen models with Llama's names
+    "llama-bpe": (LLAMA3_WORDS,),
+    "llama3": (LLAMA3_WORDS,),
+    "llama-v3": (LLAMA3_WORDS,),
+    "qwen2": (QWEN2_WORDS,),  # Qwen models with Llama's names
     "tekken": (_TEKKEN_WORDS,),
 }
 _ADDED = {proto.CONTROL, proto.USER_DEFINED, proto.UNUSED}
@@ -48,6 +43,9 @@ _ADDED = {proto.CONTROL, proto.USER_DEFINED, proto.UNUSED}
 WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "tekken"}
 
 
+_KNOWN = set(
+    "model pre tokens token_type token_type_count scores merges add_bos_token add_eos_token add_space_prefix".split()
+)
 _TURN_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 
@@ -83,10 +81,18 @@ def tokenizer_from_gguf(fields: Mapping[str, Any], rows: int | None = None) -> T
 
 
 def _refuse_changes(fields: Mapping[str, Any]) -> None:
-    """Raises :class:`UserError` for settings under which text would not come back."""
-    for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
-        if fields.get(PREFIX + key):
-            raise UserError(f"{PREFIX}{key} is set; expected nothing: such tokenizers are unsupported")
+    """Raises :class:`UserError` for settings that are not read and may change ids or text, unless they are off."""
+    for key, value in fields.items():
+        name = key.removeprefix(PREFIX)
+        if name != key and name not in _KNOWN and not name.endswith("_token_id") and value:
+            raise UserError(f"{key} is set ({str(value)[:40]}); expected nothing: such tokenizers are unsupported")
+    if fields.get(PREFIX + "add_eos_token"):
+        warnings.warn(
+            f"{PREFIX}add_eos_token would put the end token after each text, also after prompts; they are written "
+            "without",
+            Notice,
+            stacklevel=3,
+        )
 
 
 def _with_rows(

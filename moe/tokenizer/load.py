@@ -12,6 +12,7 @@ from typing import Any
 from moe.errors import Notice, UserError
 from moe.tokenizer import sentencepiece_model as proto
 from moe.tokenizer.base import Tokenizer
+from moe.tokenizer.classes import class_pipeline, tokenizer_class
 from moe.tokenizer.fast import JsonTokenizer
 from moe.tokenizer.files import (
     JSON_FILE,
@@ -19,8 +20,10 @@ from moe.tokenizer.files import (
     read_add_bos,
     read_added,
     read_roles,
+    read_special_names,
     read_text_tokens,
     reads_without_prefix,
+    refuse_changes,
 )
 from moe.tokenizer.spm import SentencePieceTokenizer
 
@@ -48,6 +51,9 @@ def load_tokenizer(path: str | Path, rows: int | None = None) -> Tokenizer:
     folder = file.parent
     roles, added = read_roles(folder), read_added(folder)
     add_bos = read_add_bos(folder)
+    if add_bos is None and tokenizer_class(folder) == "CodeLlamaTokenizer":
+        add_bos = True
+    refuse_changes(folder)
     if VERSIONED_MODEL.fullmatch(file.name):
         if rows is not None:
             added = _with_rows(added, rows, folder, roles)
@@ -55,16 +61,11 @@ def load_tokenizer(path: str | Path, rows: int | None = None) -> Tokenizer:
         data = proto.without_dummy_prefix(_read(file)) if bare else _read(file)
         tokenizer: Tokenizer = SentencePieceTokenizer(data, added, roles, add_bos is not False, source=file)
         if path.is_dir() and not bare and (folder / JSON_FILE).is_file() and _same_tokens(folder):
-            tokenizer.pipeline = _text(folder / JSON_FILE)
+            tokenizer.pipeline = class_pipeline(_text(folder / JSON_FILE), folder)
         return tokenizer
     if file.suffix == ".json":
-        tokenizer = JsonTokenizer(_completed(_text(file), added, rows, file, roles), roles, add_bos, source=file)
-        if tokenizer.adds_prefix_space and reads_without_prefix(folder):
-            raise UserError(
-                f"{folder}: tokenizer_config.json says add_prefix_space false, but {JSON_FILE} puts a space before "
-                f"each text; add the model's {MODEL_FILE}, or take that key out"
-            )
-        return tokenizer
+        content = class_pipeline(_completed(_text(file), added, rows, file, roles), folder)
+        return JsonTokenizer(content, roles, add_bos, source=file)
     raise UserError(f"{file}: not a tokenizer file; expected {MODEL_FILE} or {JSON_FILE}")
 
 
@@ -180,6 +181,7 @@ def _completed(content: str, added: Mapping[str, int], rows: int | None, file: P
         vocab = spec["model"]["vocab"]
         taken = set(_ids(vocab)) | {int(token["id"]) for token in listed}
         known = {token["content"] for token in listed}
+        added = {name: vocab[name] for name in read_special_names(file.parent) if name in vocab} | dict(added)
         new = {
             n: i for n, i in added.items() if n not in known and (vocab.get(n) == i if n in vocab else i not in taken)
         }

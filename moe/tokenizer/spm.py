@@ -95,7 +95,9 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = [(text, score, kind) for text, score, kind in self._model.pieces]
         pieces += [("", 0.0, proto.UNUSED)] * (self.vocab_size - len(pieces))
         begin = self.bos_id if self.add_bos else None
-        pipeline = sentencepiece_pipeline(pieces, self._control, self._dummy_prefix, begin, self.unk_id)
+        pipeline = self.pipeline or sentencepiece_pipeline(
+            pieces, self._control, self._dummy_prefix, begin, self.unk_id
+        )
         config = tokenizer_config(self._names, self._roles, {index: name for name, index in self._added.items()})
         return {MODEL_FILE: self._data, **tokenizer_files(pipeline, config, chat_template)}
 

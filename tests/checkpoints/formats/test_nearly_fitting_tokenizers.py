@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from checkpoints.formats import open_checkpoint
+from checkpoints.formats.config_keys import GENERATION, ignored_generation
 from checkpoints.formats.extras import checkpoint_tokenizer
 from checkpoints.model_io import load_model, save_model
 from moe.data.prompt import OWN, encode_prompt, stop_ids
@@ -220,6 +221,31 @@ def test_an_end_token_that_is_text_and_settings_in_vain_are_said(saved):
     _, said = notices(lambda: load_model(directory, template="plain"))
     assert any(f"eos_token_id names {index}, the text" in text for text in said)
     assert any("asks for repetition_penalty 1.1; answers are written without" in text for text in said)
+    (directory / "generation_config.json").unlink()
+    edit(directory / "config.json", no_repeat_ngram_size=3)
+    _, said = notices(lambda: load_model(directory, template="plain"))
+    assert any("config.json asks for no_repeat_ngram_size 3; answers are written without" in text for text in said)
+
+
+# Of sampling, of beams, of lengths and of how transformers computes: greedy text does not depend on them.
+_NO_TEXT = """
+    assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight assistant_lookbehind bos_token_id
+    cache_config cache_implementation compile_config continuous_batching_config decoder_start_token_id disable_compile
+    diversity_penalty do_sample early_stopping eos_token_id epsilon_cutoff eta_cutoff is_assistant length_penalty
+    low_memory max_cache_len max_length max_matching_ngram_size max_new_tokens max_time min_p num_assistant_tokens
+    num_assistant_tokens_schedule num_beam_groups num_return_sequences output_attentions output_hidden_states
+    output_logits output_scores pad_token_id prefill_chunk_size prompt_lookup_num_tokens remove_invalid_values
+    renormalize_logits return_dict_in_generate speculation_type target_lookbehind temperature top_h top_k top_p
+    transformers_version typical_p use_cache use_mtp
+"""
+
+
+def test_every_setting_of_generation_that_changes_greedy_text_is_named():
+    from transformers import GenerationConfig
+
+    known = {*_NO_TEXT.split(), *GENERATION}
+    assert {key for key in GenerationConfig().to_dict() if not key.startswith("_")} <= known
+    assert ignored_generation({"stop_strings": ["\n\n"], "num_beams": 1, "top_k": 5}) == ["stop_strings ['\\n\\n']"]
 
 
 def test_a_foreign_chat_template_is_the_models_own(saved, tmp_path, capsys):

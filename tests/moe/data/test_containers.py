@@ -97,7 +97,11 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
         objects(tmp_path / "a.jsonl.zst")
 
 
+TAR = b"a.jsonl".ljust(257, b"\0") + b"ustar\x0000".ljust(255, b"\0")
 OTHERS = {
+    "twice": (gzip.compress(gzip.compress(lines())), "is packed twice with gzip; unpack it once"),
+    "tar": (gzip.compress(TAR), "is a tar archive; unpack it"),
+    "cr": (lines().replace(b"\n", b"\r"), "line 1: not JSON .*its lines end in CR alone"),
     "bz2": (bz2.compress(lines()), "is packed with bzip2; unpack it"),
     "xz": (lzma.compress(lines()), "is packed with xz; unpack it"),
     "utf16": (lines().decode().encode("utf-16"), "is UTF-16 text; convert it"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
 from checkpoints.runs.preflight import check_data
-from moe.data import grammars, key_index
+from moe.data import grammars, key_index, overlap
 from moe.data.__main__ import main
 from moe.data.grammars import parses
 from moe.data.overlap import SHINGLE, Benchmarks, ExactCopies, NearCopies
@@ -145,6 +146,22 @@ def test_near_copies_at_the_threshold_are_found():
     assert planted > 60 and found >= 0.95 * planted and far == 0
 
 
+def test_words_and_signs_are_those_of_the_regular_expression():
+    draw = random.Random(0)
+    alphabet = "ab_9 .(\n\t\x1f\x00\u00fc\u2014\u00a0\u3000\U0001f600\u4e2d\u0301"
+    texts = ["", " ", "a", "\u2014", "x" * 200, *("".join(draw.choices(alphabet, k=40)) for _ in range(300))]
+    for text in texts:
+        for pattern, signs in ((r"\w+|[^\w\s]", True), (r"\w+", False)):
+            wanted = re.findall(pattern, text)
+            found = overlap._tokens(text, signs).tolist()
+            assert len(found) == len(wanted), text
+            # Signs beyond ASCII count as one; equal words are equal wherever they stand, others differ.
+            names = [word if word.isascii() or word.isalnum() else None for word in wanted]
+            of_words = {word: value for word, value in zip(names, found) if word is not None}
+            assert len(set(of_words.values())) == len(of_words)
+            assert all(of_words[word] == value for word, value in zip(names, found) if word is not None)
+
+
 def test_exact_copies_ignore_white_space_alone():
     exact = ExactCopies()
     assert not exact.add(Pair("c", "Adds.", "int f();")) and exact.add(Pair("c", " adds", "int\n f( );"))
@@ -185,7 +202,7 @@ def test_the_command(tmp_path: Path, capsys):
     write_pairs([train[1]], tmp_path / "test" / "python.jsonl")
     (tmp_path / "validation").mkdir()
     (tmp_path / "validation" / "python.jsonl").write_text('{"text": 1}\n')
-    assert main(["validate", str(tmp_path)]) == 1
+    assert main(["validate", str(tmp_path)]) == 2, "a broken file"
     out = capsys.readouterr().out
     for line in (
         "error: 1 of 1 python test pairs are also in train (same text and code)",
@@ -198,6 +215,9 @@ def test_the_command(tmp_path: Path, capsys):
     ):
         assert line in out, out
     assert "validation/python.jsonl, line 1" in out and "no errors" not in out
+    (tmp_path / "validation" / "python.jsonl").unlink()
+    assert main(["validate", str(tmp_path)]) == 1, "a leak alone"
+    capsys.readouterr()
     with pytest.raises(SystemExit) as exit_code:
         main(["validate", str(tmp_path / "none")])
     assert exit_code.value.code == 2 and capsys.readouterr().err.count("\n") == 1

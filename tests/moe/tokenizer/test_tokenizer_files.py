@@ -310,7 +310,6 @@ def step(kind: str, before: list[str], after: list[str], pair: list[str]) -> dic
         ("RobertaProcessing", ["<|begin|>"], ["<|end|>"], [], True),
         ("TemplateProcessing", [], ["<|begin|>"], [], False),  # a token that begins and ends texts, put at the end
         ("Sequence", [], [], ["<|begin|>"], False),
-        ("RobertaProcessing", ["<|end|>"], ["<|begin|>"], [], False),
     ],
 )
 def test_the_begin_token_counts_only_before_a_text(byte_level, kind, before, after, pair, begins) -> None:
@@ -319,6 +318,9 @@ def test_the_begin_token_counts_only_before_a_text(byte_level, kind, before, aft
     assert JsonTokenizer(content, roles).add_bos is begins
     with pytest.warns(Notice, match=f"would put {'one' if begins else 'none'} before a text"):
         assert JsonTokenizer(content, roles, add_bos=not begins).add_bos is not begins
+    other = json.dumps({**byte_level, "post_processor": step("RobertaProcessing", ["<|end|>"], ["<|begin|>"], [])})
+    with pytest.raises(UserError, match=r"its post_processor puts <\|end\|> before each text"):
+        JsonTokenizer(other, roles)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tokenizers import pre_tokenizers
 from moe.data.chat_template import chat_template, named_template
 from moe.data.pairs import load_split
 from moe.data.prompt import encode_prompt
-from moe.errors import UserError
+from moe.errors import Notice, UserError
 from moe.tokenizer import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from moe.tokenizer.gguf import PRE_TOKENIZERS
 from moe.tokenizer.pipeline import byte_alphabet, split_words
@@ -248,10 +248,13 @@ def test_added_tokens_without_a_row() -> None:
         tokenizer_from_gguf({**fields, "tokenizer.ggml.eos_token_id": 258}, rows=258)
 
 
-@pytest.mark.parametrize("key", ["remove_extra_whitespaces", "precompiled_charsmap"])
+@pytest.mark.parametrize("key", ["remove_extra_whitespaces", "precompiled_charsmap", "add_sep_token", "of_tomorrow"])
 def test_settings_that_change_text_are_refused_by_name(key: str) -> None:
     with pytest.raises(UserError, match=rf"tokenizer\.ggml\.{key} is set"):
         tokenizer_from_gguf(lists(**{key: [1] if key == "precompiled_charsmap" else True}))
+    assert tokenizer_from_gguf(lists(**{key: False})).vocab_size == 258
+    with pytest.warns(Notice, match="add_eos_token would put the end token after each text"):
+        tokenizer_from_gguf(lists(add_eos_token=True, fim_pre_token_id=3))
 
 
 def test_a_chat_template_and_the_tokens_it_may_name() -> None:
