@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,10 +23,12 @@ from eval.execution.sources import java
 from moe.errors import UserError
 
 CPP_FLAGS = ("-std=gnu++20", "-Werror=return-type", "-fno-access-control", "-fmax-errors=1")
+HEADERS = ("judged.hpp", "everything.hpp")
 PLAIN = ("-O0",)
 SANITIZED = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 JVM_FLAGS = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xshare:auto", "-XX:-UsePerfData")
 _KEPT = 512  # compiled answers in the folder of a process
+_WORTH_PRECOMPILING = 5  # C++ answers of one kind: precompiling a header takes as long as it takes in these
 _JAVA_BATCH_S = 2.0  # added to the time limit for each further file of one compiler run
 
 
@@ -53,6 +55,7 @@ class Builds:
         self.folder = folder
         self._known: dict[str, Built] = {}
         self._answers: deque[str] = deque()  # the compiled ones, the oldest first
+        self._headers: Counter[tuple[str, Sequence[str]]] = Counter()  # how often each was wanted first in a file
         self._locks: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
 
@@ -91,18 +94,22 @@ class Builds:
                     shutil.rmtree(oldest.folder, ignore_errors=True)
             return built
 
-    def cpp(self, sandbox: Sandbox, source: str, kind: Sequence[str], flags: Sequence[str], precompiled: bool) -> Built:
-        """Links ``source`` with the harness to the program ``answer``; kind: :data:`PLAIN` or :data:`SANITIZED`."""
+    def cpp(self, sandbox: Sandbox, source: str, kind: Sequence[str], flags: Sequence[str], header: str = "") -> Built:
+        """Links ``source`` with the harness to the program ``answer``.
+
+        kind: :data:`PLAIN` or :data:`SANITIZED`. header: the one that the source begins with, which is precompiled once
+        it is worth it.
+        """
         runtime = self.runtime(sandbox, kind)
-        header = self._header(sandbox, kind) if precompiled else HARNESS
 
         def build(folder: Path) -> Built:
+            include = self._header(sandbox, kind, header) if header else HARNESS
             (folder / "answer.cpp").write_text(source, encoding="utf-8", errors="replace")
-            command = [_tool("g++"), *CPP_FLAGS, *kind, "-I", str(header), "answer.cpp", str(runtime / "judged.o")]
+            command = [_tool("g++"), *CPP_FLAGS, *kind, "-I", str(include), "answer.cpp", str(runtime / "judged.o")]
             command += ["-Wl,--wrap=main", *flags, "-o", "answer"]
-            return _compiled(sandbox, command, folder, [runtime, header])
+            return _compiled(sandbox, command, folder, [runtime, include])
 
-        return self._make(("cpp", source, *kind, *flags, runtime.name, header.name), build)
+        return self._make(("cpp", source, *kind, *flags, runtime.name), build)
 
     def runtime(self, sandbox: Sandbox, kind: Sequence[str]) -> Path:
         """The folder with the harness's object file. Raises ``UserError`` where it does not compile."""
@@ -111,7 +118,7 @@ class Builds:
             command = [_tool("g++"), *CPP_FLAGS, *kind, "-c", str(HARNESS / "judged.cpp"), "-o", "judged.o"]
             return _compiled(sandbox, command, folder, [])
 
-        built = self._make(("runtime", *_texts("judged.cpp", "judged.hpp"), *_made_by("g++"), *CPP_FLAGS, *kind), build)
+        built = self._make(("runtime", *_texts("judged.cpp", *HEADERS), *_made_by("g++"), *CPP_FLAGS, *kind), build)
         if built.error:
             raise UserError(f"g++ does not compile the C++ harness ({built.error}); it needs GCC 11 or later")
         return built.folder
@@ -119,18 +126,27 @@ class Builds:
     def sanitizes(self, sandbox: Sandbox) -> bool:
         """Whether the compiler has the sanitizers."""
         try:
-            built = self.cpp(sandbox, "int main() {}", SANITIZED, (), False)
+            built = self.cpp(sandbox, "int main() {}", SANITIZED, ())
         except UserError:
             return False
         return not built.error
 
-    def _header(self, sandbox: Sandbox, kind: Sequence[str]) -> Path:
+    def _header(self, sandbox: Sandbox, kind: Sequence[str], name: str) -> Path:
+        """The folder to find the header in: that of its precompiled form where there is one."""
+        key = ("header", name, *_texts(*HEADERS), *_made_by("g++"), *CPP_FLAGS, *kind)
+        with self._lock:
+            self._headers[name, kind] += 1
+            wanted = self._headers[name, kind]
+        if wanted <= _WORTH_PRECOMPILING and not self._has(key):
+            return HARNESS
+
         def build(folder: Path) -> Built:
-            shutil.copy(HARNESS / "judged.hpp", folder)
-            command = [_tool("g++"), *CPP_FLAGS, *kind, "-x", "c++-header", "judged.hpp", "-o", "judged.hpp.gch"]
+            for each in HEADERS:
+                shutil.copy(HARNESS / each, folder)
+            command = [_tool("g++"), *CPP_FLAGS, *kind, "-x", "c++-header", name, "-o", f"{name}.gch"]
             return _compiled(sandbox, command, folder, [])
 
-        built = self._make(("header", *_texts("judged.hpp"), *_made_by("g++"), *CPP_FLAGS, *kind), build)
+        built = self._make(key, build)
         return HARNESS if built.error else built.folder
 
     def java_harness(self, sandbox: Sandbox) -> Path:

@@ -19,7 +19,6 @@ from moe.errors import UserError, did_you_mean
 Job = tuple[str, str, CaseTests | ProgramTests]  # language, answer, tests
 _DEFAULT = Limits()
 _JAVA_BATCH = 32  # answers compiled by one run of the compiler
-_WORTH_PRECOMPILING = 8  # C++ answers: precompiling the headers takes as long as they take in five answers
 
 
 @cache
@@ -33,7 +32,7 @@ def judge(language: str, answer: str, tests: CaseTests | ProgramTests, limits: L
     Raises ``UserError`` for a language that cannot be run, and where nothing contains programs (see :class:`Limits`).
     """
     check_language(language)
-    return _judge(language, make_task(answer, tests, False), Sandbox(limits), _builds(limits.cache))
+    return _judge(language, make_task(answer, tests), Sandbox(limits), _builds(limits.cache))
 
 
 def judge_many(jobs: Iterable[Job], limits: Limits = _DEFAULT, workers: int | None = None) -> Iterator[Verdict]:
@@ -49,8 +48,7 @@ def judge_many(jobs: Iterable[Job], limits: Limits = _DEFAULT, workers: int | No
 
 
 def _verdicts(jobs: list[Job], sandbox: Sandbox, builds: Builds, workers: int) -> Iterator[Verdict]:
-    precompile = sum(language == "cpp" for language, _, _ in jobs) >= _WORTH_PRECOMPILING
-    tasks = [make_task(answer, tests, precompile) for _, answer, tests in jobs]
+    tasks = [make_task(answer, tests) for _, answer, tests in jobs]
     pool = ThreadPoolExecutor(max_workers=workers)
     try:
         futures: list[Future[Verdict]] = []

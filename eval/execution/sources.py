@@ -18,6 +18,7 @@ _JAVA_TYPES = (
     "record_declaration",
     "annotation_type_declaration",
 )
+_INNER = {"static", "private", "protected"}  # modifiers of classes that stand in a class
 _JAVA_IMPORTS = "import java.util.*; import java.util.function.*; import java.util.stream.*;"
 _ANY, _VARIABLE = -1, -2  # numbers of parameters: unknown; of what may be no function, and is called only by its name
 ARGUMENT = "@"  # of a class template
@@ -56,7 +57,7 @@ def javascript(answer: str) -> Script:
     others: list[str] = []
     classes: list[str] = []
     root = _parse("javascript", answer)
-    module = _awaits(root)
+    module = _awaits(root) or any(_text(node) == "import.meta" for node in _descend(root, "meta_property"))
     for node in root.children:
         if node.type in ("export_statement", "import_statement"):
             module = True
@@ -123,21 +124,27 @@ def java(answer: str, imports: bool = True) -> JavaFile:
             package = piece
         elif node.type == "import_declaration":
             head.append(piece)
-        elif node.type in _JAVA_TYPES:
+        elif node.type in _JAVA_TYPES and not _INNER & _modifiers(node):
             types.append(piece)
         elif node.type not in ("line_comment", "block_comment", ";"):
             loose.append(piece)
-    extra = _JAVA_IMPORTS.encode() if imports else b""
+    classes = [_text(node.child_by_field_name("name")) for kind in _JAVA_TYPES for node in _descend(root, kind)]
+    extra, name = _JAVA_IMPORTS.encode() if imports else b"", "Answer"
     if not loose:
         start = next((n.end_byte for n in root.children if n.type == "package_declaration"), 0)
         source = data[:start] + b" " + extra + b" " + data[start:]
     else:
-        wrapped = b"class Answer {\n" + b"\n".join(loose) + b"\n}"
+        while name in classes:
+            name += "_"
+        wrapped = f"class {name} {{\n".encode() + b"\n".join(loose) + b"\n}"
         source = b"\n".join([package, extra, *head, wrapped, *types])
     names = [_text(node.child_by_field_name("name")) for node in _descend(root, "method_declaration")]
-    classes = [_text(node.child_by_field_name("name")) for kind in _JAVA_TYPES for node in _descend(root, kind)]
     methods = tuple(name for name in reversed(names) if name != "main")
-    return JavaFile(source.decode("utf-8", errors="replace"), methods, ("Answer", *classes) if loose else (*classes,))
+    return JavaFile(source.decode("utf-8", errors="replace"), methods, (name, *classes) if loose else (*classes,))
+
+
+def _modifiers(node: Node) -> set[str]:
+    return {word for child in node.children if child.type == "modifiers" for word in _text(child).split()}
 
 
 def _descend(node: Node, kind: str) -> Iterator[Node]:
@@ -173,8 +180,9 @@ class CppFile:
 
     def find(self, wanted: str, parameters: int) -> Function:
         """``wanted`` if it is defined, else the last function, of so many parameters if there is one."""
-        # A declaration and its definition are one function.
+        # A declaration and its definition are one function; one outside of namespaces and classes goes first.
         named = list({(f.name, f.types): f for f in self.functions if f.name.rpartition("::")[2] == wanted}.values())
+        named = [f for f in named if f.name == wanted] or named
         if len(named) > 1:
             fitting = [f for f in named if f.parameters == parameters] or named
             owners = {f.owner for f in named}
@@ -225,12 +233,18 @@ def cpp(answer: str) -> CppFile:
         kind: Literal["plain", "method", "generic"] = "generic" if generic else "method" if owner else "plain"
         types = () if generic else tuple(_parameter_type(p) for p in parameters)
         found.append(Function(f"{owner}::{name}" if owner else f"{scope}{name}", kind, count, owner, types))
-    macros = [
-        _text(node.child_by_field_name("name"))
-        for kind in ("preproc_def", "preproc_function_def")
-        for node in _descend(root, kind)
-    ]
-    return CppFile(tuple(found), tuple(dict.fromkeys(macros)), main[-1] if main else None)
+    macros = {
+        _text(node.child_by_field_name("name")): "" if calls else _text(node.child_by_field_name("value")).strip()
+        for calls in (False, True)
+        for node in _descend(root, "preproc_function_def" if calls else "preproc_def")
+    }
+    functions: list[Function] = []
+    for function in found:
+        if (value := macros.get(function.name)) == "":  # `FUNCTION(twice) { ... }` defines what its arguments say
+            functions += [Function(name, "generic", _VARIABLE) for name in function.types]
+        else:
+            functions.append(replace(function, name=value) if value and value.isidentifier() else function)
+    return CppFile(tuple(functions), tuple(macros), main[-1] if main else None)
 
 
 def _parameter_type(node: Node) -> str:

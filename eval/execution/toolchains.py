@@ -26,9 +26,18 @@ PACKAGES = {"javac": "a JDK 17 or later", "java": "a JDK 17 or later", "node": "
 _SANITIZED_SLOWER = 4  # times as long as the plain program
 _SHOWN_CHARACTERS = 500
 _ASSERTS_ON = "\n#undef NDEBUG\n#undef assert\n#include <assert.h>\n"  # whatever the answer made of them
-# Errors that an answer has without the harness's headers in front, too: they only add names.
+# Errors that an answer has without the harness's headers in front, too: they only add names. A test program, which
+# comes with its headers, is tried without them first.
+_UNKNOWN = ("was not declared", "not been declared", "does not name a type", "is not a member of", "incomplete type")
 _LACKS = ("was not declared in this scope", "does not name a type", "[-Werror=return-type]")
-_OVERLOADED = "unresolved overloaded function"  # the C library has a function of that name, too
+# The function cannot be handed on: the C library has one of that name, too, or it is of a rare kind, as `int f() &`.
+_NO_ADDRESS = ("unresolved overloaded function", "to ‘judged::Entry::Entry(")
+# What judged.hpp does not include.
+_MORE = re.compile(
+    r"\b(stdc\+\+|any\w*|atomic\w*|async|barrier|chrono|complex|condition_variable|coroutine\w*|filesystem|forward_list"
+    r"|\w*fstream|future|latch|locale|mt19937\w*|\w*mutex|\w+_distribution|promise|random_device|ranges|regex\w*"
+    r"|\w*semaphore|source_location|span|this_thread|j?thread|time_point|valarray|variant|views|visit)\b"
+)
 _QUOTED, _CALLED, _WORD = re.compile("[‘']([^’']*)[’']"), re.compile(r"(\w+)\("), re.compile(r"\w+")
 _CPP_TYPES = {"float": "double", "bool": "bool", "str": "std::string"}
 
@@ -47,12 +56,11 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Task:
-    """One answer to judge. ``secret`` opens each line of its results; ``precompile``: C++ headers pay here."""
+    """One answer to judge. ``secret`` opens each line of its results."""
 
     answer: str
     tests: CaseTests | ProgramTests
     secret: str
-    precompile: bool = False
 
     @property
     def mode(self) -> str:
@@ -68,8 +76,8 @@ class Task:
         return "\n".join(lines).encode("ascii", errors="replace")
 
 
-def make_task(answer: str, tests: CaseTests | ProgramTests, precompile: bool) -> Task:
-    return Task(answer, tests, secrets.token_hex(16), precompile)
+def make_task(answer: str, tests: CaseTests | ProgramTests) -> Task:
+    return Task(answer, tests, secrets.token_hex(16))
 
 
 def missing_tools(language: str) -> tuple[str, ...]:
@@ -193,19 +201,27 @@ def _cpp_build(
     """
     error = ""
     renamed: list[str] = []
-    attempts = [(True, False), (True, True), (False, False)]
-    for first, overloaded in attempts:
-        if overloaded and _OVERLOADED not in error:
+    is_program = isinstance(task.tests, ProgramTests)
+    header = "everything.hpp" if _MORE.search(_cpp_source(task, "", False, ())) else "judged.hpp"
+    attempts = [("", False), (header, False)] if is_program else [(header, False), (header, True), ("", False)]
+    for first, called in attempts:
+        if called and not any(words in error for words in _NO_ADDRESS):
             continue
-        source = _cpp_source(task, first, overloaded, renamed)
-        built = builds.cpp(sandbox, source, kind, flags, task.precompile and first)
+        source = _cpp_source(task, first, called, renamed)
+        built = builds.cpp(sandbox, source, kind, flags, first)
         error = error or built.error
-        if not built.error or built.timed_out or any(lack in built.error for lack in _LACKS):
+        if not built.error or built.timed_out:
+            break
+        if is_program:
+            if not any(words in built.error for words in _UNKNOWN):
+                break
+            continue
+        if any(words in built.error for words in _LACKS):
             break
         name = "" if first else _clashing(built.error)
         if name and name not in renamed and re.search(rf"\b{name}\b", task.answer):
             renamed.append(name)
-            attempts.append((False, False))
+            attempts.append(("", False))
     return built, error
 
 
@@ -217,11 +233,13 @@ def _clashing(error: str) -> str:
     return words[-1 if "(" not in found[1] else 0]
 
 
-def _cpp_source(task: Task, header_first: bool, overloaded: bool, renamed: Sequence[str]) -> str:
+def _cpp_source(task: Task, first: str, called: bool, renamed: Sequence[str]) -> str:
+    """``first``: the header at the top, if any. ``called``: the function is called, not its address taken."""
     tests, header = task.tests, '#include "judged.hpp"\n'
+    top = f'#include "{first}"\n' if first else ""
     if isinstance(tests, ProgramTests):
         answer = without_main(task.answer) if cpp(tests.after).main else task.answer
-        return (header if header_first else "") + tests.before + answer + _ASSERTS_ON + tests.after
+        return top + tests.before + answer + _ASSERTS_ON + tests.after
     answer = task.answer.removeprefix("\ufeff")
     file = cpp(answer)
     undefine = "".join(f"#undef {name}\n" for name in (*file.macros, *renamed))
@@ -230,19 +248,20 @@ def _cpp_source(task: Task, header_first: bool, overloaded: bool, renamed: Seque
     name = f"::{function.name}"
     if (
         function.kind == "generic"
-        or (overloaded and function.kind == "plain")
+        or called
         or (function.kind != "generic" and function.parameters != len(tests.parameters))
     ):
         own = len(function.types) >= len(tests.parameters)
         types = ", ".join(
             f"std::decay_t<{function.types[i]}>" if own else _cpp_type(tests, i) for i in range(len(tests.parameters))
         )
-        called = f"::{function.owner}{{}}.{function.name.rpartition('::')[2]}" if function.owner else name
-        call = f"[](auto&... values) -> decltype(auto) {{ return {called}(values...); }}"
+        if function.owner:
+            name = f"::judged::kept<::{function.owner}>().emplace_back().{function.name.rpartition('::')[2]}"
+        call = f"[](auto&... values) -> decltype(auto) {{ return {name}(values...); }}"
         entry = f"static auto judged_entry = ::judged::Entry::generic<{types}>({call});\n"
     else:
         entry = f"static ::judged::Entry judged_entry(&{name});\n"
-    return (header if header_first else "") + rename + answer + "\n" + undefine + header + rename + entry
+    return top + rename + answer + "\n" + undefine + header + rename + entry
 
 
 def _instance(function: Function, tests: CaseTests) -> Function:

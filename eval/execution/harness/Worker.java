@@ -185,7 +185,8 @@ public class Worker {
                 int count = method.getParameterCount();
                 boolean fits = count == values.size() || (method.isVarArgs() && values.size() >= count - 1);
                 if (name != null && !method.getName().equals(name) || method.isSynthetic() || !fits) continue;
-                if (Modifier.isAbstract(method.getModifiers()) != (name == null)) continue;
+                // The constants of an enum may implement its methods.
+                if (Modifier.isAbstract(method.getModifiers()) != (name == null) && !one.isEnum()) continue;
                 try {
                     for (Object call : calls) arguments(method, (List<?>) call);
                     return method;

@@ -1,35 +1,44 @@
-// Reads arguments into, and writes results from, C++ values; see eval/execution/values.py for the words. Precompiled.
+// Reads arguments into, and writes results from, C++ values; see eval/execution/values.py for the words.
+// What it includes an answer may use; the headers left out take longer to read than all of these (everything.hpp).
 #ifndef JUDGED_HPP
 #define JUDGED_HPP
-#if __has_include(<bits/stdc++.h>)
-#include <bits/stdc++.h>
-#else
 #include <algorithm>
 #include <array>
+#include <bitset>
+#include <cassert>
+#include <cctype>
+#include <cerrno>
 #include <climits>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <deque>
 #include <functional>
+#include <iomanip>
 #include <iostream>
+#include <iterator>
+#include <limits>
 #include <list>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <queue>
 #include <set>
 #include <sstream>
 #include <stack>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 #include <tuple>
 #include <typeinfo>
 #include <unordered_map>
 #include <unordered_set>
 #include <utility>
 #include <vector>
-#endif
-#include <cassert>
 
 namespace judged {
 
@@ -105,22 +114,24 @@ struct Reader<std::string> {
     }
 };
 
-// Text that outlives the call.
-inline std::string& kept(std::string text) {
-    static std::deque<std::string> all;
-    return all.emplace_back(std::move(text));
+// Values that outlive the call.
+template <typename T>
+std::deque<T>& kept() {
+    static std::deque<T> all;
+    return all;
 }
+inline std::string& kept(Words& words) { return kept<std::string>().emplace_back(judged::read<std::string>(words)); }
 template <>
 struct Reader<std::string_view> {
-    static std::string_view read(Words& words) { return kept(judged::read<std::string>(words)); }
+    static std::string_view read(Words& words) { return kept(words); }
 };
 template <>
 struct Reader<const char*> {
-    static const char* read(Words& words) { return kept(judged::read<std::string>(words)).c_str(); }
+    static const char* read(Words& words) { return kept(words).c_str(); }
 };
 template <>
 struct Reader<char*> {
-    static char* read(Words& words) { return kept(judged::read<std::string>(words)).data(); }
+    static char* read(Words& words) { return kept(words).data(); }
 };
 
 inline std::size_t count(Words& words, char kind, const char* what) {
@@ -178,6 +189,24 @@ struct Reader<std::pair<A, B>> {
 };
 
 template <typename T>
+    requires std::is_object_v<T>
+struct Reader<T*> {
+    static T* read(Words& words) {
+        if (words.line.compare(words.at, 1, "N") == 0) return words.next(), nullptr;
+        return &kept<std::remove_cv_t<T>>().emplace_back(judged::read<T>(words));
+    }
+};
+
+template <typename T>
+    requires requires(T values) { values.size_bytes(); }  // a std::span
+struct Reader<T> {
+    static T read(Words& words) {
+        using Values = std::vector<typename T::value_type>;
+        return kept<Values>().emplace_back(judged::read<Values>(words));
+    }
+};
+
+template <typename T>
 struct Reader<std::optional<T>> {
     static std::optional<T> read(Words& words) {
         Words before = words;
@@ -188,11 +217,7 @@ struct Reader<std::optional<T>> {
 };
 
 template <typename T>
-concept Sequence = requires(const T& values) {
-    values.begin();
-    values.size();
-    values.front();
-} || requires(const T& values) { std::tuple_size<T>::value + values.size(); };
+concept Sequence = requires(T& values) { std::begin(values) != std::end(values); } && !requires { typename T::key_type; };
 
 template <typename T>
 std::string write(const T& value) {
@@ -218,7 +243,7 @@ std::string write(const T& value) {
         return value ? "s" + hex(value, std::strlen(value)) : "N";
     } else if constexpr (std::is_same_v<T, std::nullptr_t> || std::is_same_v<T, std::nullopt_t>) {
         return "N";
-    } else if constexpr (std::is_pointer_v<T>) {
+    } else if constexpr (std::is_pointer_v<T> || requires { typename T::element_type; value.get(); !value; }) {
         return value ? "x" + hex("pointer", 7) : "N";
     } else if constexpr (requires { value.has_value(); *value; }) {
         return value.has_value() ? write(*value) : "N";
@@ -227,12 +252,26 @@ std::string write(const T& value) {
         for (const auto& [key, item] : value) words += " " + write(key) + " " + write(item);
         return words;
     } else if constexpr (Sequence<T>) {
-        std::string words = "[" + std::to_string(value.size());
-        for (auto it = value.begin(); it != value.end(); ++it) {
-            const std::remove_cvref_t<typename T::value_type> item = *it;
-            words += " " + write(item);
+        std::string words;
+        std::size_t size = 0;
+        const auto add = [&](auto& values) {
+            auto end = std::end(values);
+            for (auto it = std::begin(values); it != end; ++it, ++size) {
+                if constexpr (requires { typename T::value_type; }) {
+                    const std::remove_cvref_t<typename T::value_type> item = *it;
+                    words += " " + write(item);
+                } else {
+                    words += " " + write(std::remove_cvref_t<decltype(*it)>(*it));
+                }
+            }
+        };
+        if constexpr (Sequence<const T>) {
+            add(value);
+        } else {  // a view that finds its elements as it goes
+            T copy = value;
+            add(copy);
         }
-        return words;
+        return "[" + std::to_string(size) + words;
     } else if constexpr (requires { std::tuple_size<T>::value; }) {
         std::string words = "[" + std::to_string(std::tuple_size_v<T>);
         std::apply([&](const auto&... items) { ((words += " " + write(items)), ...); }, value);

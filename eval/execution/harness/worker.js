@@ -13,7 +13,7 @@ const { pathToFileURL } = require("node:url");
 
 const { isMap, isProxy } = util.types;
 const { isArray } = Array;
-const { getPrototypeOf, getOwnPropertyDescriptor, getOwnPropertyNames, defineProperty } = Object;
+const { getPrototypeOf, getOwnPropertyDescriptor, getOwnPropertyNames, defineProperty, keys: keysOf } = Object;
 const { isInteger } = Number;
 const uncurry = (method) => Function.prototype.call.bind(method);
 const push = uncurry(Array.prototype.push);
@@ -90,9 +90,9 @@ function encode(value, realms, depth = 0) {
     return join(words, " ");
   }
   if (prototype === realms[0].object || prototype === realms[1].object || prototype === null) {
-    const keys = getOwnPropertyNames(value);
-    push(words, `O${keys.length}`);
-    for (let i = 0; i < keys.length; i++) push(words, `s${hex(keys[i])}`, encode(own(value, keys[i]), realms, depth + 1));
+    const names = keysOf(value);
+    push(words, `O${names.length}`);
+    for (let i = 0; i < names.length; i++) push(words, `s${hex(names[i])}`, encode(own(value, names[i]), realms, depth + 1));
     return join(words, " ");
   }
   return `x${hex("object")}`;
@@ -100,7 +100,9 @@ function encode(value, realms, depth = 0) {
 
 function own(value, key) {
   const property = getOwnPropertyDescriptor(value, key);
-  return property === undefined ? undefined : property.value;
+  if (property === undefined) return undefined;
+  if (hasOwn(property, "value")) return property.value;
+  return property.get === undefined ? undefined : apply(property.get, value, []);
 }
 
 const PROTOTYPES = "({ array: Array.prototype, map: Map.prototype, object: Object.prototype, function: Function.prototype })";

@@ -180,38 +180,87 @@ def run_cases(source, names, calls, send, hexed, describe):
     done(0)
 
 
-def make_guard(function, space):
-    """``function``, whose results may not be of the answer's own classes where these have operators of their own."""
-    kind, mro, fields, is_type, functions = type, type.__dict__["__mro__"].__get__, vars, isinstance, types.FunctionType
-    sequences, mapping, identity, all_, Assertion = (list, tuple), dict, id, all, AssertionError
-    dunder, harmless = str.startswith, frozenset(("__init__", "__new__", "__post_init__", "__repr__", "__str__"))
+# Methods that take no part in comparing or computing, and Python's modules that define operators in Python.
+_HARMLESS = """init new post_init repr str format reduce reduce_ex getnewargs getstate setstate copy deepcopy replace
+    init_subclass subclasshook class_getitem set_name enter exit del doc dataclass_params""".split()
+_STANDARD = ("collections", "enum", "fractions", "ipaddress", "numbers", "pathlib", "uuid", "_pydecimal")
+
+
+def make_guards():
+    """``guard(function)``: that function, whose results may not bring operators from outside of Python's own modules.
+
+    A class stays as it is, unless its objects are numbers, texts or collections. Made before the answer runs: the types
+    that are there by then are trusted, of others what is written in C.
+    """
+    import collections
+
+    kind, mro, fields, modules = type, type.__dict__["__mro__"].__get__, type.__dict__["__dict__"].__get__, sys.modules
+    identity, is_instance, is_callable, all_, any_, Assertion = id, isinstance, callable, all, any, AssertionError
+    starts, items = str.startswith, dict.items
+    scalars = (int, float, bool, str, bytes, complex)
+    plain = frozenset(map(id, (*scalars, kind(None))))
+    harmless = frozenset(f"__{name}__" for name in _HARMLESS)
+    data = (str, int, tuple, list, dict, frozenset, kind(None))
+    bases = (list, tuple, set, frozenset, collections.deque, dict)
+    lazy = frozenset(map(id, (types.GeneratorType, map, filter, zip, enumerate, reversed, kind(iter([])))))
+    of_class = tuple(map(kind, (int.__add__, str.join, dict.__dict__["fromkeys"], int.__dict__["real"], property.fget)))
+    function, owner = types.FunctionType, (lambda method: method.__objclass__)
+    known, kept = set(), [object]
+    for class_ in kept:
+        if id(class_) not in known:
+            known.add(id(class_))
+            kept += type.__subclasses__(class_)
+
+    def is_standard(space):
+        return any_([name in modules and modules[name].__dict__ is space for name in _STANDARD])
+
+    def brings_operators(class_):
+        for name, method in items({**fields(class_)}):
+            if not starts(name, "__") or name in harmless or kind(method) in data:
+                continue
+            if kind(method) is function and is_standard(method.__globals__):
+                continue
+            if not (kind(method) in of_class and owner(method) is class_):
+                return True
+        return False
 
     def trusted(value, seen):
-        if identity(value) in seen:
+        if identity(kind(value)) in plain or identity(value) in seen:
             return True
-        seen = {*seen, identity(value)}
-        for class_ in mro(kind(value)):
-            for name, method in fields(class_).items():
-                operator = dunder(name, "__") and name not in harmless
-                if operator and is_type(method, functions) and method.__globals__ is space:
-                    return False
-        if kind(value) is mapping:
-            value = [*value, *value.values()]
-        return kind(value) not in sequences or all_([trusted(item, seen) for item in value])
+        if any_([identity(class_) not in known and brings_operators(class_) for class_ in mro(kind(value))]):
+            return False
+        for base in bases:
+            if base in mro(kind(value)):
+                found = base.__iter__(value)
+                found = [part for item in items(value) for part in item] if base is dict else [*found]
+                return all_([trusted(item, {*seen, identity(value)}) for item in found])
+        return True
 
-    def guarded(*arguments, **named):
-        value = function(*arguments, **named)
+    def checked(value):
         if not trusted(value, ()):
             raise Assertion("the result has operators of its own")
         return value
 
-    return guarded
+    def guard(function):
+        if not is_callable(function):
+            return function
+        is_class = is_instance(function, kind) and identity(kind(function)) in known
+        if is_class and not any_([base in mro(function) for base in (*scalars, *bases)]):
+            return function  # what its objects equal is its own matter
+
+        def guarded(*arguments, **named):
+            value = checked(function(*arguments, **named))
+            return (checked(item) for item in value) if identity(kind(value)) in lazy else value
+
+        return guarded
+
+    return guard
 
 
 def run_program(source, names, tests, send, hexed, describe):
     """Runs the answer as a module, then the tests with its names, but with Python's own built-in functions."""
-    done, Exception_, Assertion = os._exit, Exception, AssertionError
-    own = dict(vars(builtins))
+    done, Exception_, Assertion, run = os._exit, Exception, AssertionError, exec
+    own, guard = dict(vars(builtins)), make_guards()
     try:
         code = compile(tests, "tests.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError) as error:
@@ -222,11 +271,11 @@ def run_program(source, names, tests, send, hexed, describe):
         return
     space = {key: value for key, value in module.__dict__.items() if key not in own or key in names}
     for name in names:
-        if isinstance(space.get(name), types.FunctionType):
-            space[name] = make_guard(space[name], module.__dict__)
+        if name in space:
+            space[name] = guard(space[name])
     space.update(__name__="__main__", __builtins__=own)
     try:
-        exec(code, space)
+        run(code, space)
     except Assertion as error:
         send("A " + describe(error))
     except Exception_ as error:

@@ -36,6 +36,11 @@ def test_macros_and_names_of_an_answer_are_its_own():
                 "#include <iostream>\nusing namespace std;\nint y1;\n"
                 "char* index(const char* s, int n) { return nullptr; }\n"
                 "int twice(int n) { y1 = n; return y1 + n + !!index(\"\", n); }\n", TWICE, "passed"),
+            "macro for its name": ("#define solve twice\nint solve(int n) { return 2 * n; }\n", TWICE, "passed"),
+            "macro around its name": ("#define FN(name) int name(int n)\nFN(other) { return n; }\nFN(twice) { return 2 * n; }\n", TWICE, "passed"),
+            "headers left out": (
+                "int twice(int n) { std::regex r(\"a+\"); auto now = std::chrono::steady_clock::now(); return 2 * n; }\n",
+                TWICE, "passed"),
             "name of a header of its own": ("#include <math.h>\nint y1;\n" + RIGHT, TWICE, "compile_error"),
         },
         FAST,
@@ -60,6 +65,9 @@ def test_the_wanted_function_is_called():
             "lambda": (helper + "auto twice = [](int n) { return scale(n, 2); };\n", TWICE, "passed"),
             "std::function": ("std::function<int(int)> twice = [](int n) { return 2 * n; };\n", TWICE, "passed"),
             "namespace": ("namespace tasks {\n" + RIGHT + "}\n", TWICE, "passed"),
+            "namespace of the same name": (RIGHT + "namespace other { int twice(int n) { return 0; } }\n", TWICE, "passed"),
+            "method for lvalues": ("struct S { int k = 2; int twice(int n) & { return k * n; } };\n", TWICE, "passed"),
+            "variable arguments": ("int twice(int n, ...) { return 2 * n; }\n", TWICE, "passed"),
             "method": ("class Solution {\npublic:\n    int twice(int n) { return 2 * n; }\n};\n" + helper, TWICE, "passed"),
             "private method": ("class Solution {\n    int twice(int n) const { return 2 * n; }\n};\n", TWICE, "passed"),
             "static method": ("struct S { static int twice(int n) { return 2 * n; } };\n", TWICE, "passed"),
@@ -68,6 +76,8 @@ def test_the_wanted_function_is_called():
             "another name, own main": (helper + "int doubled(int n) { return scale(n, 2); }\nint main() {}\n", TWICE, "passed"),
             "by reference": ("int total(std::vector<int>& xs) " + sum_of, TOTAL, "passed"),
             "by const reference": ("int total(const std::vector<long long>& xs) " + sum_of, TOTAL, "passed"),
+            "span": ("int total(std::span<const int> xs) " + sum_of, TOTAL, "passed"),
+            "pointer": ("int total(const std::vector<int>* p) { auto& xs = *p; " + sum_of[1:], TOTAL, "passed"),
             "list": ("int total(std::list<int> xs) " + sum_of, TOTAL, "passed"),
             "deque": ("int total(std::deque<short>&& xs) " + sum_of, TOTAL, "passed"),
             "name of the C library": (
@@ -122,6 +132,12 @@ def test_values():
             "pair": ("std::pair<std::string, std::string> words(std::string_view s) { return {\"a\", \"b\"}; }\n", words, "passed"),
             "characters": ("std::vector<char> words(const char* s) { return {'a', 'b'}; }\n", words, "passed"),
             "set": ("std::set<std::string> words(std::string s) { return {\"a\", \"b\"}; }\n", words, "failed"),
+            "initializer list": (
+                "auto words(std::string s) { static std::initializer_list<const char*> w{\"a\", \"b\"}; return w; }\n", words, "passed"),
+            "forward list": ("std::forward_list<std::string> words(std::string s) { return {\"a\", \"b\"}; }\n", words, "passed"),
+            "view": (
+                "auto words(std::string s) { static std::vector<std::string> w{\"a\", \"\", \"b\"};\n"
+                "return w | std::views::filter([](auto& t) { return !t.empty(); }); }\n", words, "passed"),
             "unordered map": ("std::unordered_map<char, int> count(std::string s) { std::unordered_map<char, int> m;"
                               " for (char c : s) m[c]++; return m; }\n", count, "passed"),
             "vectors": ("std::vector<std::vector<int>> grid(std::vector<std::vector<int>> g) { return {{1}, {2}}; }\n", grid, "passed"),
@@ -130,6 +146,7 @@ def test_values():
             "double for int": ("double twice(int n) { return 2.0 * n; }\n", TWICE, "failed"),
             "bool for int": ("bool twice(int n) { return n; }\n", TWICE, "failed"),
             "nullopt": ("std::optional<int> find(std::vector<int> xs) { return std::nullopt; }\n", find, "passed"),
+            "null unique_ptr": ("std::unique_ptr<int> find(std::vector<int> xs) { return nullptr; }\n", find, "passed"),
             "null pointer": ("int* find(std::vector<int> xs) { return nullptr; }\n", find, "passed"),
             "zero for null": ("int find(std::vector<int> xs) { return 0; }\n", find, "failed"),
             "long long": ("long long wide(long long n) { return n + 1; }\n", wide, "passed"),
@@ -216,6 +233,7 @@ def test_a_test_program_must_run_to_its_end():
             "exit": ("int twice(int n) { exit(0); }\n", asserts, "runtime_error"),
             "exit while loading": ("int quit() { exit(0); }\nint x = quit();\n" + RIGHT, asserts, "runtime_error"),
             "does not compile": ("int twice(int n) { return }\n", asserts, "compile_error"),
+            "header left out": ("int twice(int n) { return std::accumulate(&n, &n + 1, n); }\n", code, "passed"),
             "asserts off": ("#define NDEBUG\n#include <cassert>\n" + WRONG, plain, "failed"),
             "own assert": ("#undef assert\n#define assert(x)\n" + WRONG, plain, "failed"),
             "own assert, right": ("#define assert(x)\n" + RIGHT, plain, "passed"),

@@ -27,6 +27,12 @@ def test_ordinary_files():
                 TWICE,
                 "passed",
             ),
+            "methods, nested classes": (
+                "private static class Box { int value; Box(int value) { this.value = value; } }\nprotected enum K { A }\n"
+                "static int twice(int n) { return 2 * new Box(n).value; }\n", TWICE, "passed"),
+            "methods, a class Answer": (
+                "class Answer { int f(int n) { return 2 * n; } }\nstatic int twice(int n) { return new Answer().f(n); }\n",
+                TWICE, "passed"),
             "package": ("package com.example.tasks;\n\n" + clazz, TWICE, "passed"),
             "byte order mark": ("\ufeff" + clazz, TWICE, "passed"),
             "two public classes": (clazz + "public class Other { public static int twice2(int n) { return n; } }\n", TWICE, "passed"),
@@ -85,6 +91,8 @@ def test_the_wanted_method_is_called():
                 "static int twice(int n) { return 2 * n; }\nstatic long twice(long n) { return 2 * n; }\n",
                 cases("twice", ["int"], "int", (2, 4), (5_000_000_000, 10_000_000_000)), "passed"),
             "enum": ("enum E { ONE; int twice(int n) { return 2 * n; } }\n", TWICE, "passed"),
+            "enum whose constants differ": (
+                "enum E { ONE { int twice(int n) { return 2 * n; } }; abstract int twice(int n); }\n", TWICE, "passed"),
             "changes its argument": ("static int total(List<Integer> xs) { xs.add(0); return xs.stream().mapToInt(x -> x).sum(); }\n", TOTAL, "passed"),
         },
     )  # fmt: skip

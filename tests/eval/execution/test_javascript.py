@@ -109,6 +109,7 @@ def test_the_wanted_function_is_called():
             "name that all functions have": (
                 "class S { apply(n) { return 2 * n; } }\n", cases("apply", ["int"], "int", (2, 4)), "passed"),
             "await without export": ("const k = await Promise.resolve(2);\nfunction twice(n) { return k * n; }\n", TWICE, "passed"),
+            "import.meta without export": ("const u = import.meta.url;\nfunction twice(n) { return u ? 2 * n : 0; }\n", TWICE, "passed"),
             "await in a function": (
                 "async function f() { await 0; }\nfunction twice(n) { if (!this) throw 0; return 2 * n; }\n", TWICE, "passed"),
             "another function": (helper + "function doubled(n) { return scale(n, 2); }\n", TWICE, "passed"),
@@ -135,6 +136,10 @@ def test_values():
         "javascript",
         {
             "object for a map": (f"const count = {tally};\n", count, "passed"),
+            "getter": ("const count = (s) => ({ a: 2, get b() { return 1; } });\n", count, "passed"),
+            "hidden property": ("const count = (s) => Object.defineProperty({ a: 2, b: 1 }, 'c', { value: 1 });\n", count, "passed"),
+            "hidden property for a value": ("const count = (s) => Object.defineProperty({ a: 2 }, 'b', { value: 1 });\n", count, "failed"),
+            "getter that throws": ("const count = (s) => ({ a: 2, get b() { throw s; } });\n", count, "runtime_error"),
             "Map for a map": (f"const count = (s) => new Map(Object.entries(({tally})(s)));\n", count, "passed"),
             "object with numbers as names": (f"const group = {tally};\n", by_number, "passed"),
             "Map from a Map": ("const swap = (m) => new Map([...m].map(([k, v]) => [v, k]));\n", swap, "passed"),

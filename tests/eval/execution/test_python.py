@@ -292,6 +292,78 @@ def test_a_test_program_must_run_to_its_end():
     )  # fmt: skip
 
 
+ANY = "from unittest.mock import ANY\n"
+# What equals everything, or is not asked, in the place of 4.
+CHEATS = {
+    "a type as __eq__": "class A:\n    __eq__ = bool\ntwice = lambda n: A()\n",
+    "a method of another class": "class A(int):\n    __eq__ = int.__ne__\ntwice = lambda n: A(7)\n",
+    "partial": "import functools\nclass A:\n    __eq__ = functools.partial(bool, True)\ntwice = lambda n: A()\n",
+    "made by exec": "s = {}\nexec('class A:\\n def __eq__(s, o): return True', s)\ntwice = lambda n: s['A']()\n",
+    "set later": "class A: pass\ndef twice(n):\n    A.__eq__ = lambda s, o: True\n    return A()\n",
+    "of the standard library": ANY + "twice = lambda n: ANY\n",
+    "callable object": ANY + "class T:\n    def __call__(s, n): return ANY\ntwice = T()\n",
+    "cached": ANY + "import functools\n@functools.cache\ndef twice(n):\n    return ANY\n",
+    "class that is a number": (
+        "class twice(int):\n    def __new__(c, n): return int.__new__(c, 0)\n    def __eq__(s, o): return True\n"
+    ),
+    "class that is its result": (
+        "class M(type):\n    def __call__(c, n): return c\n    def __eq__(c, o): return True\n"
+        "    __hash__ = type.__hash__\nclass twice(metaclass=M): pass\n"
+    ),
+    "metaclass that hides": (
+        "class M(type):\n    __mro__ = __dict__ = property(lambda c: ())\n"
+        "class A(metaclass=M):\n    def __eq__(s, o): return True\ntwice = lambda n: A()\n"
+    ),
+    "built-in functions replaced": (
+        "import builtins\nfor name in ('isinstance', 'vars', 'type', 'all', 'callable'):\n"
+        "    setattr(builtins, name, lambda *a: False)\n"
+        "class A:\n    def __eq__(s, o): return True\ndef twice(n):\n    return A()\n"
+    ),
+    "exec replaced": "import builtins\nbuiltins.exec = lambda *a: None\n" + WRONG,
+    "AssertionError replaced": "import builtins\nbuiltins.AssertionError = KeyboardInterrupt\n" + WRONG,
+}
+# An element that equals everything, by the test that sees it.
+INSIDE = {
+    "list(twice(2)) == [4]": ("[ANY]", "map(lambda x: ANY, [1])", "(ANY for _ in [1])", "deque([ANY])", "L([ANY])", "iter([ANY])"),
+    "twice(2) == {1: (4,)}": ("{1: (ANY,)}", "defaultdict(int, {1: (ANY,)})"),
+}  # fmt: skip
+# Results that tests may compute with.
+HONEST = {
+    "list(twice(2)) == [4]": ("[4]", "map(int, '4')", "(x for x in [4])", "deque([4])", "L([4])", "{4: 0}.keys()", "range(4, 5)"),
+    "twice(2) == 4": ("Four.FOUR", "Fraction(8, 2)", "Decimal(4)", "I(4)", "Decimal('4.0')"),
+    "twice(2) == (1, 4)": ("Two(1, 4)",),
+    "twice(2) + Counter('a') == Counter('aab')": ("Counter('ab')",),
+    "twice(2).value == 4": ("Box(4)",),
+}  # fmt: skip
+NAMES = """from collections import Counter, defaultdict, deque, namedtuple
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import IntEnum
+from fractions import Fraction
+from unittest.mock import ANY
+class Four(IntEnum):
+    FOUR = 4
+class I(int): pass
+class L(list): pass
+Two = namedtuple("Two", "a b")
+@dataclass(eq=False)
+class Box:
+    value: int
+def twice(n):
+    return """
+
+
+def test_results_bring_no_operators_into_a_test_program():
+    programs = {name: (answer, PROGRAM, "failed") for name, answer in CHEATS.items()}
+    for table, status in ((INSIDE, "failed"), (HONEST, "passed")):
+        for test, results in table.items():
+            tests = ProgramTests(f"from collections import Counter\nassert {test}\n", entry_point="twice")
+            programs |= {result: (NAMES + result, tests, status) for result in results}
+    vector = "class V:\n    def __init__(s, x): s.x = x\n    def __eq__(s, o): return s.x == o.x\n"
+    own = ProgramTests("assert V(1) == V(1) != V(2)\nassert isinstance(V(1), V)\n", entry_point="V")
+    check("python", {**programs, "a class is the task": (vector, own, "passed")})
+
+
 @pytest.mark.parametrize(
     ("body", "status", "detail"),
     [
