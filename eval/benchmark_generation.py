@@ -35,6 +35,7 @@ from moe.model import Transformer
 
 PROMPT, PREFILL, NEW, BATCH = 64, 1024, 16, 16
 IMPLEMENTATIONS = ("eager", "batched_mm", "grouped_mm")
+COPYING = "batched_mm"  # copies the experts of each token: more than 20 GB for 16 prompts of 64 tokens in float32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 TARGETS = {
     "float32": {"decode 1": 2.5, "decode 16": 2.0, "prefill 1024": 1.1, "first token": 3.0},
@@ -109,7 +110,8 @@ def alternate(runners: dict[str, Work], tasks: Sequence[str], rounds: int) -> di
     """
     found: dict[str, dict[str, list[float]]] = {}
     for task in tasks:
-        first = {name: seconds_per_task(write, task) for name, write in runners.items()}
+        takes_part = {name: write for name, write in runners.items() if name != COPYING or task == "decode 1"}
+        first = {name: seconds_per_task(write, task) for name, write in takes_part.items()}
         fastest = min(seconds for name, seconds in first.items() if name != "ours")
         kept = [name for name, seconds in first.items() if name == "ours" or seconds < 1.5 * fastest]
         found[task] = {name: [] for name in kept}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels import custom_ops, int4
 from kernels.cpu.decode import experts_decode
-from kernels.cpu.delta import delta_experts_decode, delta_experts_fwd
+from kernels.cpu.delta import delta_experts_fwd
 from kernels.cpu.experts import experts_fwd
 from kernels.cpu.experts import linear as cpu_linear
 from kernels.int4 import Int4Weight
@@ -196,13 +196,6 @@ def _check_low_rank(name: str, lr: LowRank, width: int, hidden: int, lead: tuple
         _shape(f"{name}.{field}", tensor, (*lead, *tail))
 
 
-def _delta_experts(x: Tensor, parts: Any, gates: Tensor, expert_ids: Tensor) -> Tensor:
-    weights: DeltaWeights[Any] = DeltaWeights(*parts)
-    if x.shape[0] == 1:
-        return delta_experts_decode(x, weights, gates, expert_ids)
-    return delta_experts_fwd(x, weights, gates, expert_ids)[0]
-
-
 def delta_experts_forward(
     x: Tensor,
     w1: Tensor | Int4Weight | PackedWeights,
@@ -229,8 +222,9 @@ def delta_experts_forward(
         if experts is None:
             gates, expert_ids = gates.sum(1, keepdim=True), expert_ids[:, :1]
         parts: list[Any] = [w[0] if isinstance(w, PackedWeights) else w for w in (w1, w2, w3)]
-        w1, w2, w3 = parts
-        return _delta_experts(x, (w1, w2, w3, shared, experts, scale, shared_scale), gates, expert_ids)
+        first, second, third = parts
+        packed: DeltaWeights[Any] = DeltaWeights(first, second, third, shared, experts, scale, shared_scale)
+        return delta_experts_fwd(x, packed, gates, expert_ids)[0]
     x, base, hidden = _weights(x, w1, w2, w3, 2)
     if shared is not None:
         _check_low_rank("shared", shared, width, hidden, ())
@@ -247,5 +241,5 @@ def delta_experts_forward(
     if not save and len(base) == 3 and _around_operators(x):
         pairs = (LowRank(*low) if low else None, LowRank(*high) if high else None)
         weights = DeltaWeights(base[0], base[1], base[2], *pairs, float(scale), float(shared_scale))
-        return _delta_experts(x, weights, gates, expert_ids)
+        return delta_experts_fwd(x, weights, gates, expert_ids)[0]
     return custom_ops.delta_experts(x, base, low, high, gates, expert_ids, float(scale), float(shared_scale), save)[0]

@@ -211,10 +211,14 @@ class Step:
 
     def store(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Stores keys and values [B, G, S, C] of the tokens and returns those to attend to, [B, G, L, C]."""
+        return self.store_both(layer, torch.cat((keys, values), 1))
+
+    def store_both(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`store` of keys followed by values, [B, 2G, S, C]."""
         window, place = self.cache.places[layer]
         track = self.cache.tracks[window]
-        buffer, groups = track.buffer[place], keys.shape[1]  # [B', 2G, capacity, C]
-        new = torch.cat((keys, values), 1).to(buffer.dtype)  # [B, 2G, S, C]
+        buffer, groups = track.buffer[place], new.shape[1] // 2  # [B', 2G, capacity, C]
+        new = new.to(buffer.dtype)
         joined = None
         if self._joins(track):
             slots = (self._old_times(track) % track.capacity)[:, None, :, None]  # [B, 1, capacity, 1]

@@ -169,7 +169,7 @@ class Transformer(nn.Module):
         table: Any = self.tok_embeddings.weight
         packed = isinstance(table, PackedWeights)
         x = table.rows(tokens, self.dtype) if packed else self.tok_embeddings(tokens)  # [B, S, D]
-        cos, sin = self._rotary(positions, x.dtype, step)  # [B or 1, 1, S, C]
+        cos, sin = self.rotary(positions, x.dtype, step)  # [B or 1, 1, S, C]
         context = None
         if self.config.router_context != "none" and forced_experts is None:
             context = RouterContext(self.config, (batch, length), tokens.device, documents, step)
@@ -192,7 +192,7 @@ class Transformer(nn.Module):
         hidden = self.norm(x)  # [B, S or 1, D]
         return ModelOutput(hidden, ops.linear(hidden, self.output_weight) if logits else None, routing)
 
-    def _rotary(self, positions: Tensor, dtype: torch.dtype, step: Step | Prompts | None) -> tuple[Tensor, Tensor]:
+    def rotary(self, positions: Tensor, dtype: torch.dtype, step: Step | Prompts | None) -> tuple[Tensor, Tensor]:
         """Cosine and sine [B or 1, 1, S, C]; a step of generation looks them up, as computing them takes ten calls."""
         scaling = self.config.rope_scaling
         if not isinstance(step, Step) or (scaling is not None and scaling.kind == "dynamic"):

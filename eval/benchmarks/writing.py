@@ -1,9 +1,7 @@
-"""Answers of a model to a benchmark's problems, in a JSON Lines file that grows by a batch at a time.
+"""Answers of a model to a benchmark's problems, in a JSON Lines file that grows by an answer at a time.
 
-A run that was interrupted continues where it stopped. Batches are made of all problems and samples, whatever is already
-there, so a continued run computes each batch as an uninterrupted one does: on the same machine with the same number of
-threads the files are equal byte for byte. The random numbers of an answer depend on the seed, the problem's id and the
-sample's number alone.
+A run that was interrupted continues where it stopped; the finished file has the order of problems and samples. The
+random numbers of an answer depend on the seed, the problem's id and the sample's number alone.
 """
 
 from __future__ import annotations
@@ -20,8 +18,9 @@ from eval.benchmarks.problems import Problem
 from eval.benchmarks.prompts import AnswerStream, Style, encode
 from moe.data.prompt import stop_ids
 from moe.errors import UserError
-from moe.files import json_lines, read_json_lines
-from moe.inference.generation import answer_limit, generate_many
+from moe.files import json_lines, read_json_lines, write_json_lines
+from moe.inference.engine import Engine, Generation, Request
+from moe.inference.generation import answer_limit
 from moe.inference.sampling import Sampling
 
 Key = tuple[str, str, int]  # language, problem's id, sample's number
@@ -77,60 +76,41 @@ def write_answers(
     """
     tokenizer = loaded.tokenizer
     assert tokenizer is not None
-    prompts = [encode(p, settings.style, tokenizer, loaded.template, settings.ask) for p in problems]
-    for problem, prompt in zip(problems, prompts):
-        answer_limit(loaded.model, len(prompt), settings.max_new_tokens, f"the prompt of {problem.where}")
-    jobs = [(place, sample) for place in range(len(problems)) for sample in range(settings.samples)]
-    jobs.sort(key=lambda job: -len(prompts[job[0]]))  # similar lengths share a batch: little padding
-    there = read_rows(path)
-    done = 0
-    for start in range(0, len(jobs), settings.batch_size):
-        batch = jobs[start : start + settings.batch_size]
-        missing = [job for job in batch if (problems[job[0]].language, problems[job[0]].id, job[1]) not in there]
-        if missing:
-            rows = _write_batch(
-                loaded, [(problems[place], prompts[place], sample) for place, sample in batch], settings
-            )
-            append_rows(path, [row for row in rows if key_of(row) not in there])
-        done += len(batch)
-        on_progress(done, len(jobs))
+    there, total = set(read_rows(path)), len(problems) * settings.samples
+    stop, engine = stop_ids(tokenizer, loaded.template), Engine(loaded.model, settings.batch_size)
 
+    def submit(problem: Problem, prompt: list[int], limit: int, key: Key) -> None:
+        stream = AnswerStream(tokenizer, problem, settings.style)
 
-def _write_batch(
-    loaded: LoadedModel, batch: Sequence[tuple[Problem, list[int], int]], settings: WritingSettings
-) -> list[dict[str, Any]]:
-    tokenizer = loaded.tokenizer
-    assert tokenizer is not None
-    streams = [AnswerStream(tokenizer, problem, settings.style) for problem, _, _ in batch]
+        def on_token(token: int) -> bool:
+            stream.push(token)
+            return stream.stopped
 
-    def on_token(row: int, token: int) -> bool:
-        streams[row].push(token)
-        return streams[row].stopped
+        def on_finished(found: Generation) -> None:
+            stream.flush()
+            finished = "stop" if stream.stopped else found.finished
+            row = {"id": key[1], "language": key[0], "sample": key[2], "answer": stream.text, "finished": finished}
+            append_rows(path, [row | {"prompt_tokens": len(prompt), "tokens": len(found.tokens)}])
+            there.add(key)
+            on_progress(len(there), total)
 
-    found = generate_many(
-        loaded.model,
-        [prompt for _, prompt, _ in batch],
-        max_new_tokens=settings.max_new_tokens,
-        stop_ids=stop_ids(tokenizer, loaded.template),
-        sampling=settings.sampling,
-        row_ids=[row_id(problem, sample) for problem, _, sample in batch],
-        on_token=on_token,
-    )
-    rows = []
-    for (problem, prompt, sample), stream, answer in zip(batch, streams, found):
-        stream.flush()
-        rows.append(
-            {
-                "id": problem.id,
-                "language": problem.language,
-                "sample": sample,
-                "answer": stream.text,
-                "finished": "stop" if stream.stopped else answer.finished,
-                "prompt_tokens": len(prompt),
-                "tokens": len(answer.tokens),
-            }
+        numbers = row_id(problem, key[2])
+        engine.submit(
+            Request(prompt, limit, settings.sampling, stop, numbers, on_token=on_token, on_finished=on_finished)
         )
-    return rows
+
+    keys = []
+    for problem in problems:
+        prompt = encode(problem, settings.style, tokenizer, loaded.template, settings.ask)
+        limit = answer_limit(loaded.model, len(prompt), settings.max_new_tokens, f"the prompt of {problem.where}")
+        for sample in range(settings.samples):
+            keys.append((problem.language, problem.id, sample))
+            if keys[-1] not in there:
+                submit(problem, prompt, limit, keys[-1])
+    on_progress(len(there), total)
+    engine.run()
+    rows = read_rows(path)
+    write_json_lines(path, [rows[key] for key in keys])
 
 
 def row_id(problem: Problem, sample: int) -> int:

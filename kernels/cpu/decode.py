@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,8 +105,13 @@ def experts_decode(
     expert_ids: Tensor,
 ) -> Tensor:
     """`kernels.cpu.experts.experts_fwd` for one token: x [1, D] -> [1, D]."""
+    return mix_experts(x, w1, w2, w3, gates.tolist()[0], chosen_experts(expert_ids, w1.shape[0]))
+
+
+def mix_experts(x: Tensor, w1: Any, w2: Any, w3: Any, gates: list[float], expert_ids: list[int]) -> Tensor:
+    """`experts_decode` with gates and ids as numbers, and weights that have one matrix at each number."""
     outputs = []
-    for e in chosen_experts(expert_ids, w1.shape[0]):
+    for e in expert_ids:
         act = F.silu(matvec(x, w1[e])).mul_(matvec(x, w3[e]))  # [1, F]
         outputs.append(matvec(act, w2[e]))  # [1, D]
-    return weighted_sum(outputs, gates.tolist()[0], x.dtype)
+    return weighted_sum(outputs, gates, x.dtype)

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cpu.decode import chosen_experts, weighted_sum
 from kernels.cpu.experts import Window, linear, row_dots, sum_rows, swiglu_backward, token_of_row, windows
 from kernels.dispatch import sort_by_expert
 from kernels.low_rank import Pair, add_delta, add_delta_dx, factors_of, pair_of, weight_gradients
@@ -75,37 +74,6 @@ def delta_experts_fwd(
         run.rows(rows).addmm_(low, own.b2.t(), alpha=scale)
     y = _take(y, inverse) if top_k == 1 else _add_token_sums(y, rows, dispatch, top_k)
     return y, Saved(h1, h3, dispatch)
-
-
-def _add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """``y + scale * b @ a @ x`` for vectors x [columns], y [rows]."""
-    return torch.addmv(y, b, torch.mv(a, x), alpha=scale)
-
-
-def delta_experts_decode(x: Tensor, weights: DeltaWeights[Tensor], gates: Tensor, expert_ids: Tensor) -> Tensor:
-    """`delta_experts_fwd` for one token without a gradient: x [1, D] -> [1, D], nothing sorted or gathered."""
-    w1, w2, w3, shared, experts, scale, shared_scale = weights
-    row, gate = x[0], gates.tolist()[0]  # [D]
-    h1, h3 = linear(x, w1)[0], linear(x, w3)[0]  # [F]
-    if shared is not None:
-        h1 = _add_low_rank(h1, row, shared.a1, shared.b1, shared_scale)
-        h3 = _add_low_rank(h3, row, shared.a3, shared.b3, shared_scale)
-    chosen: list[LowRank] = []
-    if experts is not None:
-        chosen = [experts.of_expert(e) for e in chosen_experts(expert_ids, experts.a1.shape[0])]
-    acts = []
-    for own in chosen:
-        up = _add_low_rank(h3, row, own.a3, own.b3, scale)
-        acts.append(F.silu(_add_low_rank(h1, row, own.a1, own.b1, scale)).mul_(up))
-    if not chosen:
-        acts.append(F.silu(h1).mul_(h3))
-    mixed = weighted_sum(acts, gate, x.dtype)  # [F]
-    y = linear(mixed.unsqueeze(0), w2)[0]  # [D]
-    if shared is not None:
-        y = _add_low_rank(y, mixed, shared.a2, shared.b2, shared_scale)
-    for own, act, g in zip(chosen, acts, gate):
-        y = _add_low_rank(y, act, own.a2, own.b2, scale * g)
-    return y.unsqueeze(0)
 
 
 def _add_token_sums(y: Tensor, rows: Tensor, dispatch: ExpertDispatch, top_k: int) -> Tensor:

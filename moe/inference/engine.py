@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from moe.cache import KVCache, Row
+from moe.decoder import Decoder
 from moe.inference.drafts import Lookup
 from moe.inference.sampling import GREEDY, Sampling, choose, number_stream
 from moe.model import ModelOutput, Transformer
@@ -124,6 +125,7 @@ class Engine:
 
     def __init__(self, model: Transformer, max_rows: int, draft: int = 0, on_output: OnOutput | None = None):
         self.model, self.max_rows, self.draft, self.on_output = model, max_rows, draft, on_output
+        self._decoder = Decoder(model) if Decoder.fits(model) else None
         self.waiting: deque[Request] = deque()
         self.rows: list[_Row] = []
         self._cancelled: set[Request] = set()
@@ -262,7 +264,10 @@ class Engine:
         tokens = torch.tensor(inputs, device=self.model.device)  # [B, S]
         step = self._room(len(rows), max(self._cache.lengths) + tokens.shape[1]).step(*tokens.shape)
         bias = self._biases([row.request for row in rows], [tokens.shape[1]] * len(rows))
-        output = self.model(tokens, cache=step, expert_bias=bias)
+        if longest or self._decoder is None:
+            output = self.model(tokens, cache=step, expert_bias=bias)
+        else:
+            output = self._decoder(tokens, step, bias)
         if not longest:
             self._choose(rows, output)
             step.advance()

@@ -28,6 +28,13 @@ def test_far_slower_others_leave_after_the_first_round(monkeypatch):
     assert seen == ["ours", "fast", "close", "slow", *["ours", "fast", "close"] * 2]
 
 
+def test_what_copies_experts_reads_single_prompts_only(monkeypatch):
+    monkeypatch.setattr(benchmark, "seconds_per_task", lambda write, task: 1.0)
+    runners = {"ours": None, "grouped_mm": None, "batched_mm": None}
+    found = benchmark.alternate(runners, ["decode 1", "decode 16"], 1)
+    assert list(found["decode 1"]) == list(runners) and list(found["decode 16"]) == ["ours", "grouped_mm"]
+
+
 def test_bytes_of_a_step_count_visited_experts(tiny_config, make_model):
     config = replace(tiny_config, num_experts=4, num_experts_per_tok=1)
     model = make_model(config, dtype=torch.float32)
@@ -35,7 +42,5 @@ def test_bytes_of_a_step_count_visited_experts(tiny_config, make_model):
     everything = sum(p.numel() for p in model.parameters())
     read = everything - 3 * experts - config.vocab_size * config.dim
     assert benchmark.bytes_per_token(model) == pytest.approx(4 * read)
-    written = []
-    model.register_forward_hook(lambda *_: written.append(1))
-    benchmark.ours(model)([[1, 2], [3, 4]], 3)
-    assert len(written) == 3
+    answers = benchmark.ours(model)([[1, 2], [3, 4]], 3)
+    assert [len(answer.tokens) for answer in answers] == [3, 3]

@@ -90,11 +90,11 @@ def test_a_killed_run_continues_to_the_same_bytes(sampling, loaded, tmp_path, mo
     write_answers(loaded, found, settings, tmp_path / "whole.jsonl")
     whole = (tmp_path / "whole.jsonl").read_bytes()
     assert whole.count(b"\n") == len(found) * samples
-    append, batches = writing.append_rows, []
+    append, written = writing.append_rows, []
 
     def killed(path, rows):
-        batches.append(rows)
-        if len(batches) == 2:
+        written.append(rows)
+        if len(written) == 7:
             with path.open("ab") as file:
                 file.write(json.dumps(rows[0]).encode()[:20])
             raise KeyboardInterrupt
@@ -104,7 +104,9 @@ def test_a_killed_run_continues_to_the_same_bytes(sampling, loaded, tmp_path, mo
     with pytest.raises(KeyboardInterrupt):
         write_answers(loaded, found, settings, tmp_path / "killed.jsonl")
     monkeypatch.setattr(writing, "append_rows", append)
-    write_answers(loaded, found, settings, tmp_path / "killed.jsonl")
+    progress: list[int] = []
+    write_answers(loaded, found, settings, tmp_path / "killed.jsonl", lambda done, total: progress.append(done))
+    assert progress == list(range(6, len(found) * samples + 1))
     assert (tmp_path / "killed.jsonl").read_bytes() == whole
     write_answers(loaded, found, settings, tmp_path / "killed.jsonl")
     assert (tmp_path / "killed.jsonl").read_bytes() == whole
