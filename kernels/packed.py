@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kernels.int4 import Int4Weight
 
+ROWS_AT_ONCE = 512  # a multiple of the 64 rows of a block in torch's order
 FEW_ROWS = 8  # up to here the packed kernels are faster than decoding (Xeon with AMX, 576 x 1536 and 4096 x 14336)
 
 
@@ -94,12 +95,13 @@ class Int4Weights(nn.Module):
 
 
 def pack_for_cpu(weight: Int4Weight) -> Packed:
-    """The first of the weights, reordered for a CPU."""
-    low, high = weight.packed[0] & 0xF, weight.packed[0] >> 4
-    levels = torch.cat((low, high), -1).transpose(0, 1).flatten(1)  # [N, K]
-    packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.to(torch.int32), 1)
+    """The first of the weights, reordered for a CPU, some rows at a time: torch's packing wants levels in int32."""
+    blocks = []
+    for part in weight.packed[0].split(ROWS_AT_ONCE, dim=1):  # [G, rows, group / 2]
+        levels = torch.cat((part & 0xF, part >> 4), -1).transpose(0, 1).flatten(1)  # [rows, K]
+        blocks.append(torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.to(torch.int32), 1))
     scales = weight.scales[0]  # [G, N]
-    return Packed(packed, torch.stack((scales, torch.zeros_like(scales)), -1).contiguous())
+    return Packed(torch.cat(blocks), torch.stack((scales, torch.zeros_like(scales)), -1).contiguous())
 
 
 def _levels(packed: Tensor, rows: int, columns: int) -> Tensor:

@@ -47,12 +47,19 @@ def fill_model(
     """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     stacks: dict[str, Tensor] = {}
-    quantized: dict[str, dict[int, Packed | Int4Weight]] = {}
+    quantized: dict[str, tuple[type, list[Tensor]]] = {}  # what it becomes, levels and scales of all experts
     for flat, tensor in tensors.items():
         name, expert = stacked_name(flat)
         name = (rename or {}).get(name, name)
         if packed and (pair := pair_of(tensor)) is not None and is_packable(tensor, device):
-            quantized.setdefault(name, {})[expert or 0] = read_packed(pair, device)
+            fields = read_packed(pair, device)
+            if expert is None:
+                quantized[name] = type(fields), [field[None] for field in fields]
+                continue
+            if name not in quantized:
+                quantized[name] = type(fields), [field.new_empty(shapes[name][0], *field.shape) for field in fields]
+            for whole, field in zip(quantized[name][1], fields):
+                whole[expert].copy_(field)
             continue
         if expert is None:
             set_parameter(model, name, tensor.read().to(device=device, dtype=dtype))
@@ -62,12 +69,12 @@ def fill_model(
         stacks[name][expert].copy_(tensor.read())
     for name, stack in stacks.items():
         set_parameter(model, name, stack)
-    for name in list(quantized):
-        weights = [weight for _, weight in sorted(quantized.pop(name).items())]
+    for name, (kind, (levels, scales)) in quantized.items():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
         delattr(module, leaf)
-        setattr(module, leaf, stacked_packed(weights))
+        packed_weights = PackedWeights(levels, scales) if kind is Packed else Int4Weights(Int4Weight(levels, scales))
+        setattr(module, leaf, packed_weights)
 
 
 def is_packable(tensor: StoredTensor, device: torch.device | str) -> bool:
@@ -79,20 +86,15 @@ def is_packable(tensor: StoredTensor, device: torch.device | str) -> bool:
 
 
 def read_packed(pair: tuple[StoredTensor, StoredTensor], device: torch.device | str) -> Packed | Int4Weight:
-    """A quantized weight as the device multiplies it."""
+    """A quantized weight as the device multiplies it; of int4 for a GPU without the leading E."""
     levels, scales = (tensor.read().to(device) for tensor in pair)
     if levels.dtype == torch.int8:
         return Packed(levels, scales)
-    weight = Int4Weight(levels[None], scales[None])
-    return pack_for_cpu(weight) if levels.device.type == "cpu" else weight
-
-
-def stacked_packed(weights: list[Packed | Int4Weight]) -> nn.Module:
-    """Weights of E experts, or the one of a dense layer, as a module; takes the list apart, to free its memory."""
-    if isinstance(weights[0], Int4Weight):
-        return Int4Weights(Int4Weight(*(torch.cat(parts) for parts in zip(*weights))))
-    levels, scales = (torch.stack(parts) if len(parts) > 1 else parts[0][None] for parts in zip(*weights))
-    return PackedWeights(levels, scales)
+    return (
+        pack_for_cpu(Int4Weight(levels[None], scales[None]))
+        if levels.device.type == "cpu"
+        else Int4Weight(levels, scales)
+    )
 
 
 def require_complete(model: Transformer) -> None:

@@ -240,10 +240,11 @@ def cpp(answer: str) -> CppFile:
     }
     functions: list[Function] = []
     for function in found:
-        if (value := macros.get(function.name)) == "":  # `FUNCTION(twice) { ... }` defines what its arguments say
+        alias = macros.get(function.name)
+        if alias == "":  # `FUNCTION(twice) { ... }` defines what its arguments say
             functions += [Function(name, "generic", _VARIABLE) for name in function.types]
         else:
-            functions.append(replace(function, name=value) if value and value.isidentifier() else function)
+            functions.append(replace(function, name=alias) if alias and alias.isidentifier() else function)
     return CppFile(tuple(functions), tuple(macros), main[-1] if main else None)
 
 

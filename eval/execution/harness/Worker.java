@@ -185,8 +185,7 @@ public class Worker {
                 int count = method.getParameterCount();
                 boolean fits = count == values.size() || (method.isVarArgs() && values.size() >= count - 1);
                 if (name != null && !method.getName().equals(name) || method.isSynthetic() || !fits) continue;
-                // The constants of an enum may implement its methods.
-                if (Modifier.isAbstract(method.getModifiers()) != (name == null) && !one.isEnum()) continue;
+                if (Modifier.isAbstract(method.getModifiers()) != (name == null) && !one.isEnum()) continue;  // see make
                 try {
                     for (Object call : calls) arguments(method, (List<?>) call);
                     return method;

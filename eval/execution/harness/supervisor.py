@@ -28,7 +28,7 @@ def processes():
                     fields = file.read().rpartition(b")")[2].split()
             except OSError:
                 continue
-            if fields[0] != b"Z":
+            if fields[0] != b"Z" or int(fields[17]) > 1:  # its first thread may end before the others
                 found[int(name)] = (int(fields[1]), int(fields[21]) * PAGE)
     return found
 
@@ -48,9 +48,14 @@ def descendants():
 
 
 def kill_descendants():
-    """Kills until none is left; stopped ones cannot start others meanwhile."""
+    """Kills until none is left; stopped ones cannot start others meanwhile.
+
+    Twice none: the parent of one that is read may end before it is read itself.
+    """
+    none = 0
     for _ in range(1000):
         left = descendants()
+        none = 0 if left else none + 1
         for code in (signal.SIGSTOP, signal.SIGKILL):
             for pid in left:
                 with contextlib.suppress(OSError):
@@ -58,7 +63,7 @@ def kill_descendants():
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        if not left:
+        if none > 1:
             return
         time.sleep(0.001)
 

@@ -231,8 +231,8 @@ def make_guards():
             return False
         for base in bases:
             if base in mro(kind(value)):
-                found = base.__iter__(value)
-                found = [part for item in items(value) for part in item] if base is dict else [*found]
+                is_map = base is dict
+                found = [part for item in items(value) for part in item] if is_map else [*base.__iter__(value)]
                 return all_([trusted(item, {*seen, identity(value)}) for item in found])
         return True
 

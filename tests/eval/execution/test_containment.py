@@ -95,6 +95,14 @@ def test_a_child_in_a_session_of_its_own_ends_with_the_verdict(limits):
             if os.fork() == 0:
                 os.execvp("sleep", ["sleep", "{seconds}"])
             os._exit(0)
+        if os.fork() == 0:  # its first thread ends, another goes on
+            import ctypes, threading, time
+            os.setsid()
+            run = lambda: (time.sleep(0.1), subprocess.run(["sleep", "{seconds}"]))
+            threading.Thread(target=run).start()
+            ctypes.CDLL(None).syscall(93 if os.uname().machine == "aarch64" else 60, 0)
+        import time
+        time.sleep(0.3)
         return 'done'
     """
     assert attempt(body, limits).passed
