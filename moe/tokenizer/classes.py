@@ -102,10 +102,15 @@ def settled_files(directory: Path, files: Mapping[str, bytes | Path]) -> dict[st
     """Files of a tokenizer for a model of another type, under which transformers would not look at its class."""
     if tokenizer_class(directory) is None or JSON_FILE not in files:
         return dict(files)
-    config = files.get(CONFIG_FILE, b"{}")
-    settings = json.loads(config if isinstance(config, bytes) else config.read_bytes())
+    settings = json.loads(_read(files.get(CONFIG_FILE, b"{}")))
+    if settings.get("tokenizer_class") == PLAIN_CLASS:  # written by this project
+        return dict(files)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Notice)  # it was said when the tokenizer was read
-        content = class_pipeline((directory / JSON_FILE).read_text(encoding="utf-8"), directory)
+        content = class_pipeline(_read(files[JSON_FILE]).decode(), directory)
     written = json_bytes({**settings, "tokenizer_class": PLAIN_CLASS})
     return {**files, JSON_FILE: content.encode(), CONFIG_FILE: written}
+
+
+def _read(file: bytes | Path) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()

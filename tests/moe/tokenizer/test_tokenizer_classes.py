@@ -124,7 +124,9 @@ def test_models_of_another_type_keep_the_ids_of_the_class(written, pipeline):
     with pytest.warns(Notice) if pipeline == "digits" else warnings.catch_warnings():
         before = load_tokenizer(folder)
     files = {name: folder / name for name in ("tokenizer.json", "tokenizer_config.json")}
-    for name, content in settled_files(folder, files).items():
+    settled = settled_files(folder, files)
+    assert settled_files(folder, settled) == settled
+    for name, content in settled.items():
         (folder / name).write_bytes(content)
     (folder / "config.json").write_text('{"model_type": "mixtral"}')
     assert not compare(folder) and tokenizer_class(folder) is None
