@@ -114,8 +114,10 @@ def describe(path: Path) -> list[tuple[str, str]]:
     ]
     if any(pair_of(tensor) for tensor in tensors_stored):
         running = sum(map(running_bytes, tensors_stored)) + cache_bytes(config, 4)
-        rest = f"besides {format_bytes(PROCESS_BYTES)} of Python and torch"
-        rows.append(("memory, as stored", f"{format_bytes(running)} with {CONTEXT} tokens of context on a CPU, {rest}"))
+        process = f"besides {format_bytes(PROCESS_BYTES)} of Python and torch"
+        rows.append(
+            ("memory, as stored", f"{format_bytes(running)} with {CONTEXT} tokens of context on a CPU, {process}")
+        )
         return rows
     for name, feed_forward, rest in (("float32", 4.0, 4.0), ("bfloat16", 2.0, 2.0), ("int4", 0.53125, 2.0)):
         needed = format_bytes(memory_to_run(config, feed_forward, rest))
