@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,9 @@ from moe.data.pairs import Pair
 from moe.data.prompt import encode_example, instruction_for
 from moe.errors import UserError
 from moe.tokenizer import Tokenizer
+
+
+EMPTY, AHEAD = 0.05, 32
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,9 @@ class MixedBatches:
     """An endless, reproducible sequence of mixed-language batches; ``batches[i]`` depends on the seed and ``i`` alone.
 
     Each language's examples are shuffled and taken in turn, epoch after epoch; the next example always comes from the
-    language that has had the fewest tokens so far.
+    language that has had the fewest tokens so far. Where whole examples in this order would leave more than
+    :data:`EMPTY` of the batches empty, the rest of a batch is filled from the next :data:`AHEAD` examples, the longest
+    that fits first (best fit); the order of the others stays.
     """
 
     def __init__(self, examples: Mapping[str, Sequence[Example]], tokens_per_batch: int, seed: int):
@@ -144,20 +150,21 @@ class MixedBatches:
         longest = max(map(max, self._lengths))
         if longest > tokens_per_batch:
             raise UserError(f"tokens_per_batch is {tokens_per_batch}, but an example has {longest} tokens")
-        self._drawn: list[array[int]] = [array("I") for _ in range(2)]  # the language and the index of each example
+        self._drawn: list[array[int]] = [array("I") for _ in range(3)]  # language, index and epoch of each example
         self._ends = [0]  # of each batch in them
         self._state = [(0, self._order(language, 0)) for language in range(len(self.examples))]
         self._next = [0] * len(self.examples)
         self._tokens = [0] * len(self.examples)
-        self._pending = self._draw()  # what did not fit into the last batch opens the next one
+        lengths = [items.lengths for items in self.examples]
+        gap = np.mean([(x.astype(float) ** 2).mean() / x.mean() for x in lengths]) / 2  # cut at a random token
+        self._ahead = AHEAD if gap > EMPTY * tokens_per_batch else 0
 
     def _order(self, language: int, epoch: int) -> array[int]:
         order = array("I", range(len(self.examples[language])))
         random.Random(f"{self.seed}-{language}-{epoch}").shuffle(order)  # type: ignore[arg-type]
         return order
 
-    def _draw(self) -> int:
-        """Draws the next example; returns its length."""
+    def _draw(self) -> None:
         language = min(range(len(self._tokens)), key=lambda i: (self._tokens[i], i))
         epoch, order = self._state[language]
         if self._next[language] == len(order):
@@ -166,18 +173,35 @@ class MixedBatches:
         index = order[self._next[language]]
         self._next[language] += 1
         self._tokens[language] += self._lengths[language][index]
-        self._drawn[0].append(language)
-        self._drawn[1].append(index)
-        return self._lengths[language][index]
+        for values, value in zip(self._drawn, (language, index, epoch)):
+            values.append(value)
+
+    def _length(self, place: int) -> int:
+        return self._lengths[self._drawn[0][place]][self._drawn[1][place]]
 
     def _draw_to(self, count: int) -> None:
         while len(self._ends) <= count:
-            end, used = self._ends[-1], 0
-            while used + self._pending <= self.tokens_per_batch:
-                used += self._pending
+            end, room = self._ends[-1], self.tokens_per_batch
+            while (place := self._fitting(end, room)) is not None:
+                room -= self._length(place)
+                for values in self._drawn if place > end else ():
+                    values.insert(end, values.pop(place))
                 end += 1
-                self._pending = self._draw()
             self._ends.append(end)
+
+    def _fitting(self, start: int, room: int) -> int | None:
+        """The example at ``start`` if it fits, else the longest one that does of those after it; None without one."""
+        while len(self._drawn[0]) <= start + self._ahead:
+            self._draw()
+        if self._length(start) <= room:
+            return start
+        best, epochs = None, {}
+        for place in range(start, start + 1 + self._ahead):
+            # None goes before one of an earlier pass over the same language.
+            passed = self._drawn[2][place] > epochs.setdefault(self._drawn[0][place], self._drawn[2][place])
+            if not passed and self._length(place) <= room and (best is None or self._length(place) > best[0]):
+                best = self._length(place), place
+        return None if best is None else best[1]
 
     def group(self, index: int) -> list[Example]:
         """The examples of batch ``index``."""
@@ -196,5 +220,5 @@ class MixedBatches:
     def filled(self, batches: int = 100) -> float:
         """The share of ``tokens_per_batch`` that the first batches fill."""
         self._draw_to(batches)
-        tokens = sum(self._lengths[x][i] for x, i, _ in zip(*self._drawn, range(self._ends[batches])))
+        tokens = sum(map(self._length, range(self._ends[batches])))
         return tokens / (batches * self.tokens_per_batch)

@@ -117,10 +117,29 @@ def test_the_cache_gives_the_same_batches_and_is_read_again(tmp_path, monkeypatc
     assert len(list((tmp_path / "tokens").iterdir())) == 1, "caches of other keys are removed"
 
 
-def test_most_of_each_batch_is_filled(data):
-    batches = MixedBatches(data, 64, seed=0)
-    sizes = [batches[i].tokens.shape[1] for i in range(100)]
-    assert batches.filled() == sum(sizes) / 6400
+def long_tailed(seed: int) -> dict[str, list[Example]]:
+    """Examples as long as pairs of real code: 250 tokens on average, few of up to 1,024."""
+    draw = np.random.default_rng(seed)
+    return {x: examples(np.clip(draw.lognormal(5.2, 0.8, 300), 20, 1024).astype(int), i) for i, x in enumerate("ab")}
+
+
+def test_most_of_each_batch_is_filled_and_nothing_is_lost():
+    batches = MixedBatches(long_tailed(0), 2048, seed=0)
+    groups = [batches.group(i) for i in range(100)]
+    sizes = [sum(len(x.tokens) for x in group) for group in groups]
+    assert max(sizes) <= 2048 and batches.filled() == sum(sizes) / 204800 > 0.97
+    shares = [sum(len(x.tokens) for x in group if x.language) / size for group, size in zip(groups, sizes)]
+    assert abs(np.mean(shares) - 0.5) < 0.02 and np.std(shares) < 0.2
+    for language in (0, 1):
+        seen = [x.tokens[0] for group in groups for x in group if x.language == language]
+        assert len(seen) > 300 and sorted(seen[:300]) == [100 * i for i in range(300)], "one pass, then the next"
+
+
+def test_the_drawn_order_stays_where_it_fills_batches_by_itself():
+    examples = long_tailed(1)
+    batches, order = MixedBatches(examples, 8192, seed=0), MixedBatches(examples, 1 << 20, seed=0).group(0)
+    found = [x for i in range(20) for x in batches.group(i)]
+    assert found == order[: len(found)] and batches.filled(20) > 0.95
 
 
 def test_stored_pairs_are_a_sequence(monkeypatch):
