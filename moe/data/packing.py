@@ -28,6 +28,7 @@ from moe.errors import UserError
 from moe.tokenizer import Tokenizer
 
 EMPTY, AHEAD = 0.05, 32
+KEPT = 1024  # batches whose examples are kept at least, of those that were drawn
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,18 @@ class MixedBatches:
         longest = max(map(max, self._lengths))
         if longest > tokens_per_batch:
             raise UserError(f"tokens_per_batch is {tokens_per_batch}, but an example has {longest} tokens")
-        self._drawn: list[array[int]] = [array("I") for _ in range(3)]  # language, index and epoch of each example
-        self._ends = [0]  # of each batch in them
-        self._state = [(0, self._order(language, 0)) for language in range(len(self.examples))]
-        self._next = [0] * len(self.examples)
-        self._tokens = [0] * len(self.examples)
+        self._restart()
         lengths = [items.lengths for items in self.examples]
         gap = np.mean([(x.astype(float) ** 2).mean() / x.mean() for x in lengths]) / 2  # cut at a random token
         self._ahead = AHEAD if gap > EMPTY * tokens_per_batch else 0
+
+    def _restart(self) -> None:
+        self._drawn: list[array[int]] = [array("I") for _ in range(3)]  # language, index and epoch of each example
+        self._ends = [0]  # of each batch in them, from the one before the first that is kept
+        self._first = 0  # batch whose examples are kept
+        self._state = [(0, self._order(language, 0)) for language in range(len(self.examples))]
+        self._next = [0] * len(self.examples)
+        self._tokens = [0] * len(self.examples)
 
     def _order(self, language: int, epoch: int) -> array[int]:
         order = array("I", range(len(self.examples[language])))
@@ -179,7 +184,9 @@ class MixedBatches:
         return self._lengths[self._drawn[0][place]][self._drawn[1][place]]
 
     def _draw_to(self, count: int) -> None:
-        while len(self._ends) <= count:
+        while self._first + len(self._ends) <= count:
+            if len(self._ends) > 2 * KEPT:
+                self._forget()
             end, room = self._ends[-1], self.tokens_per_batch
             while (place := self._fitting(end, room)) is not None:
                 room -= self._length(place)
@@ -203,10 +210,18 @@ class MixedBatches:
                 best = self._length(place), place
         return None if best is None else best[1]
 
+    def _forget(self) -> None:
+        start = self._ends[KEPT]
+        self._drawn = [values[start:] for values in self._drawn]
+        self._ends = [end - start for end in self._ends[KEPT:]]
+        self._first += KEPT
+
     def group(self, index: int) -> list[Example]:
-        """The examples of batch ``index``."""
+        """The examples of batch ``index``; the last ones are known, an earlier one is drawn from the start."""
+        if index < self._first:
+            self._restart()
         self._draw_to(index + 1)
-        places = range(self._ends[index], self._ends[index + 1])
+        places = range(self._ends[index - self._first], self._ends[index + 1 - self._first])
         return [self.examples[self._drawn[0][place]][self._drawn[1][place]] for place in places]
 
     def __getitem__(self, index: int) -> Batch:
@@ -219,6 +234,5 @@ class MixedBatches:
 
     def filled(self, batches: int = 100) -> float:
         """The share of ``tokens_per_batch`` that the first batches fill."""
-        self._draw_to(batches)
-        tokens = sum(map(self._length, range(self._ends[batches])))
+        tokens = sum(len(example.tokens) for index in range(batches) for example in self.group(index))
         return tokens / (batches * self.tokens_per_batch)

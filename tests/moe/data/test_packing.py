@@ -154,3 +154,18 @@ def test_stored_pairs_are_a_sequence(monkeypatch):
     assert stored[5] == pairs[0] and stored != pairs
     with pytest.raises(IndexError):
         stored[6]
+
+
+def test_memory_stays_the_same_over_a_long_run(data, monkeypatch):
+    """Batches long gone are forgotten, and drawn again where an earlier one is asked for."""
+    whole = MixedBatches(data, 64, seed=3)
+    wanted = [whole.group(index) for index in range(300)]
+    monkeypatch.setattr(packing, "KEPT", 8)
+    batches = MixedBatches(data, 64, seed=3)
+    sizes = []
+    for index in range(300):
+        assert batches.group(index) == wanted[index]
+        sizes.append(sum(map(len, batches._drawn)) + len(batches._ends))
+    assert max(sizes[150:]) <= max(sizes[:150]) < 1000 < 3 * sum(map(len, wanted))
+    for index in (299, 250, 0, 120, 119, 299):
+        assert batches.group(index) == wanted[index]
