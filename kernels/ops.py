@@ -246,6 +246,6 @@ def delta_experts_forward(
     save = _wants_grad(x, gates, *base, *low, *high)
     if not save and len(base) == 3 and _around_operators(x):
         pairs = (LowRank(*low) if low else None, LowRank(*high) if high else None)
-        weights: DeltaWeights[Any] = DeltaWeights(*base, *pairs, float(scale), float(shared_scale))
+        weights: DeltaWeights[Any] = DeltaWeights(base[0], base[1], base[2], *pairs, float(scale), float(shared_scale))
         return delta_experts_fwd(x, weights, gates, expert_ids)[0]
     return custom_ops.delta_experts(x, base, low, high, gates, expert_ids, float(scale), float(shared_scale), save)[0]
