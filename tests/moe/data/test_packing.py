@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -140,6 +142,28 @@ def test_the_drawn_order_stays_where_it_fills_batches_by_itself():
     batches, order = MixedBatches(examples, 8192, seed=0), MixedBatches(examples, 1 << 20, seed=0).group(0)
     found = [x for i in range(20) for x in batches.group(i)]
     assert found == order[: len(found)] and batches.filled(20) > 0.95
+
+
+def test_going_back_and_looking_ahead_change_no_batch():
+    """A router is fitted beyond the training steps before the first of them, and a baseline starts anew."""
+    batches, once = MixedBatches(long_tailed(2), 2048, seed=0), MixedBatches(long_tailed(2), 2048, seed=0)
+    wanted = [once.group(i) for i in range(400)]
+    for index in (399, 0, 0, 1, 250, 7, 399):
+        assert batches.group(index) == wanted[index]
+        assert batches.filled(30) == sum(len(x.tokens) for g in wanted[:30] for x in g) / (30 * 2048)
+        assert batches.group(index) == wanted[index]
+
+
+def test_memory_does_not_grow_with_the_batches(data):
+    batches = MixedBatches(data, 64, seed=0)
+    batches.group(500)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        batches.group(2_000)
+        assert tracemalloc.get_traced_memory()[0] - before < 4_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_stored_pairs_are_a_sequence(monkeypatch):
