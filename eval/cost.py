@@ -72,7 +72,7 @@ def count_flops(model: Transformer, length: int) -> int:
 # The formulas get shapes in the place of tensors.
 
 
-def _linear_flops(x: Sequence[int], weight: Sequence[int], out_shape: Any = None) -> int:
+def _linear_flops(x: Sequence[int], weight: Sequence[int], scales: Any = None, out_shape: Any = None) -> int:
     return 2 * x[0] * weight[0] * weight[1]
 
 

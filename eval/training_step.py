@@ -55,10 +55,8 @@ def delta_config(shape: ModelConfig, config: RunConfig) -> ModelConfig:
 
 
 def planned_bytes(config: ModelConfig, run: RunConfig, dtype: torch.dtype, packed: bool) -> float:
-    """What the planner says, with the feed-forwards of the base at int4's 66 bytes for 128 weights where ``packed``."""
-    total = plan_memory(config, run.tokens_per_batch, dtype, run.activation_checkpointing).total
-    base = 3 * config.dim * config.hidden_dim * config.n_layers
-    return total - base * (dtype.itemsize - 66 / 128) if packed else total
+    """What the planner says."""
+    return plan_memory(config, run.tokens_per_batch, dtype, run.activation_checkpointing, packed).total
 
 
 def steps_of(step: Callable[[int], int], steps: int, device: torch.device, flop_per_token: float) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from kernels.cpu import decode as cpu_decode
 from kernels.cpu import delta as cpu_delta
 from kernels.cpu import experts as cpu
 from kernels.int4 import Int4Weight
+from kernels.packed import Packed, whole
 from kernels.types import DeltaWeights, ExpertDispatch, LowRank, Needs, Saved
 
 # constants, as torch.compile cannot trace the search for a module
@@ -72,13 +74,13 @@ def _fake_outputs(x: Tensor, expert_ids: Tensor, hidden: int, num_experts: int, 
 
 
 @torch.library.custom_op("language_experts::linear", mutates_args=())
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [M, D], weight [N, D] -> [M, N]."""
-    return cpu.linear(x, weight)
+def linear(x: Tensor, weight: Tensor, scales: Tensor | None = None) -> Tensor:
+    """x [M, D], weight [N, D] -> [M, N]; the weight is dense, or packed for a CPU, with scales."""
+    return cpu.linear(x, weight if scales is None else Packed(weight, scales))
 
 
 @linear.register_fake
-def _(x, weight):
+def _(x, weight, scales=None):
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
@@ -87,9 +89,11 @@ def _linear_setup(ctx, inputs, output):
 
 
 def _linear_grad(ctx, dy):
-    x, weight = ctx.saved_tensors
-    need_x, need_weight = ctx.needs_input_grad
-    return cpu.linear(dy, weight.t()) if need_x else None, dy.t() @ x if need_weight else None
+    x, weight, scales = ctx.saved_tensors
+    need_x, need_weight, _ = ctx.needs_input_grad
+    dense = weight if scales is None else Packed(weight, scales)
+    dx = cpu.linear(dy, whole(dense, dy.dtype).t()) if need_x else None
+    return dx, dy.t() @ x if need_weight else None, None
 
 
 linear.register_autograd(_linear_grad, setup_context=_linear_setup)
@@ -186,21 +190,24 @@ experts.register_autograd(_experts_grad, setup_context=_experts_setup)
 
 
 # ------------------------------------------------------------------------------------------------- delta experts
-# ``base`` holds three dense weights, or packed weight and scales of w1, w2 and w3; ``shared`` and ``factors`` hold six
-# low-rank factors or none.
+# ``base`` holds three dense weights, or weight and scales of w1, w2 and w3: int4 for Triton, or packed for a CPU, where
+# the scales of a dense one are empty; ``shared`` and ``factors`` hold six low-rank factors or none.
 
 
 def _delta_weights(
     base: Sequence[Tensor], shared: Sequence[Tensor], factors: Sequence[Tensor], scale: float, shared_scale: float
-) -> DeltaWeights[Tensor] | DeltaWeights[Int4Weight]:
+) -> DeltaWeights[Any]:
     pairs = (LowRank(*shared) if shared else None, LowRank(*factors) if factors else None)
     if len(base) == 3:
         return DeltaWeights(base[0], base[1], base[2], *pairs, scale, shared_scale)
+    if base[0].dim() == 2:
+        of_cpu = [Packed(w, s) if s.numel() else w for w, s in zip(base[::2], base[1::2])]
+        return DeltaWeights(of_cpu[0], of_cpu[1], of_cpu[2], *pairs, scale, shared_scale)
     w1, w2, w3 = (Int4Weight(base[i], base[i + 1]) for i in (0, 2, 4))
     return DeltaWeights(w1, w2, w3, *pairs, scale, shared_scale)
 
 
-def _on_cpu(weights: DeltaWeights[Tensor] | DeltaWeights[Int4Weight], dtype: torch.dtype) -> DeltaWeights[Tensor]:
+def _on_cpu(weights: DeltaWeights[Any], dtype: torch.dtype) -> DeltaWeights[Tensor | Packed]:
     w1, w2, w3 = (int4.unpack(w, dtype)[0] if isinstance(w, Int4Weight) else w for w in weights[:3])
     return DeltaWeights(w1, w2, w3, *weights[3:])
 
@@ -229,7 +236,7 @@ def delta_experts(
 
 @delta_experts.register_fake
 def _(x, base, shared, factors, gates, expert_ids, scale, shared_scale, save):
-    hidden = base[0].shape[0] if len(base) == 3 else base[1].shape[2]
+    hidden = base[0].shape[0] if base[0].dim() == 2 else base[1].shape[2]
     out, h1, h3, *dispatch = _fake_outputs(x, expert_ids, hidden, factors[0].shape[0] if factors else 1, save)
     if save and not factors:
         dispatch = [expert_ids.new_empty(0) for _ in range(3)]

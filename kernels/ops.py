@@ -21,7 +21,7 @@ from kernels.cpu.delta import delta_experts_decode, delta_experts_fwd
 from kernels.cpu.experts import experts_fwd
 from kernels.cpu.experts import linear as cpu_linear
 from kernels.int4 import Int4Weight
-from kernels.packed import PackedWeights
+from kernels.packed import Packed, PackedWeights
 from kernels.types import DeltaWeights, LowRank
 
 __all__ = ["Int4Weight", "LowRank", "delta_experts_forward", "experts_forward", "linear"]
@@ -138,7 +138,9 @@ def linear(x: Tensor, weight: Tensor | PackedWeights) -> Tensor:
     """
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(weight, PackedWeights):
-        return weight[0].product(rows).view(*x.shape[:-1], -1)
+        (rows,) = _autocast(rows)
+        y = custom_ops.linear(rows, *weight[0]) if _wants_grad(x) else weight[0].product(rows)
+        return y.view(*x.shape[:-1], weight.shape[1])
     ours = x.dtype == torch.float32 or (rows.shape[0] == 1 and x.dtype != torch.float64)
     if not ours or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight)
@@ -219,8 +221,8 @@ def delta_experts_forward(
 
     x [T, D]; w1, w3 [F, D]; w2 [D, F]; ``shared``: factors a1 [r, D], b1 [F, r], a2 [r, F], b2 [D, r], a3, b3, or None;
     ``experts``: the same with a leading E, or None; gates [T, K] float32; expert_ids [T, K] integers -> [T, D].
-    The base may be int4 (`kernels.int4.pack`), for training deltas on a 4-bit model. A base that does not require a
-    gradient costs no gradient product. Raises ValueError for what does not fit.
+    The base may be int4 (`kernels.int4.pack`; on a CPU `kernels.packed`), for training deltas on a 4-bit model. A base
+    that does not require a gradient costs no gradient product. Raises ValueError for what does not fit.
     """
     _check(x.dim() == 2, f"x: expected shape [T, D], got {list(x.shape)}")
     width = x.shape[1]
@@ -229,8 +231,11 @@ def delta_experts_forward(
         if experts is None:
             gates, expert_ids = gates.sum(1, keepdim=True), expert_ids[:, :1]
         parts: list[Any] = [w[0] if isinstance(w, PackedWeights) else w for w in (w1, w2, w3)]
-        w1, w2, w3 = parts
-        return _delta_experts(x, (w1, w2, w3, shared, experts, scale, shared_scale), gates, expert_ids)
+        if not _wants_grad(x, gates, *(shared or ()), *(experts or ())):
+            return _delta_experts(x, (*parts, shared, experts, scale, shared_scale), gates, expert_ids)
+        flat = [tensor for w in parts for tensor in (w if isinstance(w, Packed) else (w, w.new_empty(0)))]
+        scales = (float(scale), float(shared_scale))
+        return custom_ops.delta_experts(x, flat, shared or (), experts or (), gates, expert_ids, *scales, True)[0]
     x, base, hidden = _weights(x, w1, w2, w3, 2)
     if shared is not None:
         _check_low_rank("shared", shared, width, hidden, ())

@@ -1,8 +1,8 @@
 """Int8 and int4 weights as a CPU multiplies them: torch's packed kernels, which decode while they read.
 
-Int8 has one scale for each output, int4 one for each output and group of inputs (`kernels.int4`). Activations enter the
-products in bf16. A few rows are multiplied by the packed weight; for many the weight is decoded first, one at a time,
-which costs less than the product and takes the matrix units that bf16 has.
+Int8 has one scale for each output, int4 one for each output and group of inputs (`kernels.int4`). A few rows are
+multiplied, in bf16, by the packed weight; for many, and for gradients, the weight is decoded first, one at a time, to
+the dtype of the activations, which costs less than the product.
 """
 
 # E experts (1 for a dense weight), N outputs, K inputs, G groups of inputs, M rows
@@ -45,13 +45,18 @@ class Packed(NamedTuple):
 
     def product(self, x: Tensor) -> Tensor:
         """``x @ w.T`` for x [M, K], in x's dtype."""
-        few = x.to(torch.bfloat16).contiguous()
         if x.shape[0] > FEW_ROWS:
-            return F.linear(few, self.decode()).to(x.dtype)
+            return F.linear(x, self.decode(x.dtype))
+        few = x.to(torch.bfloat16).contiguous()
         if self.is_int4:
             group = self.shape[1] // self.scales.shape[0]
             return torch.ops.aten._weight_int4pack_mm_for_cpu(few, self.levels, group, self.scales).to(x.dtype)
         return torch.ops.aten._weight_int8pack_mm(few, self.levels, self.scales).to(x.dtype)
+
+
+def whole(weight: Tensor | Packed, dtype: torch.dtype) -> Tensor:
+    """A weight as a tensor: itself, or decoded."""
+    return weight.decode(dtype) if isinstance(weight, Packed) else weight
 
 
 class PackedWeights(nn.Module):
@@ -91,6 +96,11 @@ class Int4Weights(nn.Module):
 
     def weight(self) -> Int4Weight:
         return Int4Weight(self.packed, self.scales)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(E, N, K)."""
+        return self.weight().shape3
 
 
 def pack_for_cpu(weight: Int4Weight) -> Packed:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from kernels.int4 import Int4Weight
+from kernels.packed import Packed
 
-Weight = TypeVar("Weight", Tensor, Int4Weight)
+Weight = TypeVar("Weight", Tensor, Int4Weight, Tensor | Packed)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -58,8 +59,8 @@ class LowRank(NamedTuple):
 class DeltaWeights(NamedTuple, Generic[Weight]):
     """Experts ``W + shared_scale * B A (shared) + scale * B_e A_e`` on one base: w1, w3 [F, D], w2 [D, F].
 
-    The base is dense or int4 (then w1, w3 stand for [1, F, D] and w2 for [1, D, F]). Without ``experts`` there is one
-    network for all tokens.
+    The base is dense, packed for a CPU, or int4 (then w1, w3 stand for [1, F, D] and w2 for [1, D, F]). Without
+    ``experts`` there is one network for all tokens.
     """
 
     w1: Weight

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels import ops
-from kernels.packed import PackedWeights
+from kernels.packed import Int4Weights, PackedWeights
 from moe.cache import KVCache, Prompts, Step
 from moe.config import ModelConfig
 from moe.experts import LowRankDelta, MoEFeedForward
@@ -224,5 +225,6 @@ def _last_positions(documents: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Number of parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Number of parameters, tied ones once, and of the weights that packed ones stand for."""
+    packed = (part for part in model.modules() if isinstance(part, PackedWeights | Int4Weights))
+    return sum(p.numel() for p in model.parameters()) + sum(math.prod(part.shape) for part in packed)

@@ -36,11 +36,11 @@ from checkpoints.transforms.gptq import InputMoments, gptq_rounder, perplexity, 
 from checkpoints.transforms.quantize import (
     Rounder,
     is_quantizable,
-    quantization_settings,
+    quantized_rewrite,
     quantized_tensors,
     round_to_nearest,
 )
-from checkpoints.transforms.rewrite import OutputOptions, Rewrite, write_rewritten
+from checkpoints.transforms.rewrite import OutputOptions, write_rewritten
 from kernels.int4 import group_of
 from moe.errors import UserError
 from moe.files import json_bytes
@@ -125,15 +125,7 @@ def main(arguments: argparse.Namespace) -> int:
         prompts = sequences(loaded, "train", arguments.calibration, arguments)
         print(f"calibrated on {len(prompts)} prompts with solutions, {sum(map(len, prompts))} tokens")
         rounder = gptq_rounder(InputMoments(loaded.model, prompts))
-    rewrite = Rewrite(
-        source,
-        source.config,
-        list(quantized_tensors(source, rounder, *how)),
-        action=action,
-        job=["quantize", arguments.method, prompts, *how],
-        base_id=arguments.base_id,
-        extra_config={"quantization_config": quantization_settings(arguments.method, *how)},
-    )
+    rewrite = quantized_rewrite(source, action, rounder, arguments.method, prompts, *how, arguments.base_id)
     with byte_progress(written, "quantize") as progress:
         write_rewritten(rewrite, arguments.out, OutputOptions(arguments.force, arguments.max_shard, progress))
     before = sum(path.stat().st_size for path in source.weight_files)
@@ -157,21 +149,14 @@ def quantize_base(arguments: argparse.Namespace, path: Path) -> int:
         raise UserError(f"{path} has delta experts, whose base is rounded to nearest; leave --method out")
     if is_quantized(delta.base.settings):
         raise UserError(f"the base of {path} is quantized already; give the model that it was made from")
-    tensors = list(quantized_tensors(delta.base, round_to_nearest, *how))
-    written = sum(tensor.nbytes for tensor in tensors) + sum(tensor.nbytes for tensor in delta.tensors.values())
+    tensors = quantized_tensors(delta.base, round_to_nearest, *how)
+    written = sum(tensor.nbytes for tensor in (*tensors, *delta.tensors.values()))
     if only_planned(arguments, written):
         return 0
     reads = [path, *delta.base.weight_files]
     with new_directory(arguments.out, arguments.force, written, reads=reads) as temporary:
-        rewrite = Rewrite(
-            delta.base,
-            delta.base.config,
-            tensors,
-            action=f"Matrices were rounded to int{arguments.bits} (nearest)",
-            job=["quantize", "nearest", [], *how],
-            base_id=arguments.base_id,
-            extra_config={"quantization_config": quantization_settings("nearest", *how)},
-        )
+        action = f"Matrices were rounded to int{arguments.bits} (nearest)"
+        rewrite = quantized_rewrite(delta.base, action, bits=how[0], rest=how[1], base_id=arguments.base_id)
         write_rewritten(rewrite, temporary / "base", OutputOptions(max_shard_bytes=arguments.max_shard))
         for file in path.iterdir():
             if file.is_file() and file.name not in ("config.json", MANIFEST):

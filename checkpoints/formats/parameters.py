@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from kernels.int4 import GROUP, Int4Weight
 from kernels.packed import Int4Weights, Packed, PackedWeights, pack_for_cpu
 from moe.config import ModelConfig
 from moe.model import Transformer
+
+FEED_FORWARD = (".w1.weight", ".w2.weight", ".w3.weight")
 
 
 def meta_model(config: ModelConfig) -> Transformer:
@@ -31,27 +34,48 @@ def set_parameter(model: nn.Module, name: str, value: Tensor) -> None:
     setattr(model.get_submodule(owner), leaf, nn.Parameter(value))
 
 
+def set_packed(model: nn.Module, name: str, weight: nn.Module) -> None:
+    """Puts a packed weight in the place of the parameter ``name``."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    delattr(module, leaf)
+    setattr(module, leaf, weight)
+
+
+def packed_weights(model: nn.Module) -> dict[str, PackedWeights | Int4Weights]:
+    """The packed weights of a model by the name of the parameter that each stands for."""
+    return {name: part for name, part in model.named_modules() if isinstance(part, PackedWeights | Int4Weights)}
+
+
 def fill_model(
     model: Transformer,
     tensors: Mapping[str, StoredTensor],
     dtype: torch.dtype,
     device: torch.device | str,
     rename: Mapping[str, str] | None = None,
-    packed: bool = False,
+    packed: bool | Literal["int4"] = False,
 ) -> None:
     """Sets parameters of a meta model from flat tensors, holding one tensor at a time besides the model.
 
     Args:
         rename: flat name -> parameter name, where they differ in this model.
-        packed: keeps weights in int4 and int8 as they are, for inference; otherwise they are decoded.
+        packed: keeps weights in int4 and int8 as they are, or those in int4 alone; the others are decoded.
     """
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     stacks: dict[str, Tensor] = {}
     quantized: dict[str, dict[int, Packed | Int4Weight]] = {}
+    matrices = [tensor for flat, tensor in tensors.items() if flat.endswith(FEED_FORWARD)]
+    # a CPU multiplies a feed-forward of packed and other weights, a GPU does not
+    whole_layers = torch.device(device).type == "cpu" or all(is_packable(tensor, device) for tensor in matrices)
+
+    def keeps(pair: tuple[StoredTensor, StoredTensor]) -> bool:
+        return packed is True or (packed == "int4" and pair[0].dtype == torch.uint8)
+
     for flat, tensor in tensors.items():
         name, expert = stacked_name(flat)
         name = (rename or {}).get(name, name)
-        if packed and (pair := pair_of(tensor)) is not None and is_packable(tensor, device):
+        pair = pair_of(tensor)
+        if pair is not None and whole_layers and is_packable(tensor, device) and keeps(pair):
             quantized.setdefault(name, {})[expert or 0] = read_packed(pair, device)
             continue
         if expert is None:
@@ -64,10 +88,7 @@ def fill_model(
         set_parameter(model, name, stack)
     for name in list(quantized):
         weights = [weight for _, weight in sorted(quantized.pop(name).items())]
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        delattr(module, leaf)
-        setattr(module, leaf, stacked_packed(weights))
+        set_packed(model, name, stacked_packed(weights))
 
 
 def is_packable(tensor: StoredTensor, device: torch.device | str) -> bool:

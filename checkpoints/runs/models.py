@@ -5,18 +5,23 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.config_json import ROUTER_KEYS
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template
+from checkpoints.formats.quantized import is_quantized
 from checkpoints.formats.smollm2 import resolve_model_path
+from checkpoints.model_card import base_name, is_hub_id, stated_base
 from checkpoints.model_io import LoadedModel, load_model, save_model
 from checkpoints.runs.preflight import given_template, require_tokenizer
 from checkpoints.runs.staged_run import StagedRun
-from checkpoints.transforms.rewrite import merge_directory
+from checkpoints.transforms.quantize import quantized_rewrite
+from checkpoints.transforms.rewrite import merge_directory, write_rewritten
 from checkpoints.transforms.upcycle import continued_model, upcycle_model
 from moe.config import parse_layers
 from moe.data.packing import MixedBatches, encode_pairs
@@ -24,9 +29,10 @@ from moe.data.pairs import Pair
 from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.model import Transformer
-from moe.training.config import TINY, RunConfig
+from moe.training.config import INT4, TINY, RunConfig
 from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokenizer
 
+ROUNDED = "base-int4"  # the folder of the base that a run rounds
 Pairs = Mapping[str, Sequence[Pair]]
 
 
@@ -35,17 +41,35 @@ def load_base(
 ) -> LoadedModel:
     """Loads the dense model, frozen; it has a tokenizer.
 
-    The tiny base is trained first, unless the run's directory has it already. ``check`` is that of :func:`load_model`.
+    The tiny base is trained first, unless the run's directory has it already; with ``base_dtype`` int4 the base is
+    rounded into that directory, once, to which the deltas then refer. ``check`` is that of :func:`load_model`.
     """
     path: str | Path = run.config.base
     if path == TINY:
         path = run.directory.path / "base"
         if not path.exists():
             _train_tiny_base(run, train_pairs, path, device)
-    base = load_model(path, dtype, device, template=given_template(run.config), check=check)
+    if run.config.base_dtype == INT4:
+        path = _rounded_base(run, resolve_model_path(path))
+    packed: Literal["int4"] | bool = "int4" if run.config.expert_form == "delta" else False
+    base = load_model(path, dtype, device, template=given_template(run.config), check=check, packed=packed)
     require_tokenizer(base.tokenizer, base.path)
     base.model.requires_grad_(False)
     return base
+
+
+def _rounded_base(run: StagedRun, path: Path) -> Path:
+    source = open_checkpoint(path)
+    target = run.directory.path / ROUNDED
+    if is_quantized(source.settings):
+        return path
+    if not target.exists():
+        config = run.config
+        base_id = base_name(source) if config.base_id == "auto" else config.base_id
+        action = "Feed-forward matrices were rounded to int4 (nearest)"
+        rewrite = quantized_rewrite(source, action, base_id=base_id if is_hub_id(base_id) else None)
+        write_rewritten(replace(rewrite, template=given_template(config)), target)
+    return target
 
 
 def _train_tiny_base(run: StagedRun, train_pairs: Pairs, path: Path, device: torch.device) -> None:
@@ -139,6 +163,8 @@ def write_model(loaded: LoadedModel, base: LoadedModel, config: RunConfig) -> No
     With ``config.merge``, a mixture of deltas is also written as full experts, to ``mixtral/`` beside it.
     """
     base_id = None if config.base_id == "auto" else config.base_id
+    if base_id is None and base.path.name == ROUNDED:
+        base_id = stated_base(base.path)  # of the model that it was rounded from
     if not loaded.path.exists():
         reference = base.path if loaded.config.is_delta else None
         save_model(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from checkpoints.formats import open_checkpoint
+from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.delta import is_delta
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template, require_fit
+from checkpoints.formats.quantized import METHOD, is_quantized
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.runs.state import KEPT
 from checkpoints.storage.files import DiskUsage, free_bytes, require_free_space
 from checkpoints.storage.writer import SMALL_FILES_BYTES
 from checkpoints.transforms.upcycle import continued_config, upcycled_config
+from kernels.int4 import group_of
 from moe.config import ALL_LAYERS, ModelConfig, parse_layers
 from moe.data.prompt import encode_prompt, stop_ids
 from moe.data.sources import SYNTHETIC, DataSets, Pairs, load_data, load_held_out, sample_all
@@ -23,7 +26,7 @@ from moe.errors import UserError
 from moe.hardware import choose_dtype
 from moe.model import Transformer, count_parameters
 from moe.tokenizer import Tokenizer
-from moe.training.config import TINY, RunConfig
+from moe.training.config import INT4, TINY, RunConfig
 from moe.training.memory_plan import GIB, MemoryPlan, most_tokens, plan_memory
 from moe.training.stages import is_expert, is_router
 from moe.training.tiny_base import VOCABULARY, tiny_config
@@ -108,9 +111,28 @@ def _checked_base(config: RunConfig) -> ModelConfig:
     if template is None:
         places = [(checkpoint.directory, checkpoint.settings)]
         template = find_template(path, places, tokenizer, require_own=config.chat_base)
+    if config.base_dtype == INT4:
+        check_rounding(checkpoint)
     stop_ids(tokenizer, template)
     encode_prompt(tokenizer, template, "Add two numbers.")  # refuses a template that this tokenizer cannot write
     return checkpoint.config
+
+
+def check_rounding(checkpoint: Checkpoint) -> None:
+    """Raises :class:`UserError` where a base can be neither rounded to int4 nor taken as it is."""
+    stored = checkpoint.settings.get("quantization_config")
+    if is_quantized(checkpoint.settings) and isinstance(stored, Mapping) and stored.get("quant_method") != METHOD:
+        raise UserError(f"{checkpoint.path} is int8 already; give the model it was made from, or leave base_dtype out")
+    if not (group_of(checkpoint.config.dim) or group_of(checkpoint.config.hidden_dim)):
+        raise UserError(f"no width of {checkpoint.path} is a multiple of 32, as int4 needs; leave base_dtype out")
+
+
+def has_int4_base(config: RunConfig) -> bool:
+    """Whether the frozen feed-forwards of the run's base are int4: as set, or as the base has them."""
+    if config.base_dtype == INT4 or config.expert_form == "full" or config.base == TINY:
+        return config.base_dtype == INT4
+    settings = open_checkpoint(resolve_model_path(config.base)).settings.get("quantization_config")
+    return isinstance(settings, Mapping) and settings.get("quant_method") == METHOD
 
 
 def require_tokenizer(tokenizer: Tokenizer | None, path: Path) -> Tokenizer:
@@ -150,6 +172,7 @@ def disk_needed(config: RunConfig, plan: MemoryPlan) -> int:
     copies = 1 if config.moe_layers == ALL_LAYERS else len(config.languages)  # of dense layers, in a Mixtral directory
     full = 4 * plan.parameters * copies
     models = sum(stages[1:]) + (full if config.expert_form == "full" else 0)
+    models += plan.weights if config.base_dtype == INT4 else 0
     merged = 4 * plan.parameters * (len(config.languages) if config.merge else 0)
     steps = config.pretrain_steps + 2 * (config.branch_steps + config.mix_steps)
     return states + best + models + merged + METRICS_BYTES * steps + 3 * SMALL_FILES_BYTES
@@ -164,7 +187,9 @@ def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype) -> Memory
     """Memory of the run's largest stage; raises :class:`UserError` for a mixture or a baseline that cannot be made."""
     if config.baseline and config.expert_form == "delta":
         upcycled_config(base, (), "delta", 1, 0, config.adapter_rank)
-    return plan_memory(mixture_config(config, base), config.tokens_per_batch, dtype, config.activation_checkpointing)
+    mixture = mixture_config(config, base)
+    recompute = config.activation_checkpointing
+    return plan_memory(mixture, config.tokens_per_batch, dtype, recompute, has_int4_base(config))
 
 
 def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, available: int) -> str:
@@ -174,7 +199,7 @@ def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, avai
     """
     model = mixture_config(config, base)
     for checkpointing in sorted({config.activation_checkpointing, True}):
-        fitting = most_tokens(model, dtype, checkpointing, available)
+        fitting = most_tokens(model, dtype, checkpointing, available, has_int4_base(config))
         if fitting < config.max_tokens:
             continue
         flags = [] if checkpointing == config.activation_checkpointing else ["--activation-checkpointing"]
@@ -197,7 +222,8 @@ def describe_fit(
         return [f"needs {plan.total / GIB:.2f} GiB and {available / GIB:.2f} are free, so it may not fit; {remedy}"]
     if not thorough:
         return []
-    most = most_tokens(mixture_config(config, base), dtype, config.activation_checkpointing, available)
+    recompute, int4 = config.activation_checkpointing, has_int4_base(config)
+    most = most_tokens(mixture_config(config, base), dtype, recompute, available, int4)
     return [f"fits into the {available / GIB:.1f} GiB that are free; the largest --tokens-per-batch is about {most:,}"]
 
 

@@ -22,6 +22,7 @@ from checkpoints.formats.names import expected_tensors, to_huggingface
 from checkpoints.formats.quantized import INT8_METHOD, INT8_SCALES, LEVELS, METHOD, PACKED, SCALES
 from checkpoints.storage.safetensors_file import StoredTensor, one_thread
 from checkpoints.storage.writer import renamed
+from checkpoints.transforms.rewrite import Rewrite
 from kernels.int4 import GROUP, Int4Weight, group_of, pack
 from kernels.packed import int8_levels
 from moe.errors import UserError
@@ -125,6 +126,28 @@ class _Once:
         value = self.kept or self.compute()
         self.kept = None if last else value
         return value[part]
+
+
+def quantized_rewrite(
+    source: Checkpoint,
+    action: str,
+    rounder: Rounder = round_to_nearest,
+    method: str = "nearest",
+    prompts: Sequence[Sequence[int]] = (),
+    bits: int = 4,
+    rest: str = "keep",
+    base_id: str | None = None,
+) -> Rewrite:
+    """The quantized model, to be written; ``prompts`` are those that ``rounder`` was calibrated on."""
+    return Rewrite(
+        source,
+        source.config,
+        list(quantized_tensors(source, rounder, bits, rest)),
+        action=action,
+        job=["quantize", method, list(prompts), bits, rest],
+        base_id=base_id,
+        extra_config={"quantization_config": quantization_settings(method, bits, rest)},
+    )
 
 
 def quantization_settings(method: str, bits: int = 4, rest: str = "keep") -> dict[str, Any]:

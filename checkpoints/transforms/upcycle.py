@@ -22,7 +22,15 @@ from checkpoints.formats.config_json import written_type
 from checkpoints.formats.delta import base_reference
 from checkpoints.formats.dense_layers import huggingface_tensors
 from checkpoints.formats.names import expected_tensors
-from checkpoints.formats.parameters import base_rename, main_dtype, meta_model, require_complete, set_parameter
+from checkpoints.formats.parameters import (
+    base_rename,
+    main_dtype,
+    meta_model,
+    packed_weights,
+    require_complete,
+    set_packed,
+    set_parameter,
+)
 from checkpoints.model_io import copy_base, write_delta_files
 from checkpoints.storage.files import new_directory
 from checkpoints.storage.safetensors_file import StoredTensor
@@ -119,6 +127,10 @@ def upcycle_model(
         owner, weight, _ = name.rsplit(".", 2)
         stack = value.expand(config.num_experts, *value.shape).clone()  # [E, F, D] or [E, D, F]
         set_parameter(model, f"{owner}.experts.{weight}", stack)
+    for name, packed in packed_weights(dense).items():
+        if not config.is_delta:
+            raise UserError("full experts are trained whole, which int4 weights cannot be; take delta experts")
+        set_packed(model, rename.get(name, name), packed)
     for layer in range(config.n_layers):
         for tensor in new_tensors(config, layer, Initialization(seed), dense.dtype):
             set_parameter(model, tensor.name, tensor.read().to(dense.device))

@@ -17,7 +17,10 @@ from kernels.cpu.decode import chosen_experts, weighted_sum
 from kernels.cpu.experts import Window, linear, row_dots, sum_rows, swiglu_backward, token_of_row, windows
 from kernels.dispatch import sort_by_expert
 from kernels.low_rank import Pair, add_delta, add_delta_dx, factors_of, pair_of, weight_gradients
+from kernels.packed import Packed, whole
 from kernels.types import DeltaWeights, ExpertDispatch, Gradients, LowRank, Needs, Saved, accumulation_dtype
+
+Base = Tensor | Packed
 
 
 def _take(tensor: Tensor, index: Tensor | None) -> Tensor:
@@ -45,7 +48,7 @@ def _gate_of_row(gates: Tensor, order: Tensor | None) -> Tensor:
 
 
 def delta_experts_fwd(
-    x: Tensor, weights: DeltaWeights[Tensor], gates: Tensor, expert_ids: Tensor
+    x: Tensor, weights: DeltaWeights[Base], gates: Tensor, expert_ids: Tensor
 ) -> tuple[Tensor, Saved]:
     """Output [T, D] and what the backward needs. Without experts K must be 1, and the dispatch is empty."""
     w1, w2, w3, shared, experts, scale, shared_scale = weights
@@ -82,7 +85,7 @@ def _add_low_rank(y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> T
     return torch.addmv(y, b, torch.mv(a, x), alpha=scale)
 
 
-def delta_experts_decode(x: Tensor, weights: DeltaWeights[Tensor], gates: Tensor, expert_ids: Tensor) -> Tensor:
+def delta_experts_decode(x: Tensor, weights: DeltaWeights[Base], gates: Tensor, expert_ids: Tensor) -> Tensor:
     """`delta_experts_fwd` for one token without a gradient: x [1, D] -> [1, D], nothing sorted or gathered."""
     w1, w2, w3, shared, experts, scale, shared_scale = weights
     row, gate = x[0], gates.tolist()[0]  # [D]
@@ -118,7 +121,7 @@ def _add_token_sums(y: Tensor, rows: Tensor, dispatch: ExpertDispatch, top_k: in
 
 
 def delta_experts_bwd(
-    dout: Tensor, x: Tensor, weights: DeltaWeights[Tensor], gates: Tensor, saved: Saved, needs: Needs
+    dout: Tensor, x: Tensor, weights: DeltaWeights[Base], gates: Tensor, saved: Saved, needs: Needs
 ) -> Gradients:
     """Every wanted gradient; low-rank products are recomputed, frozen base weights cost no product."""
     w1, w2, w3, shared, experts, scale, shared_scale = weights
@@ -134,7 +137,8 @@ def delta_experts_bwd(
     dexperts = LowRank(*(torch.zeros_like(t) for t in experts)) if experts is not None and needs.experts else None
     trained = shared if needs.shared else None
 
-    dmixed = add_delta_dx(linear(token_dy, w2.t()), token_dy, pair_of(shared, 2), shared_scale)  # [T, F]
+    dmixed = linear(token_dy, whole(w2, x.dtype).t())  # [T, F]
+    dmixed = add_delta_dx(dmixed, token_dy, pair_of(shared, 2), shared_scale)
     da = dmixed if top_k == 1 else _take(dmixed, token)  # [R, F]
     for run, own in runs:
         v = run.only_own((run.rows(dys) @ own.b2).mul_(scale))  # [rows, r]
@@ -172,8 +176,8 @@ def delta_experts_bwd(
     dw3, dpair3 = weight_gradients(token_in, dh3, pair_of(trained, 3), shared_scale, needs.w3)
     dx = None
     if needs.x:
-        dx = add_delta_dx(linear(dh1, w1.t()), dh1, pair_of(shared, 1), shared_scale)  # [T, D]
-        dx.add_(add_delta_dx(linear(dh3, w3.t()), dh3, pair_of(shared, 3), shared_scale))
+        dx = add_delta_dx(linear(dh1, whole(w1, x.dtype).t()), dh1, pair_of(shared, 1), shared_scale)  # [T, D]
+        dx.add_(add_delta_dx(linear(dh3, whole(w3, x.dtype).t()), dh3, pair_of(shared, 3), shared_scale))
         for run, du, a in later:
             run.rows(dx).addmm_(du, a)
         dx = _take(dx, inverse) if dxs is None else _add_token_sums(dx, dxs, dispatch, top_k)

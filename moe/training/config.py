@@ -21,6 +21,7 @@ from moe.errors import UserError, did_you_mean
 from moe.languages import DEFAULT_LANGUAGES, get_language
 
 TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
+INT4 = "int4"
 PRESETS = Path(__file__).resolve().parent / "presets"
 # Settings that a run may go on with changed: those to change when it diverges, and those that change no result.
 ADJUSTABLE = ("pretrain_lr", "branch_lr", "mix_lr", "spike_factor", "max_skipped_steps", "save_minutes")
@@ -67,6 +68,9 @@ class RunConfig:
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     dtype: str = setting("auto", "of frozen weights: auto (bfloat16 where it is native), float32 or bfloat16")
+    base_dtype: str = setting(
+        "auto", "feed-forwards of the frozen base: int4, in groups of 128, or auto (int4 where the base has it)"
+    )
     seed: int = setting(0, "seed of weights, data order and sampling")
 
     data: str = setting(
@@ -174,6 +178,10 @@ class RunConfig:
             raise UserError(
                 f"dtype is {self.dtype}, whose small range overflows in training; expected bfloat16 or float32"
             )
+        if self.base_dtype not in ("auto", INT4):
+            raise UserError(f"base_dtype is {self.base_dtype!r}, expected auto or int4; dtype sets the others")
+        if self.base_dtype == INT4 and self.expert_form == "full":
+            raise UserError("base_dtype int4 freezes what full experts train; set expert_form to delta")
         if self.template != "auto":
             check_template(self.template)
         if not self.test_sets or len(set(self.test_sets)) != len(self.test_sets):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.packed import Int4Weights, PackedWeights
 from moe.config import parse_layers
 from moe.data.packing import Batch, MixedBatches
 from moe.errors import UserError
@@ -146,7 +147,8 @@ def training_flops(model: Transformer, trained: Collection[str]) -> float:
             continue
         share = visited if ".experts." in name or "expert_deltas" in name else 1.0
         total += 2 * (3 if name in trained else 2) * share * parameter.numel()
-    return total
+    packed = (part.shape for part in model.modules() if isinstance(part, PackedWeights | Int4Weights))
+    return total + 4.0 * sum(map(math.prod, packed))  # shared by all experts, frozen
 
 
 class Trainer:

@@ -78,3 +78,40 @@ def test_layers_of_packed_weights(bits, tokens):
         wanted = ops.delta_experts_forward(x, *(w[0] for w in dense), *arguments)
         found = ops.delta_experts_forward(x, *modules, *arguments)
         assert (found - wanted).abs().max() < 0.03 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_gradients_are_those_on_the_decoded_base(bits, top_k):
+    """Deltas, gates and inputs, with a base of which w2 is not packed, too, and where nothing but the input learns."""
+    shapes = ((96, 64), (64, 96), (96, 64))
+    packed = [packed_of(weight_of(*shape, seed=n), bits) for n, shape in enumerate(shapes)]
+    modules: list = [PackedWeights(*(part[None] for part in weight)) for weight in packed]
+    dense = [weight.decode(torch.float32) for weight in packed]
+    ids = torch.stack([torch.randperm(3, generator=torch.Generator().manual_seed(t))[:top_k] for t in range(20)])
+    sizes = ((4, 64), (96, 4), (4, 96), (64, 4), (4, 64), (96, 4))
+
+    def gradients(base: list, shared: bool, experts: bool) -> list[torch.Tensor]:
+        x, gates = weight_of(20, 64, seed=5).requires_grad_(), torch.rand(20, top_k).softmax(1).requires_grad_()
+        low, high = (
+            [weight_of(*lead, *s, seed=n).requires_grad_() for n, s in enumerate(sizes)] for lead in ((), (3,))
+        )
+        learned = [x, gates, *(low if shared else []), *(high if experts else [])]
+        factors = LowRank(*low) if shared else None, LowRank(*high) if experts else None
+        torch.manual_seed(0)
+        out = ops.delta_experts_forward(x, *base, *factors, gates, ids if experts else ids * 0, 2.0, 0.5)
+        return [out, *torch.autograd.grad(out.square().sum() + out[3].sum(), learned)]
+
+    for base in (modules, [modules[0], dense[1], modules[2]]):
+        for shared, experts in ((True, True), (False, True), (True, False), (False, False)):
+            torch.manual_seed(1)
+            wanted = gradients(dense, shared, experts)
+            torch.manual_seed(1)
+            found = gradients(base, shared, experts)
+            assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(found, wanted, strict=True))
+    x = weight_of(20, 64, seed=7).requires_grad_()
+    for weight in (modules[0], dense[0]):
+        ops.linear(x[None], weight).square().sum().backward()
+    assert x.grad is not None
+    (once,) = torch.autograd.grad(ops.linear(x, dense[0]).square().sum(), x)
+    assert torch.allclose(x.grad, 2 * once, rtol=1e-5, atol=1e-6)

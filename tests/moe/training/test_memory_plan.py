@@ -10,7 +10,7 @@ import torch
 from kernels.bench.shapes import MISTRAL_7B
 from moe.config import ModelConfig
 from moe.model import Transformer, count_parameters
-from moe.training.memory_plan import GIB, count_step, learns, most_tokens, plan_memory
+from moe.training.memory_plan import GIB, count_step, learns, most_tokens, pack_feed_forwards, plan_memory
 from moe.training.stages import choose_trainable
 
 MISTRAL = ModelConfig(**MISTRAL_7B._asdict(), max_seq_len=32768)
@@ -54,6 +54,29 @@ def test_bytes_are_those_of_a_real_step(tiny_config, changes, activation_checkpo
     parameters = sum(p.untyped_storage().nbytes() for p in model.parameters())
     counted = parameters + plan.optimizer + count_step(model, 1200, activation_checkpointing)
     assert plan.total == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"moe_layers": (1, 3)}, {"num_experts": 0, "expert_rank": 0, "shared_rank": 3}]
+)
+def test_bytes_on_an_int4_base(changes):
+    """Weights that are int4 are buffers; the layers between sparse ones are packed, too, and widths of no group not."""
+    sizes = {"vocab_size": 300, "dim": 64, "n_layers": 5, "n_heads": 4, "n_kv_heads": 2, "hidden_dim": 128}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "expert_rank": 3}
+    for hidden in (128, 100):
+        settings = {**sizes, "max_seq_len": 512, **experts, "expert_form": "delta", **changes, "hidden_dim": hidden}
+        config = ModelConfig.from_dict(settings)
+        model = Transformer(config).reset(0)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(learns(config, name))
+        parameters = count_parameters(model)
+        packed = pack_feed_forwards(model)
+        plan = plan_memory(config, 600, torch.float32, activation_checkpointing=False, int4=True)
+        stored = sum(t.untyped_storage().nbytes() for t in (*model.parameters(), *model.buffers()))
+        assert plan.parameters == parameters == count_parameters(model) and plan.weights == stored and packed > 0
+        counted = stored + plan.optimizer + count_step(model, 600, False)
+        assert plan.total == pytest.approx(counted, rel=0.02)
+        assert plan.weights < plan_memory(config, 600, torch.float32, False).weights
 
 
 def test_the_most_tokens_that_fit(tiny_config):
