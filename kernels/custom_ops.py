@@ -90,10 +90,10 @@ def _linear_setup(ctx, inputs, output):
 
 def _linear_grad(ctx, dy):
     x, weight, scales = ctx.saved_tensors
-    need_x, need_weight, _ = ctx.needs_input_grad
+    need_x, need_weight, *scales_too = ctx.needs_input_grad
     dense = weight if scales is None else Packed(weight, scales)
     dx = cpu.linear(dy, whole(dense, dy.dtype).t()) if need_x else None
-    return dx, dy.t() @ x if need_weight else None, None
+    return dx, dy.t() @ x if need_weight else None, *(None for _ in scales_too)
 
 
 linear.register_autograd(_linear_grad, setup_context=_linear_setup)
