@@ -209,7 +209,8 @@ def save_model(
     """
     directory = Path(directory)
     documents, contents = small_files(tokenizer, template, files)
-    if "README.md" not in contents and (model.config.is_moe or model.config.is_delta):
+    made = model.config.is_moe or model.config.is_delta or base_id is not None  # of another model
+    if made and "README.md" not in contents:
         contents["README.md"] = _card(model.config, directory, base, base_id)
     if model.config.is_delta:
         _save_delta(model, directory, documents, contents, base, dtype, tokenizer, force, disk_free)

@@ -201,7 +201,10 @@ def test_a_run_that_diverges_says_what_to_lower_and_goes_on_with_it(tmp_path):
     stopped = train(
         "--runs", tmp_path, "--name", "d", *SMALL, "--pretrain-lr", "1e6", "--pretrain-steps", "30", check=False
     )
-    assert stopped.returncode == 2 and "warning: pretrain, step 2 skipped, the " in stopped.stdout
+    assert stopped.returncode == 2 and re.search(
+        r"warning: pretrain, step 2 skipped, the (loss|gradient) is (not finite|[\d.]+ after a mean of)",
+        stopped.stdout,
+    )
     assert "set a lower pretrain_lr" in stopped.stderr and stopped.stderr.count("\n") == 1
     (command,) = re.findall(r"continue with: python .*--resume (.*)\n", stopped.stdout)
     assert command == f"{tmp_path / 'd'} --pretrain-lr 3.3e+05"
@@ -251,7 +254,7 @@ def test_experts_in_some_layers(tmp_path, form):
     information = results["scores of mixture"]["specialization"]["information"]
     assert len(information) == 2, "one value for each layer with a router"
     assert "parameters in layers 1, 3 of 4: max" in done.stdout
-    for model in ("model",) if form == "full" else ("model", "adapter", "mixtral"):  # a plain dense model has no card
+    for model in ("model", "adapter") if form == "full" else ("model", "adapter", "mixtral"):
         assert 'base_model: "org/small-base"' in (tmp_path / "some" / model / "README.md").read_text()
 
 

@@ -1,0 +1,36 @@
+"""Deltas on an int4 base, by the command line: rounded at the start, or as a directory has it."""
+
+from __future__ import annotations
+
+import torch
+
+from checkpoints.formats.parameters import packed_weights
+from checkpoints.model_io import load_model, read_config
+from checkpoints.storage.files import read_json_object
+from tests.checkpoints.command_line import run_main
+from tests.train_command import SMALL, train
+
+FLAGS = [*SMALL, "--dtype", "float32", "--no-baseline"]
+
+
+def test_a_run_rounds_its_base_and_a_rounded_directory_is_taken_as_it_is(tmp_path):
+    done = train("--runs", tmp_path, "--name", "a", *FLAGS, "--base-dtype", "int4")
+    assert "feed-forwards of the base in int4" in done.stdout and "max |Δlogit| 0.000e+00" in done.stdout
+    run = tmp_path / "a"
+    settings = read_json_object(run / "model" / "config.json")
+    assert settings["base"]["relative_path"] == "../base-int4"
+    model, decoded = load_model(run / "model", packed=True).model, load_model(run / "model").model
+    assert len(packed_weights(model)) == 3 * read_config(run / "model").n_layers and not packed_weights(decoded)
+    tokens = torch.arange(40)[None]
+    difference = (model(tokens).logits - decoded(tokens).logits).abs().max()
+    assert difference < 1e-3 * decoded(tokens).logits.abs().max()
+    assert run_main("quantize", run / "base", tmp_path / "rounded", "--no-perplexity") == 0
+    planned = train("--dry-run", "--runs", tmp_path, *FLAGS, "--base", tmp_path / "rounded")
+    assert "feed-forwards of the base in int4" in planned.stdout
+
+
+def test_what_cannot_be_int4(tmp_path):
+    done = train("--runs", tmp_path, *SMALL, "--base-dtype", "int4", "--expert-form", "full", check=False)
+    assert done.returncode == 2 and "base_dtype int4 freezes what full experts train" in done.stderr
+    done = train("--runs", tmp_path, *SMALL, "--base-dtype", "int8", check=False)
+    assert done.returncode == 2 and "expected auto or int4" in done.stderr
