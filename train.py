@@ -67,6 +67,7 @@ from moe.model import count_parameters
 from moe.training.config import ADJUSTABLE, TINY, RunConfig
 from moe.training.interrupt import Interrupted, raised_signals
 from moe.training.router_start import fit_router
+from moe.training.samples import Samples
 from moe.training.trainer import Diverged
 
 
@@ -177,6 +178,9 @@ def make_experts(
     validation = (
         encode_pairs(held_out, base.tokenizer, base.template, base.config.max_seq_len).examples if held_out else None
     )
+    if config.sample_steps:
+        first = next(iter(data.held_out.values()))
+        stages.samples = Samples(first, base.tokenizer, base.template, config.max_new_tokens, base.config.max_seq_len)
     trained = config.accumulate * (config.branch_steps + config.mix_steps)
     passes = trained / batches.epoch_batches
     one_pass = f"{batches.epoch_batches:,.0f} batches, {batches.filled():.1%} filled"

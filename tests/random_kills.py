@@ -29,7 +29,7 @@ FLAGS = (
     "--preset tiny --train-pairs 60 --pretrain-steps 6 --branch-steps 3 --mix-steps 6 --router-documents 40 "
     "--languages python javascript --eval-pairs 3 --test-pairs 1 --loss-pairs 4 --max-new-tokens 8 --eval-batch-size 2 "
     "--shared-rank 2 --expert-rank 2 --max-tokens 256 --tokens-per-batch 512 --validation-steps 2 "
-    "--validation-pairs 2 --save-minutes 0"
+    "--validation-pairs 2 --sample-steps 2 --save-minutes 0"
 ).split()
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP, signal.SIGKILL, signal.SIGINT)
 CLOCKS = ("seconds", "tokens_per_second", "mfu", "memory_gib")  # columns of metrics.csv

@@ -14,6 +14,7 @@ from moe.data.packing import Example, MixedBatches
 from moe.model import Transformer
 from moe.training.config import RunConfig
 from moe.training.interrupt import DelayedInterrupt
+from moe.training.samples import Samples
 from moe.training.stages import Stage, make_stage
 from moe.training.trainer import Diverged, StageState, StepReport, Trainer
 from moe.training.validation import STATE, Validation
@@ -29,10 +30,14 @@ class StagedRun:
         config: the run's settings.
         monitor: given a stage and how many of its steps are done, opens what each further step is reported to.
         notify: called when a signal came and the current step is still to be finished and saved.
+
+    Attributes:
+        samples: what writes sample answers every ``sample_steps``; None for none.
     """
 
     def __init__(self, directory: RunDirectory, config: RunConfig, monitor: Monitor, notify: Callable[[], None]):
         self.directory, self.config, self.monitor, self.notify = directory, config, monitor, notify
+        self.samples: Samples | None = None
 
     def train(
         self,
@@ -82,6 +87,8 @@ class StagedRun:
                     if watch.fruitless == 0 and self.config.keep_best:
                         weights = {n: t for n, t in trainer.state().tensors.items() if n.startswith("weights/")}
                         self.directory.save_state(StageState(_best(stage.name), report.step, weights), keep=1)
+                if self.samples is not None and report.step % self.config.sample_steps == 0:
+                    report = replace(report, samples=self.samples.write(model))
                 show(report)
                 over = trainer.step == stage.steps or (watch is not None and watch.over)
                 due = time.monotonic() - saved > 60 * self.config.save_minutes

@@ -140,9 +140,13 @@ class TrainingMonitor:
 
             def show(report: StepReport) -> None:
                 display.update(report)
-                self.metrics.write(report)
+                self.note(report)
 
             yield show
+
+    def note(self, report: StepReport) -> None:
+        """Adds a step that was shown to the metrics files."""
+        self.metrics.write(report)
 
     def close(self) -> None:
         """Closes the metrics files."""

@@ -4,19 +4,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from eval.specialization import mutual_information
 from moe.errors import Notice, UserError
-from moe.files import naming, optional_library, replacing
+from moe.files import json_lines, naming, optional_library, replacing, write_json_lines
 from moe.training.trainer import StepReport
 
 METRICS_FILE = "metrics.csv"
+SAMPLES_FILE = "samples.jsonl"  # a line per sample answer: stage, step, language, prompt, text
 TRACKERS = ("wandb", "trackio")  # of one interface: init, log, finish
 
 
@@ -36,8 +40,20 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The rows of a run's ``samples.jsonl``, but for those that a kill cut short."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("stage"), str) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows
+
+
 class MetricsWriter:
-    """Appends each step to ``metrics.csv`` and, where TensorBoard is installed, to event files in ``tensorboard/``.
+    """Appends each step to ``metrics.csv``, its sample answers to ``samples.jsonl``, and both to a tracker and, where
+    TensorBoard is installed, to event files in ``tensorboard/``.
 
     Args:
         matmul_rate: operations per second that the device reaches in matrix products, for the share that training
@@ -54,7 +70,7 @@ class MetricsWriter:
         costs = ["tokens", "seconds", "tokens_per_second", "mfu", "memory_gib"]
         shares = [f"share_{a}_to_{b}" for a in languages for b in languages]
         self.columns = ["stage", "step", *losses, *numbers, *costs, *shares]
-        self._path = directory / METRICS_FILE
+        self._path, self._samples = directory / METRICS_FILE, directory / SAMPLES_FILE
         self._rewrite(read_metrics(self._path))
         self._board = _tensorboard(directory / "tensorboard")
         self._tracker: Any = _start(tracker, directory) if tracker else None
@@ -69,6 +85,9 @@ class MetricsWriter:
     def resume(self, stage: str, step: int) -> None:
         """Drops the rows of ``stage`` after ``step``, which will be made again, and rows that were cut short."""
         self._rewrite([x for x in read_metrics(self._path) if x["stage"] != stage or int(x["step"]) <= step])
+        if self._samples.exists():
+            kept = [x for x in read_samples(self._samples) if x["stage"] != stage or x["step"] <= step]
+            write_json_lines(self._samples, kept)
 
     def row(self, report: StepReport) -> dict[str, float | str]:
         """The numbers of one step by column; what was not measured is left out."""
@@ -107,6 +126,19 @@ class MetricsWriter:
                 self._board.add_scalar(name, value, report.step)
         if self._tracker is not None:
             self._tracker.log({**named, f"{report.stage}/step": report.step})
+        self._write_samples(report)
+
+    def _write_samples(self, report: StepReport) -> None:
+        where = {"stage": report.stage, "step": report.step}
+        if report.samples:
+            with naming(self._samples), self._samples.open("a", encoding="utf-8") as file:
+                file.write(json_lines({**where, **asdict(sample)} for sample in report.samples))
+        for sample in report.samples if self._board is not None else ():
+            text = f"{sample.prompt}\n\n```\n{sample.text}\n```"
+            self._board.add_text(f"{report.stage}/samples/{sample.language}", text, report.step)
+        if self._tracker is not None and report.samples:
+            texts = {f"{report.stage}/samples/{sample.language}": sample.text for sample in report.samples}
+            self._tracker.log({**texts, f"{report.stage}/step": report.step})
 
     def close(self) -> None:
         """Ends what is still open."""

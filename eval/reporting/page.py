@@ -83,12 +83,12 @@ def _run_page(run: RunRecord, folder: Path, prefix: str) -> dict[str, Any]:
         "name": run.name,
         "command": run.settings.get("command", ""),
         "facts": [str(x) for x in (run.results.get("hardware"), run.settings.get("date")) if x],
-        "models": run.models,
-        "arrow": ARROW.join(run.models),
+        "models": list(map(run.title, run.models)),
+        "arrow": ARROW.join(map(run.title, run.models)),
         "languages": language_names(run.languages),
         "plots": plots,
         "splits": [_split_page(run, split, shown) for split in run.splits],
-        "shown": shown,
+        "shown": run.title(shown),
         "routing": None
         if routing is None
         else {
@@ -121,7 +121,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _split_page(run: RunRecord, split: str, shown: str) -> dict[str, Any]:
-    models = run.scores(split)
+    models = run.titled(run.scores(split))
     parts = []
     for language, name in zip(run.languages, language_names(run.languages), strict=True):
         for model, scores in models.items():
@@ -156,7 +156,7 @@ def cost_rows(run: RunRecord) -> list[dict[str, str]]:
         own = [stages[name] for name in STAGES[model] if name in stages]
         rows.append(
             {
-                "model": model,
+                "model": run.title(model),
                 "parameters": _number(cost.get("parameters")),
                 "trained": _number(cost.get("trained")),
                 "active per token": _number(cost.get("active")),

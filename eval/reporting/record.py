@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from eval.reporting.metrics import METRICS_FILE, read_metrics
 from moe.errors import UserError
 from moe.files import read_json_lines
 
-MODELS = ("base", "dense adapter", "mixture")  # in the order of tables
-STAGES = {"base": ("pretrain",), "dense adapter": ("adapter",), "mixture": ("branch", "mix")}
+ADAPTER, FULL_FINE_TUNE = "dense adapter", "full fine-tune"
+MODELS = ("base", ADAPTER, "mixture")  # in the order of tables
+STAGES = {"base": ("pretrain",), ADAPTER: ("adapter",), "mixture": ("branch", "mix")}
 
 
 @dataclass
@@ -59,6 +61,14 @@ class RunRecord:
         return all(
             "codebleu" in score for found in scores for languages in found.values() for score in languages.values()
         )
+
+    def title(self, model: str) -> str:
+        """What tables call a model: the baseline beside full experts is no adapter, but the dense model trained."""
+        return FULL_FINE_TUNE if model == ADAPTER and self.config.get("expert_form") == "full" else model
+
+    def titled(self, models: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by model under the titles that tables show."""
+        return {self.title(model): value for model, value in models.items()}
 
     def answers_path(self, model: str, split: str) -> Path:
         """Where the answers of a model lie."""

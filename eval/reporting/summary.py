@@ -24,7 +24,7 @@ def report(directory: RunDirectory, device: torch.device, console: Console) -> N
     """Prints what the run measured, writes its report, and says what to type to use the model."""
     directory.once("hardware", lambda: describe_hardware(device))
     run = RunRecord(directory.path)
-    results = {split: run.scores(split) for split in run.splits}
+    results = {split: run.titled(run.scores(split)) for split in run.splits}
     for split in run.splits:
         console.print(loss_table(results, split, run.languages))
     if (found := run.routing) is not None:

@@ -13,6 +13,7 @@ import random
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from moe.errors import UserError
 from moe.tokenizer import Tokenizer
 
 EMPTY, AHEAD = 0.05, 32
-KEPT = 1024  # batches whose examples are kept at least, of those that were drawn
 
 
 @dataclass(frozen=True)
@@ -150,79 +150,68 @@ class MixedBatches:
         longest = max(map(max, self._lengths))
         if longest > tokens_per_batch:
             raise UserError(f"tokens_per_batch is {tokens_per_batch}, but an example has {longest} tokens")
-        self._restart()
         lengths = [items.lengths for items in self.examples]
         gap = np.mean([(x.astype(float) ** 2).mean() / x.mean() for x in lengths]) / 2  # cut at a random token
         self._ahead = AHEAD if gap > EMPTY * tokens_per_batch else 0
-
-    def _restart(self) -> None:
-        self._drawn: list[array[int]] = [array("I") for _ in range(3)]  # language, index and epoch of each example
-        self._ends = [0]  # of each batch in them, from the one before the first that is kept
-        self._first = 0  # batch whose examples are kept
-        self._state = [(0, self._order(language, 0)) for language in range(len(self.examples))]
-        self._next = [0] * len(self.examples)
-        self._tokens = [0] * len(self.examples)
+        self._groups, self._index, self._group = self._from_start(), -1, [(0, 0)]
 
     def _order(self, language: int, epoch: int) -> array[int]:
         order = array("I", range(len(self.examples[language])))
         random.Random(f"{self.seed}-{language}-{epoch}").shuffle(order)  # type: ignore[arg-type]
         return order
 
-    def _draw(self) -> None:
-        language = min(range(len(self._tokens)), key=lambda i: (self._tokens[i], i))
-        epoch, order = self._state[language]
-        if self._next[language] == len(order):
-            epoch, order = epoch + 1, self._order(language, epoch + 1)
-            self._state[language], self._next[language] = (epoch, order), 0
-        index = order[self._next[language]]
-        self._next[language] += 1
-        self._tokens[language] += self._lengths[language][index]
-        for values, value in zip(self._drawn, (language, index, epoch)):
-            values.append(value)
+    def _draws(self) -> Iterator[tuple[int, int, int]]:
+        """Language, index and epoch of one example after another."""
+        orders = [self._order(language, 0) for language in range(len(self.examples))]
+        taken, tokens = [0] * len(orders), [0] * len(orders)
+        while True:
+            language = min(range(len(tokens)), key=lambda i: (tokens[i], i))
+            epoch, place = divmod(taken[language], len(orders[language]))
+            if epoch and not place:
+                orders[language] = self._order(language, epoch)
+            index = orders[language][place]
+            taken[language] += 1
+            tokens[language] += self._lengths[language][index]
+            yield language, index, epoch
 
-    def _length(self, place: int) -> int:
-        return self._lengths[self._drawn[0][place]][self._drawn[1][place]]
+    def _from_start(self) -> Iterator[list[tuple[int, int]]]:
+        """Language and index of each example, batch by batch; no more than the examples looked at are kept."""
+        draws = self._draws()
+        seen = [next(draws) for _ in range(self._ahead + 1)]
+        while True:
+            group: list[tuple[int, int]] = []
+            room = self.tokens_per_batch
+            while (place := self._fitting(seen, room)) is not None:
+                language, index, _ = seen.pop(place)
+                group.append((language, index))
+                room -= self._lengths[language][index]
+                seen.append(next(draws))
+            yield group
 
-    def _draw_to(self, count: int) -> None:
-        while self._first + len(self._ends) <= count:
-            if len(self._ends) > 2 * KEPT:
-                self._forget()
-            end, room = self._ends[-1], self.tokens_per_batch
-            while (place := self._fitting(end, room)) is not None:
-                room -= self._length(place)
-                for values in self._drawn if place > end else ():
-                    values.insert(end, values.pop(place))
-                end += 1
-            self._ends.append(end)
-
-    def _fitting(self, start: int, room: int) -> int | None:
-        """The example at ``start`` if it fits, else the longest one that does of those after it; None without one."""
-        while len(self._drawn[0]) <= start + self._ahead:
-            self._draw()
-        if self._length(start) <= room:
-            return start
-        best: tuple[int, int] | None = None
+    def _fitting(self, seen: Sequence[tuple[int, int, int]], room: int) -> int | None:
+        """The place of the first example if it fits, else of the longest one that does; None without one."""
+        best, longest = None, 0
         epochs: dict[int, int] = {}
-        for place in range(start, start + 1 + self._ahead):
+        for place, (language, index, epoch) in enumerate(seen):
+            length = self._lengths[language][index]
             # None goes before one of an earlier pass over the same language.
-            passed = self._drawn[2][place] > epochs.setdefault(self._drawn[0][place], self._drawn[2][place])
-            if not passed and self._length(place) <= room and (best is None or self._length(place) > best[0]):
-                best = self._length(place), place
-        return None if best is None else best[1]
-
-    def _forget(self) -> None:
-        start = self._ends[KEPT]
-        self._drawn = [values[start:] for values in self._drawn]
-        self._ends = [end - start for end in self._ends[KEPT:]]
-        self._first += KEPT
+            passed = epoch > epochs.setdefault(language, epoch)
+            if not passed and longest < length <= room:
+                best, longest = place, length
+                if place == 0:
+                    break
+        return best
 
     def group(self, index: int) -> list[Example]:
-        """The examples of batch ``index``; the last ones are known, an earlier one is drawn from the start."""
-        if index < self._first:
-            self._restart()
-        self._draw_to(index + 1)
-        places = range(self._ends[index - self._first], self._ends[index + 1 - self._first])
-        return [self.examples[self._drawn[0][place]][self._drawn[1][place]] for place in places]
+        """The examples of batch ``index``, which takes longer where it is before the last one asked for."""
+        if index < 0:
+            raise IndexError(f"batch {index}")
+        if index < self._index:
+            self._groups, self._index = self._from_start(), -1
+        while self._index < index:
+            self._group = next(self._groups)
+            self._index += 1
+        return [self.examples[language][item] for language, item in self._group]
 
     def __getitem__(self, index: int) -> Batch:
         return make_batch(self.group(index))
@@ -234,5 +223,6 @@ class MixedBatches:
 
     def filled(self, batches: int = 100) -> float:
         """The share of ``tokens_per_batch`` that the first batches fill."""
-        tokens = sum(len(example.tokens) for index in range(batches) for example in self.group(index))
+        groups = islice(self._from_start(), batches)
+        tokens = sum(self._lengths[language][index] for group in groups for language, index in group)
         return tokens / (batches * self.tokens_per_batch)

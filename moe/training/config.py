@@ -135,6 +135,9 @@ class RunConfig:
     validation_pairs: int = setting(50, "pairs per language for it")
     patience: int = setting(0, "stop a stage after so many measurements without a lower loss, 0 for never")
     keep_best: bool = setting(True, "use the weights of the step with the lowest loss on validation/")
+    sample_steps: int = setting(
+        0, "steps between sample answers to one held-out prompt per language (samples.jsonl), 0 for none"
+    )
 
     balance_loss_weight: float = setting(0.01, "weight of the load-balancing loss", group="router")
     z_loss_weight: float = setting(0.001, "weight of the router z-loss")

@@ -28,6 +28,7 @@ from moe.training.optimizer import (
     restore_optimizer,
     set_learning_rates,
 )
+from moe.training.samples import Sample
 from moe.training.stages import Stage, choose_trainable
 
 CHOSEN_MEMORY = 0.9  # decay per step of the expert counts that balance is measured by
@@ -61,6 +62,7 @@ class StepReport:
         flops_per_token: operations in matrix products with weights, forward and backward; what activation
             checkpointing computes again does not count.
         memory: bytes in use: allocated at most on a GPU, resident on a CPU.
+        samples: answers of the model after this step, where some were written.
     """
 
     stage: str
@@ -81,6 +83,7 @@ class StepReport:
     routers: Tensor | None = None
     flops_per_token: float = 0.0
     memory: int = 0
+    samples: tuple[Sample, ...] = ()
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,10 +15,11 @@ from rich.console import Console
 
 from eval.__main__ import main
 from eval.reporting.display import SETTLED, StageDisplay, routing_faults
-from eval.reporting.metrics import METRICS_FILE, MetricsWriter, check_tracker, read_metrics
+from eval.reporting.metrics import METRICS_FILE, SAMPLES_FILE, MetricsWriter, check_tracker, read_metrics
 from eval.reporting.record import RunRecord
 from eval.reporting.summary import worse_than_base
 from moe.errors import UserError
+from moe.training.samples import Sample
 from moe.training.trainer import StepReport
 from tests.eval.run_files import write_run
 
@@ -71,6 +73,27 @@ def test_a_file_that_is_no_table_starts_anew(tmp_path):
         assert read_metrics(tmp_path / METRICS_FILE) == []
 
 
+def test_samples_are_there_once_after_a_resume(tmp_path, monkeypatch):
+    texts = []
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_text", lambda self, *row: texts.append(row))
+    samples = tuple(Sample(x, f"Write {x}\u2028", f"caf\u00e9 {x}\n") for x in LANGUAGES)
+    metrics = MetricsWriter(tmp_path, LANGUAGES)
+    metrics.resume("branch", 0)
+    metrics.write(report(2, "branch", samples=samples))
+    for step in (1, 2, 3, 4):
+        metrics.write(report(step, samples=samples if step % 2 == 0 else ()))
+    assert [row[0] for row in texts[:2]] == ["branch/samples/python", "branch/samples/cpp"] and len(texts) == 6
+    assert "caf\u00e9 cpp" in texts[-1][1] and texts[-1][2] == 4
+    with (tmp_path / SAMPLES_FILE).open("ab") as file:
+        file.write(b'5\n{"stage": "mix"}\n{"stage": "mix", "st')
+    again = MetricsWriter(tmp_path, LANGUAGES)
+    again.resume("mix", 3)
+    again.write(report(4, samples=samples))
+    rows = [json.loads(line) for line in (tmp_path / SAMPLES_FILE).read_text("utf-8").split("\n")[:-1]]
+    assert [(x["stage"], x["step"]) for x in rows[::2]] == [("branch", 2), ("mix", 2), ("mix", 4)]
+    assert [x["text"] for x in rows] == ["caf\u00e9 python\n", "caf\u00e9 cpp\n"] * 3
+
+
 def test_trackers_get_the_same_numbers(tmp_path, monkeypatch):
     calls = []
     fake = SimpleNamespace(
@@ -78,8 +101,9 @@ def test_trackers_get_the_same_numbers(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "trackio", fake)
     metrics = MetricsWriter(tmp_path / "a run", LANGUAGES, tracker=check_tracker("trackio"))
-    metrics.write(report(7))
+    metrics.write(report(7, samples=(Sample("cpp", "Add.", "x"),)))
     metrics.close()
+    assert calls[2] == {"mix/samples/cpp": "x", "mix/step": 7}
     assert calls[0] == {"project": "language-experts", "name": "a run"} and calls[-1] == "finish"
     assert calls[1]["mix/step"] == 7 and calls[1]["mix/loss_cpp"] == 2.0
     monkeypatch.setitem(sys.modules, "wandb", None)

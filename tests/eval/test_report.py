@@ -52,6 +52,14 @@ def report(folder):
     return Page((folder / "report.html").read_text(encoding="utf-8")), (folder / "report.md").read_text(), lines
 
 
+def test_the_baseline_beside_full_experts_is_called_a_full_fine_tune(tmp_path):
+    models = {"base": 0.2, "dense adapter": 0.7}
+    found, text, _ = report(write_run(tmp_path / "run", expert_form="full", models=models))
+    for words in (found.text, text):
+        assert "base → full fine-tune" in words and "Answers of the full fine-tune" in words
+        assert "dense adapter" not in words
+
+
 def test_a_report_has_everything(tmp_path):
     run = write_run(tmp_path / "run")
     found, text, lines = report(run)
