@@ -14,7 +14,10 @@ if __name__ == "__main__":  # until the imports are done Ctrl-C ends the program
 
 import argparse
 import datetime
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +57,7 @@ from moe.data.sources import DataSets
 from moe.errors import UserError
 from moe.hardware import available_memory, choose_device, describe_hardware, dtype_name, keep_freed_memory, matmul_rate
 from moe.model import count_parameters
+from moe.training import distributed
 from moe.training.config import ADJUSTABLE, TINY, RunConfig
 from moe.training.interrupt import Interrupted, raised_signals
 from moe.training.router_start import fit_router
@@ -61,13 +65,34 @@ from moe.training.trainer import Diverged
 
 
 def main(arguments: argparse.Namespace) -> int:
-    with lasting_output(), raised_signals():
+    with lasting_output(), raised_signals(), one_report(), distributed.process_group(), silence_of_other_ranks():
         try:
             return plan_and_run(arguments)
         except Interrupted:
             if arguments.exit_zero_on_signal:
                 return 0
             raise
+
+
+@contextmanager
+def one_report() -> Iterator[None]:
+    """Of several processes that end with an error, or after a signal, lets the first one say so."""
+    try:
+        yield
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        if distributed.speaks_first():
+            raise
+        raise SystemExit(128 + error.number if isinstance(error, Interrupted) else 2) from None
+
+
+@contextmanager
+def silence_of_other_ranks() -> Iterator[None]:
+    """Only rank 0 prints; an error that leaves the block is printed outside of it."""
+    if distributed.is_main():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def plan_and_run(arguments: argparse.Namespace) -> int:
@@ -77,6 +102,8 @@ def plan_and_run(arguments: argparse.Namespace) -> int:
     resumed, config, warnings = open_run(arguments)
     config = replace(config, **(given_settings(arguments) if resumed else {}))
     device = choose_device(config.device)
+    if distributed.world() > 1 and device.type == "cuda":
+        device = torch.device("cuda", distributed.local_rank())
     keep_freed_memory(device)
     dtype = run_dtype(config, device)
     say(console, f"{describe_hardware(device)}, weights in {dtype_name(dtype)}")
@@ -95,7 +122,7 @@ def plan_and_run(arguments: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     for line in describe_fit(config, sizes, plan, dtype, available_memory(device), arguments.dry_run):
         say(console, line)
-    path = run_path(arguments)
+    path = Path(distributed.same_text(str(run_path(arguments))))
     if arguments.dry_run:
         RunDirectory.check_new(path)
         speed = arguments.tokens_per_second or measured_speed(config, mixture_config(config, sizes), device, dtype)
@@ -110,7 +137,10 @@ def plan_and_run(arguments: argparse.Namespace) -> int:
         if given_settings(arguments) and resumed:
             directory.adjust(given_settings(arguments))
         try:
-            return make_experts(config, directory, data, device, dtype, console, arguments)
+            with distributed.lost_ranks():
+                return make_experts(config, directory, data, device, dtype, console, arguments)
+        except distributed.LostRank as error:
+            raise distributed.LostRank(f"{error}; continue with: {resume_command(directory.path)}") from None
         except (KeyboardInterrupt, OSError, UserError) as error:
             if directory.holds_work or isinstance(error, KeyboardInterrupt | Diverged):
                 say(console, f"stopped; continue with: {command_to_go_on(directory, error)}")
@@ -134,9 +164,11 @@ def make_experts(
     arguments: argparse.Namespace,
 ) -> int:
     """The recipe after the plan; the exit code: 1 if the mixture is worse than its base."""
-    rate = matmul_rate(device, dtype)
-    monitor = TrainingMonitor(console, directory.path, config.languages, rate, arguments.log_to)
-    stages = StagedRun(directory, config, monitor, say_that_the_step_is_saved)
+    monitor = None
+    if distributed.is_main():
+        rate = matmul_rate(device, dtype)
+        monitor = TrainingMonitor(console, directory.path, config.languages, rate, arguments.log_to)
+    stages = StagedRun(directory, config, monitor or (lambda *_: nullcontext(id)), say_that_the_step_is_saved)
     evaluation = Evaluation(directory, config, data.held_out, console)
 
     # 2. Load the base (the tiny one is trained first) and encode the data.
@@ -151,9 +183,10 @@ def make_experts(
     if base.config.is_moe:
         say(console, "it is a mixture: its experts and routers are trained further, and there is no dense baseline")
     cache = (directory.path / "tokens", [fingerprints["training data"], fingerprints["tokenizer"]])
-    encoded = encode_pairs(
-        data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed, cache
-    )
+    with distributed.main_first():
+        encoded = encode_pairs(
+            data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed, cache
+        )
     for language, count in encoded.too_long.items():
         if count:
             say(console, f"left out {count} {language} pairs of more than {config.max_tokens} tokens")
@@ -174,7 +207,7 @@ def make_experts(
 
     # 4. Upcycle: every feed-forward becomes one expert per language; nothing changes yet, and that is proved.
     model = make_mixture(base.model, config)
-    if "proof" not in directory.results:
+    if distributed.is_main() and "proof" not in directory.results:
         proof = prove(base.model, model, base.tokenizer)
         size = count_parameters(model) / 1e6
         where = describe_layers(model.config)
@@ -216,8 +249,9 @@ def make_experts(
             evaluation.test(name)
 
     # 11. Report.
-    monitor.close()
-    report(directory, device, console)
+    if monitor is not None:
+        monitor.close()
+        report(directory, device, console)
     worse = worse_than_base(directory.results)
     if worse:
         print(f"warning: {worse}", file=sys.stderr)

@@ -12,6 +12,7 @@ import torch
 from checkpoints.runs.directory import RunDirectory
 from moe.data.packing import Example, MixedBatches
 from moe.model import Transformer
+from moe.training import distributed
 from moe.training.config import RunConfig
 from moe.training.interrupt import DelayedInterrupt
 from moe.training.stages import Stage, make_stage
@@ -64,6 +65,8 @@ class StagedRun:
                 watch.restore(state.tensors.get(STATE))
         elif stage.continues and (before := self.directory.load_state(stage.continues)) is not None:
             trainer.continue_from(before)
+        distributed.wait_for_all()  # rank 0 may have scored, and written, in the meantime
+        distributed.copy_from_main(parameter.detach() for parameter in trainer.parameters.values())
         try:
             self._train(trainer, watch)
         except Diverged as error:
@@ -84,7 +87,9 @@ class StagedRun:
                         self.directory.save_state(StageState(_best(stage.name), report.step, weights), keep=1)
                 show(report)
                 over = trainer.step == stage.steps or (watch is not None and watch.over)
-                due = time.monotonic() - saved > 60 * self.config.save_minutes
+                late = time.monotonic() - saved > 60 * self.config.save_minutes
+                due, stop = distributed.agree(late, interrupt.requested or 0)
+                interrupt.requested = stop or None  # a signal to one rank is one to all
                 if due or over or interrupt.requested:
                     state = trainer.state()
                     if watch is not None:
