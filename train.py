@@ -224,7 +224,7 @@ def make_experts(
         directory.note("router_accuracy", accuracy)
 
     # 6. Branch: a short start with each token on the expert of its language.
-    stages.train(model, "branch", batches)
+    say(console, stages.train(model, "branch", batches))
 
     # 7. Mix: learned top-k routing with balance loss and z-loss.
     say(console, stages.train(model, "mix", batches, validation))

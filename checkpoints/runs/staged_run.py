@@ -49,7 +49,8 @@ class StagedRun:
         model has the weights of the step where it was lowest.
 
         Returns:
-            what validation changed, in one line; "" where it changed nothing.
+            what validation changed, in one line; "" where it changed nothing. With several processes a line before it
+            has the bytes that each handed to all-reduce per step.
 
         Raises:
             Interrupted: a signal; the step in progress was finished and saved first.
@@ -67,18 +68,24 @@ class StagedRun:
             trainer.continue_from(before)
         distributed.wait_for_all()  # rank 0 may have scored, and written, in the meantime
         distributed.copy_from_main(parameter.detach() for parameter in trainer.parameters.values())
+        done = trainer.step
         try:
-            self._train(trainer, watch)
+            with distributed.counted_traffic() as traffic:
+                self._train(trainer, watch)
         except Diverged as error:
             self.directory.drop_states(name, error.step)
             raise
         model.requires_grad_(False)
-        return "" if watch is None else self._use_best(trainer, watch)
+        steps = max(1, trainer.step - done)
+        parts = [f"{what} {size / steps:,.0f}" for what, size in traffic.items()]
+        sent = f"{name}: bytes to all-reduce per step and process: {', '.join(parts)}" if parts else ""
+        return "\n".join(filter(None, (sent, "" if watch is None else self._use_best(trainer, watch))))
 
     def _train(self, trainer: Trainer, watch: Validation | None) -> None:
         stage, model = trainer.stage, trainer.model
         saved = time.monotonic()
-        with self.monitor(stage, trainer.step) as show, DelayedInterrupt(self.notify) as interrupt:
+        interrupt = DelayedInterrupt(self.notify)
+        with self.monitor(stage, trainer.step) as show, interrupt, distributed.lost_ranks():
             for report in trainer.run() if watch is None or not watch.over else ():
                 if watch is not None and watch.due(report):
                     report = replace(report, validation=watch.measure(model, report.step))

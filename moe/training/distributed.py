@@ -10,8 +10,8 @@ from __future__ import annotations
 import datetime
 import os
 import re
-import signal
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,11 +21,12 @@ from torch import Tensor
 
 from moe.data.packing import Batch, Example, make_batch
 from moe.errors import UserError
-from moe.training.interrupt import SIGNALS
+from moe.training.interrupt import ignore_signals
 
 BUCKET = 64 << 20  # bytes of gradients that one all-reduce sums at most
 WAIT = datetime.timedelta(days=30)  # for a rank that scores or writes; torchrun ends the job where a rank dies
-_NETWORK = re.compile(r"gloo|nccl|connection (?:closed|reset|refused)|broken pipe|store", re.IGNORECASE)
+_NETWORK = re.compile(r"gloo/transport|connection (was )?(closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
+_traffic: Counter[str] = Counter()  # bytes that each rank handed to all-reduce, by what they were
 _control: dist.ProcessGroup | None = None  # for flags and for waiting, on the CPU
 
 
@@ -86,14 +87,14 @@ def process_group() -> Iterator[None]:
 def lost_ranks() -> Iterator[None]:
     """Turns the error of a collective into :class:`LostRank`.
 
-    From then on signals are blocked: ``torchrun`` sends SIGTERM, which would replace the one message about the loss.
+    From then on signals are ignored: ``torchrun`` sends SIGTERM, which would replace the one message about the loss.
     """
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and not _NETWORK.search(str(error)):
+        if not isinstance(error, dist.DistNetworkError) and not _NETWORK.search(str(error)):
             raise
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        ignore_signals()
         raise LostRank(
             f"another of the {world()} processes ended or cannot be reached; the last saved state is intact"
         ) from error
@@ -120,6 +121,17 @@ def speaks_first() -> bool:
         return is_main()
 
 
+@contextmanager
+def counted_traffic() -> Iterator[Counter[str]]:
+    """Counts the bytes that this rank hands to all-reduce within the block, by what they are."""
+    before = _traffic.copy()
+    counted: Counter[str] = Counter()
+    try:
+        yield counted
+    finally:
+        counted.update(_traffic - before)
+
+
 def wait_for_all() -> None:
     """Waits until every rank is here, however long one takes; a signal interrupts it."""
     agree(0)
@@ -130,6 +142,7 @@ def agree(*values: int) -> list[int]:
     if world() == 1:
         return list(values)
     flags = torch.tensor(values, dtype=torch.int64)
+    _traffic["flags"] += flags.nbytes
     work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=_control, async_op=True)
     assert work is not None
     pause = 1e-5
@@ -166,24 +179,28 @@ def share_of(examples: Sequence[Example]) -> tuple[Batch, bool]:
 
 
 @torch.no_grad()
-def sum_over_ranks(tensors: Iterable[Tensor]) -> None:
-    """Replaces each tensor by its sum over all ranks; one dtype travels together, :data:`BUCKET` bytes at a time."""
+def sum_over_ranks(what: str, tensors: Iterable[Tensor]) -> None:
+    """Replaces each tensor by its sum over all ranks; one dtype travels together, :data:`BUCKET` bytes at a time.
+
+    ``what`` they are is the name under which :func:`counted_traffic` counts them.
+    """
     if world() == 1:
         return
     buckets: dict[torch.dtype, list[Tensor]] = {}
     for tensor in tensors:
         bucket = buckets.setdefault(tensor.dtype, [])
         if bucket and sum(t.nbytes for t in bucket) + tensor.nbytes > BUCKET:
-            _sum_bucket(bucket)
+            _sum_bucket(what, bucket)
             bucket.clear()
         bucket.append(tensor)
     for bucket in buckets.values():
-        _sum_bucket(bucket)
+        _sum_bucket(what, bucket)
 
 
-def _sum_bucket(tensors: list[Tensor]) -> None:
+def _sum_bucket(what: str, tensors: list[Tensor]) -> None:
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     dist.all_reduce(flat)
+    _traffic[what] += flat.nbytes
     for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.view_as(tensor))
 

@@ -132,7 +132,7 @@ class _Sums:
         """
         scalars = torch.stack((self.balance, self.z, norm.double() / distributed.world()))
         flat = torch.cat((self.losses, self.tokens, scalars, self.routing.flatten().double()))
-        distributed.sum_over_ranks([flat])
+        distributed.sum_over_ranks("losses and routing", [flat])
         values = flat.tolist()  # the only place of a step where the host waits for the device
         languages = self.routing.shape[1]
         losses, tokens, rest = values[:languages], values[languages : 2 * languages], values[2 * languages :]
@@ -267,7 +267,8 @@ class Trainer:
         sums = _Sums(len(self.languages), len(self.chosen), self.model.config.num_experts, self.model.device)
         for share in shares:
             self._micro_batch(share, learned, sums)
-        distributed.sum_over_ranks(p.grad for p in self.parameters.values() if p.grad is not None)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        distributed.sum_over_ranks("gradients", gradients)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or float("inf"))
         losses, tokens, balance, z, gradient_norm, routing = sums.read(norm)
         loss, table = sum(losses) / sum(tokens), routing.sum(0)  # table [G, E]
@@ -366,7 +367,7 @@ class Trainer:
         decided = output.routing[: len(places)]
         counts = torch.stack([expert_counts(routing.expert_ids, experts) for routing in decided])  # [R, E]
         counts *= share.counts
-        distributed.sum_over_ranks([counts])
+        distributed.sum_over_ranks("expert counts", [counts])
         self.chosen += counts
         for layer, routing in enumerate(decided):
             assert routing.router_logits is not None, "the router decides"
