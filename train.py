@@ -65,9 +65,10 @@ from moe.training.trainer import Diverged
 
 
 def main(arguments: argparse.Namespace) -> int:
-    with lasting_output(), raised_signals(), one_report(), distributed.process_group(), silence_of_other_ranks():
+    with lasting_output(), raised_signals(), one_report():
         try:
-            return plan_and_run(arguments)
+            with distributed.process_group(), silence_of_other_ranks():
+                return plan_and_run(arguments)
         except Interrupted:
             if arguments.exit_zero_on_signal:
                 return 0
@@ -294,7 +295,9 @@ def say_that_the_step_is_saved() -> None:
 
 def make_parser() -> ArgumentParser:
     """The command line: one flag for each setting, besides where the run comes from and goes."""
-    parser = ArgumentParser(prog=script_command("train"), description=(__doc__ or "").split("\n\n")[0])
+    several = "Several cards: torchrun --nproc-per-node N train.py … (docs/training.md)."
+    description = f"{(__doc__ or '').split(chr(10) * 2)[0]} {several}"
+    parser = ArgumentParser(prog=script_command("train"), description=description)
     parser.add_argument("--name", help="name of the run's directory (default: the preset and the time)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept")
     parser.add_argument("--resume", metavar="DIR", help="continue an interrupted run")

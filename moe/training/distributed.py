@@ -79,6 +79,11 @@ def process_group() -> Iterator[None]:
         _control = dist.new_group(backend="gloo", timeout=WAIT)
         yield
         wait_for_all()
+        # Whoever is done with the last collective may not close its connections while another still reads from them.
+        store = dist.distributed_c10d._get_default_store()
+        store.add("finished", 1)
+        while store.add("finished", 0) < world():
+            time.sleep(0.01)
     dist.destroy_process_group()
     _control = None
 
