@@ -14,7 +14,10 @@ if __name__ == "__main__":  # until the imports are done Ctrl-C ends the program
 
 import argparse
 import datetime
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +67,7 @@ from moe.data.sources import DataSets
 from moe.errors import UserError
 from moe.hardware import available_memory, choose_device, describe_hardware, dtype_name, keep_freed_memory, matmul_rate
 from moe.model import count_parameters
+from moe.training import distributed
 from moe.training.config import ADJUSTABLE, TINY, RunConfig
 from moe.training.interrupt import Interrupted, raised_signals
 from moe.training.router_start import fit_router
@@ -72,13 +76,35 @@ from moe.training.trainer import Diverged
 
 
 def main(arguments: argparse.Namespace) -> int:
-    with lasting_output(), raised_signals():
+    with lasting_output(), raised_signals(), one_report():
         try:
-            return plan_and_run(arguments)
+            with distributed.process_group(), silence_of_other_ranks():
+                return plan_and_run(arguments)
         except Interrupted:
             if arguments.exit_zero_on_signal:
                 return 0
             raise
+
+
+@contextmanager
+def one_report() -> Iterator[None]:
+    """Of several processes that end with an error, or after a signal, lets the first one say so."""
+    try:
+        yield
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        if distributed.speaks_first():
+            raise
+        raise SystemExit(128 + error.number if isinstance(error, Interrupted) else 2) from None
+
+
+@contextmanager
+def silence_of_other_ranks() -> Iterator[None]:
+    """Only rank 0 prints; an error that leaves the block is printed outside of it."""
+    if distributed.is_main():
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def plan_and_run(arguments: argparse.Namespace) -> int:
@@ -88,6 +114,8 @@ def plan_and_run(arguments: argparse.Namespace) -> int:
     resumed, config, warnings = open_run(arguments)
     config = replace(config, **(given_settings(arguments) if resumed else {}))
     device = choose_device(config.device)
+    if distributed.world() > 1 and device.type == "cuda":
+        device = torch.device("cuda", distributed.local_rank())
     keep_freed_memory(device)
     dtype = run_dtype(config, device)
     torch.manual_seed(config.seed)
@@ -107,7 +135,7 @@ def plan_and_run(arguments: argparse.Namespace) -> int:
         print(f"warning: {warning}", file=sys.stderr)
     for line in describe_fit(config, sizes, plan, dtype, available_memory(device), arguments.dry_run):
         say(console, line)
-    path = run_path(arguments)
+    path = Path(distributed.same_text(str(run_path(arguments))))
     if arguments.dry_run:
         RunDirectory.check_new(path)
         speed = arguments.tokens_per_second or measured_speed(config, mixture_config(config, sizes), device, dtype)
@@ -122,7 +150,10 @@ def plan_and_run(arguments: argparse.Namespace) -> int:
         if given_settings(arguments) and resumed:
             directory.adjust(given_settings(arguments))
         try:
-            return make_experts(config, directory, data, device, dtype, console, arguments)
+            with distributed.lost_ranks():
+                return make_experts(config, directory, data, device, dtype, console, arguments)
+        except distributed.LostRank as error:
+            raise distributed.LostRank(f"{error}; continue with: {resume_command(directory.path)}") from None
         except (KeyboardInterrupt, OSError, UserError) as error:
             if directory.holds_work or isinstance(error, KeyboardInterrupt | Diverged):
                 say(console, f"stopped; continue with: {command_to_go_on(directory, error)}")
@@ -146,9 +177,11 @@ def make_experts(
     arguments: argparse.Namespace,
 ) -> int:
     """The recipe after the plan; the exit code: 1 if the mixture is worse than its base."""
-    rate = matmul_rate(device, dtype)
-    monitor = TrainingMonitor(console, directory.path, config.languages, rate, arguments.log_to)
-    stages = StagedRun(directory, config, monitor, say_that_the_step_is_saved)
+    monitor = None
+    if distributed.is_main():
+        rate = matmul_rate(device, dtype)
+        monitor = TrainingMonitor(console, directory.path, config.languages, rate, arguments.log_to)
+    stages = StagedRun(directory, config, monitor or (lambda *_: nullcontext(id)), say_that_the_step_is_saved)
     evaluation = Evaluation(directory, config, data.held_out, console)
 
     # 2. Load the base (the tiny one is trained first) and encode the data.
@@ -165,9 +198,10 @@ def make_experts(
     elif base.config.is_moe:
         say(console, "it is a mixture: its experts and routers are trained further, and there is no dense baseline")
     cache = (directory.path / "tokens", [fingerprints["training data"], fingerprints["tokenizer"]])
-    encoded = encode_pairs(
-        data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed, cache
-    )
+    with distributed.main_first():
+        encoded = encode_pairs(
+            data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed, cache
+        )
     for language, count in encoded.too_long.items():
         if count:
             say(console, f"left out {count} {language} pairs of more than {config.max_tokens} tokens")
@@ -191,7 +225,7 @@ def make_experts(
 
     # 4. Upcycle: every feed-forward becomes one expert per language; nothing changes yet, and that is proved.
     model = make_mixture(base.model, config)
-    if "proof" not in directory.results and not config.new_language:
+    if distributed.is_main() and "proof" not in directory.results and not config.new_language:
         proof = prove(base.model, model, base.tokenizer)
         size = count_parameters(model) / 1e6
         where = describe_layers(model.config)
@@ -211,7 +245,7 @@ def make_experts(
     if config.new_language:
         examples = {config.new_language: encoded.examples[config.new_language]}
         batches = MixedBatches(examples, config.tokens_per_batch, config.seed)
-    stages.train(model, "branch", batches)
+    say(console, stages.train(model, "branch", batches))
 
     # 7. Mix: learned top-k routing with balance loss and z-loss.
     say(console, stages.train(model, "mix", batches, validation))
@@ -238,8 +272,9 @@ def make_experts(
             evaluation.test(name)
 
     # 11. Report.
-    monitor.close()
-    report(directory, device, console)
+    if monitor is not None:
+        monitor.close()
+        report(directory, device, console)
     worse = worse_than_base(directory.results)
     if worse:
         print(f"warning: {worse}", file=sys.stderr)
@@ -296,7 +331,9 @@ def say_that_the_step_is_saved() -> None:
 
 def make_parser() -> ArgumentParser:
     """The command line: one flag for each setting, besides where the run comes from and goes."""
-    parser = ArgumentParser(prog=script_command("train"), description=(__doc__ or "").split("\n\n")[0])
+    several = "Several cards: torchrun --nproc-per-node N train.py … (docs/training.md)."
+    description = f"{(__doc__ or '').split(chr(10) * 2)[0]} {several}"
+    parser = ArgumentParser(prog=script_command("train"), description=description)
     parser.add_argument("--name", help="name of the run's directory (default: the preset and the time)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="where runs are kept")
     parser.add_argument(

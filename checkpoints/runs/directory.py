@@ -28,17 +28,23 @@ from checkpoints.runs.state import KEPT, drop_train_states, has_train_state, loa
 from checkpoints.storage.files import new_directory, read_json_object, remove_abandoned, write_json
 from moe.errors import UserError
 from moe.files import json_bytes, replace_file, replacing
+from moe.training import distributed
 from moe.training.config import RunConfig
 from moe.training.trainer import Diverged, StageState
 
 
 def resume_command(path: Path) -> str:
-    """The command that continues a run."""
-    return f"{script_command('train')} --resume {shlex.quote(str(path))}"
+    """The command that continues a run, with as many processes as this one."""
+    command = f"{script_command('train')} --resume {shlex.quote(str(path))}"
+    ranks = distributed.local_world()
+    return command if ranks == 1 else f"torchrun --nproc-per-node {ranks} {command.removeprefix('python ')}"
 
 
 class RunDirectory:
-    """One run on disk; :meth:`create` starts one, :meth:`resume` opens one."""
+    """One run on disk; :meth:`create` starts one, :meth:`resume` opens one.
+
+    Of several processes that train together only the main one writes; the others read what it wrote.
+    """
 
     def __init__(self, path: Path, settings: dict[str, Any], results: dict[str, Any], config: RunConfig, new: bool):
         self.path, self.settings, self.results, self.config, self.new = path, settings, results, config, new
@@ -47,6 +53,9 @@ class RunDirectory:
     @classmethod
     def create(cls, path: Path, config: RunConfig, arguments: Sequence[str]) -> RunDirectory:
         """Starts a run in a directory that does not exist yet; ``arguments`` are those of its command line."""
+        if not distributed.is_main():
+            distributed.wait_for_all()
+            return cls.resume(path)
         cls.check_new(path)
         settings = {
             "config": config.to_dict(),
@@ -59,6 +68,7 @@ class RunDirectory:
                 write_json(temporary / RUN_FILE, settings)
         except OSError as error:
             raise UserError(f"{path} cannot be made ({error.strerror}); give another --runs directory") from None
+        distributed.wait_for_all()
         return cls(path, settings, {}, config, new=True)
 
     @staticmethod
@@ -90,6 +100,9 @@ class RunDirectory:
         A :class:`UserError` before the first finished step removes a directory that this process created, but for one
         that a resumed run can avoid (:class:`Diverged`).
         """
+        if not distributed.is_main():
+            yield
+            return
         try:
             self._lock(self.path / RUN_FILE)
             for folder in [self.path, *(path for path in self.path.rglob("*") if path.is_dir())]:
@@ -97,7 +110,7 @@ class RunDirectory:
                     remove_abandoned(folder)
             yield
         except UserError as error:
-            if self.new and not self.holds_work and not isinstance(error, Diverged):
+            if self.new and not self.holds_work and not isinstance(error, Diverged | distributed.LostRank):
                 shutil.rmtree(self.path, ignore_errors=True)
             raise
         finally:
@@ -120,20 +133,30 @@ class RunDirectory:
             pass  # a file system without locks
 
     def once(self, step: str, work: Callable[[], Any]) -> Any:
-        """The result of ``step``: from ``results.json`` if it is there, else of ``work``, which is then noted."""
+        """The result of ``step``: from ``results.json`` if it is there, else of ``work``, which is then noted.
+
+        The main process does the work while the others wait.
+        """
         if step not in self.results:
-            self.note(step, work())
+            if distributed.is_main():
+                self.note(step, work())
+            distributed.wait_for_all()
+            if not distributed.is_main():
+                self.results[step] = read_json_object(self.path / RESULTS_FILE)[step]
         return self.results[step]
 
     def note(self, step: str, result: Any) -> None:
         """Adds a JSON-able result to ``results.json``; the write is atomic."""
         self.results[step] = result
-        replace_file(self.path / RESULTS_FILE, json_bytes(self.results))
+        if distributed.is_main():
+            replace_file(self.path / RESULTS_FILE, json_bytes(self.results))
 
     def adjust(self, changes: Mapping[str, Any]) -> None:
         """Changes settings of a run that is :meth:`held`, and notes the new ones in ``run.json``."""
         self.config = replace(self.config, **changes)
         self.settings = {**self.settings, "config": self.config.to_dict()}
+        if not distributed.is_main():
+            return
         with replacing(self.path / RUN_FILE) as temporary:
             temporary.write_bytes(json_bytes(self.settings))
             self._lock(temporary)  # before it takes the old file's place
@@ -141,7 +164,9 @@ class RunDirectory:
     def save_state(self, state: StageState, keep: int = KEPT) -> None:
         """Saves a stage's state; ``keep`` says how many stay."""
         meta = {"step": state.step, "stage": state.stage}
-        save_train_state(self.path / "state" / state.stage, state.tensors, meta, keep)
+        if distributed.is_main():
+            save_train_state(self.path / "state" / state.stage, state.tensors, meta, keep)
+        distributed.wait_for_all()
 
     def has_state(self, stage: str) -> bool:
         """Whether a stage has been started."""
@@ -157,4 +182,6 @@ class RunDirectory:
 
     def drop_states(self, stage: str, step: int) -> None:
         """Removes the states of a stage of ``step`` and later."""
+        if not distributed.is_main():
+            return
         drop_train_states(self.path / "state" / stage, step)

@@ -76,7 +76,7 @@ def check_inputs(directory: RunDirectory, now: Mapping[str, Any], accept: bool) 
         made = ("scores of ", "tests of ")
         directory.results = {name: x for name, x in directory.results.items() if not name.startswith(made)}
         for unfinished in (directory.path / "answers").glob("*.un*"):  # journals of answers and of verdicts
-            unfinished.unlink()
+            unfinished.unlink(missing_ok=True)  # by any of several processes
         directory.note("fingerprints", dict(now))
     return changed
 

@@ -35,6 +35,7 @@ from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.languages import get_language
 from moe.model import Transformer
+from moe.training import distributed
 from moe.training.config import INT4, TINY, RunConfig
 from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokenizer
 
@@ -80,12 +81,16 @@ def _rounded_base(run: StagedRun, path: Path) -> Path:
 
 def _train_tiny_base(run: StagedRun, train_pairs: Pairs, path: Path, device: torch.device) -> None:
     config = run.config
-    tokenizer = train_tiny_tokenizer(train_pairs, run.directory.path / "tokenizer", config.seed)
+    with tempfile.TemporaryDirectory() as other:  # each rank trains the same one
+        folder = run.directory.path / "tokenizer" if distributed.is_main() else Path(other)
+        tokenizer = train_tiny_tokenizer(train_pairs, folder, config.seed)
     encode_pairs(train_pairs, tokenizer, "plain", config.max_tokens)  # refuses pairs that do not fit, before training
     model = Transformer(tiny_config(tokenizer.vocab_size)).reset(config.seed).to(device)
     examples = encode_files(train_pairs, tokenizer, config.max_tokens)
     run.train(model, "pretrain", MixedBatches(examples, config.tokens_per_batch, config.seed + 1))
-    save_model(model, tokenizer, path, template="plain")
+    if distributed.is_main():
+        save_model(model, tokenizer, path, template="plain")
+    distributed.wait_for_all()
 
 
 def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int:
@@ -199,6 +204,8 @@ def write_model(loaded: LoadedModel, base: LoadedModel, config: RunConfig) -> No
 
     With ``config.merge``, a mixture of deltas is also written as full experts, to ``mixtral/`` beside it.
     """
+    if not distributed.is_main():
+        return
     base_id = None if config.base_id == "auto" else config.base_id
     if base_id is None and base.path.name == ROUNDED:
         base_id = stated_base(base.path)  # of the model that it was rounded from

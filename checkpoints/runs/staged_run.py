@@ -12,6 +12,7 @@ import torch
 from checkpoints.runs.directory import RunDirectory
 from moe.data.packing import Example, MixedBatches
 from moe.model import Transformer
+from moe.training import distributed
 from moe.training.config import RunConfig
 from moe.training.interrupt import DelayedInterrupt
 from moe.training.samples import Samples
@@ -53,7 +54,8 @@ class StagedRun:
         model has the weights of the step where it was lowest.
 
         Returns:
-            what validation changed, in one line; "" where it changed nothing.
+            what validation changed, in one line; "" where it changed nothing. With several processes a line before it
+            has the bytes that each handed to all-reduce per step.
 
         Raises:
             Interrupted: a signal; the step in progress was finished and saved first.
@@ -69,18 +71,26 @@ class StagedRun:
                 watch.restore(state.tensors.get(STATE))
         elif stage.continues and (before := self.directory.load_state(stage.continues)) is not None:
             trainer.continue_from(before)
+        distributed.wait_for_all()  # rank 0 may have scored, and written, in the meantime
+        distributed.copy_from_main(parameter.detach() for parameter in trainer.parameters.values())
+        done = trainer.step
         try:
-            self._train(trainer, watch)
+            with distributed.counted_traffic() as traffic:
+                self._train(trainer, watch)
         except Diverged as error:
             self.directory.drop_states(name, error.step)
             raise
         model.requires_grad_(False)
-        return "" if watch is None else self._use_best(trainer, watch)
+        steps = max(1, trainer.step - done)
+        parts = [f"{what} {size / steps:,.0f}" for what, size in traffic.items()]
+        sent = f"{name}: bytes to all-reduce per step and process: {', '.join(parts)}" if parts else ""
+        return "\n".join(filter(None, (sent, "" if watch is None else self._use_best(trainer, watch))))
 
     def _train(self, trainer: Trainer, watch: Validation | None) -> None:
         stage, model = trainer.stage, trainer.model
         saved = time.monotonic()
-        with self.monitor(stage, trainer.step) as show, DelayedInterrupt(self.notify) as interrupt:
+        interrupt = DelayedInterrupt(self.notify)
+        with self.monitor(stage, trainer.step) as show, interrupt, distributed.lost_ranks():
             for report in trainer.run() if watch is None or not watch.over else ():
                 if watch is not None and watch.due(report):
                     report = replace(report, validation=watch.measure(model, report.step))
@@ -91,7 +101,9 @@ class StagedRun:
                     report = replace(report, samples=self.samples.write(model))
                 show(report)
                 over = trainer.step == stage.steps or (watch is not None and watch.over)
-                due = time.monotonic() - saved > 60 * self.config.save_minutes
+                late = time.monotonic() - saved > 60 * self.config.save_minutes
+                due, stop = distributed.agree(late, interrupt.requested or 0)
+                interrupt.requested = stop or None  # a signal to one rank is one to all
                 if due or over or interrupt.requested:
                     state = trainer.state()
                     if watch is not None:

@@ -46,7 +46,15 @@ def _handle_all(handler: Handler) -> dict[int, Any]:
 
 def _restore(before: dict[int, Any]) -> None:
     for number, handler in before.items():
-        signal.signal(number, handler)
+        if signal.getsignal(number) != signal.SIG_IGN:  # see ignore_signals
+            signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """From here to its end, which is near, the process ignores :data:`SIGNALS`."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

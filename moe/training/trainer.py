@@ -20,6 +20,7 @@ from moe.errors import UserError
 from moe.hardware import used_memory
 from moe.losses import balance_loss, expert_counts, token_losses, z_loss
 from moe.model import ModelOutput, Transformer
+from moe.training import distributed
 from moe.training.config import RunConfig
 from moe.training.optimizer import (
     make_optimizer,
@@ -95,6 +96,26 @@ class StageState:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Share:
+    """One batch: what this rank computes of it, and the whole, which is the same without other ranks.
+
+    ``counts`` is False where the batch has too few examples for all ranks and this one computes for no effect.
+    """
+
+    batch: Batch
+    whole: Batch
+    counts: bool
+
+    @classmethod
+    def of(cls, batches: MixedBatches, index: int, device: torch.device) -> _Share:
+        whole = batches[index].to(device)
+        if distributed.world() == 1:
+            return cls(whole, whole, True)
+        batch, counts = distributed.share_of(batches.group(index))
+        return cls(batch.to(device), whole, counts)
+
+
 class _Sums:
     """Running sums over the micro-batches of one step.
 
@@ -109,10 +130,14 @@ class _Sums:
         self.routing = torch.zeros(routers, languages, experts, device=device)  # [R, G, E] gate weight
 
     def read(self, norm: Tensor) -> tuple[list[float], list[float], float, float, float, Tensor]:
-        """On the host: losses and tokens per language, balance, z, the gradient's ``norm``, routing [R, G, E]."""
-        scalars = torch.stack((self.balance, self.z, norm.double()))
-        parts = (self.losses, self.tokens, scalars, self.routing.flatten().double())
-        values = torch.cat(parts).tolist()  # the only place of a step where the host waits for the device
+        """On the host: losses and tokens per language, balance, z, the gradient's ``norm``, routing [R, G, E].
+
+        All but ``norm`` are summed over all ranks.
+        """
+        scalars = torch.stack((self.balance, self.z, norm.double() / distributed.world()))
+        flat = torch.cat((self.losses, self.tokens, scalars, self.routing.flatten().double()))
+        distributed.sum_over_ranks("losses and routing", [flat])
+        values = flat.tolist()  # the only place of a step where the host waits for the device
         languages = self.routing.shape[1]
         losses, tokens, rest = values[:languages], values[languages : 2 * languages], values[2 * languages :]
         return losses, tokens, *rest[:3], torch.tensor(rest[3:]).view(self.routing.shape)
@@ -228,9 +253,9 @@ class Trainer:
         finally:
             self.model.eval()
 
-    def _batches_of_step(self) -> list[Batch]:
+    def _batches_of_step(self) -> list[_Share]:
         first = (self.stage.skip + self.step) * self.config.accumulate
-        return [self.batches[first + i].to(self.model.device) for i in range(self.config.accumulate)]
+        return [_Share.of(self.batches, first + i, self.model.device) for i in range(self.config.accumulate)]
 
     def train_step(self) -> StepReport:
         """One optimizer step over ``accumulate`` micro-batches.
@@ -244,14 +269,16 @@ class Trainer:
         set_learning_rates(self.optimizer, self.stage, self.step, self.config.warmup_ratio, self.config.min_lr_ratio)
         before = self.chosen, self.seen
         self.chosen, self.seen = self.chosen * CHOSEN_MEMORY, self.seen * CHOSEN_MEMORY
-        batches = self._batches_of_step()
-        learned = sum(batch.targets.shape[0] for batch in batches)
+        shares = self._batches_of_step()
+        learned = sum(share.whole.targets.shape[0] for share in shares)
         sums = _Sums(len(self.languages), len(self.chosen), self.model.config.num_experts, self.model.device)
-        for batch in batches:
-            self._micro_batch(batch, learned, sums)
+        for share in shares:
+            self._micro_batch(share, learned, sums)
         for parameter in self.parameters.values() if self.one_expert else ():
             assert parameter.grad is not None
             parameter.grad[:-1] = 0.0
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        distributed.sum_over_ranks("gradients", gradients)
         norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or float("inf"))
         losses, tokens, balance, z, gradient_norm, routing = sums.read(norm)
         loss, table = sum(losses) / sum(tokens), routing.sum(0)  # table [G, E]
@@ -275,11 +302,11 @@ class Trainer:
             steps=self.stage.steps,
             loss=loss,
             language_losses=tuple(loss / n if n else None for loss, n in zip(losses, tokens, strict=True)),
-            balance=balance / len(batches),
-            z=z / len(batches),
+            balance=balance / len(shares),
+            z=z / len(shares),
             learning_rate=self.optimizer.param_groups[0]["lr"],
             gradient_norm=gradient_norm,
-            tokens=sum(batch.tokens.shape[1] for batch in batches),
+            tokens=sum(share.whole.tokens.shape[1] for share in shares),
             seconds=time.perf_counter() - started,
             routing=table / table.sum(-1, keepdim=True) if self._router_decides else None,
             skipped=skipped,
@@ -315,24 +342,27 @@ class Trainer:
     def _router_decides(self) -> bool:
         return self.model.config.is_moe and not self.stage.forced
 
-    def _micro_batch(self, batch: Batch, learned: int, sums: _Sums) -> None:
+    def _micro_batch(self, share: _Share, learned: int, sums: _Sums) -> None:
         """Adds one batch's share of the step's gradient and its numbers, without a wait for the device.
 
         Args:
             learned: response tokens of the whole step; each weighs the same, whatever batch it is in.
         """
+        batch = share.batch
         output = forward_batch(self.model, batch, self.stage.forced, self.config.activation_checkpointing)
         losses = batch_losses(self.model, output, batch)  # [N]
         loss = losses.sum() / learned
         if self._router_decides:
-            loss = loss + self._auxiliary(output, batch, sums) / self.config.accumulate
+            loss = loss + self._auxiliary(output, share, sums) / self.config.accumulate
         loss.backward()
         owners = batch.languages[batch.positions]  # [N]
         sums.losses.index_add_(0, owners, losses.detach().double())
         sums.tokens.index_add_(0, owners, torch.ones_like(owners, dtype=torch.float64))
 
-    def _auxiliary(self, output: ModelOutput, batch: Batch, sums: _Sums) -> Tensor:
+    def _auxiliary(self, output: ModelOutput, share: _Share, sums: _Sums) -> Tensor:
         """Weighted router losses of one batch, averaged over routers: balance, z, and the language cross-entropy.
+
+        With several ranks, this one's part of them.
 
         The balance loss measures expert fractions over about the last ten steps, not over this batch alone: a batch of
         a few thousand tokens holds few examples, and if it lacks a language, balance within the batch would push other
@@ -340,22 +370,28 @@ class Trainer:
         """
         experts = self.model.config.num_experts
         places = self.model.config.router_places
-        self.seen.index_add_(0, batch.languages, torch.ones_like(batch.languages, dtype=self.seen.dtype))
+        batch, everyone = share.batch, share.whole.languages
+        self.seen.index_add_(0, everyone, torch.ones_like(everyone, dtype=self.seen.dtype))
         targets = self.seen / self.seen.sum() if len(self.seen) == experts else None  # expert i is language i
         balances, zs, languages = [], [], []
-        for layer, routing in enumerate(output.routing[: len(places)]):
+        decided = output.routing[: len(places)]
+        counts = torch.stack([expert_counts(routing.expert_ids, experts) for routing in decided])  # [R, E]
+        counts *= share.counts
+        distributed.sum_over_ranks("expert counts", [counts])
+        self.chosen += counts
+        for layer, routing in enumerate(decided):
             assert routing.router_logits is not None, "the router decides"
-            self.chosen[layer] += expert_counts(routing.expert_ids, experts)
             fractions = self.chosen[layer] / self.chosen[layer].sum()  # [E]
             balances.append(balance_loss(routing.router_logits, fractions, targets))
             if self.config.language_loss_weight:
                 languages.append(F.cross_entropy(routing.router_logits.float(), batch.languages))
             zs.append(z_loss(routing.router_logits))
             slots = batch.languages[:, None] * experts + routing.expert_ids  # [S, K]
-            gates = routing.gates.detach().float().flatten()
+            gates = routing.gates.detach().float().flatten() * share.counts
             sums.routing[layer].view(-1).index_add_(0, slots.flatten(), gates)  # [G * E]
-        balance, z = torch.stack(balances).mean(), torch.stack(zs).mean()
+        part = share.counts * batch.languages.shape[0] / everyone.shape[0]  # the losses are means over tokens
+        balance, z = torch.stack(balances).mean() * part, torch.stack(zs).mean() * part
         sums.balance += balance.detach()
         sums.z += z.detach()
         loss = self.config.balance_loss_weight * balance + self.config.z_loss_weight * z
-        return loss + self.config.language_loss_weight * torch.stack(languages).mean() if languages else loss
+        return loss + self.config.language_loss_weight * part * torch.stack(languages).mean() if languages else loss

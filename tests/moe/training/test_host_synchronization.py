@@ -71,12 +71,12 @@ def test_a_micro_batch_reads_nothing(tiny_config, batches, monkeypatch, form, st
     widen_trainable(model)
     trainer = Trainer(model, make_stage(stage, config), batches, LANGUAGES, config)
     model.train()
-    (batch,) = trainer._batches_of_step()
-    assert len(batch.documents) > 1
+    (share,) = trainer._batches_of_step()
+    assert len(share.batch.documents) > 1
     sums = _Sums(len(LANGUAGES), len(trainer.chosen), model.config.num_experts, model.device)
     monkeypatch.setattr(torch, "tensor", None)  # copies from the host, which waits for that, too
     with OneDevice("meta") as device:
-        trainer._micro_batch(batch, 30, sums)
+        trainer._micro_batch(share, 30, sums)
     assert device.operations > 100 and all(p.grad is not None for p in trainer.parameters.values())
 
 

@@ -1,0 +1,135 @@
+"""Trains tiny models by 1, 2 and 4 gloo processes and prints what came out as JSON: a program for test_distributed.
+
+The processes are forked, so torch is imported once. As under ``torchrun``, the store belongs to their parent.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from checkpoints.runs.directory import RunDirectory
+from checkpoints.runs.staged_run import StagedRun
+from moe.config import ModelConfig
+from moe.data.packing import Example, MixedBatches
+from moe.errors import UserError
+from moe.model import Transformer
+from moe.training import distributed
+from moe.training.config import RunConfig
+from moe.training.interrupt import Interrupted
+
+LANGUAGES = ("python", "cpp")
+SHAPE = ModelConfig(vocab_size=97, dim=16, n_layers=2, n_heads=2, n_kv_heads=1, hidden_dim=24, max_seq_len=64)
+SHAPES = {
+    "delta": replace(SHAPE, num_experts=2, expert_form="delta", shared_rank=2, expert_rank=2),
+    "full": replace(SHAPE, num_experts=2),
+}
+CONFIG = RunConfig(
+    languages=LANGUAGES, tokens_per_batch=60, max_tokens=30, branch_steps=1, mix_steps=4, branch_lr=1e-2, mix_lr=2e-2,
+    accumulate=2, mix_trains_experts=True, language_loss_weight=0.1, validation_steps=2,
+)  # fmt: skip
+
+
+def examples(language: int, count: int = 24) -> list[Example]:
+    """Texts of 8 to 27 tokens: a batch of 60 holds from 2 to 6, so some of four ranks get none."""
+    step = 1 if language == 0 else -1
+    return [
+        Example((90 + language, *[(40 + i + step * j) % 80 for j in range(7 + 5 * i % 21)]), 1 + i % 2, language)
+        for i in range(count)
+    ]
+
+
+def train(form: str, folder: Path, stop: int = 0, blow: tuple[int, int, int] | None = None) -> list:
+    """Trains branch and mix in ``folder``; after step ``stop`` of mix the last rank gets SIGTERM.
+
+    ``blow`` sends a signal to a rank after a step: (signal, rank, step).
+    """
+    config = replace(CONFIG, expert_form=form)
+    items = {name: examples(i) for i, name in enumerate(LANGUAGES)}
+    batches = MixedBatches(items, config.tokens_per_batch, seed=0)
+    model = Transformer(SHAPES[form]).reset(0, 0.2)
+    if blow:
+        stop = blow[2]
+    reports = []
+
+    def show(report) -> None:
+        reports.append([report.stage, report.step, report.loss, report.balance, report.z, report.gradient_norm,
+                        report.tokens, *report.language_losses, *(report.validation or ())])  # fmt: skip
+        number, rank = blow[:2] if blow else (signal.SIGTERM, distributed.world() - 1)
+        if stop and report.stage == "mix" and report.step == stop and distributed.rank() == rank:
+            os.kill(os.getpid(), number)
+
+    directory = RunDirectory.resume(folder) if folder.exists() else RunDirectory.create(folder, config, [])
+    with directory.held():
+        stages = StagedRun(directory, config, lambda *_: nullcontext(show), lambda: None)
+        stages.train(model, "branch", batches)
+        stages.train(model, "mix", batches, {name: x[:4] for name, x in items.items()})
+    weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    return [*reports, ["weights", *weights.tolist()]]
+
+
+def one_rank(rank: int, ranks: int, port: int, output: Path, arguments: tuple) -> None:
+    torch.set_num_threads(1)
+    if ranks > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": str(port)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    result: list | str
+    try:
+        with distributed.process_group():
+            try:
+                result = train(*arguments)
+            except Interrupted as error:
+                result = f"signal {error.number}"
+    except UserError as error:
+        result = f"{type(error).__name__}: {error}" if distributed.speaks_first() else "silent"
+    (output / f"{rank}.json").write_text(json.dumps(result))
+    if not isinstance(result, list):
+        os._exit(3)
+
+
+def run(ranks: int, *arguments) -> list:
+    """What each rank returned or failed with; None from one that was killed."""
+    arguments[1].parent.mkdir(parents=True, exist_ok=True)
+    output = arguments[1].parent / f"out-{len(list(arguments[1].parent.iterdir()))}"
+    output.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=one_rank, args=(r, ranks, port, output, arguments)) for r in range(ranks)]
+    for process in processes:
+        process.start()
+    store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False) if ranks > 1 else None
+    for process in processes:
+        process.join(120)
+        process.kill()
+    del store
+    files = [output / f"{rank}.json" for rank in range(ranks)]
+    return [json.loads(file.read_text()) if file.exists() else None for file in files]
+
+
+def main(folder: Path) -> None:
+    found: dict[str, list] = {}
+    for form in SHAPES:
+        for ranks in (1, 2, 4):
+            found[f"{form} {ranks}"] = run(ranks, form, folder / f"{form}{ranks}" / "run")
+        place = folder / f"{form}-resumed" / "run"
+        found[f"{form} resumed"] = [run(2, form, place, 1), run(4, form, place, 3), run(1, form, place)]
+    for rank in (0, 1):
+        place = folder / f"killed{rank}" / "run"
+        found[f"killed {rank}"] = [run(3, "delta", place, 0, (signal.SIGKILL, rank, 2)), run(1, "delta", place)]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
