@@ -212,7 +212,7 @@ def make_experts(
     validation = (
         encode_pairs(held_out, base.tokenizer, base.template, base.config.max_seq_len).examples if held_out else None
     )
-    if config.sample_steps:
+    if config.sample_steps and distributed.is_main():
         first = next(iter(data.held_out.values()))
         stages.samples = Samples(first, base.tokenizer, base.template, config.max_new_tokens, base.config.max_seq_len)
     trained = config.accumulate * (config.branch_steps + config.mix_steps)
