@@ -146,7 +146,15 @@ def gaining_config(run: Path, language: str, given: Mapping[str, Any]) -> RunCon
     """
     config, path = RunDirectory.resume(run).config, model_of(run)
     fixed = {"base", "template", "languages", "new_language", "expert_form", "moe_layers", "expert_rank", "shared_rank"}
-    fixed |= {"num_experts_per_tok", "router_context", "router_layers", "router_half_life", "delta_scale", "baseline"}
+    fixed |= {
+        "num_experts_per_tok",
+        "router_context",
+        "router_layers",
+        "router_half_life",
+        "delta_scale",
+        "baseline",
+        "base_dtype",
+    }
     if wrong := sorted(fixed & given.keys()):
         raise UserError(f"{wrong[0]} is the mixture's, which gains an expert as it is; leave it out")
     language = get_language(language).key
@@ -157,7 +165,14 @@ def gaining_config(run: Path, language: str, given: Mapping[str, Any]) -> RunCon
         "languages": (*config.languages, language),
         "new_language": language,
     }
-    grown |= {"template": "auto", "baseline": False, "merge": False, "chat_base": False, "pretrain_steps": 0}
+    grown |= {
+        "template": "auto",
+        "base_dtype": "auto",
+        "baseline": False,
+        "merge": False,
+        "chat_base": False,
+        "pretrain_steps": 0,
+    }
     return replace(config, **{**grown, **given})
 
 

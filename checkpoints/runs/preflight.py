@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from checkpoints.formats import Checkpoint, open_checkpoint
-from checkpoints.formats.delta import is_delta
+from checkpoints.formats.delta import is_delta, open_delta
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template, require_fit
 from checkpoints.formats.quantized import METHOD, is_quantized
 from checkpoints.formats.smollm2 import resolve_model_path
@@ -135,7 +135,9 @@ def has_int4_base(config: RunConfig) -> bool:
     """Whether the frozen feed-forwards of the run's base are int4: as set, or as the base has them."""
     if config.base_dtype == INT4 or config.expert_form == "full" or config.base == TINY:
         return config.base_dtype == INT4
-    settings = open_checkpoint(resolve_model_path(config.base)).settings.get("quantization_config")
+    path = resolve_model_path(config.base)
+    checkpoint = open_delta(path).base if is_delta(path) else open_checkpoint(path)
+    settings = checkpoint.settings.get("quantization_config")
     return isinstance(settings, Mapping) and settings.get("quant_method") == METHOD
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from checkpoints.formats import Checkpoint
 from checkpoints.formats.delta import DeltaCheckpoint, read_reference
 from checkpoints.formats.names import flat_name
-from checkpoints.formats.parameters import meta_model, require_complete, set_parameter
+from checkpoints.formats.parameters import meta_model, packed_weights, require_complete, set_packed, set_parameter
 from checkpoints.formats.peft import MODULES, Adapter, LowRankPair
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.storage.writer import renamed
@@ -160,6 +160,8 @@ def grown_model(mixture: Transformer, language: str, seed: int, own: Mapping[str
         elif ".experts." in name:
             value = torch.cat((value, value.mean(0, keepdim=True)))
         set_parameter(model, name, value)
+    for name, packed in packed_weights(mixture).items():
+        set_packed(model, name, packed)
     require_complete(model)
     return model
 

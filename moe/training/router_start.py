@@ -160,13 +160,19 @@ def _router_inputs(model: Transformer, batch: Batch, layers: Sequence[int]) -> d
 
 
 def _logistic(
-    x: Tensor, y: Tensor, classes: int, decide: Callable[[Tensor], Tensor], iterations: int, kept: Tensor
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    decide: Callable[[Tensor], Tensor],
+    iterations: int = ITERATIONS,
+    kept: Tensor | None = None,
 ) -> Tensor:
     """Multinomial logistic regression without intercept: x [N, D], y [N] int64 -> [E, D] float32.
 
     ``decide`` turns token logits [N, E] into the logits that are compared with y. The first rows of the result are
     those ``kept`` [<E, D].
     """
+    kept = x.new_zeros(0, x.shape[1]) if kept is None else kept
     x = x.double()
     given = x @ kept.double().T  # [N, <E]
     moment = x.T @ x / len(x)  # [D, D]
