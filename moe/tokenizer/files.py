@@ -108,8 +108,8 @@ def read_special_names(directory: Path) -> set[str]:
         for key in ("additional_special_tokens", "extra_special_tokens"):
             listed = content.get(key)
             extra += listed.values() if isinstance(listed, dict) else listed if isinstance(listed, list) else ()
-        names |= {token.get("content") if isinstance(token, dict) else str(token) for token in extra}
-    return {name for name in names if isinstance(name, str)}
+        names.update(token.get("content") if isinstance(token, dict) else token for token in extra)
+    return {name for name in names if isinstance(name, str)}  # add_bos_token and its kin are true or false
 
 
 def refuse_changes(directory: Path) -> None:
