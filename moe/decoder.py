@@ -18,7 +18,7 @@ from torch import Tensor
 from kernels import ops
 from kernels.cpu.decode import mix_experts
 from kernels.cpu.stacked import DeltaDecoder, Stacked
-from kernels.packed import Int4Weights, PackedWeights
+from kernels.packed import PackedWeights
 from moe.cache import Step
 from moe.experts import LowRankDelta, MoEFeedForward
 from moe.layers import FeedForward, rms_norm
@@ -45,8 +45,12 @@ class Decoder:
     def fits(model: Transformer) -> bool:
         """Whether the model is one for :class:`Decoder`: routers may be wider than the rest."""
         scaling = model.config.rope_scaling
-        if any(isinstance(part, Int4Weights) for part in model.modules()):  # in the order of the GPU's kernels
-            return False
+        for block in model.layers:
+            ffn: Any = block.feed_forward
+            if isinstance(ffn, MoEFeedForward):
+                weight = ffn.experts.w1 if ffn.experts is not None else ffn.base.w1.weight  # type: ignore[union-attr]
+                if not isinstance(weight, Tensor | PackedWeights):  # int4 in the order of the GPU's kernels
+                    return False
         own = {p.dtype for name, p in model.named_parameters() if not name.endswith("feed_forward.gate.weight")}
         return model.device.type == "cpu" and len(own) == 1 and not (scaling is not None and scaling.kind == "dynamic")
 
