@@ -24,10 +24,7 @@ from moe.training.tiny_base import TOKENIZER_PAIRS, VOCABULARY, tiny_config
 
 SAMPLED = 100  # synthetic pairs per language, drawn by seed 0, that the generator is known by
 WEIGHTS = (".safetensors", ".gguf", "config.json", "params.json")
-PRETRAINING = (
-    "pretrain_steps", "pretrain_lr", "pretrain_muon_lr", "warmup_ratio", "min_lr_ratio", "weight_decay",
-    "max_grad_norm",
-)  # fmt: skip
+PRETRAINING = ("pretrain_steps", "pretrain_lr", "warmup_ratio", "min_lr_ratio", "weight_decay", "max_grad_norm")
 
 
 def run_fingerprints(config: RunConfig, base: LoadedModel) -> dict[str, Any]:

@@ -27,6 +27,7 @@ PRESETS = Path(__file__).resolve().parent / "presets"
 ADJUSTABLE = ("pretrain_lr", "branch_lr", "mix_lr", "spike_factor", "max_skipped_steps", "save_minutes")
 # Settings of earlier versions that are gone, and what to do.
 REMOVED = {
+    "pretrain_muon_lr": "AdamW trains the tiny base better; leave it out",
     "ridge": "the router is fitted by logistic regression, which has no such penalty; leave it out",
     "ridge_batches": "the router is fitted on documents; set router_documents in its place",
 }
@@ -113,7 +114,6 @@ class RunConfig:
     )
 
     pretrain_lr: float = setting(3e-3, "peak learning rate of the tiny base", group="optimization")
-    pretrain_muon_lr: float = setting(0.0, "peak learning rate of Muon for the tiny base's layers, 0 for AdamW alone")
     branch_lr: float = setting(1e-4, "peak learning rate of deltas (and of full experts)")
     mix_lr: float = setting(1e-3, "peak learning rate of the router")
     warmup_ratio: float = setting(0.03, "share of a stage's steps in which the learning rate rises")
@@ -285,7 +285,6 @@ class RunConfig:
             "validation_pairs": no_validation,
             "pretrain_steps": not tiny and "only the tiny base is trained from scratch",
             "pretrain_lr": not tiny and "only the tiny base is trained from scratch",
-            "pretrain_muon_lr": not tiny and "only the tiny base is trained from scratch",
         }
         return [f"{name} has no effect: {reasons[name]}" for name in given if reasons.get(name)]
 

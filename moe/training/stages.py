@@ -37,7 +37,6 @@ class Stage:
         skip: steps whose batches an earlier stage used, so that no stage repeats another's data.
         before, after: steps of other stages that share one learning-rate schedule of the experts with this one.
         continues: the stage whose optimizer averages this one starts with; "" for none.
-        muon_learning_rate: peak of Muon for the matrices of the layers; 0: AdamW trains them.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Stage:
     before: int = 0
     after: int = 0
     continues: str = ""
-    muon_learning_rate: float = 0.0
 
 
 def make_stage(name: str, config: RunConfig) -> Stage:
@@ -61,8 +59,7 @@ def make_stage(name: str, config: RunConfig) -> Stage:
     branch, mix = config.branch_steps, config.mix_steps
     match name:
         case "pretrain":
-            rate, muon = config.pretrain_lr, config.pretrain_muon_lr
-            return Stage(name, config.pretrain_steps, rate, rate, muon_learning_rate=muon)
+            return Stage(name, config.pretrain_steps, config.pretrain_lr, config.pretrain_lr)
         case "adapter":
             return Stage(name, branch + mix, config.branch_lr, config.branch_lr)
         case "branch":
