@@ -111,7 +111,7 @@ def run(ranks: int, *arguments) -> list:
         process.start()
     store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False) if ranks > 1 else None
     for process in processes:
-        process.join(120)
+        process.join(600)
         process.kill()
     del store
     files = [output / f"{rank}.json" for rank in range(ranks)]
