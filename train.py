@@ -272,9 +272,10 @@ def make_experts(
             evaluation.test(name)
 
     # 11. Report.
+    directory.once("hardware", lambda: describe_hardware(device))
     if monitor is not None:
         monitor.close()
-        report(directory, device, console)
+        report(directory, console)
     worse = worse_than_base(directory.results)
     if worse:
         print(f"warning: {worse}", file=sys.stderr)

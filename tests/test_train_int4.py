@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import pytest
 import torch
 
 from checkpoints.formats.parameters import packed_weights
@@ -27,6 +32,29 @@ def test_a_run_rounds_its_base_and_a_rounded_directory_is_taken_as_it_is(tmp_pat
     assert run_main("quantize", run / "base", tmp_path / "rounded", "--no-perplexity") == 0
     planned = train("--dry-run", "--runs", tmp_path, *FLAGS, "--base", tmp_path / "rounded")
     assert "feed-forwards of the base in int4" in planned.stdout
+    train("--runs", tmp_path, "--name", "b", "--add-language", "java", "--to", run, check=False)  # may be no better
+    grown = load_model(tmp_path / "b" / "model", packed=True)
+    assert grown.config.expert_languages == ("python", "cpp", "java") and len(packed_weights(grown.model)) == 12
+    forced = torch.zeros(40, dtype=torch.int64)
+    assert torch.equal(grown.model(tokens, forced_experts=forced).logits, model(tokens, forced_experts=forced).logits)
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does(root, tmp_path):
+    """By torchrun, from the tiny base to the report; the first process rounds the base, the second finds it."""
+    flags = ["--runs", tmp_path, *FLAGS, "--base-dtype", "int4"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", root / "train.py", *flags]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [str(word) for word in [*command, "--name", "two"]]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode in (0, 1) and done.stdout.count("write code with it") == 1, done.stderr
+    train(*flags, "--name", "one", check=False)
+    two, one = (read_json_object(tmp_path / name / "results.json") for name in ("two", "one"))
+    assert two.keys() | {"tests of base", "tests of mixture"} == one.keys() | {"tests of base", "tests of mixture"}
+    for model in ("base", "mixture"):
+        for language in ("python", "cpp"):
+            losses = [found[f"scores of {model}"]["scores"]["test"][language]["loss"] for found in (two, one)]
+            assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_what_cannot_be_int4(tmp_path):

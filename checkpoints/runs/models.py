@@ -57,7 +57,8 @@ def load_base(
         if not path.exists():
             _train_tiny_base(run, train_pairs, path, device)
     if run.config.base_dtype == INT4:
-        path = _rounded_base(run, resolve_model_path(path))
+        with distributed.main_first():  # which writes it; the others find it
+            path = _rounded_base(run, resolve_model_path(path))
     packed: Literal["int4"] | bool = "int4" if run.config.expert_form == "delta" else False
     base = load_model(path, dtype, device, template=given_template(run.config), check=check, packed=packed)
     require_tokenizer(base.tokenizer, base.path)
@@ -146,33 +147,16 @@ def gaining_config(run: Path, language: str, given: Mapping[str, Any]) -> RunCon
     """
     config, path = RunDirectory.resume(run).config, model_of(run)
     fixed = {"base", "template", "languages", "new_language", "expert_form", "moe_layers", "expert_rank", "shared_rank"}
-    fixed |= {
-        "num_experts_per_tok",
-        "router_context",
-        "router_layers",
-        "router_half_life",
-        "delta_scale",
-        "baseline",
-        "base_dtype",
-    }
+    fixed |= {"num_experts_per_tok", "router_context", "router_layers", "router_half_life", "delta_scale"}
+    fixed |= {"baseline", "base_dtype"}
     if wrong := sorted(fixed & given.keys()):
         raise UserError(f"{wrong[0]} is the mixture's, which gains an expert as it is; leave it out")
     language = get_language(language).key
     if language in config.languages:
         raise UserError(f"{run} has an expert for {language} already; its languages: {' '.join(config.languages)}")
-    grown: dict[str, Any] = {
-        "base": str(path.absolute()),
-        "languages": (*config.languages, language),
-        "new_language": language,
-    }
-    grown |= {
-        "template": "auto",
-        "base_dtype": "auto",
-        "baseline": False,
-        "merge": False,
-        "chat_base": False,
-        "pretrain_steps": 0,
-    }
+    grown: dict[str, Any] = {"base": str(path.absolute()), "languages": (*config.languages, language)}
+    grown |= {"new_language": language, "template": "auto", "base_dtype": "auto", "baseline": False}
+    grown |= {"merge": False, "chat_base": False, "pretrain_steps": 0}
     return replace(config, **{**grown, **given})
 
 

@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from checkpoints.cli import script_command
@@ -15,14 +14,15 @@ from checkpoints.runs.directory import RunDirectory
 from eval.reporting.page import write_report
 from eval.reporting.record import RunRecord
 from eval.reporting.tables import loss_table, routing_table, score_table
-from moe.hardware import describe_hardware
 
 ROUNDING = 1e-3  # nats
 
 
-def report(directory: RunDirectory, device: torch.device, console: Console) -> None:
-    """Prints what the run measured, writes its report, and says what to type to use the model."""
-    directory.once("hardware", lambda: describe_hardware(device))
+def report(directory: RunDirectory, console: Console) -> None:
+    """Prints what the run measured, writes its report, and says what to type to use the model.
+
+    Of several processes the main one alone calls it, so it may wait for no other.
+    """
     run = RunRecord(directory.path)
     results = {split: run.titled(run.scores(split)) for split in run.splits}
     for split in run.splits:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from moe.inference.answers import Question, Writer
 from moe.model import Transformer
 from moe.tokenizer import train_sentencepiece
 from tests.checkpoints.command_line import run_main
+from tests.train_command import Done, train
 
 TEXTS = ["Return the sum of a list.", "def total(xs):\n    return sum(xs)\n"] * 20
 TURN = "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
@@ -267,11 +266,10 @@ def test_a_foreign_chat_template_is_the_models_own(saved, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
-def dry_run(directory: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "train.py", "--dry-run", "--base", str(directory), "--data", "synthetic", *more]
-    command += ["--train-pairs", "4", "--max-tokens", "100", "--languages", "python", "java", "--no-baseline"]
-    root = Path(__file__).parents[3]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True)
+def dry_run(directory: Path, *more: str) -> Done:
+    flags = ["--train-pairs", "4", "--max-tokens", "100", "--languages", "python", "java", "--no-baseline"]
+    speed = ["--tokens-per-second", "1"]  # which is not what is tested
+    return train("--dry-run", "--base", directory, "--data", "synthetic", *flags, *speed, *more, check=False)
 
 
 def test_a_dry_run_checks_tokenizer_and_template(saved):
