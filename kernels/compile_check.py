@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 # per multiprocessor: shared memory KiB, warps, blocks; and the largest shared memory of one block in bytes
 LIMITS = {86: (100, 48, 16, 99 * 1024), 90: (228, 64, 32, 227 * 1024)}
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
-WITHOUT_PRODUCTS = ("route", "combine", "gate_gradient", "elementwise_backward", "w4_dequantize")  # and w4_gemv*
+WITHOUT_PRODUCTS = ("route", "gather", "combine", "gate_gradient", "elementwise_backward", "w4_dequantize")  # and gemv
 
 
 @functools.cache

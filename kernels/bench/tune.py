@@ -42,7 +42,9 @@ PRODUCTS = (
 NEIGHBORS = {
     **dict.fromkeys(("gemm", "gemm_dx", "swiglu", "swiglu_backward"), PRODUCTS),
     "persistent_gemm": (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 4), Tile(256, 128, 64, 8, 3)),
-    "persistent_swiglu": (Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 4)),
+    "persistent_gemm_dx": (Tile(128, 256, 64, 8, 4), Tile(256, 128, 64, 8, 3)),
+    "persistent_swiglu": (Tile(128, 64, 64, 8, 4), Tile(128, 128, 64, 8, 4)),
+    "persistent_weight_gradient": (Tile(64, 256, 128, 8, 3), Tile(64, 128, 256, 8, 4), Tile(64, 128, 128, 8, 4)),
     "weight_gradient": (Tile(64, 128, 256, 8, 5), Tile(64, 128, 256, 8, 3), Tile(64, 128, 128, 8, 4)),
     "w4_gemm": (Tile(64, 64, 128, 4, 3), Tile(128, 128, 128, 8, 4)),
     "w4_swiglu": (Tile(64, 64, 128, 4, 3), Tile(128, 64, 128, 8, 2)),

@@ -172,15 +172,16 @@ def _inner(tile: Tile, width: int) -> int:
     return min(tile.bk, max(16, triton.next_power_of_2(width)))
 
 
-def _persistent_tile(op: str, x: Tensor, w: Tensor, dispatch: ExpertDispatch) -> Tile | None:
-    """The descriptor kernel's tile where the card has one, rows are many, and sizes and addresses fit."""
-    per_expert = rows_per_expert(dispatch)
-    if x.element_size() != 2 or not tile_tables.has(op, arch_of(x)) or per_expert < tile_tables.PERSISTENT_ROWS:
-        return None
-    tile = pick(op, x, per_expert)
-    divides = w.shape[1] % tile.bn == 0 and w.shape[2] % tile.bk == 0
-    aligned = x.data_ptr() % 16 == 0 and w.data_ptr() % 16 == 0
-    return tile if divides and aligned else None
+def takes_descriptors(x: Tensor, w: Tensor, dispatch: ExpertDispatch) -> bool:
+    """Whether products of rows like x's with w [E, ...] run on the persistent kernels, both ways.
+
+    So it is where the card has them, rows are many, and sizes and addresses suit TMA.
+    """
+    large = x.element_size() == 2 and tile_tables.has("persistent_gemm", arch_of(x))
+    if not large or rows_per_expert(dispatch) < tile_tables.PERSISTENT_ROWS:
+        return False
+    fits = w.shape[1] % tile_tables.PERSISTENT_WIDTH == w.shape[2] % tile_tables.PERSISTENT_WIDTH == 0
+    return fits and x.data_ptr() % 16 == 0 and w.data_ptr() % 16 == 0
 
 
 def splits_backward(x: Tensor, dispatch: ExpertDispatch) -> bool:
@@ -203,21 +204,34 @@ def _programs(x: Tensor) -> int:
 
 
 def persistent_gemm(
-    op: str, tile: Tile, x: Tensor, w: Tensor, w3: Tensor | None, dispatch: ExpertDispatch, programs: int,
-    y: Tensor, h1: Tensor | None = None, h3: Tensor | None = None,
+    op: str, x: Tensor, w: Tensor, w3: Tensor | None, dispatch: ExpertDispatch, y: Tensor, h1: Tensor | None = None,
+    h3: Tensor | None = None, transposed: bool = False,
 ) -> None:  # fmt: skip
-    """Writes the result of `grouped_gemm`, or with w3 those of `swiglu`, to y, h1 and h3."""
+    """Writes the result of `grouped_gemm` of x [R, K], or with w3 those of `swiglu`, to y, h1 and h3."""
     if x.is_cuda:
         triton.set_allocator(_scratch)
-    experts, columns, width = w.shape
+    columns, width, programs = y.shape[1], x.shape[1], _programs(x)
+    tile = pick(op, x, rows_per_expert(dispatch))
     launch(
         op, persistent.persistent_gemm_kernel, (programs,), tile,
-        x_ptr=x, w_ptr=w, w3_ptr=w3, y_ptr=y, h1_ptr=h1, h3_ptr=h3,
-        order_ptr=None if w3 is None else dispatch.order, offsets_ptr=dispatch.offsets,
-        rows_total=dispatch.order.numel(), N=columns, K=width, E=experts, TOPK=top_k_of(dispatch, x.shape[0]),
+        x_ptr=x, w_ptr=w, w3_ptr=w3, y_ptr=y, h1_ptr=h1, h3_ptr=h3, offsets_ptr=dispatch.offsets,
+        rows_total=dispatch.order.numel(), N=columns, K=width, E=w.shape[0], TRANSPOSED=transposed,
         SWIGLU=w3 is not None, SAVE_H=h1 is not None, PROGRAMS=programs,
-        BM=tile.bm, BN=tile.bn, BK=tile.bk, GROUP_M=tile.group_m,
+        BM=tile.bm, BN=tile.bn, BK=tile.bk, GROUP_M=tile.group_m, FLATTEN=w3 is None,
     )  # fmt: skip
+
+
+def gather_rows(x: Tensor, dispatch: ExpertDispatch) -> Tensor:
+    """x [T, H] of every row's token -> [R, H]."""
+    rows, width = dispatch.order.numel(), x.shape[1]
+    out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    tile = pick("gather", x, rows)
+    launch(
+        "gather", routing.gather_kernel, (rows, -(-width // tile.bn)), tile,
+        x_ptr=x, order_ptr=dispatch.order, out_ptr=out, rows=rows, H=width, TOPK=top_k_of(dispatch, x.shape[0]),
+        BH=tile.bn,
+    )  # fmt: skip
+    return out
 
 
 def grouped_gemm(
@@ -227,18 +241,21 @@ def grouped_gemm(
 ) -> Tensor:  # fmt: skip
     """``scale * (x @ w[e].T (+ x2 @ w2[e].T))`` -> [R, N]; w [E, N, K], or [E, K, N] if transposed.
 
-    ``gather`` reads x [T, K] at the row's token, else x is [R, K].
+    ``gather`` reads x [T, K] at the row's token, else x is [R, K]. A large sum of two products comes as parts
+    [2, R, N], which `combine` sums.
     """
     rows, experts = dispatch.order.numel(), w.shape[0]
     columns, width = (w.shape[2], w.shape[1]) if transposed else (w.shape[1], w.shape[2])
     y = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
-    if op == "gemm":
-        fast = _persistent_tile("persistent_gemm", x, w, dispatch)
-        if fast is not None:
-            persistent_gemm("persistent_gemm", fast, x, w, None, dispatch, _programs(x), y)
-            return y
+    if op in ("gemm", "gemm_dx") and takes_descriptors(x, w, dispatch):
+        parts = y[None] if x2 is None else y.new_empty(2, rows, columns)
+        for part, left, right in zip(parts, (x, x2), (w, w2)):
+            assert left is not None and right is not None and scale == 1.0
+            left = gather_rows(left, dispatch) if gather else left
+            persistent_gemm(f"persistent_{op}", left, right, None, dispatch, part, transposed=transposed)
+        return y if x2 is None else parts
     tile = pick(op, x, rows_per_expert(dispatch))
     launch(
         op, gemm.grouped_gemm_kernel, (row_grid(dispatch, columns, tile),), tile,
@@ -257,9 +274,8 @@ def swiglu(
     a, h1, h3 = outputs = _swiglu_outputs(x, dispatch, w1.shape[1], save_h)
     if not a.numel():
         return outputs
-    fast = _persistent_tile("persistent_swiglu", x, w1, dispatch)
-    if fast is not None:
-        persistent_gemm("persistent_swiglu", fast, x, w1, w3, dispatch, _programs(x), a, h1, h3)
+    if takes_descriptors(x, w1, dispatch):
+        persistent_gemm("persistent_swiglu", gather_rows(x, dispatch), w1, w3, dispatch, a, h1, h3)
     else:
         _swiglu("swiglu", x, None, w1, w3, (None, None), outputs, dispatch, top_k_of(dispatch, x.shape[0]), 1.0)
     return outputs
@@ -342,6 +358,9 @@ def weight_gradient(
     """``dy.T @ x`` of each expert's rows -> [E, N, K]; a gathered operand has one row per token, else one per row."""
     columns, width, experts = dy.shape[1], x.shape[1], dispatch.offsets.numel() - 1
     dw = torch.empty(experts, columns, width, dtype=x.dtype, device=x.device)
+    if op == "weight_gradient" and takes_descriptors(x, dw, dispatch) and takes_descriptors(dy, dw, dispatch):
+        x, dy = gather_rows(x, dispatch) if gather_x else x, gather_rows(dy, dispatch) if gather_dy else dy
+        return persistent_weight_gradient(x, dy, dw, dispatch)
     tile = pick(op, x, rows_per_expert(dispatch))
     launch(
         op, gemm.weight_gradient_kernel, (experts * -(-columns // tile.bn) * -(-width // tile.bk),), tile,
@@ -349,5 +368,20 @@ def weight_gradient(
         rows_total=dispatch.order.numel(), N=columns, K=width, E=experts,
         TOPK=top_k_of(dispatch, x.shape[0] if gather_x else dy.shape[0]), GATHER_X=gather_x, GATHER_DY=gather_dy,
         BN=tile.bn, BK=tile.bk, BT=tile.bm, GROUP_M=tile.group_m,
+    )  # fmt: skip
+    return dw
+
+
+def persistent_weight_gradient(x: Tensor, dy: Tensor, dw: Tensor, dispatch: ExpertDispatch) -> Tensor:
+    """`weight_gradient` of sorted rows x [R, K] and dy [R, N], written to dw."""
+    if x.is_cuda:
+        triton.set_allocator(_scratch)
+    experts, columns, width = dw.shape
+    tile = pick("persistent_weight_gradient", x, rows_per_expert(dispatch))
+    programs = min(_programs(x), experts * -(-columns // tile.bn) * -(-width // tile.bk))
+    launch(
+        "persistent_weight_gradient", persistent.persistent_weight_gradient_kernel, (programs,), tile,
+        x_ptr=x, dy_ptr=dy, dw_ptr=dw, offsets_ptr=dispatch.offsets, rows_total=dispatch.order.numel(),
+        N=columns, K=width, E=experts, PROGRAMS=programs, BN=tile.bn, BK=tile.bk, BT=tile.bm, GROUP_M=tile.group_m,
     )  # fmt: skip
     return dw

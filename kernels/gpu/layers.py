@@ -42,8 +42,11 @@ def experts_backward(
 ) -> Gradients:
     """Every wanted gradient of `experts_forward`."""
     h1, h3, dispatch = saved
+    tokens = not bf16.takes_descriptors(x, w1, dispatch)  # whether rows are read at their token, or sorted here once
+    if not tokens:
+        x, dout = bf16.gather_rows(x, dispatch), bf16.gather_rows(dout, dispatch)
     if bf16.splits_backward(dout, dispatch):
-        da = bf16.grouped_gemm("gemm_dx", dout, w2, dispatch, gather=True, transposed=True)  # [R, F]
+        da = bf16.grouped_gemm("gemm_dx", dout, w2, dispatch, gather=tokens, transposed=True)  # [R, F]
         dh1, dh3, ga, dgates = bf16.swiglu_backward(
             "elementwise_backward", None, None, h1, h3, gates, dispatch, base=da, write_a=needs.w2
         )  # [R, F]
@@ -54,12 +57,12 @@ def experts_backward(
     dx = None
     if needs.x:
         dx_rows = bf16.grouped_gemm("gemm_dx", dh1, w1, dispatch, transposed=True, x2=dh3, w2=w3)  # [R, D]
-        dx = bf16.combine(dx_rows, dispatch, gates.shape[1], x.dtype)  # [T, D]
+        dx = bf16.combine(dx_rows, dispatch, gates.shape[1], dout.dtype)  # [T, D]
     return Gradients(
         x=dx,
-        w1=bf16.weight_gradient("weight_gradient", x, dh1, dispatch, gather_x=True) if needs.w1 else None,
-        w2=None if ga is None else bf16.weight_gradient("weight_gradient", ga, dout, dispatch, gather_dy=True),
-        w3=bf16.weight_gradient("weight_gradient", x, dh3, dispatch, gather_x=True) if needs.w3 else None,
+        w1=bf16.weight_gradient("weight_gradient", x, dh1, dispatch, gather_x=tokens) if needs.w1 else None,
+        w2=None if ga is None else bf16.weight_gradient("weight_gradient", ga, dout, dispatch, gather_dy=tokens),
+        w3=bf16.weight_gradient("weight_gradient", x, dh3, dispatch, gather_x=tokens) if needs.w3 else None,
         gates=dgates if needs.gates else None,
     )
 

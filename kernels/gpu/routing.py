@@ -1,4 +1,4 @@
-"""Sort of the routed rows, and the weighted sum back to tokens: one launch each, stable, without atomics."""
+"""Sort of the routed rows, their gather, and the weighted sum back to tokens: one launch each, without atomics."""
 
 # T tokens, E experts, K top-k, R = T*K routed rows, H columns
 
@@ -44,6 +44,16 @@ def route_kernel(
     if pid == 0:
         tl.store(offsets_ptr + experts, first, mask=experts < E)
         tl.store(offsets_ptr + E + experts, tl.sum(total, 0), mask=experts == 0)
+
+
+@kernel
+def gather_kernel(x_ptr, order_ptr, out_ptr, rows, H, TOPK: tl.constexpr, BH: tl.constexpr):
+    """``out[i] = x[order[i] // TOPK]``: every row's token, for kernels that read neighbors."""
+    i = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BH + tl.arange(0, BH)
+    token = tl.load(order_ptr + i) // TOPK
+    value = tl.load(x_ptr + token * H + columns, mask=columns < H)
+    tl.store(out_ptr + i * H + columns, value, mask=columns < H)
 
 
 @kernel

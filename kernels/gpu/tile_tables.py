@@ -53,6 +53,7 @@ _SM_86: Table = {
     "w4_dx": [(ANY, Tile(64, 64, 128, 8, 3))],
     "w4_dequantize": [(ANY, Tile(1, 32, 128, 4, 1))],
     "combine": [(ANY, Tile(1, 512, 1, 4, 1))],
+    "gather": [(ANY, Tile(1, 2048, 1, 4, 1))],
     "route": [(ANY, Tile(512, 1, 1, 4, 1))],
     "gate_gradient": [(ANY, Tile(64, 1, 1, 4, 1))],
 }
@@ -64,7 +65,9 @@ _SM_90: Table = {
     "swiglu": [(16, Tile(16, 64, 64, 4, 3)), (48, Tile(32, 64, 64, 4, 3)), (ANY, Tile(128, 128, 64, 8, 3))],
     "weight_gradient": [(ANY, Tile(64, 128, 128, 8, 3))],
     "persistent_gemm": [(ANY, Tile(128, 256, 64, 8, 3))],
-    "persistent_swiglu": [(ANY, Tile(128, 64, 64, 8, 4))],
+    "persistent_gemm_dx": [(ANY, Tile(128, 256, 64, 8, 3))],
+    "persistent_swiglu": [(ANY, Tile(128, 128, 64, 8, 3))],
+    "persistent_weight_gradient": [(ANY, Tile(64, 128, 256, 8, 3))],
     "w4_gemm": [(ANY, Tile(128, 128, 128, 8, 3))],
     "w4_dx": [(ANY, Tile(128, 64, 128, 8, 3))],
 }
@@ -76,6 +79,7 @@ W4_SWAP_ROWS = 32  # up to so many rows per expert tokens are the narrow operand
 W4_DEQUANTIZE_ROWS = 512  # above, one pass of dequantization costs less than decoding inside the product
 SPLIT_BACKWARD_ROWS = 128  # from so many rows per expert on cards with persistent kernels split SwiGLU's backward
 PERSISTENT_ROWS = 256  # from so many rows per expert on the persistent kernels run, where the table has them
+PERSISTENT_WIDTH = 256  # they take matrices of multiples of this: every tile of theirs divides it
 
 
 def parse_arch(arch: str) -> int:
