@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -134,9 +135,10 @@ def _liger_function() -> Any:
     from liger_kernel.ops import fused_moe_kernels as kernels
     from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
 
-    product = {"BLOCK_N": (128,), "BLOCK_K": (64,), "num_warps": (8,), "num_stages": (2, 3)}
-    gradient = {"BLOCK_M": (128,), "BLOCK_N": (128,), "BLOCK_K": (32,), "num_warps": (8,)}
-    few = {
+    Tiles = dict[str, tuple[int, ...]]
+    product: Tiles = {"BLOCK_N": (128,), "BLOCK_K": (64,), "num_warps": (8,), "num_stages": (2, 3)}
+    gradient: Tiles = {"BLOCK_M": (128,), "BLOCK_N": (128,), "BLOCK_K": (32,), "num_warps": (8,)}
+    few: dict[str, Tiles] = {
         "_fused_up_proj_swiglu_kernel": product,
         "_fused_down_proj_kernel": {**product, "num_warps": (4, 8), "num_stages": (4,)},
         "_token_gather_weighted_sum_kernel": {"BLOCK_H": (512,), "BLOCK_K": (2,), "num_warps": (4,)},
@@ -161,7 +163,7 @@ def liger(layer: Layer) -> Forward:
 
 @functools.cache
 def _unsloth_interface() -> Any:
-    """unsloth's grouped GEMM without its packages' own code, which patches transformers and imports much else."""
+    """unsloth's grouped GEMM alone: importing unsloth patches transformers and needs packages that a GEMM does not."""
 
     def bare(name: str, **names: Any) -> None:
         if (spec := find_spec(name)) is None:
@@ -192,19 +194,18 @@ def unsloth(layer: Layer) -> Forward:
     """
     library = _unsloth_interface()
     tma = library.supports_tma()
-    wide, stages = (256, 3) if tma else (128, 3)
-    sizes = {"num_warps": 8, "num_stages": stages}
+    wide, launch = 256 if tma else 128, {"num_warps": 8, "num_stages": 3}
 
     def configs(first: bool) -> dict[str, Any]:
         return {
             "kernel_config_fwd": library.KernelConfigForward(
-                128, wide, 64, use_tma_load_w=tma, use_tma_load_x=tma and not first, **sizes
+                128, wide, 64, use_tma_load_w=tma, use_tma_load_x=tma and not first, **launch
             ),
             "kernel_config_bwd_dX": library.KernelConfigBackward_dX(
-                128, 64, wide, use_tma_load_w=tma, use_tma_load_dy=tma and first, **sizes
+                128, 64, wide, use_tma_load_w=tma, use_tma_load_dy=tma and first, **launch
             ),
             "kernel_config_bwd_dW": library.KernelConfigBackward_dW(
-                64, 128, wide, use_tma_load_dy=tma and first, use_tma_load_x=tma and not first, **sizes
+                64, 128, wide, use_tma_load_dy=tma and first, use_tma_load_x=tma and not first, **launch
             ),
             "is_first_gemm": first,
         }
@@ -260,9 +261,14 @@ def int4pack_loop(layer: Layer) -> Forward:
 
 
 def grouped_nf4(layer: Layer) -> Forward:
-    """grouped-nf4-gemm: the weights in NF4, blocks of 64; group sizes are host lists by its contract."""
+    """grouped-nf4-gemm: the weights in NF4, blocks of 64; group sizes are host lists by its contract.
+
+    One token needs no sorting: every chosen expert is a group of one row, which is how the library decodes.
+    """
     from nf4_grouped import dequant_ref, gemm_4bit_grouped
     from nf4_pack_ref import quantize_pack_nf4
+
+    os.environ.setdefault("GNF4_GEMV_BW", "1")  # its faster product for one row, which it uses on cards it knows
 
     def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
         packed, scales = zip(*(quantize_pack_nf4(expert) for expert in weight.detach()), strict=True)
@@ -272,19 +278,24 @@ def grouped_nf4(layer: Layer) -> Forward:
         return torch.stack([dequant_ref(*expert, *weight.shape[1:]) for expert in zip(*quantized, strict=True)])
 
     weights = layer.w1, layer.w2, layer.w3
-    quantized = [quantize(weight) for weight in weights]
+    gate, down, up = quantized = [quantize(weight) for weight in weights]
+    gate_up = [torch.cat(pair, 1) for pair in zip(gate, up, strict=True)]
 
     def forward(x: Tensor) -> Tensor:
-        top_k = layer.ids.shape[1]
-        order, inverse, offsets = sort_by_expert(layer.ids, layer.w1.shape[0])
-        counts = offsets.diff().tolist()
-        used = [e for e, count in enumerate(counts) if count]
-        groups = [counts[e] for e in used], used
-        xs = x[order // top_k]
-        h1, h3 = (gemm_4bit_grouped(xs, *quantized[i], *groups) for i in (0, 2))
-        y = gemm_4bit_grouped(F.silu(h1) * h3, *quantized[1], *groups)
-        y = y[inverse].view(x.shape[0], top_k, -1).float() * layer.gates.unsqueeze(-1)
-        return y.sum(1).to(x.dtype)
+        tokens, top_k = layer.ids.shape
+        groups: tuple[list[int], list[int] | Tensor]
+        if tokens == 1:
+            groups = [1] * top_k, layer.ids.flatten()
+            h1, h3 = gemm_4bit_grouped(x, *gate_up, *groups, gather_div=top_k).chunk(2, -1)
+            y = gemm_4bit_grouped(F.silu(h1) * h3, *down, *groups)
+        else:
+            order, inverse, offsets = sort_by_expert(layer.ids, layer.w1.shape[0])
+            counts = offsets.diff().tolist()
+            used = [e for e, count in enumerate(counts) if count]
+            groups = [counts[e] for e in used], used
+            h1, h3 = gemm_4bit_grouped(x[order // top_k], *gate_up, *groups).chunk(2, -1)
+            y = gemm_4bit_grouped(F.silu(h1) * h3, *down, *groups)[inverse]
+        return (y.view(tokens, top_k, -1).float() * layer.gates.unsqueeze(-1)).sum(1).to(x.dtype)
 
     w1, w2, w3 = (restore(*pair) for pair in zip(weights, quantized, strict=True))
     return Forward(forward, exact=layer._replace(w1=w1, w2=w2, w3=w3))
