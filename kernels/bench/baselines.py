@@ -173,7 +173,8 @@ def _unsloth_interface() -> Any:
 
     if "unsloth" not in sys.modules:
         bare("unsloth", DEVICE_TYPE="cuda")
-        bare("unsloth.device_type", cuda_visible_capabilities=lambda: [torch.cuda.get_device_capability()])
+        cards = range(torch.cuda.device_count())
+        bare("unsloth.device_type", cuda_visible_capabilities=lambda: [*map(torch.cuda.get_device_capability, cards)])
         bare("unsloth.kernels")
         bare("unsloth.kernels.utils", torch_gpu_device=torch.cuda.device)
     no_pandas = find_spec("pandas") is None  # it prints tables of the library's tuner
@@ -204,9 +205,8 @@ def unsloth(layer: Layer) -> Forward:
             "kernel_config_bwd_dX": library.KernelConfigBackward_dX(
                 128, 64, wide, use_tma_load_w=tma, use_tma_load_dy=tma and first, **launch
             ),
-            "kernel_config_bwd_dW": library.KernelConfigBackward_dW(
-                64, 128, wide, use_tma_load_dy=tma and first, use_tma_load_x=tma and not first, **launch
-            ),
+            # without TMA, which would describe an empty tensor where the first expert has no rows
+            "kernel_config_bwd_dW": library.KernelConfigBackward_dW(64, 128, wide, **launch),
             "is_first_gemm": first,
         }
 
