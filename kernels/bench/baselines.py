@@ -8,9 +8,15 @@ with float64, and otherwise reports why not.
 
 from __future__ import annotations
 
+import functools
+import importlib
+import os
+import sys
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from importlib.util import find_spec, module_from_spec
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -123,14 +129,99 @@ def scattermoe(layer: Layer) -> Forward:
     return Forward(lambda x: module(x, layer.gates.to(x.dtype), layer.ids), list(module.parameters()))
 
 
-def liger(layer: Layer) -> Forward:
-    """Liger Kernel's fused MoE."""
+@functools.cache
+def _liger_function() -> Any:
+    """Liger Kernel's fused MoE; its autotuners choose among a few tiles, as all of them take minutes to compile."""
+    from liger_kernel.ops import fused_moe_kernels as kernels
     from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
 
+    Tiles = dict[str, tuple[int, ...]]
+    product: Tiles = {"BLOCK_N": (128,), "BLOCK_K": (64,), "num_warps": (8,), "num_stages": (2, 3)}
+    gradient: Tiles = {"BLOCK_M": (128,), "BLOCK_N": (128,), "BLOCK_K": (32,), "num_warps": (8,)}
+    few: dict[str, Tiles] = {
+        "_fused_up_proj_swiglu_kernel": product,
+        "_fused_down_proj_kernel": {**product, "num_warps": (4, 8), "num_stages": (4,)},
+        "_token_gather_weighted_sum_kernel": {"BLOCK_H": (512,), "BLOCK_K": (2,), "num_warps": (4,)},
+        "_moe_bwd_down_proj_kernel": product,
+        "_moe_bwd_dX_expanded_kernel": product,
+        "_moe_bwd_dW1_kernel": gradient,
+        "_moe_bwd_dW2_kernel": gradient,
+    }
+    for name, tiles in few.items():
+        kernel = getattr(kernels, name)
+        chosen = [c for c in kernel.configs if all(c.all_kwargs()[key] in values for key, values in tiles.items())]
+        kernel.configs = chosen or kernel.configs
+    return LigerFusedMoEFunction
+
+
+def liger(layer: Layer) -> Forward:
+    """Liger Kernel's fused MoE."""
+    function, ids = _liger_function(), layer.ids.int()
     gate_up = torch.cat((layer.w1, layer.w3), 1).detach().requires_grad_(layer.w1.requires_grad)
-    return Forward(
-        lambda x: LigerFusedMoEFunction.apply(x, gate_up, layer.w2, layer.ids, layer.gates.to(x.dtype)), [gate_up]
-    )
+    return Forward(lambda x: function.apply(x, gate_up, layer.w2, ids, layer.gates.to(x.dtype)), [gate_up])
+
+
+@functools.cache
+def _unsloth_interface() -> Any:
+    """unsloth's grouped GEMM alone: importing unsloth patches transformers and needs packages that a GEMM does not."""
+
+    def bare(name: str, **names: Any) -> None:
+        if (spec := find_spec(name)) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        sys.modules[name] = module_from_spec(spec)
+        vars(sys.modules[name]).update(names)
+
+    if "unsloth" not in sys.modules:
+        bare("unsloth", DEVICE_TYPE="cuda")
+        cards = range(torch.cuda.device_count())
+        bare("unsloth.device_type", cuda_visible_capabilities=lambda: [*map(torch.cuda.get_device_capability, cards)])
+        bare("unsloth.kernels")
+        bare("unsloth.kernels.utils", torch_gpu_device=torch.cuda.device)
+    no_pandas = find_spec("pandas") is None  # it prints tables of the library's tuner
+    if no_pandas:
+        sys.modules["pandas"] = types.ModuleType("pandas")
+    try:
+        return importlib.import_module("unsloth.kernels.moe.grouped_gemm.interface")
+    finally:
+        if no_pandas:
+            del sys.modules["pandas"]
+
+
+def unsloth(layer: Layer) -> Forward:
+    """unsloth's grouped GEMM: the first product gathers the rows, the second scatters them.
+
+    Its autotuner compiles a hundred tiles for each product. These are large ones of its search space, with weights
+    loaded by TMA where the card has it, as its documentation recommends.
+    """
+    library = _unsloth_interface()
+    tma = library.supports_tma()
+    wide, launch = 256 if tma else 128, {"num_warps": 8, "num_stages": 3}
+
+    def configs(first: bool) -> dict[str, Any]:
+        return {
+            "kernel_config_fwd": library.KernelConfigForward(
+                128, wide, 64, use_tma_load_w=tma, use_tma_load_x=tma and not first, **launch
+            ),
+            "kernel_config_bwd_dX": library.KernelConfigBackward_dX(
+                128, 64, wide, use_tma_load_w=tma, use_tma_load_dy=tma and first, **launch
+            ),
+            # without TMA, which would describe an empty tensor where the first expert has no rows
+            "kernel_config_bwd_dW": library.KernelConfigBackward_dW(64, 128, wide, **launch),
+            "is_first_gemm": first,
+        }
+
+    first, second = configs(True), configs(False)
+    gate_up = torch.cat((layer.w1, layer.w3), 1).detach().requires_grad_(layer.w1.requires_grad)
+
+    def forward(x: Tensor) -> Tensor:
+        top_k = layer.ids.shape[1]
+        order, _, offsets = sort_by_expert(layer.ids, layer.w1.shape[0])
+        routing = offsets.diff(), top_k, order
+        h1, h3 = library.grouped_gemm(x, gate_up, *routing, permute_x=True, **first).chunk(2, -1)
+        y = library.grouped_gemm(F.silu(h1) * h3, layer.w2, *routing, permute_y=True, **second)
+        return (y.view(x.shape[0], top_k, -1) * layer.gates.to(x.dtype).unsqueeze(-1)).sum(1)
+
+    return Forward(forward, [gate_up])
 
 
 def int4pack_loop(layer: Layer) -> Forward:
@@ -170,9 +261,14 @@ def int4pack_loop(layer: Layer) -> Forward:
 
 
 def grouped_nf4(layer: Layer) -> Forward:
-    """grouped-nf4-gemm: the weights in NF4, blocks of 64; group sizes are host lists by its contract."""
+    """grouped-nf4-gemm: the weights in NF4, blocks of 64; group sizes are host lists by its contract.
+
+    One token needs no sorting: every chosen expert is a group of one row, which is how the library decodes.
+    """
     from nf4_grouped import dequant_ref, gemm_4bit_grouped
     from nf4_pack_ref import quantize_pack_nf4
+
+    os.environ.setdefault("GNF4_GEMV_BW", "1")  # its faster product for one row, which it uses on cards it knows
 
     def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
         packed, scales = zip(*(quantize_pack_nf4(expert) for expert in weight.detach()), strict=True)
@@ -182,19 +278,24 @@ def grouped_nf4(layer: Layer) -> Forward:
         return torch.stack([dequant_ref(*expert, *weight.shape[1:]) for expert in zip(*quantized, strict=True)])
 
     weights = layer.w1, layer.w2, layer.w3
-    quantized = [quantize(weight) for weight in weights]
+    gate, down, up = quantized = [quantize(weight) for weight in weights]
+    gate_up = [torch.cat(pair, 1) for pair in zip(gate, up, strict=True)]
 
     def forward(x: Tensor) -> Tensor:
-        top_k = layer.ids.shape[1]
-        order, inverse, offsets = sort_by_expert(layer.ids, layer.w1.shape[0])
-        counts = offsets.diff().tolist()
-        used = [e for e, count in enumerate(counts) if count]
-        groups = [counts[e] for e in used], used
-        xs = x[order // top_k]
-        h1, h3 = (gemm_4bit_grouped(xs, *quantized[i], *groups) for i in (0, 2))
-        y = gemm_4bit_grouped(F.silu(h1) * h3, *quantized[1], *groups)
-        y = y[inverse].view(x.shape[0], top_k, -1).float() * layer.gates.unsqueeze(-1)
-        return y.sum(1).to(x.dtype)
+        tokens, top_k = layer.ids.shape
+        groups: tuple[list[int], list[int] | Tensor]
+        if tokens == 1:
+            groups = [1] * top_k, layer.ids.flatten()
+            h1, h3 = gemm_4bit_grouped(x, *gate_up, *groups, gather_div=top_k).chunk(2, -1)
+            y = gemm_4bit_grouped(F.silu(h1) * h3, *down, *groups)
+        else:
+            order, inverse, offsets = sort_by_expert(layer.ids, layer.w1.shape[0])
+            counts = offsets.diff().tolist()
+            used = [e for e, count in enumerate(counts) if count]
+            groups = [counts[e] for e in used], used
+            h1, h3 = gemm_4bit_grouped(x[order // top_k], *gate_up, *groups).chunk(2, -1)
+            y = gemm_4bit_grouped(F.silu(h1) * h3, *down, *groups)[inverse]
+        return (y.view(tokens, top_k, -1).float() * layer.gates.unsqueeze(-1)).sum(1).to(x.dtype)
 
     w1, w2, w3 = (restore(*pair) for pair in zip(weights, quantized, strict=True))
     return Forward(forward, exact=layer._replace(w1=w1, w2=w2, w3=w3))
@@ -208,6 +309,7 @@ BASELINES: dict[str, Build] = {
     "transformers batched_mm": transformers_experts("batched_mm"),
     "scattermoe": scattermoe,
     "liger": liger,
+    "unsloth": unsloth,
 }
 INT4_BASELINES: dict[str, Build] = {"int4pack loop": int4pack_loop, "grouped nf4": grouped_nf4}
 MAX_TOKENS = {

@@ -26,8 +26,9 @@ from kernels.types import LowRank
 TOKENS = (4096, 1, 8, 64, 512)
 ROUTINGS = ("uniform", "skewed", "one language")
 BOUND_BF16 = 2**-6  # inputs, activations and outputs are rounded to 8 bits; the sums over K average most of it out
-GRAPH_TOKENS = 64  # up to here a forward is also timed as a CUDA graph: the host's part is longer than the GPU's
-GRAPH_SAFE = ("ours", "grouped_mm", "transformers batched_mm")  # those that never wait for the GPU
+# Up to so many tokens a forward that never waits for the GPU is also timed as a CUDA graph: the host's part of a call
+# is longer than the GPU's.
+GRAPH_TOKENS = {"ours": 64, "grouped_mm": 64, "transformers batched_mm": 64, "unsloth": 64, "grouped nf4": 1}
 
 
 class Case(NamedTuple):
@@ -176,8 +177,8 @@ class LayerBenchmark:
                     del runs[name]
             eager = measure(runs, self.repeats, self.seconds, device)
             graphs = {}
-            if not backward and case.tokens <= GRAPH_TOKENS:
-                safe = (n for n in GRAPH_SAFE if n in runs)
+            if not backward:
+                safe = (n for n in runs if case.tokens <= GRAPH_TOKENS.get(n, 0))
                 graphs = {n: replay for n in safe if (replay := captured(runs[n], device)) is not None}
             graph = measure(graphs, self.repeats, self.seconds / 2, device) if graphs else {}
         flop, moved = _costs(layer, case.tokens, case.phase)
