@@ -55,7 +55,8 @@ class AttentionPattern:
         window: a query sees itself and the ``window - 1`` tokens before it; None: all tokens before it.
         documents: lengths of the documents packed one after another in a batch of one row; none sees another.
         bounds: on a GPU [documents + 1] int32, where in the row each document starts and the last one ends.
-        mask: [B or 1, 1, S, L] bool, True where a query may look; replaces the causal rule. Made once a forward pass.
+        mask: [B or 1, 1, S, L] bool, True where a query may look, or numbers added to the scores; replaces the causal
+            rule. Made once a forward pass.
     """
 
     window: int | None = None
