@@ -294,7 +294,7 @@ def test_a_model_whose_angles_depend_on_the_length_runs_without(tiny_config, mak
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("form", ["dense", "int4", "delta"])
-@torch.inference_mode()
+@torch.no_grad()
 def test_graphs_on_a_gpu(form, rows):
     """Each step beside the eager one from the same cache, while it grows; both experts speak, so none is a close call.
 
