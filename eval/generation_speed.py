@@ -1,7 +1,8 @@
 """``python -m eval.generation_speed OUT.json``: decode speed of Mistral-7B's shape with four int4 experts.
 
-Random weights, no more memory than an A10G offers, 1 and 8 sequences; beside it transformers' dense Mistral in bf16.
-Writes tokens per second and the share of the measured bandwidth at which the bytes that a step must read are read.
+Random weights, no more memory than an A10G offers, 1 and 8 sequences, with and without CUDA graphs; beside it
+transformers' dense Mistral in bf16. Writes tokens per second and the share of the measured bandwidth at which the bytes
+that a step must read are read.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from moe.training.memory_plan import GIB
 
 INT4 = 66 / 128  # bytes of a weight
 Write = Callable[[int, int], Any]  # (sequences, new tokens) -> writes them
+Steps = Callable[[int, int, int], float]  # (sequences, few, many) -> milliseconds of a step after few to many tokens
 
 
 def decode_bytes(config: ModelConfig, sequences: int, length: int, bytes_per_weight: float) -> float:
@@ -55,14 +58,14 @@ def decode_milliseconds(write: Write, sequences: int, few: int, many: int, devic
 
 
 def measure(
-    write: Write, config: ModelConfig, bytes_per_weight: float, bandwidth: float, lengths: tuple[int, int, int],
-    counts: Sequence[int], device: torch.device,
+    steps: Steps, config: ModelConfig, bytes_per_weight: float, bandwidth: float, lengths: tuple[int, int, int],
+    counts: Sequence[int],
 ) -> dict[str, Any]:  # fmt: skip
     """Speeds for each number of sequences; ``lengths``: of the prompt, and the few and many tokens that follow."""
     result: dict[str, Any] = {}
     prompt, few, many = lengths
     for sequences in counts:
-        ms = decode_milliseconds(write, sequences, few, many, device)
+        ms = steps(sequences, few, many)
         moved = decode_bytes(config, sequences, prompt + (few + many) // 2, bytes_per_weight)
         result[f"{sequences} sequences"] = {
             "ms": ms,
@@ -73,19 +76,24 @@ def measure(
     return result
 
 
-def ours(config: ModelConfig, prompt: int, device: torch.device, dtype: torch.dtype) -> Write:
-    """This project's generation on a random model with int4 experts."""
+def ours(config: ModelConfig, prompt: int, device: torch.device, dtype: torch.dtype) -> Callable[..., float]:
+    """This project's generation on a random model with int4 experts: `Steps`, with ``cuda_graphs`` or without."""
     model = random_model(config, device, dtype, packed=True).eval()
 
-    def write(sequences: int, count: int) -> None:
+    def steps(sequences: int, few: int, many: int, cuda_graphs: bool = True) -> float:
         prompts = [[1 + (7 * i + j) % 50 for j in range(prompt)] for i in range(sequences)]
-        answers = generate_many(model, prompts, max_new_tokens=count)
-        assert all(len(answer.tokens) == count for answer in answers)
+        settings: dict[str, Any] = {"cuda_graphs": cuda_graphs}
+        generate_many(model, prompts, max_new_tokens=few, **settings)  # compiles kernels
+        times: list[float] = []  # of each token of each sequence, which the host waits for
+        settings["on_token"] = lambda place, token: times.append(time.perf_counter())
+        answers = generate_many(model, prompts, max_new_tokens=many, **settings)
+        assert all(len(answer.tokens) == many for answer in answers)
+        return 1e3 * (times[-1] - times[few * sequences - 1]) / (many - few)
 
-    return write
+    return steps
 
 
-def theirs(config: ModelConfig, prompt: int, device: torch.device, dtype: torch.dtype) -> Write:
+def theirs(config: ModelConfig, prompt: int, device: torch.device, dtype: torch.dtype) -> Callable[..., float]:
     """transformers' generation on a random dense Mistral."""
     from transformers import GenerationConfig, MistralConfig, MistralForCausalLM
 
@@ -109,7 +117,7 @@ def theirs(config: ModelConfig, prompt: int, device: torch.device, dtype: torch.
             out = model.generate(tokens, attention_mask=torch.ones_like(tokens), generation_config=settings)
         assert out.shape[1] == prompt + count
 
-    return write
+    return lambda sequences, few, many: decode_milliseconds(write, sequences, few, many, device)
 
 
 def speed(arguments: argparse.Namespace) -> None:
@@ -131,13 +139,16 @@ def speed(arguments: argparse.Namespace) -> None:
         if quick and make is theirs:
             continue
         try:
-            write = make(own, lengths[0], device, dtype)
-            result[name] = measure(write, own, width, bandwidth, lengths, (1,) if quick else (1, 8), device)
-            del write  # and with it its model
+            steps = make(own, lengths[0], device, dtype)
+            given = (own, width, bandwidth, lengths, (1,) if quick else (1, 8))
+            result[name] = measure(steps, *given)
+            if make is ours:
+                result[f"{name} without CUDA graphs"] = measure(partial(steps, cuda_graphs=False), *given)
+            del steps  # and with it its model
             result[name] |= peak_memory(device)
         except (RuntimeError, ImportError) as error:
             failed |= make is ours
-            result[name] = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
+            result[name] = result.get(name, {}) | {"error": f"{type(error).__name__}: {str(error)[:300]}"}
         print(f"{name}: {result[name]}", flush=True)
         replace_file(arguments.output, json_bytes(result))
     if failed:

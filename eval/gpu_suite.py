@@ -51,7 +51,8 @@ def part_of(name: str, arguments: argparse.Namespace, output: Path, seconds: flo
     if name == "generation":
         return Part(name, seconds, [python, "-m", "eval.generation_speed", str(output / f"{name}.json"), *flags])
     if name == "gpu_tests":
-        tests = ["-q", "-m", "gpu", "-p", "no:cacheprovider", "tests/kernels", "tests/moe/test_model.py"]
+        files = ("tests/kernels", "tests/moe/test_model.py", "tests/moe/test_graphs.py")
+        tests = ["-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
         return Part(name, seconds, [python, "-m", "pytest", *tests])
     given = [f"--{key}={getattr(arguments, key)}" for key in ("base", "data") if getattr(arguments, key)]
     own = ["--part", name, "--output", str(output), "--seconds", str(seconds - 8)]

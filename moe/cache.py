@@ -20,6 +20,7 @@ the host has: no layer computes them again, and no step waits for the device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -163,29 +164,40 @@ class Step:
 
     def __init__(self, cache: KVCache, count: int):
         self.cache, self.count = cache, count
-        lengths = cache.lengths
-        self.rows, self.end = len(lengths), max(lengths) + count
-        device = cache.device
-        starts = torch.tensor(lengths, device=device)  # [B]
-        self.positions = starts[:, None] + torch.arange(count, device=device)  # [B, S]
-        even = min(lengths) == max(lengths)
-        self.masks: dict[int | None, Tensor | None] = {}
-        self._slots: dict[int | None, Tensor] = {}
-        for window, track in cache.tracks.items():
-            capacity = track.capacity
-            row = torch.arange(self.rows * track.buffer.shape[2], device=device).view(self.rows, -1, 1) * capacity
-            slots = self.positions if self.end <= capacity else self.positions % capacity
-            self._slots[window] = (row + slots[:, None]).view(-1)  # [B 2G S] in a layer's buffer as [B 2G capacity, C]
-            self.masks[window] = self._mask(track, even)
+        self.rows, self.end = len(cache.lengths), max(cache.lengths) + count
         self._states: dict[int, Tensor] = {}
+
+    # Made when they are first asked for: a step that runs as a CUDA graph needs none of them.
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[B, S]."""
+        starts = torch.tensor(self.cache.lengths).to(self.cache.device, non_blocking=True)  # [B]
+        return starts[:, None] + torch.arange(self.count, device=self.cache.device)
+
+    @cached_property
+    def masks(self) -> dict[int | None, Tensor | None]:
+        """By window: [B, 1, S, L] of what the tokens may see; None when that is everything they are given."""
+        return {window: self._mask(track) for window, track in self.cache.tracks.items()}
+
+    @cached_property
+    def _slots(self) -> dict[int | None, Tensor]:
+        """By window: [B 2G S] places in a layer's buffer as [B 2G capacity, C]."""
+        found = {}
+        for window, track in self.cache.tracks.items():
+            capacity = track.capacity
+            row = torch.arange(self.rows * track.buffer.shape[2], device=self.cache.device)
+            slots = self.positions if self.end <= capacity else self.positions % capacity
+            found[window] = (row.view(self.rows, -1, 1) * capacity + slots[:, None]).view(-1)
+        return found
 
     def _joins(self, track: Track) -> bool:
         """Whether the new tokens overwrite keys that the first of them still need."""
         return track.window is not None and self.end > track.capacity and self.count > track.slack + 1
 
-    def _mask(self, track: Track, even: bool) -> Tensor | None:
-        """[B, 1, S, L] bool of what the tokens may see; None when that is everything they are given."""
+    def _mask(self, track: Track) -> Tensor | None:
         window, capacity, device = track.window, track.capacity, self.cache.device
+        even = min(self.cache.lengths) == max(self.cache.lengths)
         queries = self.positions[:, None, :, None]  # [B, 1, S, 1]
         if self._joins(track):
             times = self._old_times(track)

@@ -41,6 +41,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if not torch.is_grad_enabled():  # the same in fewer calls
         if x.dtype.itemsize >= 4:
             return F.rms_norm(x, weight.shape, weight, eps)
+        if x.is_cuda:  # one kernel, in float32 inside
+            return weight * F.rms_norm(x, weight.shape, None, eps)
         return weight * F.rms_norm(x.float(), weight.shape, None, eps).to(x.dtype)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
@@ -55,7 +57,8 @@ class AttentionPattern:
         window: a query sees itself and the ``window - 1`` tokens before it; None: all tokens before it.
         documents: lengths of the documents packed one after another in a batch of one row; none sees another.
         bounds: on a GPU [documents + 1] int32, where in the row each document starts and the last one ends.
-        mask: [B or 1, 1, S, L] bool, True where a query may look; replaces the causal rule. Made once a forward pass.
+        mask: [B or 1, 1, S, L] bool, True where a query may look, or numbers added to the scores; replaces the causal
+            rule. Made once a forward pass.
     """
 
     window: int | None = None
@@ -169,7 +172,10 @@ class Attention(nn.Module):
         q = self.wq(x).view(batch, length, self.n_heads, self.head_dim).transpose(1, 2)  # [B, H, S, C]
         k = self.wk(x).view(batch, length, self.n_kv_heads, self.head_dim).transpose(1, 2)  # [B, G, S, C]
         v = self.wv(x).view(batch, length, self.n_kv_heads, self.head_dim).transpose(1, 2)
-        q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+        if length == 1:  # of few values, in few calls
+            q, k = apply_rope(torch.cat((q, k), 1), cos, sin).split((self.n_heads, self.n_kv_heads), 1)
+        else:
+            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         if cache is not None:
             k, v = cache.store(layer, k, v)  # [B, G, L, C]
         out = attend(q, k, v, pattern)  # [B, H, S, C]

@@ -91,7 +91,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Block(config, i in sparse, i in routers) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.output = None if config.tie_embeddings else Linear(config.dim, config.vocab_size)
-        self._rope_table: tuple[Tensor, Tensor] | None = None
+        self.rope_table: tuple[Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def reset(self, seed: int = 0, std: float = 0.02) -> Transformer:
@@ -198,10 +198,10 @@ class Transformer(nn.Module):
         scaling = self.config.rope_scaling
         if not isinstance(step, Step) or (scaling is not None and scaling.kind == "dynamic"):
             return rotary(self.config, positions, dtype)
-        table, longest = self._rope_table, step.cache.max_len
+        table, longest = self.rope_table, step.cache.max_len
         if table is None or len(table[0]) < longest or table[0].dtype != dtype or table[0].device != positions.device:
             cos, sin = rotary(self.config, torch.arange(longest, device=positions.device)[None], dtype)
-            self._rope_table = table = cos[0, 0], sin[0, 0]  # [longest, C]
+            self.rope_table = table = cos[0, 0], sin[0, 0]  # [longest, C]
         cos, sin = (part[positions][:, None] for part in table)
         return cos, sin
 

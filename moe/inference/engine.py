@@ -22,6 +22,7 @@ from torch import Tensor
 
 from moe.cache import KVCache, Row
 from moe.decoder import Decoder
+from moe.graphs import GraphDecoder
 from moe.inference.drafts import Lookup
 from moe.inference.sampling import GREEDY, Sampling, choose, number_stream
 from moe.model import ModelOutput, Transformer
@@ -121,11 +122,20 @@ class Engine:
         draft: how many tokens to guess a step from what the text says already (prompt look-up decoding); 0: none.
             It changes no answer.
         on_output: called after each token with the requests that it was chosen for.
+        cuda_graphs: whether a GPU replays the steps that add one token to each row as CUDA graphs.
     """
 
-    def __init__(self, model: Transformer, max_rows: int, draft: int = 0, on_output: OnOutput | None = None):
+    def __init__(
+        self,
+        model: Transformer,
+        max_rows: int,
+        draft: int = 0,
+        on_output: OnOutput | None = None,
+        cuda_graphs: bool = True,
+    ):
         self.model, self.max_rows, self.draft, self.on_output = model, max_rows, draft, on_output
         self._decoder = Decoder(model) if Decoder.fits(model) else None
+        self._graphs = GraphDecoder(model) if cuda_graphs and GraphDecoder.fits(model) else None
         self.waiting: deque[Request] = deque()
         self.rows: list[_Row] = []
         self._cancelled: set[Request] = set()
@@ -236,8 +246,8 @@ class Engine:
         if all(request.expert_bias is None for request in requests):
             return None
         nothing = (0.0,) * self.model.config.num_experts
-        biases = torch.tensor([r.expert_bias or nothing for r in requests], device=self.model.device)  # [B, E]
-        return biases.repeat_interleave(torch.tensor(counts, device=biases.device), 0)
+        biases = torch.tensor([r.expert_bias or nothing for r in requests])  # [B, E]
+        return biases.repeat_interleave(torch.tensor(counts), 0).to(self.model.device, non_blocking=True)
 
     def _room(self, rows: int, tokens: int) -> KVCache:
         """The cache, with room for this many rows of ``tokens`` tokens; both double when they have to grow."""
@@ -261,13 +271,16 @@ class Engine:
         drafts = [row.draft(self.draft) for row in rows]
         longest = max(map(len, drafts))
         inputs = [[row.text[-1], *draft] + [0] * (longest - len(draft)) for row, draft in zip(rows, drafts)]
-        tokens = torch.tensor(inputs, device=self.model.device)  # [B, S]
+        tokens = torch.tensor(inputs)  # [B, S]
         step = self._room(len(rows), max(self._cache.lengths) + tokens.shape[1]).step(*tokens.shape)
         bias = self._biases([row.request for row in rows], [tokens.shape[1]] * len(rows))
-        if longest or self._decoder is None:
-            output = self.model(tokens, cache=step, expert_bias=bias)
-        else:
+        if self._graphs is not None and not longest:
+            output = self._graphs(tokens, step, bias, routing=self.on_output is not None)
+        elif self._decoder is not None and not longest:
             output = self._decoder(tokens, step, bias)
+        else:
+            tokens = tokens.to(self.model.device, non_blocking=True)
+            output = self.model(tokens, cache=step, expert_bias=bias)
         if not longest:
             self._choose(rows, output)
             step.advance()

@@ -26,6 +26,7 @@ def generate_many(
     on_token: OnToken | None = None,
     on_progress: Callable[[int, Generation], object] | None = None,
     on_output: OnOutput | None = None,
+    cuda_graphs: bool = True,
 ) -> list[Generation]:
     """Answers any number of prompts, ``batch_size`` at a time (None: all at once), in their order.
 
@@ -35,7 +36,7 @@ def generate_many(
     Args:
         prompts: token ids, none empty.
         row_ids: what each row's random numbers are drawn for (its place in ``prompts`` when not given).
-        draft: see :class:`Engine`.
+        draft, cuda_graphs: see :class:`Engine`.
         on_token: called with (place, token) for every token of an answer; a true result ends that answer.
         on_progress: called with (place, answer) as soon as an answer is done.
         on_output: called with the requests, whose ``key`` is the place, and the output of each next token's position.
@@ -48,7 +49,7 @@ def generate_many(
     limits = [
         answer_limit(model, len(prompt), max_new_tokens, f"prompt {place + 1}") for place, prompt in enumerate(prompts)
     ]
-    engine = Engine(model, batch_size or len(prompts), draft, on_output)
+    engine = Engine(model, batch_size or len(prompts), draft, on_output, cuda_graphs)
     answers: dict[int, Generation] = {}
 
     def finished(place: int, answer: Generation) -> None:

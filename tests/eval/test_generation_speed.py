@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from eval import generation_speed
-from eval.random_models import SHAPE
+from eval.random_models import SHAPE, TOY
 
 
 def test_both_sides_are_measured(tmp_path):
@@ -17,7 +18,7 @@ def test_both_sides_are_measured(tmp_path):
     path = tmp_path / "out.json"
     assert generation_speed.main([str(path), "--smoke"]) == 0
     result = json.loads(path.read_text())
-    for side in ("int4 experts", "transformers, dense bf16"):
+    for side in ("int4 experts", "int4 experts without CUDA graphs", "transformers, dense bf16"):
         for count in ("1 sequences", "8 sequences"):
             assert result[side][count]["gbytes"] > 0 and result[side][count]["bandwidth_share"] != 0
 
@@ -40,6 +41,25 @@ def test_a_step_takes_the_difference_of_a_long_and_a_short_answer(monkeypatch):
     written = []
     ms = generation_speed.decode_milliseconds(lambda *given: written.append(given), 3, 8, 72, torch.device("cpu"))
     assert ms == 1e3 * (6.0 - 5.0) / 64 and written == [(3, 8), (3, 8), (3, 72)]
+
+
+def test_a_step_of_ours_is_between_tokens_of_one_answer(monkeypatch):
+    """Not from the start of it, when graphs are recorded."""
+    given = []
+
+    def generate(model, prompts, max_new_tokens, cuda_graphs, on_token=None):
+        given.append((len(prompts), max_new_tokens, cuda_graphs))
+        for number in range(max_new_tokens * len(prompts) if on_token else 0):
+            now[0] = 100.0 if number < 6 else 100.0 + number
+            on_token(number % len(prompts), 1)
+        return [SimpleNamespace(tokens=[1] * max_new_tokens) for _ in prompts]
+
+    now = [0.0]
+    monkeypatch.setattr(generation_speed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(generation_speed, "generate_many", generate)
+    steps = generation_speed.ours(TOY, 4, torch.device("cpu"), torch.float32)
+    assert steps(3, 2, 5) == 1e3 * 14 / 3 and steps(1, 3, 7, cuda_graphs=False) == 1e3 * 6 / 4
+    assert given == [(3, 2, True), (3, 5, True), (1, 3, False), (1, 7, False)]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
