@@ -311,7 +311,8 @@ def test_graphs_on_a_gpu(form, rows):
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.normal_(0.0, 0.1)
-    decoder, lengths = GraphDecoder(model), (110, 5, 60)[:rows]
+    # Short prompts run on the kernels of steps: others would have to be compiled.
+    decoder, lengths = GraphDecoder(model), ((110, 5, 60) if form == "dense" else (11, 5, 14))[:rows]
     one, other = (KVCache(config, 4, 200, dtype, "cuda") for _ in range(2))
     tokens = torch.randint(0, 500, (1, sum(lengths)), device="cuda")
     bias = torch.tensor([[1.0, -torch.inf]] * rows, device="cuda") if kind else None
@@ -335,7 +336,7 @@ def test_graphs_on_a_gpu(form, rows):
         for ours, theirs in zip(one.tracks.values(), other.tracks.values()):  # roundings do not add up
             ours.buffer[:rows] = theirs.buffer[:rows]
         one.router_states.copy_(other.router_states)
-    assert not decoder._failed and {key[1] for key in decoder._graphs} == {256}
+    assert not decoder._failed and {key[1] for key in decoder._graphs} == {256 if form == "dense" else 128}
     prompts = [[3 + i, 7, 11 * i] for i in range(rows)]
     answers = [generate_many(model, prompts, max_new_tokens=270, cuda_graphs=flag) for flag in (True, False)]
     assert [len(answer.tokens) for answer in answers[0]] == [270] * rows
