@@ -161,7 +161,7 @@ def compare(got, wanted, tolerance: float):
 def test_graphs_write_what_the_model_writes(form, tiny_config, make_model, taped):
     """Rows of several lengths that leave one after another and wait for room, windows that wrap, a cache that grows."""
     model = make_model(replace(tiny_config, max_seq_len=600, **FORMS[form]), std=0.1)
-    prompts, limits = prompts_of(250, 7, 120, 3, 3, 60), [20, 12, 30, 5, 9, 2]
+    prompts, limits = prompts_of(250, 7, 124, 3, 3, 60), [12, 5, 11, 3, 8, 6]
     answers: dict[bool, list] = {}
     outputs: dict[bool, list] = {}
     for cuda_graphs in (False, True):
@@ -175,7 +175,7 @@ def test_graphs_write_what_the_model_writes(form, tiny_config, make_model, taped
     assert answers[True] == answers[False] and None not in answers[True]
     assert [len(answer.tokens) for answer in answers[True]] == limits
     compare(outputs[True], outputs[False], 1e-9)
-    assert 3 <= taped.recorded <= 6 and taped.replayed > 20
+    assert 3 <= taped.recorded <= 6 and taped.replayed >= 8
 
 
 def test_experts_that_requests_ask_for(tiny_config, make_model, taped):
@@ -218,12 +218,13 @@ def test_int4_and_16_bits(form, tiny_config, make_model, taped):
 
 
 def test_draws_statistics_and_drafts(tiny_config, make_model, taped):
-    model = make_model(replace(tiny_config, **FULL), std=0.1)
+    """With drafts a buffer is larger than its window, and steps with and without them take turns."""
+    model = make_model(replace(tiny_config, sliding_window=9, **FULL), std=0.1)
     prompts = [prompt * 3 for prompt in prompts_of(6, 8, 5)]
     found = []
     for cuda_graphs in (False, True):
         shares = RoutingShares(model.config, 3)
-        settings = {"max_new_tokens": 25, "sampling": Sampling(0.8, 20, seed=5), "cuda_graphs": cuda_graphs}
+        settings = {"max_new_tokens": 10, "sampling": Sampling(0.8, 20, seed=5), "cuda_graphs": cuda_graphs}
         answers = generate_many(model, prompts, on_output=shares, **settings)
         assert [a.tokens for a in generate_many(model, prompts, draft=3, **settings)] == [a.tokens for a in answers]
         assert [a.tokens for a in generate_many(model, prompts, **settings)] == [a.tokens for a in answers]
@@ -310,7 +311,8 @@ def test_graphs_on_a_gpu(form, rows):
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.normal_(0.0, 0.1)
-    decoder, lengths = GraphDecoder(model), (110, 5, 60)[:rows]
+    # Short prompts run on the kernels of steps: others would have to be compiled.
+    decoder, lengths = GraphDecoder(model), ((110, 5, 60) if form == "dense" else (11, 5, 14))[:rows]
     one, other = (KVCache(config, 4, 200, dtype, "cuda") for _ in range(2))
     tokens = torch.randint(0, 500, (1, sum(lengths)), device="cuda")
     bias = torch.tensor([[1.0, -torch.inf]] * rows, device="cuda") if kind else None
@@ -334,7 +336,7 @@ def test_graphs_on_a_gpu(form, rows):
         for ours, theirs in zip(one.tracks.values(), other.tracks.values()):  # roundings do not add up
             ours.buffer[:rows] = theirs.buffer[:rows]
         one.router_states.copy_(other.router_states)
-    assert not decoder._failed and {key[1] for key in decoder._graphs} == {256}
+    assert not decoder._failed and {key[1] for key in decoder._graphs} == {256 if form == "dense" else 128}
     prompts = [[3 + i, 7, 11 * i] for i in range(rows)]
     answers = [generate_many(model, prompts, max_new_tokens=270, cuda_graphs=flag) for flag in (True, False)]
     assert [len(answer.tokens) for answer in answers[0]] == [270] * rows
