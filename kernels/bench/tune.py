@@ -27,7 +27,14 @@ from kernels.gpu.tile_tables import ANY, Table, Tile
 if TYPE_CHECKING:
     from kernels.gpu.launch import Launch
 
-SIZES = {1024: ANY, 128: 255, 32: 48, 8: 16}  # rows per expert that are measured -> up to where they stand for others
+SIZES = {
+    1024: ANY,
+    256: 384,
+    128: 255,
+    32: 64,
+    8: 16,
+    1: 1,
+}  # rows per expert that are measured -> up to where they stand for others
 GAIN = 1.02  # how much faster than the tile in use another one must be: less is noise
 PRODUCTS = (
     Tile(16, 128, 64, 4, 4),
@@ -42,14 +49,12 @@ PRODUCTS = (
 NEIGHBORS = {
     **dict.fromkeys(("gemm", "gemm_dx", "swiglu", "swiglu_backward"), PRODUCTS),
     "persistent_gemm": (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 4), Tile(256, 128, 64, 8, 3)),
-    "persistent_gemm_dx": (Tile(128, 256, 64, 8, 4), Tile(256, 128, 64, 8, 3)),
-    "persistent_swiglu": (Tile(128, 64, 64, 8, 4), Tile(128, 128, 64, 8, 4)),
-    "persistent_weight_gradient": (Tile(64, 256, 128, 8, 3), Tile(64, 128, 256, 8, 4), Tile(64, 128, 128, 8, 4)),
+    "persistent_swiglu": (Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4)),
     "weight_gradient": (Tile(64, 128, 256, 8, 5), Tile(64, 128, 256, 8, 3), Tile(64, 128, 128, 8, 4)),
     "w4_gemm": (Tile(64, 64, 128, 4, 3), Tile(128, 128, 128, 8, 4)),
     "w4_swiglu": (Tile(64, 64, 128, 4, 3), Tile(128, 64, 128, 8, 2)),
-    "w4_swap": (Tile(8, 32, 128, 4, 4, 8, 4), Tile(16, 64, 128, 4, 4, 8, 4), Tile(32, 64, 128, 4, 3, 8, 2)),
-    "w4_swap_swiglu": (Tile(8, 32, 128, 4, 4), Tile(16, 64, 128, 4, 4), Tile(32, 64, 128, 4, 3)),
+    "w4_swap": (Tile(8, 64, 128, 4, 4, 8, 14), Tile(8, 128, 128, 8, 4, 8, 14), Tile(32, 64, 128, 4, 3, 8, 2)),
+    "w4_swap_swiglu": (Tile(8, 32, 128, 2, 5), Tile(8, 128, 128, 4, 4), Tile(8, 128, 128, 8, 5)),
 }
 
 

@@ -141,13 +141,10 @@ def route(expert_ids: Tensor, num_experts: int) -> ExpertDispatch:
 
 
 def combine(
-    rows: Tensor, dispatch: ExpertDispatch | None, top_k: int, dtype: torch.dtype, gates: Tensor | None = None,
+    rows: Tensor, dispatch: ExpertDispatch, top_k: int, dtype: torch.dtype, gates: Tensor | None = None,
     base: Tensor | None = None, scale: float = 1.0,
 ) -> Tensor:  # fmt: skip
-    """``base + scale * sum`` of each token's rows, weighted by gates [T, K]: rows [R, H] or parts [S, R, H] -> [T, H].
-
-    Without a dispatch the rows are in the order of the slots.
-    """
+    """``base + scale * sum`` of each token's rows [R, H] or parts [S, R, H], weighted by gates [T, K] -> [T, H]."""
     parts = rows if rows.dim() == 3 else rows.unsqueeze(0)
     splits, count, width = parts.shape
     tokens = count // top_k
@@ -158,11 +155,9 @@ def combine(
     launch(
         "combine", routing.combine_kernel, (tokens, -(-width // tile.bn)), tile,
         y_ptr=parts, gates_ptr=gates, base_ptr=base, out_ptr=out,
-        inverse_ptr=None if dispatch is None else dispatch.inverse,
-        offsets_ptr=None if dispatch is None else dispatch.offsets,
-        tokens=tokens, H=width, scale=float(scale), TOPK=top_k,
-        E=1 if dispatch is None else dispatch.offsets.numel() - 1,
-        SPLIT_K=splits, SORTED=dispatch is not None, HAS_GATES=gates is not None, HAS_BASE=base is not None, BH=tile.bn,
+        inverse_ptr=dispatch.inverse, offsets_ptr=dispatch.offsets, tokens=tokens, H=width, scale=float(scale),
+        TOPK=top_k, E=dispatch.offsets.numel() - 1, SPLIT_K=splits, HAS_GATES=gates is not None,
+        HAS_BASE=base is not None, BH=tile.bn,
     )  # fmt: skip
     return out
 
@@ -173,9 +168,9 @@ def _inner(tile: Tile, width: int) -> int:
 
 
 def takes_descriptors(x: Tensor, w: Tensor, dispatch: ExpertDispatch) -> bool:
-    """Whether products of rows like x's with w [E, ...] run on the persistent kernels, both ways.
+    """Whether the product of rows like x's with w [E, N, K] runs on the persistent kernel.
 
-    So it is where the card has them, rows are many, and sizes and addresses suit TMA.
+    So it does where the card has it, rows are many, and sizes and addresses suit TMA.
     """
     large = x.element_size() == 2 and tile_tables.has("persistent_gemm", arch_of(x))
     if not large or rows_per_expert(dispatch) < tile_tables.PERSISTENT_ROWS:
@@ -205,19 +200,18 @@ def _programs(x: Tensor) -> int:
 
 def persistent_gemm(
     op: str, x: Tensor, w: Tensor, w3: Tensor | None, dispatch: ExpertDispatch, y: Tensor, h1: Tensor | None = None,
-    h3: Tensor | None = None, transposed: bool = False,
+    h3: Tensor | None = None,
 ) -> None:  # fmt: skip
     """Writes the result of `grouped_gemm` of x [R, K], or with w3 those of `swiglu`, to y, h1 and h3."""
     if x.is_cuda:
         triton.set_allocator(_scratch)
-    columns, width, programs = y.shape[1], x.shape[1], _programs(x)
-    tile = pick(op, x, rows_per_expert(dispatch))
+    experts, columns, width = w.shape
+    programs, tile = _programs(x), pick(op, x, rows_per_expert(dispatch))
     launch(
         op, persistent.persistent_gemm_kernel, (programs,), tile,
         x_ptr=x, w_ptr=w, w3_ptr=w3, y_ptr=y, h1_ptr=h1, h3_ptr=h3, offsets_ptr=dispatch.offsets,
-        rows_total=dispatch.order.numel(), N=columns, K=width, E=w.shape[0], TRANSPOSED=transposed,
-        SWIGLU=w3 is not None, SAVE_H=h1 is not None, PROGRAMS=programs,
-        BM=tile.bm, BN=tile.bn, BK=tile.bk, GROUP_M=tile.group_m, FLATTEN=w3 is None,
+        rows_total=dispatch.order.numel(), N=columns, K=width, E=experts, SWIGLU=w3 is not None,
+        SAVE_H=h1 is not None, PROGRAMS=programs, BM=tile.bm, BN=tile.bn, BK=tile.bk, GROUP_M=tile.group_m,
     )  # fmt: skip
 
 
@@ -228,8 +222,7 @@ def gather_rows(x: Tensor, dispatch: ExpertDispatch) -> Tensor:
     tile = pick("gather", x, rows)
     launch(
         "gather", routing.gather_kernel, (rows, -(-width // tile.bn)), tile,
-        x_ptr=x, order_ptr=dispatch.order, out_ptr=out, rows=rows, H=width, TOPK=top_k_of(dispatch, x.shape[0]),
-        BH=tile.bn,
+        x_ptr=x, order_ptr=dispatch.order, out_ptr=out, H=width, TOPK=top_k_of(dispatch, x.shape[0]), BH=tile.bn,
     )  # fmt: skip
     return out
 
@@ -241,21 +234,16 @@ def grouped_gemm(
 ) -> Tensor:  # fmt: skip
     """``scale * (x @ w[e].T (+ x2 @ w2[e].T))`` -> [R, N]; w [E, N, K], or [E, K, N] if transposed.
 
-    ``gather`` reads x [T, K] at the row's token, else x is [R, K]. A large sum of two products comes as parts
-    [2, R, N], which `combine` sums.
+    ``gather`` reads x [T, K] at the row's token, else x is [R, K].
     """
     rows, experts = dispatch.order.numel(), w.shape[0]
     columns, width = (w.shape[2], w.shape[1]) if transposed else (w.shape[1], w.shape[2])
     y = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
-    if op in ("gemm", "gemm_dx") and takes_descriptors(x, w, dispatch):
-        parts = y[None] if x2 is None else y.new_empty(2, rows, columns)
-        for part, left, right in zip(parts, (x, x2), (w, w2)):
-            assert left is not None and right is not None and scale == 1.0
-            left = gather_rows(left, dispatch) if gather else left
-            persistent_gemm(f"persistent_{op}", left, right, None, dispatch, part, transposed=transposed)
-        return y if x2 is None else parts
+    if op == "gemm" and takes_descriptors(x, w, dispatch):
+        persistent_gemm("persistent_gemm", x, w, None, dispatch, y)
+        return y
     tile = pick(op, x, rows_per_expert(dispatch))
     launch(
         op, gemm.grouped_gemm_kernel, (row_grid(dispatch, columns, tile),), tile,
@@ -358,9 +346,6 @@ def weight_gradient(
     """``dy.T @ x`` of each expert's rows -> [E, N, K]; a gathered operand has one row per token, else one per row."""
     columns, width, experts = dy.shape[1], x.shape[1], dispatch.offsets.numel() - 1
     dw = torch.empty(experts, columns, width, dtype=x.dtype, device=x.device)
-    if op == "weight_gradient" and takes_descriptors(x, dw, dispatch) and takes_descriptors(dy, dw, dispatch):
-        x, dy = gather_rows(x, dispatch) if gather_x else x, gather_rows(dy, dispatch) if gather_dy else dy
-        return persistent_weight_gradient(x, dy, dw, dispatch)
     tile = pick(op, x, rows_per_expert(dispatch))
     launch(
         op, gemm.weight_gradient_kernel, (experts * -(-columns // tile.bn) * -(-width // tile.bk),), tile,
@@ -368,20 +353,5 @@ def weight_gradient(
         rows_total=dispatch.order.numel(), N=columns, K=width, E=experts,
         TOPK=top_k_of(dispatch, x.shape[0] if gather_x else dy.shape[0]), GATHER_X=gather_x, GATHER_DY=gather_dy,
         BN=tile.bn, BK=tile.bk, BT=tile.bm, GROUP_M=tile.group_m,
-    )  # fmt: skip
-    return dw
-
-
-def persistent_weight_gradient(x: Tensor, dy: Tensor, dw: Tensor, dispatch: ExpertDispatch) -> Tensor:
-    """`weight_gradient` of sorted rows x [R, K] and dy [R, N], written to dw."""
-    if x.is_cuda:
-        triton.set_allocator(_scratch)
-    experts, columns, width = dw.shape
-    tile = pick("persistent_weight_gradient", x, rows_per_expert(dispatch))
-    programs = min(_programs(x), experts * -(-columns // tile.bn) * -(-width // tile.bk))
-    launch(
-        "persistent_weight_gradient", persistent.persistent_weight_gradient_kernel, (programs,), tile,
-        x_ptr=x, dy_ptr=dy, dw_ptr=dw, offsets_ptr=dispatch.offsets, rows_total=dispatch.order.numel(),
-        N=columns, K=width, E=experts, PROGRAMS=programs, BN=tile.bn, BK=tile.bk, BT=tile.bm, GROUP_M=tile.group_m,
     )  # fmt: skip
     return dw

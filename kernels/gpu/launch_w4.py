@@ -55,26 +55,6 @@ def _product(
     return y, h1, h3
 
 
-def gemv(x: Tensor, w: Int4Weight, w3: Int4Weight | None, expert_ids: Tensor) -> Tensor:
-    """Decode product of slot s with expert ``expert_ids[s]``: x [T, K], or [T*K, N] -> split-K parts [S, T*K, N].
-
-    With ``w3`` the SwiGLU of both products.
-    """
-    experts, columns, width = w.shape3
-    slots = expert_ids.numel()
-    op = "w4_gemv" if w3 is None else "w4_gemv_swiglu"
-    tile = pick(op, x, slots)
-    splits = tile.split_k if w3 is None else 1
-    y = torch.empty(splits, slots, columns, dtype=torch.float32 if splits > 1 else x.dtype, device=x.device)
-    launch(
-        op, w4.w4_gemv_kernel, (-(-columns // tile.bn), slots, splits), tile,
-        x_ptr=x, q_ptr=w.packed, s_ptr=w.scales, q3_ptr=None if w3 is None else w3.packed,
-        s3_ptr=None if w3 is None else w3.scales, y_ptr=y, ids_ptr=expert_ids, slots=slots, N=columns, K=width,
-        E=experts, TOPK=slots // x.shape[0], SWIGLU=w3 is not None, SPLIT_K=splits, BN=tile.bn,
-    )  # fmt: skip
-    return y
-
-
 def linear_dx(
     dy: Tensor, w: Int4Weight, dispatch: ExpertDispatch, *,
     gather: bool = False, dy2: Tensor | None = None, w2: Int4Weight | None = None,

@@ -25,7 +25,7 @@ AnyDelta = DeltaWeights[Tensor] | DeltaWeights[Int4Weight]
 def experts_forward(
     x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor, save: bool
 ) -> tuple[Tensor, Saved | None]:
-    """Four launches: route, up products with SwiGLU, down product, combine. x [T, D] -> [T, D]."""
+    """Four launches (many rows on sm_90: five): route, up products with SwiGLU, down product, combine. x [T, D] -> same."""
     top_k = expert_ids.shape[1]
     dispatch = bf16.route(expert_ids, w1.shape[0])
     a, h1, h3 = bf16.swiglu(x, w1, w3, dispatch, save)  # [R, F]
@@ -42,11 +42,8 @@ def experts_backward(
 ) -> Gradients:
     """Every wanted gradient of `experts_forward`."""
     h1, h3, dispatch = saved
-    tokens = not bf16.takes_descriptors(x, w1, dispatch)  # whether rows are read at their token, or sorted here once
-    if not tokens:
-        x, dout = bf16.gather_rows(x, dispatch), bf16.gather_rows(dout, dispatch)
     if bf16.splits_backward(dout, dispatch):
-        da = bf16.grouped_gemm("gemm_dx", dout, w2, dispatch, gather=tokens, transposed=True)  # [R, F]
+        da = bf16.grouped_gemm("gemm_dx", dout, w2, dispatch, gather=True, transposed=True)  # [R, F]
         dh1, dh3, ga, dgates = bf16.swiglu_backward(
             "elementwise_backward", None, None, h1, h3, gates, dispatch, base=da, write_a=needs.w2
         )  # [R, F]
@@ -57,12 +54,12 @@ def experts_backward(
     dx = None
     if needs.x:
         dx_rows = bf16.grouped_gemm("gemm_dx", dh1, w1, dispatch, transposed=True, x2=dh3, w2=w3)  # [R, D]
-        dx = bf16.combine(dx_rows, dispatch, gates.shape[1], dout.dtype)  # [T, D]
+        dx = bf16.combine(dx_rows, dispatch, gates.shape[1], x.dtype)  # [T, D]
     return Gradients(
         x=dx,
-        w1=bf16.weight_gradient("weight_gradient", x, dh1, dispatch, gather_x=tokens) if needs.w1 else None,
-        w2=None if ga is None else bf16.weight_gradient("weight_gradient", ga, dout, dispatch, gather_dy=tokens),
-        w3=bf16.weight_gradient("weight_gradient", x, dh3, dispatch, gather_x=tokens) if needs.w3 else None,
+        w1=bf16.weight_gradient("weight_gradient", x, dh1, dispatch, gather_x=True) if needs.w1 else None,
+        w2=None if ga is None else bf16.weight_gradient("weight_gradient", ga, dout, dispatch, gather_dy=True),
+        w3=bf16.weight_gradient("weight_gradient", x, dh3, dispatch, gather_x=True) if needs.w3 else None,
         gates=dgates if needs.gates else None,
     )
 
@@ -73,12 +70,8 @@ def experts_backward(
 def int4_experts_forward(
     x: Tensor, w1: Int4Weight, w2: Int4Weight, w3: Int4Weight, gates: Tensor, expert_ids: Tensor, save: bool
 ) -> tuple[Tensor, Saved | None]:
-    """`experts_forward` with int4 weights; few slots decode without a sort, in three launches. x [T, D] -> [T, D]."""
+    """`experts_forward` with int4 weights. x [T, D] -> [T, D]."""
     top_k = expert_ids.shape[1]
-    if 0 < expert_ids.numel() <= tile_tables.W4_GEMV_SLOTS and not save:
-        a = w4.gemv(x, w1, w3, expert_ids)[0]  # [R, F]
-        y = w4.gemv(a, w2, None, expert_ids)  # [S, R, D]
-        return bf16.combine(y, None, top_k, x.dtype, gates), None
     dispatch = bf16.route(expert_ids, w1.shape3[0])
     a, h1, h3 = w4.swiglu(x, w1, w3, dispatch, save)  # [R, F]
     y = w4.linear(a, w2, dispatch)  # [R, D] or [S, R, D]

@@ -47,7 +47,7 @@ def route_kernel(
 
 
 @kernel
-def gather_kernel(x_ptr, order_ptr, out_ptr, rows, H, TOPK: tl.constexpr, BH: tl.constexpr):
+def gather_kernel(x_ptr, order_ptr, out_ptr, H, TOPK: tl.constexpr, BH: tl.constexpr):
     """``out[i] = x[order[i] // TOPK]``: every row's token, for kernels that read neighbors."""
     i = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BH + tl.arange(0, BH)
@@ -60,7 +60,7 @@ def gather_kernel(x_ptr, order_ptr, out_ptr, rows, H, TOPK: tl.constexpr, BH: tl
 def combine_kernel(
     y_ptr, gates_ptr, base_ptr, out_ptr, inverse_ptr, offsets_ptr, tokens, H, scale,
     TOPK: tl.constexpr, E: tl.constexpr, SPLIT_K: tl.constexpr,
-    SORTED: tl.constexpr, HAS_GATES: tl.constexpr, HAS_BASE: tl.constexpr, BH: tl.constexpr,
+    HAS_GATES: tl.constexpr, HAS_BASE: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """``out[t] = base[t] + scale * sum_j gates[t, j] * sum_s y[s, row(t, j)]`` in float32, one cast."""
     t = tl.program_id(0)
@@ -70,10 +70,7 @@ def combine_kernel(
     acc = tl.zeros((BH,), tl.float32)
     for j in tl.static_range(TOPK):
         slot = t * TOPK + j
-        if SORTED:
-            row = tl.load(inverse_ptr + slot).to(tl.int64)
-        else:
-            row = slot.to(tl.int64)
+        row = tl.load(inverse_ptr + slot).to(tl.int64)
         value = tl.zeros((BH,), tl.float32)
         for s in tl.static_range(SPLIT_K):
             at = (row + s * rows.to(tl.int64)) * H
@@ -84,9 +81,8 @@ def combine_kernel(
     acc = acc * scale
     if HAS_BASE:
         acc += tl.load(base_ptr + t.to(tl.int64) * H + columns, mask=mask, other=0.0).to(tl.float32)
-    if SORTED:
-        whole = (tl.load(offsets_ptr) == 0) & (tl.load(offsets_ptr + E) == rows)
-        acc += tl.where(whole, 0.0, float("nan"))
+    whole = (tl.load(offsets_ptr) == 0) & (tl.load(offsets_ptr + E) == rows)
+    acc += tl.where(whole, 0.0, float("nan"))
     tl.store(out_ptr + t.to(tl.int64) * H + columns, cast(acc, out_ptr.dtype.element_ty), mask=mask)
 
 

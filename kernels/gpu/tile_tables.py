@@ -1,9 +1,10 @@
 """Which tile a kernel runs with: checked-in tables by architecture, never a search in production.
 
-A table maps an operation to rules ``(rows per expert up to, Tile)``; `select` takes the first rule that fits. The tiles
-here compile without a spill and within 99 KB of shared memory on sm_86 (``python -m kernels.compile_check``); none has
-been measured on a card. ``python -m kernels.benchmark --tune FILE`` measures candidates on the card at hand and writes
-a table, which `select` uses where the environment has ``KERNELS_TUNING_TABLE=FILE``.
+A table maps an operation to rules ``(rows per expert up to, Tile)``; `select` takes the first rule that fits. sm_90's
+products were measured on an H200 (docs/results/gpu.md). The other tiles compile without a spill, sm_86's within its 99
+KB of shared memory (``python -m kernels.compile_check``), and are not measured.
+``python -m kernels.benchmark --tune FILE`` measures candidates on the card at hand and writes a table, which `select`
+uses where the environment has ``KERNELS_TUNING_TABLE=FILE``.
 """
 
 from __future__ import annotations
@@ -48,8 +49,6 @@ _SM_86: Table = {
     "w4_swiglu": [(ANY, Tile(128, 64, 128, 8, 3))],
     "w4_swap": [(ANY, Tile(8, 64, 128, 4, 4, 8, 4))],
     "w4_swap_swiglu": [(ANY, Tile(8, 64, 128, 4, 4))],
-    "w4_gemv": [(ANY, Tile(1, 16, 128, 4, 3, 8, 4))],
-    "w4_gemv_swiglu": [(ANY, Tile(1, 8, 128, 4, 4))],
     "w4_dx": [(ANY, Tile(64, 64, 128, 8, 3))],
     "w4_dequantize": [(ANY, Tile(1, 32, 128, 4, 1))],
     "combine": [(ANY, Tile(1, 512, 1, 4, 1))],
@@ -60,23 +59,34 @@ _SM_86: Table = {
 
 _SM_90: Table = {
     **_SM_86,
-    "gemm": [(16, Tile(16, 64, 128, 4, 3)), (48, Tile(32, 64, 64, 4, 3)), (ANY, Tile(128, 256, 64, 8, 3))],
-    "gemm_dx": [(16, Tile(16, 64, 128, 4, 3)), (ANY, Tile(128, 256, 64, 8, 3))],
-    "swiglu": [(16, Tile(16, 64, 64, 4, 3)), (48, Tile(32, 64, 64, 4, 3)), (ANY, Tile(128, 128, 64, 8, 3))],
-    "weight_gradient": [(ANY, Tile(64, 128, 128, 8, 3))],
-    "persistent_gemm": [(ANY, Tile(128, 256, 64, 8, 3))],
-    "persistent_gemm_dx": [(ANY, Tile(128, 256, 64, 8, 3))],
-    "persistent_swiglu": [(ANY, Tile(128, 128, 64, 8, 3))],
-    "persistent_weight_gradient": [(ANY, Tile(64, 128, 256, 8, 3))],
-    "w4_gemm": [(ANY, Tile(128, 128, 128, 8, 3))],
-    "w4_dx": [(ANY, Tile(128, 64, 128, 8, 3))],
+    "gemm": [(16, Tile(16, 32, 128, 4, 4)), (64, Tile(64, 64, 64, 4, 4)), (ANY, Tile(128, 128, 64, 8, 4))],
+    "gemm_dx": [(16, Tile(16, 64, 128, 4, 3)), (ANY, Tile(128, 128, 64, 8, 3))],
+    "swiglu": [(16, Tile(16, 32, 256, 4, 3)), (64, Tile(64, 64, 64, 4, 4)), (ANY, Tile(128, 128, 64, 8, 3))],
+    "weight_gradient": [(ANY, Tile(64, 128, 256, 8, 4))],
+    "persistent_gemm": [(384, Tile(128, 128, 64, 8, 4)), (ANY, Tile(128, 256, 64, 8, 3))],
+    "persistent_swiglu": [(ANY, Tile(128, 128, 64, 8, 3, 16))],
+    "w4_gemm": [(ANY, Tile(64, 64, 128, 4, 3))],
+    "w4_swiglu": [(ANY, Tile(128, 64, 128, 8, 2))],
+    "w4_swap": [
+        (1, Tile(8, 128, 128, 4, 4, 8, 14)),
+        (8, Tile(8, 64, 128, 4, 4, 8, 8)),
+        (16, Tile(16, 64, 128, 4, 4, 8, 4)),
+        (ANY, Tile(32, 64, 128, 4, 3, 8, 4)),
+    ],
+    "w4_swap_swiglu": [
+        (1, Tile(8, 128, 128, 8, 4)),
+        (8, Tile(8, 64, 128, 4, 4)),
+        (16, Tile(16, 64, 128, 4, 4)),
+        (ANY, Tile(32, 64, 128, 4, 3)),
+    ],
+    "w4_dx": [(ANY, Tile(64, 64, 128, 4, 3))],
+    "w4_dequantize": [(ANY, Tile(1, 16, 128, 4, 1))],
 }
 
 TABLES: dict[str, Table] = {"sm_86": _SM_86, "sm_90": _SM_90}
 
-W4_GEMV_SLOTS = 4  # up to so many rows in all an int4 layer decodes without a sort
 W4_SWAP_ROWS = 32  # up to so many rows per expert tokens are the narrow operand of an int4 product (swap-AB)
-W4_DEQUANTIZE_ROWS = 512  # above, one pass of dequantization costs less than decoding inside the product
+W4_DEQUANTIZE_ROWS = 256  # above, one pass of dequantization costs less than decoding inside the product
 SPLIT_BACKWARD_ROWS = 128  # from so many rows per expert on cards with persistent kernels split SwiGLU's backward
 PERSISTENT_ROWS = 256  # from so many rows per expert on the persistent kernels run, where the table has them
 PERSISTENT_WIDTH = 256  # they take matrices of multiples of this: every tile of theirs divides it

@@ -1,8 +1,8 @@
 """W4A16: products with int4 weights (`kernels.int4`), decoded inside the kernel.
 
-A nibble minus 8 is exact in bf16. `w4_swap_kernel` and `w4_gemv_kernel`, for few rows, multiply the float32 sum of a
-group by its scale, so their only error is that of float32 sums; `w4_gemm_kernel`, for many, rounds the scaled weight to
-bf16, which saves a second accumulator that would spill. Inputs are gathered in the SwiGLU product and in decode.
+A nibble minus 8 is exact in bf16. `w4_swap_kernel`, for few rows, multiplies the float32 sum of a group by its
+scale, so its only error is that of float32 sums; `w4_gemm_kernel`, for many, rounds the scaled weight to
+bf16, which saves a second accumulator that would spill. Inputs are gathered in the SwiGLU product.
 """
 
 # R rows sorted by expert, E experts, N output columns, K inner width in groups of 128
@@ -165,56 +165,6 @@ def w4_swap_kernel(
             tl.store(h3_ptr + y_at, cast(acc3, h3_ptr.dtype.element_ty), mask=mask)
         acc = acc * sigmoid(acc) * acc3
     tl.store(y_ptr + y_at, cast(acc, y_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _row_product(acc, x_low, x_high, eights, q_at, s_at, column_mask):
-    """One group of 128 of a single row: ``acc + scale * sum (q - 8) x``, with ``eights`` = 8 sum x; q tile [BN, 64]."""
-    q = tl.load(q_at, mask=column_mask[:, None], other=0)
-    part = tl.sum((q & 0xF).to(tl.float32) * x_low + (q >> 4).to(tl.float32) * x_high, 1) - eights
-    return acc + part * tl.load(s_at, mask=column_mask, other=0.0).to(tl.float32)
-
-
-@kernel
-def w4_gemv_kernel(
-    x_ptr, q_ptr, s_ptr, q3_ptr, s3_ptr, y_ptr, ids_ptr, slots,
-    N: tl.constexpr, K: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr,
-    SWIGLU: tl.constexpr, SPLIT_K: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Decode: slot ``t * K + j`` reads its expert from the router's ids and row ``slot // TOPK`` of x; no sort."""
-    slot = tl.program_id(1)
-    split = tl.program_id(2)
-    GROUPS: tl.constexpr = K // 128
-    SHARE: tl.constexpr = (GROUPS + SPLIT_K - 1) // SPLIT_K
-    given = tl.load(ids_ptr + slot).to(tl.int32)
-    e = tl.minimum(tl.maximum(given, 0), E - 1)
-    poison = tl.where(given == e, 0.0, float("nan"))
-    columns = tl.program_id(0) * BN + tl.arange(0, BN)
-    column_mask = columns < N
-    g0 = split * SHARE
-    inner = tl.arange(0, 64)
-    x_at = x_ptr + (slot // TOPK).to(tl.int64) * K + g0 * 128 + inner
-    group = (e.to(tl.int64) * GROUPS + g0) * N
-    at = (group + columns[:, None]) * 64 + inner[None, :]
-    s_at = group + columns
-    acc = tl.zeros((BN,), tl.float32)
-    if SWIGLU:
-        acc3 = tl.zeros((BN,), tl.float32)
-    for _ in range(g0, tl.minimum(g0 + SHARE, GROUPS)):
-        x_low = tl.load(x_at).to(tl.float32)[None, :]
-        x_high = tl.load(x_at + 64).to(tl.float32)[None, :]
-        eights = 8.0 * tl.sum(x_low + x_high, 1)  # shared by all columns
-        acc = _row_product(acc, x_low, x_high, eights, q_ptr + at, s_ptr + s_at, column_mask)
-        if SWIGLU:
-            acc3 = _row_product(acc3, x_low, x_high, eights, q3_ptr + at, s3_ptr + s_at, column_mask)
-        x_at += 128
-        at += N * 64
-        s_at += N
-    if SWIGLU:
-        acc = acc * sigmoid(acc) * acc3
-    acc += poison
-    y_at = (slot + split.to(tl.int64) * slots) * N + columns
-    tl.store(y_ptr + y_at, cast(acc, y_ptr.dtype.element_ty), mask=column_mask)
 
 
 @triton.jit
