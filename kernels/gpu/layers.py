@@ -25,7 +25,7 @@ AnyDelta = DeltaWeights[Tensor] | DeltaWeights[Int4Weight]
 def experts_forward(
     x: Tensor, w1: Tensor, w2: Tensor, w3: Tensor, gates: Tensor, expert_ids: Tensor, save: bool
 ) -> tuple[Tensor, Saved | None]:
-    """Four launches (many rows on sm_90: five): route, up products with SwiGLU, down product, combine. x [T, D] -> same."""
+    """Four launches, many rows on sm_90 five: route, up products, down product, combine. x [T, D] -> [T, D]."""
     top_k = expert_ids.shape[1]
     dispatch = bf16.route(expert_ids, w1.shape[0])
     a, h1, h3 = bf16.swiglu(x, w1, w3, dispatch, save)  # [R, F]
