@@ -20,7 +20,8 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
 # Row counts change with every batch and routing: a variant for 1 and one for multiples of 16 would compile in mid-run.
-kernel = functools.partial(triton.jit, do_not_specialize=("rows_total", "rows", "tokens", "slots"))
+COUNTS = ("rows_total", "rows", "tokens")
+kernel = functools.partial(triton.jit, do_not_specialize=COUNTS)
 
 
 @triton.jit

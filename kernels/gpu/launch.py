@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import triton
 from torch import Tensor
 
 from kernels.gpu import gemm, persistent, routing, tile_tables
+from kernels.gpu.common import COUNTS
 from kernels.gpu.tile_tables import Tile
 from kernels.types import ExpertDispatch
 
@@ -32,13 +33,42 @@ class Launch(NamedTuple):
     arguments: dict[str, Any]
 
 
+_compiled: dict[tuple[Any, ...], Any] = {}
+
+
+def code_key(made: Launch) -> tuple[Any, ...]:
+    """What the compiled code of a launch depends on: constants, types, and whether addresses divide by 16."""
+    key: list[Any] = [id(made.kernel), made.tile]
+    for name in made.kernel.arg_names:
+        value = made.arguments[name]
+        if isinstance(value, Tensor):
+            key.append((value.dtype, value.data_ptr() % 16 == 0))
+        elif isinstance(value, float):
+            key.append(float)
+        else:
+            key.append(value >= 2**31 if name in COUNTS else value)
+    return tuple(key)
+
+
 def run_on_gpu(made: Launch) -> None:
-    """Launches a kernel on the device of its tensors."""
-    tensor = next(value for value in made.arguments.values() if isinstance(value, Tensor))
-    with torch.cuda.device_of(tensor):
-        made.kernel[made.grid](
-            **made.arguments, num_warps=made.tile.warps, num_stages=made.tile.stages, enable_fp_fusion=True
-        )
+    """Launches a kernel on the device of its tensors.
+
+    Triton looks compiled code up by all arguments, which takes several times as long as the launch: from the second
+    launch on it is found by `code_key`.
+    """
+    device = next(value for value in made.arguments.values() if isinstance(value, Tensor)).device
+    if device.type != "cuda":  # Triton's interpreter
+        made.kernel[made.grid](**made.arguments)
+        return
+    known = (device.index, *code_key(made))
+    compiled = _compiled.get(known)
+    with nullcontext() if device.index == torch.cuda.current_device() else torch.cuda.device(device):
+        if compiled is None:
+            _compiled[known] = made.kernel[made.grid](
+                **made.arguments, num_warps=made.tile.warps, num_stages=made.tile.stages, enable_fp_fusion=True
+            )
+        else:
+            compiled[(*made.grid, 1, 1)[:3]](*(made.arguments[name] for name in made.kernel.arg_names))
 
 
 class _Target(NamedTuple):
