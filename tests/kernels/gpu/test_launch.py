@@ -17,7 +17,10 @@ KERNEL = SimpleNamespace(arg_names=["x_ptr", "h_ptr", "rows_total", "scale", "H"
 BUFFER = torch.zeros(64)
 
 
-def key(tile: Tile = Tile(16, 16, 16, 4, 1), kernel: Any = KERNEL, **changes: Any) -> tuple[Any, ...]:
+TILE = Tile(16, 16, 16, 4, 1)
+
+
+def key(tile: Tile = TILE, kernel: Any = KERNEL, **changes: Any) -> tuple[Any, ...]:
     arguments = {"x_ptr": BUFFER, "h_ptr": None, "rows_total": 7, "scale": 1.0, "H": 48, "FLAG": False, **changes}
     return code_key(Launch("op", kernel, (1,), tile, arguments))
 
