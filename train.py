@@ -128,12 +128,13 @@ def plan_and_run(arguments: argparse.Namespace) -> int:
     sizes = base_config(config)
     rounded = ", feed-forwards of the base in int4" if has_int4_base(config) else ""
     say(console, f"{describe_hardware(device)}, weights in {dtype_name(dtype)}{rounded}")
-    plan = plan_run(config, sizes, dtype)
+    gpu = device.type == "cuda"
+    plan = plan_run(config, sizes, dtype, gpu)
     if arguments.epochs is not None:
         config = replace(config, mix_steps=steps_of_epochs(config, data.train, arguments.epochs))
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    for line in describe_fit(config, sizes, plan, dtype, available_memory(device), arguments.dry_run):
+    for line in describe_fit(config, sizes, plan, dtype, available_memory(device), arguments.dry_run, gpu):
         say(console, line)
     path = Path(distributed.same_text(str(run_path(arguments))))
     if arguments.dry_run:

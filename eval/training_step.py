@@ -54,9 +54,9 @@ def delta_config(shape: ModelConfig, config: RunConfig) -> ModelConfig:
     )  # fmt: skip
 
 
-def planned_bytes(config: ModelConfig, run: RunConfig, dtype: torch.dtype, packed: bool) -> float:
+def planned_bytes(config: ModelConfig, run: RunConfig, dtype: torch.dtype, packed: bool, gpu: bool) -> float:
     """What the planner says."""
-    return plan_memory(config, run.tokens_per_batch, dtype, run.activation_checkpointing, packed).total
+    return plan_memory(config, run.tokens_per_batch, dtype, run.activation_checkpointing, packed, gpu).total
 
 
 def steps_of(step: Callable[[int], int], steps: int, device: torch.device, flop_per_token: float) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def measure_ours(
 ) -> dict[str, Any]:  # fmt: skip
     """Steps of the branch and of the mix stage."""
     config = delta_config(shape, run)
-    planned = planned_bytes(config, run, dtype, packed) / GIB
+    planned = planned_bytes(config, run, dtype, packed, device.type == "cuda") / GIB
     result: dict[str, Any] = {"planned_gib": planned, "ranks": [run.shared_rank, run.expert_rank]}
     model = random_model(config, device, dtype, packed)
     batches = random_batches(run, config.vocab_size)

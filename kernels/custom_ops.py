@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,6 +39,23 @@ def uses_triton(tensor: Tensor) -> bool:
     if tensor.dtype == torch.float64 or not HAS_TRITON:
         return False
     return tensor.is_cuda or INTERPRETED
+
+
+@contextmanager
+def without_running() -> Iterator[None]:
+    """Inside the block the operators take the GPU's path wherever tensors lie, and launch nothing.
+
+    What they allocate can so be counted without a GPU.
+    """
+    global INTERPRETED
+    from kernels.gpu.launch import redirected
+
+    before, INTERPRETED = INTERPRETED, True
+    try:
+        with redirected(lambda made: None):
+            yield
+    finally:
+        INTERPRETED = before
 
 
 def _given(tensors: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor | None]:

@@ -191,23 +191,23 @@ def require_disk(config: RunConfig, plan: MemoryPlan, directory: Path, disk_free
     require_free_space(directory, disk_needed(config, plan), disk_free)
 
 
-def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype) -> MemoryPlan:
+def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype, gpu: bool) -> MemoryPlan:
     """Memory of the run's largest stage; raises :class:`UserError` for a mixture or a baseline that cannot be made."""
     if config.baseline and config.expert_form == "delta":
         upcycled_config(base, (), "delta", 1, 0, config.adapter_rank)
     mixture = mixture_config(config, base)
     recompute = config.activation_checkpointing
-    return plan_memory(mixture, config.tokens_per_batch, dtype, recompute, has_int4_base(config))
+    return plan_memory(mixture, config.tokens_per_batch, dtype, recompute, has_int4_base(config), gpu)
 
 
-def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, available: int) -> str:
+def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, available: int, gpu: bool) -> str:
     """The smallest change of settings with which the run fits into ``available`` bytes, as flags; "" if none does.
 
     Fewer tokens a batch come first (with more batches per step the result is about the same), then recomputation.
     """
     model = mixture_config(config, base)
     for checkpointing in sorted({config.activation_checkpointing, True}):
-        fitting = most_tokens(model, dtype, checkpointing, available, has_int4_base(config))
+        fitting = most_tokens(model, dtype, checkpointing, available, has_int4_base(config), gpu)
         if fitting < config.max_tokens:
             continue
         flags = [] if checkpointing == config.activation_checkpointing else ["--activation-checkpointing"]
@@ -219,11 +219,12 @@ def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, avai
 
 
 def describe_fit(
-    config: RunConfig, base: ModelConfig, plan: MemoryPlan, dtype: torch.dtype, available: int, thorough: bool
-) -> list[str]:
+    config: RunConfig, base: ModelConfig, plan: MemoryPlan, dtype: torch.dtype, available: int, thorough: bool,
+    gpu: bool,
+) -> list[str]:  # fmt: skip
     """What to change if the run does not fit into ``available`` bytes; if ``thorough``, how much room is left, too."""
     if plan.total > available:
-        flags = change_to_fit(config, base, dtype, available)
+        flags = change_to_fit(config, base, dtype, available, gpu)
         remedy = (
             f"it does with: {flags}" if flags else "no batch is small enough: take a smaller base or a larger device"
         )
@@ -231,7 +232,7 @@ def describe_fit(
     if not thorough:
         return []
     recompute, int4 = config.activation_checkpointing, has_int4_base(config)
-    most = most_tokens(mixture_config(config, base), dtype, recompute, available, int4)
+    most = most_tokens(mixture_config(config, base), dtype, recompute, available, int4, gpu)
     return [f"fits into the {available / GIB:.1f} GiB that are free; the largest --tokens-per-batch is about {most:,}"]
 
 

@@ -1,8 +1,8 @@
 """Memory that a run needs, computed from the config alone before it starts.
 
 A training step is run on fake tensors, which have shapes and no memory, and its storages are counted: what the
-backward pass keeps, the logits of a chunk, and what exists only for a moment. The allocator's fragmentation, a GPU's
-context (0.5 to 1 GiB) and buffers inside a kernel come on top.
+backward pass keeps, the logits of a chunk, and what exists only for a moment, for a GPU also inside the expert layers.
+The allocator's fragmentation and a GPU's context (0.5 to 1 GiB) come on top.
 """
 
 # T tokens in a batch, D model dim
@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from kernels.int4 import group_of
-from kernels.packed import PackedWeights
+from kernels import custom_ops
+from kernels.int4 import GROUP, Int4Weight, group_of
+from kernels.packed import Int4Weights, PackedWeights
 from moe.config import ModelConfig
 from moe.layers import FeedForward
 from moe.losses import token_losses
@@ -33,6 +34,10 @@ GIB = 2**30
 MEASURED_TOKENS = (2048, 4096)
 CHECKED_TOKENS = 16384  # a step of more takes long to count
 DOCUMENT = 512  # tokens of each example of the batch that is counted
+LAYERS = {
+    f"language_experts::{name}": getattr(custom_ops, name)._init_fn
+    for name in ("experts", "experts_backward", "delta_experts", "delta_experts_backward")
+}
 
 
 @dataclass(frozen=True)
@@ -71,14 +76,22 @@ class MemoryPlan:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of storages that operators make and that are still held; ``peak`` is the most at once."""
+    """Counts the bytes of storages that operators make and that are still held; ``peak`` is the most at once.
 
-    def __init__(self) -> None:
+    With ``gpu`` what the Triton layers make while they run counts, too.
+    """
+
+    def __init__(self, gpu: bool = False) -> None:
         super().__init__()
+        self.gpu = gpu and custom_ops.HAS_TRITON
         self.now = self.peak = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.gpu and (layer := LAYERS.get(func.name())) is not None:
+            with custom_ops.without_running(), LiveBytes() as inside:
+                layer(*args, **(kwargs or {}))
+            self.peak = max(self.peak, self.now + inside.peak)
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
@@ -117,24 +130,28 @@ def training_step(model: Transformer, tokens: int, activation_checkpointing: boo
     token_losses(output.hidden[0], model.output_weight, ids[0]).sum().backward()
 
 
-def count_step(model: Transformer, tokens: int, activation_checkpointing: bool) -> int:
+def count_step(model: Transformer, tokens: int, activation_checkpointing: bool, gpu: bool = False) -> int:
     """Most bytes that are live at once in a :func:`training_step`, gradients included, weights not."""
-    with DelayedInterrupt(lambda: None), LiveBytes() as live:  # handlers may not raise inside the dispatcher
+    with DelayedInterrupt(lambda: None), LiveBytes(gpu) as live:  # handlers may not raise inside the dispatcher
         live.hold((*model.parameters(), *model.buffers()))
         training_step(model, tokens, activation_checkpointing)
     return live.peak
 
 
-def pack_feed_forwards(model: nn.Module) -> int:
-    """Puts empty int4 weights in the place of those of dense feed-forwards, as they lie on a CPU; returns their bytes.
-
-    The two zeros beside each scale are the CPU's alone: on a GPU they are 3% fewer.
-    """
+def pack_feed_forwards(model: nn.Module, gpu: bool = False) -> int:
+    """Puts empty int4 weights in the place of dense feed-forwards', in the device's order; returns their bytes."""
     total = 0
     for module in [module for module in model.modules() if isinstance(module, FeedForward)]:
         for linear in (module.w1, module.w2, module.w3):
             rows, columns = linear.weight.shape
-            if not (group := group_of(columns)):
+            if not (group := group_of(columns)) or (gpu and group != GROUP):
+                continue
+            if gpu:
+                packed = linear.weight.new_empty((1, columns // GROUP, rows, GROUP // 2), dtype=torch.uint8)
+                weight = Int4Weight(packed, linear.weight.new_empty((1, columns // GROUP, rows), dtype=torch.bfloat16))
+                del linear.weight
+                setattr(linear, "weight", Int4Weights(weight))  # noqa: B010 - no parameter any more
+                total += weight.packed.nbytes + weight.scales.nbytes
                 continue
             levels = linear.weight.new_empty((1, rows, columns // 2), dtype=torch.uint8)
             scales = linear.weight.new_empty((1, columns // group, rows, 2), dtype=torch.bfloat16)
@@ -144,17 +161,19 @@ def pack_feed_forwards(model: nn.Module) -> int:
     return total
 
 
-def _fake_step(config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool, int4: bool) -> int:
+def _fake_step(
+    config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool, int4: bool, gpu: bool
+) -> int:
     with FakeTensorMode():
         model = Transformer(config)
         if int4:
-            pack_feed_forwards(model)
+            pack_feed_forwards(model, gpu)
         for name, parameter in list(model.named_parameters()):
             own = is_router(name) or (config.is_delta and is_expert(name))  # as widen_trainable does
             values = torch.empty(parameter.shape, dtype=torch.float32 if own else dtype)
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=learns(config, name)))
-        return count_step(model, tokens, activation_checkpointing)
+        return count_step(model, tokens, activation_checkpointing, gpu)
 
 
 def _live_bytes(config: ModelConfig, step: Callable[[ModelConfig], int]) -> int:
@@ -182,8 +201,9 @@ def _live_bytes(config: ModelConfig, step: Callable[[ModelConfig], int]) -> int:
 
 
 def plan_memory(
-    config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool, int4: bool = False
-) -> MemoryPlan:
+    config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool, int4: bool = False,
+    gpu: bool = False,
+) -> MemoryPlan:  # fmt: skip
     """Memory of the mix stage (the largest) for batches of ``tokens`` tokens.
 
     Deltas and routers are float32 with two float32 Adam moments. A step of two or three layers is counted; further
@@ -192,13 +212,13 @@ def plan_memory(
     with torch.device("meta"):
         model = Transformer(config)
     parameters = count_parameters(model)
-    packed = pack_feed_forwards(model) if int4 else 0
+    packed = pack_feed_forwards(model, gpu) if int4 else 0
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     trained = sum(n for name, n in sizes.items() if learns(config, name) and not is_router(name))
     small = sum(n for name, n in sizes.items() if is_expert(name) or is_router(name)) if config.is_delta else 0
     total = sum(sizes.values())
     width = dtype.itemsize
-    live = _live_bytes(config, lambda part: _fake_step(part, tokens, dtype, activation_checkpointing, int4))
+    live = _live_bytes(config, lambda part: _fake_step(part, tokens, dtype, activation_checkpointing, int4, gpu))
     gradients = trained * (4 if config.is_delta else max(4, width))
     return MemoryPlan(
         parameters=parameters,
@@ -211,15 +231,16 @@ def plan_memory(
 
 
 def most_tokens(
-    config: ModelConfig, dtype: torch.dtype, activation_checkpointing: bool, available: int, int4: bool = False
-) -> int:
+    config: ModelConfig, dtype: torch.dtype, activation_checkpointing: bool, available: int, int4: bool = False,
+    gpu: bool = False,
+) -> int:  # fmt: skip
     """About the most tokens of a batch with which everything fits into ``available`` bytes, to 256; 0 if none does.
 
     More than :data:`CHECKED_TOKENS` are an extrapolation.
     """
 
     def needed(tokens: int) -> int:
-        return plan_memory(config, tokens, dtype, activation_checkpointing, int4).total
+        return plan_memory(config, tokens, dtype, activation_checkpointing, int4, gpu).total
 
     few, more = MEASURED_TOKENS
     least = needed(few)

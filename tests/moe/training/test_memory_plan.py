@@ -98,6 +98,24 @@ def test_mistral_7b_fits_24_gb_with_deltas_and_not_with_full_experts():
     assert 24.0e9 < full.parameters < 24.3e9 and full.total > 80 * GIB
 
 
+@pytest.mark.parametrize("form", ["delta", "full"])
+@pytest.mark.parametrize("int4", [False, True])
+def test_on_a_gpu_what_layers_hold_while_they_run_counts(form, int4):
+    """Of a delta layer's backward at least the gradients of both pre-activations and the gated activation [R, F]."""
+    pytest.importorskip("triton")
+    ranks = {"shared_rank": 3, "expert_rank": 2} if form == "delta" else {}
+    config = replace(
+        MISTRAL, vocab_size=64, n_layers=2, dim=256, hidden_dim=1024, num_experts=4, expert_form=form, **ranks
+    )
+    cpu, gpu = (plan_memory(config, 2048, torch.bfloat16, True, int4, on_gpu) for on_gpu in (False, True))
+    held = 3 * 2048 * config.num_experts_per_tok * 1024 * 2
+    assert gpu.activations > (held if form == "delta" else cpu.activations)
+    assert gpu.trainable == cpu.trainable and gpu.optimizer == cpu.optimizer
+    if int4 and form == "delta":
+        zeros = 2 * 3 * 2 * 1024 * 256 // 128  # beside each scale on a CPU
+        assert cpu.weights - gpu.weights == zeros
+
+
 def test_recomputation_saves_most_activations():
     delta = replace(MISTRAL, num_experts=4, expert_form="delta", shared_rank=32, expert_rank=8)
     kept, recomputed = (
