@@ -52,7 +52,6 @@ _SM_86: Table = {
     "w4_dx": [(ANY, Tile(64, 64, 128, 8, 3))],
     "w4_dequantize": [(ANY, Tile(1, 32, 128, 4, 1))],
     "combine": [(ANY, Tile(1, 512, 1, 4, 1))],
-    "gather": [(ANY, Tile(1, 2048, 1, 4, 1))],
     "route": [(ANY, Tile(512, 1, 1, 4, 1))],
     "gate_gradient": [(ANY, Tile(64, 1, 1, 4, 1))],
 }
@@ -63,6 +62,7 @@ _SM_90: Table = {
     "gemm_dx": [(16, Tile(16, 64, 128, 4, 3)), (ANY, Tile(128, 128, 64, 8, 3))],
     "swiglu": [(16, Tile(16, 32, 256, 4, 3)), (64, Tile(64, 64, 64, 4, 4)), (ANY, Tile(128, 128, 64, 8, 3))],
     "weight_gradient": [(ANY, Tile(64, 128, 256, 8, 4))],
+    "gather": [(ANY, Tile(1, 2048, 1, 4, 1))],  # for the persistent kernels
     "persistent_gemm": [(384, Tile(128, 128, 64, 8, 4)), (ANY, Tile(128, 256, 64, 8, 3))],
     "persistent_swiglu": [(ANY, Tile(128, 128, 64, 8, 3, 16))],
     "w4_gemm": [(ANY, Tile(64, 64, 128, 4, 3))],

@@ -39,8 +39,9 @@ def test_every_tile_compiles_clean_for_both_architectures():
 def test_what_makes_a_kernel_unfit():
     row = {"arch": "sm_86", "spills": 0, "stack": 0, "shared": 99 * 1024, "multiplies": True, "tensor_instructions": 4}
     assert compile_check.problem(row) is None
-    assert "71 spill" in compile_check.problem(row | {"spills": 71})
-    assert "8 bytes of stack" in compile_check.problem(row | {"stack": 8})
+    assert "71 spill" in compile_check.problem(row | {"spills": 71, "stack": 24})
+    assert "24 bytes of stack" in compile_check.problem(row | {"stack": 24})
+    assert compile_check.problem(row | {"spills": 4, "stack": compile_check.HARMLESS_STACK}) is None
     assert "99 allowed" in compile_check.problem(row | {"shared": 99 * 1024 + 1})
     assert compile_check.problem(row | {"arch": "sm_90", "shared": 99 * 1024 + 1}) is None
     assert "tensor-core" in compile_check.problem(row | {"tensor_instructions": 0})

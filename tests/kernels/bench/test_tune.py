@@ -27,7 +27,7 @@ def tuned(monkeypatch, measure, run=lambda made: None, deadline=float("inf"), **
         tune.fill_with_zeros(made)
 
     monkeypatch.setattr(tune, "measure", measure)
-    options = {"sizes": {512: tile_tables.ANY, 8: 16}, **options}
+    options = {"sizes": {256: tile_tables.ANY, 8: 16}, **options}
     with redirected(zeros, "sm_90"):
         return tune.tune(deadline, shape=SHAPE, device="cpu", **options)
 
@@ -97,11 +97,11 @@ def test_a_derived_table_takes_what_compiles_clean_there(monkeypatch):
 
 def test_a_tile_that_fails_is_dropped(monkeypatch):
     def too_large(made: Launch) -> None:
-        if made.op == "gemm" and made.tile.bn == 128:
+        if made.op == "gemm" and made.tile.bn == 256:
             raise RuntimeError("out of resource: shared memory")
 
     table, log = tuned(monkeypatch, lambda runs, *_: dict.fromkeys(runs, 1.0), run=too_large)
-    assert 128 not in {tile.bn for _, tile in table["gemm"]} and 128 in {
+    assert 256 not in {tile.bn for _, tile in table["gemm"]} and 256 in {
         t.bn for t in tune.candidates("gemm", Tile(1, 1, 1, 1, 1))
     }
     assert any("out of resource" in entry.get("error", "") for entry in log)
