@@ -1,0 +1,101 @@
+""":class:`~moe.model.Transformer` for one token a row of a cache, on a GPU, in few kernels.
+
+Inside a CUDA graph a step is a chain of kernels, and each costs some microseconds however little it does. So queries,
+keys and values are one product, and what lies between products is three kernels a layer (:mod:`kernels.gpu.decode`)
+in the place of twenty.
+"""
+
+# R rows, D model dim, H query heads, G key/value heads, C head dim
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import ops
+from kernels.custom_ops import uses_triton
+from kernels.cpu.stacked import join
+from moe.cache import Step
+from moe.experts import MoEFeedForward
+from moe.layers import AttentionPattern, FeedForward, attend
+from moe.model import ModelOutput, Transformer
+from moe.router import RouterContext, Routing
+
+WIDTHS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class GPUDecoder:
+    """Runs the steps of a model whose weights stay as they are; those of queries, keys and values become one's views.
+
+    Raises ValueError for a model that :meth:`fits` excludes.
+    """
+
+    def __init__(self, model: Transformer):
+        if not self.fits(model):
+            raise ValueError("the decoder runs models of one dtype of 16 or 32 bits where Triton runs")
+        from kernels.gpu import launch_decode  # needs triton
+
+        self.model, self.kernels = model, launch_decode
+        self.joined: list[tuple[Tensor, Tensor | None]] = []  # weight and bias of queries, keys and values
+        with torch.inference_mode(False), torch.no_grad():
+            for block in model.layers:
+                attention: Any = block.attention
+                parts = (attention.wq, attention.wk, attention.wv)
+                bias = None if attention.wq.bias is None else torch.cat([part.bias for part in parts])
+                self.joined.append((join([part.weight for part in parts]), bias))
+
+    @staticmethod
+    def fits(model: Transformer) -> bool:
+        """Whether the kernels have room for the model's sizes and its dense weights are of one dtype."""
+        config, scaling = model.config, model.config.rope_scaling
+        if not uses_triton(model.norm.weight) or (scaling is not None and scaling.kind == "dynamic"):
+            return False
+        from kernels.gpu.launch_decode import MAX_DIM, MAX_EXPERTS
+
+        own, gates = set(), set()
+        for name, parameter in model.named_parameters():
+            if "_delta" not in name:  # deltas and routers may be wider than the rest
+                (gates if name.endswith("feed_forward.gate.weight") else own).add(parameter.dtype)
+        plain = [model.tok_embeddings.weight, *(block.attention.wq.weight for block in model.layers)]  # type: ignore
+        dense = all(isinstance(weight, Tensor) for weight in plain)
+        small = config.dim <= MAX_DIM and config.num_experts <= MAX_EXPERTS
+        return dense and small and len(own) == 1 and own | gates <= set(WIDTHS)
+
+    def __call__(self, tokens: Tensor, cache: Step, expert_bias: Tensor | None = None) -> ModelOutput:
+        """What ``model(tokens, cache=cache, expert_bias=expert_bias)`` gives; tokens [R, 1]."""
+        model, config = self.model, self.model.config
+        table = model.angles(cache.cache.max_len, model.dtype, tokens.device)
+        positions = cache.positions[:, 0].contiguous()
+        context = None
+        if config.router_context != "none":
+            context = RouterContext(config, (len(tokens), 1), tokens.device, None, cache)
+        x, y = F.embedding(tokens[:, 0], model.tok_embeddings.weight), None  # [R, D]; y is yet to be added to x
+        routing: list[Routing] = []
+        for index, (block, (weight, bias)) in enumerate(zip(model.layers, self.joined)):
+            attention: Any = block.attention
+            ffn: Any = block.feed_forward
+            normed, _ = self.kernels.add_norm(x, y, block.attention_norm.weight, block.attention_norm.eps)
+            window, place = cache.cache.places[index]
+            buffer = cache.cache.tracks[window].buffer[place]  # [B, 2G, capacity, C]
+            heads = F.linear(normed, weight, bias)
+            q = self.kernels.rope_and_store(heads, positions, table, buffer, attention.n_heads)
+            keys, values = buffer[: len(x), :, : min(cache.end, buffer.shape[2])].chunk(2, 1)
+            y = attend(q[:, :, None], keys, values, AttentionPattern(mask=cache.masks[window]))  # [R, H, 1, C]
+            y = F.linear(y.reshape(len(x), -1).to(x.dtype), attention.wo.weight, attention.wo.bias)
+            decided = routing[0] if routing and config.router_layers == "first" else None
+            gate = ffn.gate if isinstance(ffn, MoEFeedForward) and decided is None and context is None else None
+            normed, found = self.kernels.add_norm(
+                x, y, block.ffn_norm.weight, block.ffn_norm.eps,
+                *(() if gate is None else (gate.weight, expert_bias, ffn.top_k)),
+            )  # fmt: skip
+            if isinstance(ffn, FeedForward):
+                y = ffn(normed)
+                continue
+            y, made = ffn(normed, decided if found is None else Routing(*found), context, len(routing), expert_bias)
+            if made is not None:
+                routing.append(made)
+        hidden = self.kernels.add_norm(x, y, model.norm.weight, model.norm.eps)[0][:, None]  # [R, 1, D]
+        return ModelOutput(hidden, ops.linear(hidden, model.output_weight), routing)
