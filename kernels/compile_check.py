@@ -43,7 +43,7 @@ LIMITS = {86: (100, 48, 16, 99 * 1024), 90: (228, 64, 32, 227 * 1024)}
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
 HARMLESS_STACK = 16  # bytes; the large SwiGLU tile that keeps h is the fastest with so many (docs/results/gpu.md)
 WITHOUT_PRODUCTS = (
-    "route", "gather", "combine", "gate_gradient", "elementwise_backward", "w4_dequantize", "add_norm", "rope",
+    "route", "gather", "combine", "gate_gradient", "elementwise_backward", "w4_dequantize", "add_norm", "attend_join",
 )  # fmt: skip
 
 
@@ -120,8 +120,12 @@ def _run_decode() -> None:
             launch_decode.add_norm(x, x, weight, 1e-5, torch.empty(experts, width, dtype=dtype), bias, TOP_K)
     heads = torch.empty(2, (queries + 2 * groups) * size, dtype=torch.bfloat16)
     angles = torch.empty(256, size, dtype=torch.bfloat16)
-    cache = torch.empty(2, 2 * groups, 256, size, dtype=torch.bfloat16)
-    launch_decode.rope_and_store(heads, torch.empty(2, dtype=torch.int64), (angles, angles), cache, queries)
+    for window, longest in ((None, 256), (128, 256), (None, 4096)):
+        positions, cache = (
+            torch.empty(2, dtype=torch.int64),
+            torch.empty(2, 2 * groups, longest, size, dtype=torch.bfloat16),
+        )
+        launch_decode.attend(heads, positions, (angles, angles), cache, queries, window, longest)
 
 
 def resident_blocks(arch: int, registers: int, shared: int, warps: int) -> int:

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import ops
-from kernels.custom_ops import uses_triton
 from kernels.cpu.stacked import join
+from kernels.custom_ops import uses_triton
 from moe.cache import Step
 from moe.experts import MoEFeedForward
-from moe.layers import AttentionPattern, FeedForward, attend
+from moe.layers import FeedForward
 from moe.model import ModelOutput, Transformer
 from moe.router import RouterContext, Routing
 
@@ -55,7 +55,8 @@ class GPUDecoder:
             return False
         from kernels.gpu.launch_decode import MAX_DIM, MAX_EXPERTS
 
-        own, gates = set(), set()
+        own: set[torch.dtype] = set()
+        gates: set[torch.dtype] = set()
         for name, parameter in model.named_parameters():
             if "_delta" not in name:  # deltas and routers may be wider than the rest
                 (gates if name.endswith("feed_forward.gate.weight") else own).add(parameter.dtype)
@@ -66,7 +67,7 @@ class GPUDecoder:
 
     def __call__(self, tokens: Tensor, cache: Step, expert_bias: Tensor | None = None) -> ModelOutput:
         """What ``model(tokens, cache=cache, expert_bias=expert_bias)`` gives; tokens [R, 1]."""
-        model, config = self.model, self.model.config
+        model, config, kernels = self.model, self.model.config, self.kernels
         table = model.angles(cache.cache.max_len, model.dtype, tokens.device)
         positions = cache.positions[:, 0].contiguous()
         context = None
@@ -74,20 +75,18 @@ class GPUDecoder:
             context = RouterContext(config, (len(tokens), 1), tokens.device, None, cache)
         x, y = F.embedding(tokens[:, 0], model.tok_embeddings.weight), None  # [R, D]; y is yet to be added to x
         routing: list[Routing] = []
-        for index, (block, (weight, bias)) in enumerate(zip(model.layers, self.joined)):
-            attention: Any = block.attention
-            ffn: Any = block.feed_forward
-            normed, _ = self.kernels.add_norm(x, y, block.attention_norm.weight, block.attention_norm.eps)
+        for index, (weight, bias) in enumerate(self.joined):
+            block: Any = model.layers[index]
+            attention, ffn = block.attention, block.feed_forward
+            normed, _ = kernels.add_norm(x, y, block.attention_norm.weight, block.attention_norm.eps)
             window, place = cache.cache.places[index]
             buffer = cache.cache.tracks[window].buffer[place]  # [B, 2G, capacity, C]
             heads = F.linear(normed, weight, bias)
-            q = self.kernels.rope_and_store(heads, positions, table, buffer, attention.n_heads)
-            keys, values = buffer[: len(x), :, : min(cache.end, buffer.shape[2])].chunk(2, 1)
-            y = attend(q[:, :, None], keys, values, AttentionPattern(mask=cache.masks[window]))  # [R, H, 1, C]
-            y = F.linear(y.reshape(len(x), -1).to(x.dtype), attention.wo.weight, attention.wo.bias)
+            y = kernels.attend(heads, positions, table, buffer, attention.n_heads, window, cache.end)
+            y = F.linear(y, attention.wo.weight, attention.wo.bias)
             decided = routing[0] if routing and config.router_layers == "first" else None
             gate = ffn.gate if isinstance(ffn, MoEFeedForward) and decided is None and context is None else None
-            normed, found = self.kernels.add_norm(
+            normed, found = kernels.add_norm(
                 x, y, block.ffn_norm.weight, block.ffn_norm.eps,
                 *(() if gate is None else (gate.weight, expert_bias, ffn.top_k)),
             )  # fmt: skip
@@ -97,5 +96,5 @@ class GPUDecoder:
             y, made = ffn(normed, decided if found is None else Routing(*found), context, len(routing), expert_bias)
             if made is not None:
                 routing.append(made)
-        hidden = self.kernels.add_norm(x, y, model.norm.weight, model.norm.eps)[0][:, None]  # [R, 1, D]
+        hidden = kernels.add_norm(x, y, model.norm.weight, model.norm.eps)[0][:, None]  # [R, 1, D]
         return ModelOutput(hidden, ops.linear(hidden, model.output_weight), routing)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.gpu.common import cast, kernel
+from kernels.gpu.common import cast, dot, kernel
 
 
 @triton.jit
@@ -26,7 +26,10 @@ def _decide(
     D: tl.constexpr, E: tl.constexpr, TOPK: tl.constexpr, BLOCK: tl.constexpr, E_PAD: tl.constexpr,
     E_STEP: tl.constexpr,
 ):  # fmt: skip
-    """Experts and gates of a token x [BLOCK] with the first weights of the gate, as `moe.router.select_top_k` chooses them; of equal ones the first."""
+    """Experts and gates of a token x [BLOCK] as `moe.router.select_top_k` has them; of equal experts the first.
+
+    ``weight``: rows of the gate of the first experts.
+    """
     experts = tl.arange(0, E_PAD)
     logits = tl.zeros((E_PAD,), tl.float32)
     for first in range(0, E, E_STEP):
@@ -86,30 +89,91 @@ def norm_kernel(
         )  # fmt: skip
 
 
+@triton.jit
+def _turned(start, columns, cos, sin, mask, C: tl.constexpr):
+    """Rotary embedding of what lies at ``start`` + columns [..., C], rounded after each operation, in float32."""
+    dtype, lower = start.dtype.element_ty, columns < C // 2
+    x = tl.load(start + columns, mask=mask, other=0.0).to(tl.float32)
+    other = tl.load(start + tl.where(lower, columns + C // 2, columns - C // 2), mask=mask, other=0.0).to(tl.float32)
+    turned = cast(x * cos, dtype).to(tl.float32) + cast(tl.where(lower, -other, other) * sin, dtype).to(tl.float32)
+    return cast(turned, dtype).to(tl.float32)
+
+
 @kernel
-def rope_kernel(
-    heads_ptr, positions_ptr, cos_ptr, sin_ptr, q_ptr, cache_ptr, slots,
-    H: tl.constexpr, G: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+def attend_kernel(
+    heads_ptr, positions_ptr, cos_ptr, sin_ptr, cache_ptr, out_ptr, max_ptr, sum_ptr, tokens, slots, scale,
+    H: tl.constexpr, G: tl.constexpr, C: tl.constexpr, WINDOW: tl.constexpr, SPLITS: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
-    """Turns the queries and keys of heads [R, H + 2G, C]; queries go to q [R, H, C], keys and values to the cache."""
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    columns, half = tl.arange(0, BLOCK), C // 2
-    mask = columns < half
-    dtype = heads_ptr.dtype.element_ty
-    start = heads_ptr + (row * (H + 2 * G) + head) * C
-    first = tl.load(start + columns, mask=mask, other=0.0).to(tl.float32)
-    second = tl.load(start + half + columns, mask=mask, other=0.0).to(tl.float32)
+    """Rotary embeddings, the new key and value into the cache, and attention of a group's queries to a share of it.
+
+    A token lies in slot ``position % slots``. The new one comes from heads [R, H + 2G, C]; no program reads its slot.
+    With more than one split ``out`` [SPLITS, R, H, C] is unnormalized, and max and sum [SPLITS, R, H] are kept.
+    """
+    row, group, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
+    share: tl.constexpr = H // G
+    members, columns, local = tl.arange(0, BM), tl.arange(0, BC), tl.arange(0, BN)
+    inner, kept = columns < C, cache_ptr.dtype.element_ty
     position = tl.load(positions_ptr + row)
-    if head < H + G:
-        cos = tl.load(cos_ptr + position * C + columns, mask=mask, other=0.0).to(tl.float32)  # its halves are equal
-        sin = tl.load(sin_ptr + position * C + columns, mask=mask, other=0.0).to(tl.float32)
-        low = cast(first * cos, dtype).to(tl.float32) - cast(second * sin, dtype).to(tl.float32)
-        high = cast(second * cos, dtype).to(tl.float32) + cast(first * sin, dtype).to(tl.float32)
-        first, second = cast(low, dtype).to(tl.float32), cast(high, dtype).to(tl.float32)
-    kept = q_ptr.dtype.element_ty
-    if head < H:
-        target = q_ptr + (row * H + head) * C
+    cos = tl.load(cos_ptr + position * C + columns, mask=inner, other=0.0).to(tl.float32)
+    sin = tl.load(sin_ptr + position * C + columns, mask=inner, other=0.0).to(tl.float32)
+    start = heads_ptr + row * (H + 2 * G) * C
+    mask = (members < share)[:, None] & inner[None, :]
+    at = (group * share + members) * C
+    q = _turned(start + at[:, None], columns[None, :], cos[None, :], sin[None, :], mask, C)  # [BM, BC]
+    q = cast(q, kept)
+    keys = cache_ptr + (row * 2 * G + group) * slots * C
+    values = keys + G * slots.to(tl.int64) * C
+    best = tl.full((BM,), -1e30, tl.float32)  # of no key; -inf less -inf would be NaN
+    total = tl.zeros((BM,), tl.float32)
+    acc = tl.zeros((BM, BC), tl.float32)
+    if split == 0:
+        key = cast(_turned(start + (H + group) * C, columns, cos, sin, inner, C), kept)
+        value = cast(tl.load(start + (H + G + group) * C + columns, mask=inner, other=0.0).to(tl.float32), kept)
+        slot = position % slots
+        tl.store(keys + slot * C + columns, key, mask=inner)
+        tl.store(values + slot * C + columns, value, mask=inner)
+        best = tl.sum(q.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale
+        total += 1.0
+        acc += value.to(tl.float32)[None, :]
+    position = position.to(tl.int32)
+    filled = tl.minimum(position, slots)
+    part = (filled + BN * SPLITS - 1) // (BN * SPLITS) * BN
+    for first in range(split * part, tl.minimum((split + 1) * part, filled), BN):
+        slot = first + local
+        age = (position + slots - slot) % slots  # what an older token left; the new one's slot has none
+        seen = (slot < filled) & (age > 0)
+        if WINDOW is not None:
+            seen = seen & (age < WINDOW)
+        old = slot[:, None] * C + columns[None, :]
+        read = seen[:, None] & inner[None, :]
+        scores = dot(q, tl.trans(tl.load(keys + old, mask=read, other=0.0)), tl.zeros((BM, BN), tl.float32)) * scale
+        scores = tl.where(seen[None, :], scores, -float("inf"))
+        higher = tl.maximum(best, tl.max(scores, 1))
+        weights, shrink = tl.exp(scores - higher[:, None]), tl.exp(best - higher)
+        total = total * shrink + tl.sum(weights, 1)
+        value = tl.load(values + old, mask=read, other=0.0)
+        acc = dot(cast(weights, kept), value, acc * shrink[:, None])
+        best = higher
+    target = (split * tokens + row) * H + group * share + members  # [BM]
+    if SPLITS == 1:
+        acc = acc / total[:, None]
     else:
-        target = cache_ptr + ((row * 2 * G + head - H) * slots + position % slots) * C
-    tl.store(target + columns, cast(first, kept), mask=mask)
-    tl.store(target + half + columns, cast(second, kept), mask=mask)
+        tl.store(max_ptr + target, best, mask=members < share)
+        tl.store(sum_ptr + target, total, mask=members < share)
+    tl.store(out_ptr + target[:, None] * C + columns[None, :], cast(acc, out_ptr.dtype.element_ty), mask=mask)
+
+
+@kernel
+def join_kernel(
+    parts_ptr, max_ptr, sum_ptr, out_ptr, rows, C: tl.constexpr, SPLITS: tl.constexpr, BC: tl.constexpr
+):  # fmt: skip
+    """One softmax out of those over shares of the keys: parts [SPLITS, rows, C], max and sum [SPLITS, rows]."""
+    row, columns, splits = tl.program_id(0).to(tl.int64), tl.arange(0, BC), tl.arange(0, SPLITS)
+    best = tl.load(max_ptr + splits * rows + row)
+    weights = tl.exp(best - tl.max(best, 0))  # [SPLITS]
+    total = tl.sum(weights * tl.load(sum_ptr + splits * rows + row), 0)
+    at = ((splits * rows + row) * C)[:, None] + columns[None, :]
+    parts = tl.load(parts_ptr + at, mask=(columns < C)[None, :], other=0.0)
+    out = tl.sum(parts * weights[:, None], 0) / total
+    tl.store(out_ptr + row * C + columns, cast(out, out_ptr.dtype.element_ty), mask=columns < C)

@@ -1,4 +1,4 @@
-"""Launches of the small kernels of a step of generation. As in `kernels.gpu.launch`, the host reads no tensor's value."""
+"""Launches of the small kernels of a step of generation. None reads a value on the host."""
 
 # R rows, D model dim, H query heads, G key/value heads, C head dim, E experts, K top-k
 
@@ -13,6 +13,8 @@ from kernels.gpu.launch import launch, pick
 
 MAX_EXPERTS = 64  # of a router whose decision the norm makes, too
 MAX_DIM = 16384  # a row is held in the registers of one block
+SPLIT_KEYS, MOST_SPLITS = 256, 16  # attention to so many keys a program; more programs share them, and one joins them
+MOST_PROGRAMS = 512  # about four for each multiprocessor of a large card
 
 
 def add_norm(
@@ -40,22 +42,41 @@ def add_norm(
     return out, decision
 
 
-def rope_and_store(
-    heads: Tensor, positions: Tensor, table: tuple[Tensor, Tensor], cache: Tensor, queries: int
-) -> Tensor:
-    """Turned queries [R, H, C] in the cache's dtype; turned keys, and values, go to the cache.
+def attend(
+    heads: Tensor, positions: Tensor, table: tuple[Tensor, Tensor], cache: Tensor, queries: int, window: int | None,
+    longest: int,
+) -> Tensor:  # fmt: skip
+    """Attention of one new token a row -> [R, H C]; its turned key, and its value, go to the cache.
 
     Args:
-        heads: [R, (H + 2G) C], queries, keys and values.
+        heads: [R, (H + 2G) C], queries, keys and values, not yet turned.
         positions: [R] int64, below the length of the table.
         table: cosine and sine [length, C].
         cache: [R or more, 2G, capacity, C] of a layer; a token lies in slot ``position % capacity``.
+        window: a query sees itself and the ``window - 1`` tokens before it.
+        longest: no position is larger; the work depends on the positions themselves.
     """
     rows, (_, groups, slots, size) = len(heads), cache.shape
-    q = cache.new_empty(rows, queries, size)
+    groups //= 2
+    tile = pick("attend", heads, rows)
+    splits = min(min(longest, slots) // SPLIT_KEYS, MOST_PROGRAMS // (rows * groups), MOST_SPLITS)
+    splits = 1 << max(splits, 1).bit_length() - 1
+    out = heads.new_empty(rows, queries * size)
+    parts, best, total = out, None, None
+    if splits > 1:
+        parts = heads.new_empty(splits, rows, queries * size, dtype=torch.float32)
+        best, total = parts.new_empty(2, splits, rows, queries)
+    block = max(16, triton.next_power_of_2(size))
     launch(
-        "rope", decode.rope_kernel, (rows, queries + groups), pick("rope", heads, rows),
-        heads_ptr=heads, positions_ptr=positions, cos_ptr=table[0], sin_ptr=table[1], q_ptr=q, cache_ptr=cache,
-        slots=slots, H=queries, G=groups // 2, C=size, BLOCK=triton.next_power_of_2(size // 2),
+        "attend", decode.attend_kernel, (rows, groups, splits), tile,
+        heads_ptr=heads, positions_ptr=positions, cos_ptr=table[0], sin_ptr=table[1], cache_ptr=cache, out_ptr=parts,
+        max_ptr=best, sum_ptr=total, tokens=rows, slots=slots, scale=size**-0.5, H=queries, G=groups, C=size,
+        WINDOW=window, SPLITS=splits, BM=max(16, triton.next_power_of_2(queries // groups)), BN=tile.bn, BC=block,
     )  # fmt: skip
-    return q
+    if splits > 1:
+        launch(
+            "attend_join", decode.join_kernel, (rows * queries,), pick("attend_join", heads, rows),
+            parts_ptr=parts, max_ptr=best, sum_ptr=total, out_ptr=out, rows=rows * queries, C=size, SPLITS=splits,
+            BC=block,
+        )  # fmt: skip
+    return out

@@ -1,10 +1,9 @@
-"""The kernels of a step of generation, and whole steps, in Triton's interpreter; `test_interpreter.py` runs this file."""
+"""The kernels of a step of generation, and whole steps, in Triton's interpreter (see `test_interpreter.py`)."""
 
 from __future__ import annotations
 
 import copy
 import os
-from dataclasses import replace
 
 import pytest
 import torch
@@ -77,7 +76,7 @@ def test_a_router(dtype, experts, top_k, biased):
 
 
 def test_a_narrow_router_and_equal_logits():
-    """The gate's dtype rounds the logits; of equal ones the first are chosen; NaN stays NaN, with experts that exist."""
+    """The gate's dtype rounds the logits; of equal ones the first are chosen; NaN stays NaN, with real experts."""
     x, weight = torch.randn(2, 64, dtype=torch.bfloat16), torch.ones(64, dtype=torch.bfloat16)
     gate = torch.randn(2, 64, dtype=torch.bfloat16)
     bias = torch.randn(2, 2)
@@ -96,20 +95,33 @@ def test_a_narrow_router_and_equal_logits():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("queries", "groups", "size"), [(4, 2, 16), (3, 1, 6), (2, 2, 2)])
-def test_rope_and_store(dtype, queries, groups, size):
-    positions, capacity = torch.tensor([0, 7, 23]), 8
-    heads = torch.randn(3, queries + 2 * groups, size).to(dtype)
-    table = tuple(part[0, 0] for part in rope_angles(torch.arange(24)[None], size, 1e4, dtype))
+@pytest.mark.parametrize(
+    ("capacity", "window", "split_keys"), [(70, None, 256), (40, 40, 256), (44, 40, 10), (70, None, 20)]
+)
+def test_attend(dtype, queries, groups, size, capacity, window, split_keys, monkeypatch):
+    """The first token, more keys than a tile, rows that wrapped around or not, slack behind a window; splits."""
+    monkeypatch.setattr(launch_decode, "SPLIT_KEYS", split_keys)
+    positions = torch.tensor([0, 7, 69, 37])
+    rows, turning = len(positions), queries + groups
+    heads = torch.randn(rows, queries + 2 * groups, size).to(dtype)
+    table = tuple(part[0, 0] for part in rope_angles(torch.arange(70)[None], size, 1e4, dtype))
     cos, sin = (part[positions][:, None, None] for part in table)  # [R, 1, 1, C]
-    turned = apply_rope(heads[:, : queries + groups, None], cos, sin)[:, :, 0]
+    turned = apply_rope(heads[:, :turning, None], cos, sin)[:, :, 0]
     for kept in (dtype, torch.float32):
-        buffer = torch.zeros(4, 2 * groups, capacity, size, dtype=kept)
-        want = buffer.clone()
+        buffer = torch.randn(rows + 1, 2 * groups, capacity, size).to(kept)
+        given = buffer.clone()
+        with launch.recorded() as launches:
+            found = launch_decode.attend(heads.view(rows, -1), positions, table, given, queries, window, 70)
+        assert [made.op for made in launches] == ["attend", "attend_join"][: 1 + (split_keys < 256)]
         for row, position in enumerate(positions.tolist()):
-            want[row, :, position % capacity] = torch.cat((turned[row, queries:], heads[row, queries + groups :]))
-        q = launch_decode.rope_and_store(heads.view(3, -1), positions, table, buffer, queries)
-        bound = 1e-6 if dtype == torch.float32 else 0
-        assert q.dtype == kept and error(q, turned[:, :queries]) <= bound and error(buffer, want) <= bound
+            new = torch.cat((turned[row, queries:], heads[row, turning:]))
+            buffer[row, :, position % capacity] = new.to(kept)
+            times = range(max(0, position + 1 - (window or capacity)), position + 1)
+            k, v = buffer[row, :, [time % capacity for time in times]].double().chunk(2)  # [G, L, C]
+            q = turned[row, :queries].to(kept).double().view(groups, -1, size)
+            want = F.scaled_dot_product_attention(q, k, v).flatten()
+            assert error(found[row], want) <= (1e-6 if dtype == torch.float32 else 2**-7)
+        assert found.dtype == dtype and error(given, buffer) <= (1e-6 if dtype == torch.float32 else 0)
 
 
 FULL = {"num_experts": 3, "num_experts_per_tok": 2}
@@ -209,20 +221,19 @@ def test_models_that_the_kernels_exclude():
         GPUDecoder(mixed)
 
 
-def test_kernels_of_a_layer(monkeypatch):
-    """Three kernels beside the experts', two products and attention; all else happens once a step."""
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **options: torch.abs(q))
+def test_kernels_of_a_layer():
+    """Three kernels beside the experts' and two products; all else happens once a step."""
     counts = []
     for layers in (2, 3):
         model = make_model(**{**FULL, "n_layers": layers})
         decoder, cache = GPUDecoder(model), KVCache(model.config, 2, 24)
         model.angles(24, model.dtype, model.device)
+        positions, tokens = torch.ones(2, 2, dtype=torch.int64)
         with host_work() as (work, launched):
-            positions, tokens = torch.ones(2, 2, dtype=torch.int64)
             decoder(tokens[:, None], cache=GraphStep(cache, positions, 16))
         assert work.waits == []
         counts.append((launched, work.kernels))
     (few, few_torch), (many, many_torch) = counts
-    own = ["add_norm", "rope", "add_norm", "route", "swiglu", "gemm", "combine"]
+    own = ["add_norm", "attend", "add_norm", "route", "swiglu", "gemm", "combine"]
     assert few == own * 2 + ["add_norm"] and many == own * 3 + ["add_norm"]
     assert len(many_torch) - len(few_torch) == 3 and len(few_torch) < 25, "\n".join(many_torch)
