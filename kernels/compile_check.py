@@ -119,7 +119,7 @@ def _run_decode() -> None:
         for bias in (None, torch.empty(2, experts)):
             launch_decode.add_norm(x, x, weight, 1e-5, torch.empty(experts, width, dtype=dtype), bias, TOP_K)
     heads = torch.empty(2, (queries + 2 * groups) * size, dtype=torch.bfloat16)
-    angles = torch.empty(256, size, dtype=torch.bfloat16)
+    angles, positions = torch.empty(256, size, dtype=torch.bfloat16), torch.empty(2, dtype=torch.int64)
     for window, longest in ((None, 256), (128, 256), (None, 4096)):
         positions, cache = (
             torch.empty(2, dtype=torch.int64),

@@ -1,8 +1,8 @@
 """:class:`~moe.model.Transformer` for one token a row of a cache, on a GPU, in few kernels.
 
 Inside a CUDA graph a step is a chain of kernels, and each costs some microseconds however little it does. So queries,
-keys and values are one product, and what lies between products is three kernels a layer (:mod:`kernels.gpu.decode`)
-in the place of twenty.
+keys and values are one product, and three kernels a layer (:mod:`kernels.gpu.decode`) do what the model's modules do in
+twenty: residual and norm, attention with rotary embeddings and cache, residual and norm with the router's decision.
 """
 
 # R rows, D model dim, H query heads, G key/value heads, C head dim
@@ -24,46 +24,51 @@ from moe.layers import FeedForward
 from moe.model import ModelOutput, Transformer
 from moe.router import RouterContext, Routing
 
-WIDTHS = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class GPUDecoder:
-    """Runs the steps of a model whose weights stay as they are; those of queries, keys and values become one's views.
+    """Runs the steps of a model whose weights stay as they are; those of queries, keys and values become views of one.
 
     Raises ValueError for a model that :meth:`fits` excludes.
     """
 
     def __init__(self, model: Transformer):
         if not self.fits(model):
-            raise ValueError("the decoder runs models of one dtype of 16 or 32 bits where Triton runs")
+            raise ValueError("the decoder runs models of one dtype, of 16 or 32 bits, where Triton runs")
         from kernels.gpu import launch_decode  # needs triton
 
         self.model, self.kernels = model, launch_decode
         self.joined: list[tuple[Tensor, Tensor | None]] = []  # weight and bias of queries, keys and values
-        with torch.inference_mode(False), torch.no_grad():
-            for block in model.layers:
-                attention: Any = block.attention
-                parts = (attention.wq, attention.wk, attention.wv)
+        for block in model.layers:
+            attention: Any = block.attention
+            parts = (attention.wq, attention.wk, attention.wv)
+            place = attention.wk.weight.data_ptr()
+            with torch.inference_mode(False), torch.no_grad():
                 bias = None if attention.wq.bias is None else torch.cat([part.bias for part in parts])
                 self.joined.append((join([part.weight for part in parts]), bias))
+            if model.device.type == "cuda" and attention.wk.weight.data_ptr() != place:
+                torch.cuda.empty_cache()  # the holes that the parts left fit nothing
 
     @staticmethod
     def fits(model: Transformer) -> bool:
-        """Whether the kernels have room for the model's sizes and its dense weights are of one dtype."""
+        """Whether the kernels have room for the model, and its weights are dense and of one dtype.
+
+        Feed-forwards may be int4, deltas and routers wider than the rest.
+        """
         config, scaling = model.config, model.config.rope_scaling
         if not uses_triton(model.norm.weight) or (scaling is not None and scaling.kind == "dynamic"):
             return False
-        from kernels.gpu.launch_decode import MAX_DIM, MAX_EXPERTS
+        from kernels.gpu import launch_decode
 
         own: set[torch.dtype] = set()
         gates: set[torch.dtype] = set()
         for name, parameter in model.named_parameters():
-            if "_delta" not in name:  # deltas and routers may be wider than the rest
+            if "_delta" not in name:
                 (gates if name.endswith("feed_forward.gate.weight") else own).add(parameter.dtype)
-        plain = [model.tok_embeddings.weight, *(block.attention.wq.weight for block in model.layers)]  # type: ignore
-        dense = all(isinstance(weight, Tensor) for weight in plain)
-        small = config.dim <= MAX_DIM and config.num_experts <= MAX_EXPERTS
-        return dense and small and len(own) == 1 and own | gates <= set(WIDTHS)
+        dense = all(isinstance(block.attention.wq.weight, Tensor) for block in model.layers)  # type: ignore[union-attr]
+        sizes = config.dim, config.n_heads, config.n_kv_heads, config.head_dim, config.num_experts
+        return dense and len(own) == 1 and own | gates <= set(DTYPES) and launch_decode.fits(*sizes)
 
     def __call__(self, tokens: Tensor, cache: Step, expert_bias: Tensor | None = None) -> ModelOutput:
         """What ``model(tokens, cache=cache, expert_bias=expert_bias)`` gives; tokens [R, 1]."""

@@ -92,7 +92,8 @@ def norm_kernel(
 @triton.jit
 def _turned(start, columns, cos, sin, mask, C: tl.constexpr):
     """Rotary embedding of what lies at ``start`` + columns [..., C], rounded after each operation, in float32."""
-    dtype, lower = start.dtype.element_ty, columns < C // 2
+    dtype = start.dtype.element_ty
+    lower = columns < C // 2
     x = tl.load(start + columns, mask=mask, other=0.0).to(tl.float32)
     other = tl.load(start + tl.where(lower, columns + C // 2, columns - C // 2), mask=mask, other=0.0).to(tl.float32)
     turned = cast(x * cos, dtype).to(tl.float32) + cast(tl.where(lower, -other, other) * sin, dtype).to(tl.float32)
@@ -113,7 +114,8 @@ def attend_kernel(
     row, group, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     share: tl.constexpr = H // G
     members, columns, local = tl.arange(0, BM), tl.arange(0, BC), tl.arange(0, BN)
-    inner, kept = columns < C, cache_ptr.dtype.element_ty
+    inner = columns < C
+    kept = cache_ptr.dtype.element_ty
     position = tl.load(positions_ptr + row)
     cos = tl.load(cos_ptr + position * C + columns, mask=inner, other=0.0).to(tl.float32)
     sin = tl.load(sin_ptr + position * C + columns, mask=inner, other=0.0).to(tl.float32)

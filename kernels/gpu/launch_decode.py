@@ -12,9 +12,26 @@ from kernels.gpu import decode
 from kernels.gpu.launch import launch, pick
 
 MAX_EXPERTS = 64  # of a router whose decision the norm makes, too
-MAX_DIM = 16384  # a row is held in the registers of one block
+MAX_DIM = 8192  # a row is held in the registers of one block
 SPLIT_KEYS, MOST_SPLITS = 256, 16  # attention to so many keys a program; more programs share them, and one joins them
+MAX_QUERIES = 4096  # numbers of the queries that share keys: heads and head dim, rounded up to powers of two
+TILE_BYTES = 16384  # of keys, and of values, in shared memory
 MOST_PROGRAMS = 512  # about four for each multiprocessor of a large card
+
+
+def fits(dim: int, queries: int, groups: int, size: int, experts: int) -> bool:
+    """Whether the kernels have room for a model's dim, query and key/value heads, head dim and experts."""
+    return dim <= MAX_DIM and experts <= MAX_EXPERTS and _queries(queries, groups) * _width(size) <= MAX_QUERIES
+
+
+def _queries(queries: int, groups: int) -> int:
+    """Rows of a product for the queries that share keys."""
+    return max(16, triton.next_power_of_2(queries // groups))
+
+
+def _width(size: int) -> int:
+    """Columns for a head."""
+    return max(16, triton.next_power_of_2(size))
 
 
 def add_norm(
@@ -66,12 +83,14 @@ def attend(
     if splits > 1:
         parts = heads.new_empty(splits, rows, queries * size, dtype=torch.float32)
         best, total = parts.new_empty(2, splits, rows, queries)
-    block = max(16, triton.next_power_of_2(size))
+    block = _width(size)
+    keys_at_once = min(tile.bn, max(16, TILE_BYTES // (block * cache.element_size())))
     launch(
         "attend", decode.attend_kernel, (rows, groups, splits), tile,
         heads_ptr=heads, positions_ptr=positions, cos_ptr=table[0], sin_ptr=table[1], cache_ptr=cache, out_ptr=parts,
         max_ptr=best, sum_ptr=total, tokens=rows, slots=slots, scale=size**-0.5, H=queries, G=groups, C=size,
-        WINDOW=window, SPLITS=splits, BM=max(16, triton.next_power_of_2(queries // groups)), BN=tile.bn, BC=block,
+        WINDOW=window, SPLITS=splits, BM=_queries(queries, groups), BN=keys_at_once,
+        BC=block,
     )  # fmt: skip
     if splits > 1:
         launch(

@@ -37,8 +37,7 @@ def _no_gradients():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "width"), [(1, 64), (3, 100), (2, 1)])
-@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize(("rows", "width", "added"), [(1, 64, True), (3, 100, True), (3, 100, False), (2, 1, True)])
 def test_add_norm(dtype, rows, width, added):
     x, y, weight = (torch.randn(*lead, width).mul(3).to(dtype) for lead in ((rows,), (rows,), ()))
     total = x + y if added else x.clone()
@@ -94,9 +93,9 @@ def test_a_narrow_router_and_equal_logits():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("queries", "groups", "size"), [(4, 2, 16), (3, 1, 6), (2, 2, 2)])
 @pytest.mark.parametrize(
-    ("capacity", "window", "split_keys"), [(70, None, 256), (40, 40, 256), (44, 40, 10), (70, None, 20)]
+    ("queries", "groups", "size", "capacity", "window", "split_keys"),
+    [(4, 2, 16, 70, None, 256), (3, 1, 6, 40, 40, 256), (2, 2, 2, 44, 40, 10), (6, 2, 20, 70, None, 20)],
 )
 def test_attend(dtype, queries, groups, size, capacity, window, split_keys, monkeypatch):
     """The first token, more keys than a tile, rows that wrapped around or not, slack behind a window; splits."""
@@ -107,7 +106,7 @@ def test_attend(dtype, queries, groups, size, capacity, window, split_keys, monk
     table = tuple(part[0, 0] for part in rope_angles(torch.arange(70)[None], size, 1e4, dtype))
     cos, sin = (part[positions][:, None, None] for part in table)  # [R, 1, 1, C]
     turned = apply_rope(heads[:, :turning, None], cos, sin)[:, :, 0]
-    for kept in (dtype, torch.float32):
+    for kept in {dtype, torch.float32}:
         buffer = torch.randn(rows + 1, 2 * groups, capacity, size).to(kept)
         given = buffer.clone()
         with launch.recorded() as launches:
@@ -208,7 +207,7 @@ def test_a_step_in_16_bits_with_wider_routers(form):
 
 
 def test_models_that_the_kernels_exclude():
-    """Two dtypes, float64, packed weights, angles that move, more experts than a block can weigh."""
+    """Two dtypes, float64, packed weights, angles that move, more experts or wider rows than a block has room for."""
     mixed = make_model()
     mixed.layers[0].attention.wo.bfloat16()
     packed = make_model()
@@ -216,6 +215,8 @@ def test_models_that_the_kernels_exclude():
     packed.layers[1].attention.wq.weight = nn.Identity()
     many = make_model(num_experts=65, num_experts_per_tok=1, hidden_dim=8)
     others = [make_model(torch.float64), make_model(rope_scaling=RopeScaling("dynamic", 2.0))]
+    with torch.device("meta"):
+        others += [make_model(dim=8200, head_dim=32, hidden_dim=8), make_model(head_dim=260, hidden_dim=8)]
     assert not any(GPUDecoder.fits(model) for model in (mixed, packed, many, *others))
     with pytest.raises(ValueError, match="one dtype"):
         GPUDecoder(mixed)
