@@ -121,10 +121,7 @@ def _run_decode() -> None:
     heads = torch.empty(2, (queries + 2 * groups) * size, dtype=torch.bfloat16)
     angles, positions = torch.empty(256, size, dtype=torch.bfloat16), torch.empty(2, dtype=torch.int64)
     for window, longest in ((None, 256), (128, 256), (None, 4096)):
-        positions, cache = (
-            torch.empty(2, dtype=torch.int64),
-            torch.empty(2, 2 * groups, longest, size, dtype=torch.bfloat16),
-        )
+        cache = torch.empty(2, 2 * groups, longest, size, dtype=torch.bfloat16)
         launch_decode.attend(heads, positions, (angles, angles), cache, queries, window, longest)
 
 
