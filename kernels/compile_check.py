@@ -44,6 +44,7 @@ TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torc
 HARMLESS_STACK = 16  # bytes; the large SwiGLU tile that keeps h is the fastest with so many (docs/results/gpu.md)
 WITHOUT_PRODUCTS = (
     "route", "gather", "combine", "gate_gradient", "elementwise_backward", "w4_dequantize", "add_norm", "attend_join",
+    "gemv",
 )  # fmt: skip
 
 
@@ -115,6 +116,8 @@ def _run_decode() -> None:
     x, weight = torch.empty(2, width, dtype=torch.bfloat16), torch.empty(width, dtype=torch.bfloat16)
     for y in (None, x):
         launch_decode.add_norm(x, y, weight, 1e-5)
+        launch_decode.linear(x[:1], y if y is None else y[:1], weight, 1e-5, torch.empty(256, width, dtype=x.dtype))
+    launch_decode.linear(x[:1], None, None, 1e-5, torch.empty(256, width, dtype=x.dtype), weight)
     for experts, dtype in ((EXPERTS, torch.float32), (launch_decode.MAX_EXPERTS, torch.bfloat16)):
         for bias in (None, torch.empty(2, experts)):
             launch_decode.add_norm(x, x, weight, 1e-5, torch.empty(experts, width, dtype=dtype), bias, TOP_K)

@@ -2,7 +2,8 @@
 
 Inside a CUDA graph a step is a chain of kernels, and each costs some microseconds however little it does. So queries,
 keys and values are one product, and three kernels a layer (:mod:`kernels.gpu.decode`) do what the model's modules do in
-twenty: residual and norm, attention with rotary embeddings and cache, residual and norm with the router's decision.
+twenty: residual and norm (for one row in the product that follows), attention with rotary embeddings and cache, residual
+and norm with the router's decision.
 """
 
 # R rows, D model dim, H query heads, G key/value heads, C head dim
@@ -52,7 +53,7 @@ class GPUDecoder:
 
     @staticmethod
     def fits(model: Transformer) -> bool:
-        """Whether the kernels have room for the model, and its weights are dense and of one dtype.
+        """Whether the kernels have room for the model, and its weights are dense, contiguous and of one dtype.
 
         Feed-forwards may be int4, deltas and routers wider than the rest.
         """
@@ -64,6 +65,8 @@ class GPUDecoder:
         own: set[torch.dtype] = set()
         gates: set[torch.dtype] = set()
         for name, parameter in model.named_parameters():
+            if not parameter.is_contiguous():
+                return False
             if "_delta" not in name:
                 (gates if name.endswith("feed_forward.gate.weight") else own).add(parameter.dtype)
         dense = all(isinstance(block.attention.wq.weight, Tensor) for block in model.layers)  # type: ignore[union-attr]
@@ -83,12 +86,12 @@ class GPUDecoder:
         for index, (weight, bias) in enumerate(self.joined):
             block: Any = model.layers[index]
             attention, ffn = block.attention, block.feed_forward
-            normed, _ = kernels.add_norm(x, y, block.attention_norm.weight, block.attention_norm.eps)
             window, place = cache.cache.places[index]
             buffer = cache.cache.tracks[window].buffer[place]  # [B, 2G, capacity, C]
-            heads = F.linear(normed, weight, bias)
+            norm = block.attention_norm
+            x, heads = kernels.linear(x, y, norm.weight, norm.eps, weight, bias)
             y = kernels.attend(heads, positions, table, buffer, attention.n_heads, window, cache.end)
-            y = F.linear(y, attention.wo.weight, attention.wo.bias)
+            y = kernels.linear(y, None, None, 0.0, attention.wo.weight, attention.wo.bias)[1]
             decided = routing[0] if routing and config.router_layers == "first" else None
             gate = ffn.gate if isinstance(ffn, MoEFeedForward) and decided is None and context is None else None
             normed, found = kernels.add_norm(

@@ -14,10 +14,17 @@ from kernels.gpu.common import cast, dot, kernel
 
 
 @triton.jit
-def _gate_rows(gate_ptr, first, D: tl.constexpr, E: tl.constexpr, BLOCK: tl.constexpr, E_STEP: tl.constexpr):
-    """Weights [E_STEP, BLOCK] of experts from ``first`` on."""
-    experts, columns = first + tl.arange(0, E_STEP)[:, None], tl.arange(0, BLOCK)[None, :]
-    return tl.load(gate_ptr + experts * D + columns, mask=(experts < E) & (columns < D), other=0.0)
+def _weights(w_ptr, first, N: tl.constexpr, D: tl.constexpr, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    """Rows [COUNT, BLOCK] from ``first`` on of a matrix [N, D]."""
+    rows, columns = first + tl.arange(0, COUNT)[:, None], tl.arange(0, BLOCK)[None, :]
+    return tl.load(w_ptr + rows * D + columns, mask=(rows < N) & (columns < D), other=0.0)
+
+
+@triton.jit
+def _normed(x, weight, eps, dtype: tl.constexpr, D: tl.constexpr):
+    """RMS norm of x in ``dtype``, rounded before the weight and after it."""
+    normed = cast(x * tl.rsqrt(tl.sum(x * x, 0) / D + eps), dtype)
+    return cast(normed.to(tl.float32) * weight, dtype)
 
 
 @triton.jit
@@ -36,7 +43,7 @@ def _decide(
         found = tl.sum(weight.to(tl.float32) * x[None, :], 1)  # [E_STEP]
         some = first + tl.arange(0, E_STEP)
         logits += tl.sum(tl.where(experts[:, None] == some[None, :], found[None, :], 0.0), 1)
-        weight = _gate_rows(gate_ptr, first + E_STEP, D, E, BLOCK, E_STEP)
+        weight = _weights(gate_ptr, first + E_STEP, E, D, E_STEP, BLOCK)
     real = experts < E
     dtype = gate_ptr.dtype.element_ty
     logits = cast(logits, dtype)
@@ -74,19 +81,47 @@ def norm_kernel(
     weight = tl.load(weight_ptr + columns, mask=mask, other=0.0).to(tl.float32)
     gate = None
     if gate_ptr is not None:  # loads that wait for nothing come first
-        gate = _gate_rows(gate_ptr, 0, D, E, BLOCK, E_STEP)
+        gate = _weights(gate_ptr, 0, E, D, E_STEP, BLOCK)
     if y_ptr is not None:
         total = cast(x + tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32), dtype)
         tl.store(x_ptr + at, total, mask=mask)
         x = total.to(tl.float32)
-    normed = cast(x * tl.rsqrt(tl.sum(x * x, 0) / D + eps), dtype)
-    out = cast(normed.to(tl.float32) * weight, dtype)
+    out = _normed(x, weight, eps, dtype, D)
     tl.store(out_ptr + at, out, mask=mask)
     if gate_ptr is not None:
         _decide(
             out.to(tl.float32), gate, gate_ptr, bias_ptr, logits_ptr, gates_ptr, ids_ptr, row, D, E, TOPK, BLOCK,
             E_PAD, E_STEP,
         )  # fmt: skip
+
+
+@kernel
+def gemv_kernel(
+    x_ptr, y_ptr, norm_ptr, w_ptr, bias_ptr, sum_ptr, out_ptr, eps,
+    N: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """``out = w @ rms_norm(x + y) + bias`` of one token, w [N, D]; without y or norm those parts fall away.
+
+    The first program keeps ``x + y``. All weights of a program are on their way before it knows what to multiply.
+    """
+    first, columns = tl.program_id(0) * BN, tl.arange(0, BLOCK)
+    mask = columns < D
+    dtype = x_ptr.dtype.element_ty
+    w = _weights(w_ptr, first, N, D, BN, BLOCK)
+    x = tl.load(x_ptr + columns, mask=mask, other=0.0).to(tl.float32)
+    if y_ptr is not None:
+        total = cast(x + tl.load(y_ptr + columns, mask=mask, other=0.0).to(tl.float32), dtype)
+        if first == 0:
+            tl.store(sum_ptr + columns, total, mask=mask)
+        x = total.to(tl.float32)
+    if norm_ptr is not None:
+        weight = tl.load(norm_ptr + columns, mask=mask, other=0.0).to(tl.float32)
+        x = _normed(x, weight, eps, dtype, D).to(tl.float32)
+    found = tl.sum(w.to(tl.float32) * x[None, :], 1)
+    rows = first + tl.arange(0, BN)
+    if bias_ptr is not None:
+        found += tl.load(bias_ptr + rows, mask=rows < N, other=0.0).to(tl.float32)
+    tl.store(out_ptr + rows, cast(found, dtype), mask=rows < N)
 
 
 @triton.jit

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import triton
 from torch import Tensor
 
@@ -57,6 +58,27 @@ def add_norm(
         E_STEP=min(padded, max(1, tile.bn // block)),
     )  # fmt: skip
     return out, decision
+
+
+def linear(
+    x: Tensor, y: Tensor | None, norm: Tensor | None, eps: float, w: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(x + y, its product with w [N, D], plus bias [N]) of x [R, D]; the product is of the RMS norm with ``norm`` [D].
+
+    One row takes one kernel, which leaves x as it is; more rows change x in place.
+    """
+    if len(x) > 1 or x.shape[1] > MAX_DIM:
+        return x, F.linear(x if norm is None else add_norm(x, y, norm, eps)[0], w, bias)
+    out, total = x.new_empty(1, w.shape[0]), x if y is None else torch.empty_like(x)
+    columns, width = w.shape
+    tile, block = pick("gemv", x, 1), triton.next_power_of_2(width)
+    count = max(1, min(tile.bn, tile.bk // block))
+    launch(
+        "gemv", decode.gemv_kernel, (-(-columns // count),), tile,
+        x_ptr=x, y_ptr=y, norm_ptr=norm, w_ptr=w, bias_ptr=bias, sum_ptr=total, out_ptr=out, eps=float(eps),
+        N=columns, D=width, BN=count, BLOCK=block,
+    )  # fmt: skip
+    return total, out
 
 
 def attend(
