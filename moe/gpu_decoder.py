@@ -2,7 +2,7 @@
 
 Inside a CUDA graph a step is a chain of kernels, and each costs some microseconds however little it does. So queries,
 keys and values are one product, and three kernels a layer (:mod:`kernels.gpu.decode`) do what the model's modules do in
-twenty: residual and norm (for one row in the product that follows), attention with rotary embeddings and cache, residual
+twenty: residual and norm (for one row together with the product), attention with rotary embeddings and cache, residual
 and norm with the router's decision.
 """
 
@@ -93,7 +93,7 @@ class GPUDecoder:
             y = kernels.attend(heads, positions, table, buffer, attention.n_heads, window, cache.end)
             y = kernels.linear(y, None, None, 0.0, attention.wo.weight, attention.wo.bias)[1]
             decided = routing[0] if routing and config.router_layers == "first" else None
-            gate = ffn.gate if isinstance(ffn, MoEFeedForward) and decided is None and context is None else None
+            gate = ffn.gate if isinstance(ffn, MoEFeedForward) and context is None else None
             normed, found = kernels.add_norm(
                 x, y, block.ffn_norm.weight, block.ffn_norm.eps,
                 *(() if gate is None else (gate.weight, expert_bias, ffn.top_k)),

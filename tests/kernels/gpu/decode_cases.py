@@ -72,6 +72,7 @@ def test_a_router(dtype, experts, top_k, biased):
     assert torch.equal(ids[sure], want_ids[sure])
     assert all(len(set(row)) == top_k and set(row) <= set(range(experts)) for row in ids.tolist())
     torch.testing.assert_close(gates.sum(1), torch.ones(3), rtol=0, atol=6e-8 * top_k)
+    assert top_k > 2 or torch.equal(gates[:, 0], 1 - gates[:, 1:].sum(1))
 
 
 def test_a_narrow_router_and_equal_logits():
