@@ -168,7 +168,7 @@ def make_model(dtype=torch.float32, **changes) -> Transformer:
     return model
 
 
-def steps(model: Transformer, decode, lengths: tuple[int, ...], count: int, biased: bool):
+def steps(model: Transformer, decode, lengths: tuple[int, ...], count: int, biased: bool, bound: float = 1e-5):
     """Outputs of a decoder, whose rows are padded, beside the model's, from caches that each fills itself."""
     rows, padded = len(lengths), power_of_two(len(lengths))
     caches = [KVCache(model.config, padded, 24, model.dtype) for _ in range(2)]
@@ -191,18 +191,20 @@ def steps(model: Transformer, decode, lengths: tuple[int, ...], count: int, bias
         routing = [Routing(r.router_logits[:rows], r.gates[:rows], r.expert_ids[:rows]) for r in output.routing]
         yield ModelOutput(output.hidden[:rows], output.logits[:rows], routing), wanted
     for ours, theirs in zip(caches[0].tracks.values(), caches[1].tracks.values()):
-        assert error(ours.buffer[:, :rows], theirs.buffer[:, :rows]) <= 1e-5
+        assert error(ours.buffer[:, :rows], theirs.buffer[:, :rows]) <= bound
 
 
 @pytest.mark.parametrize(
-    ("form", "lengths"), [*((form, (3, 9, 1)) for form in FORMS), ("biases", (4,)), ("window", (4,)), ("full", (9,))]
+    ("form", "lengths"), [*((form, (3, 9)) for form in FORMS), ("window", (4, 1, 9)), ("biases", (4,)), ("full", (9,))]
 )
 def test_a_step_is_that_of_the_model(form, lengths):
     model = make_model(**FORMS[form])
     before = copy.deepcopy(model.state_dict())
     decoder = GPUDecoder(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    for found, wanted in steps(model, decoder, lengths, 3, form in ("full", "first decides")):
+    for found, wanted in steps(
+        model, decoder, lengths, 3 if model.config.sliding_window else 2, form in ("full", "first decides")
+    ):
         assert found.hidden.shape == wanted.hidden.shape and error(found.hidden, wanted.hidden) <= 1e-5
         assert error(found.logits, wanted.logits) <= 1e-5
         assert len(found.routing) == len(wanted.routing)
@@ -218,11 +220,10 @@ def test_a_step_in_16_bits_with_wider_routers(form):
     for module in model.modules():
         if isinstance(module, MoEFeedForward) and module.gate is not None:
             module.gate.float()
-    for found, wanted in steps(model, GPUDecoder(model), (3, 7), 3, True):
+    for found, wanted in steps(model, GPUDecoder(model), (3, 7), 1, True, 0.05):
         assert found.logits.dtype == torch.bfloat16 and error(found.logits, wanted.logits) <= 0.05
         for ours, theirs in zip(found.routing, wanted.routing):
             assert ours.router_logits.dtype == torch.float32 and error(ours.router_logits, theirs.router_logits) <= 0.05
-        break  # later steps may see other experts
 
 
 def test_models_that_the_kernels_exclude():
