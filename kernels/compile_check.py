@@ -42,7 +42,10 @@ if TYPE_CHECKING:
 LIMITS = {86: (100, 48, 16, 99 * 1024), 90: (228, 64, 32, 227 * 1024)}
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
 HARMLESS_STACK = 16  # bytes; the large SwiGLU tile that keeps h is the fastest with so many (docs/results/gpu.md)
-WITHOUT_PRODUCTS = ("route", "gather", "combine", "gate_gradient", "elementwise_backward", "w4_dequantize")
+WITHOUT_PRODUCTS = (
+    "route", "gather", "combine", "gate_gradient", "elementwise_backward", "w4_dequantize", "add_norm", "attend_join",
+    "gemv",
+)  # fmt: skip
 
 
 @functools.cache
@@ -63,6 +66,7 @@ def launches(arch: str) -> list[Launch]:
     with redirected(keep, arch), torch.device("meta"), torch.no_grad():
         for rows_per_expert in sorted({n for limit in limits for n in (limit, limit + 1)}):
             _run_layers(max(1, rows_per_expert * EXPERTS // TOP_K))
+        _run_decode()
     return list(found.values())
 
 
@@ -102,6 +106,26 @@ def _run_layers(tokens: int) -> None:
         assert saved is not None
         for needs in (frozen, frozen._replace(experts=True)):
             layers.delta_backward(x, x, weights, gates, saved, needs)
+
+
+def _run_decode() -> None:
+    """The small kernels of a step of generation, with routers of few experts and of many."""
+    from kernels.gpu import launch_decode
+
+    width, size, queries, groups = MISTRAL_7B.dim, 128, 32, 8
+    x, weight = torch.empty(2, width, dtype=torch.bfloat16), torch.empty(width, dtype=torch.bfloat16)
+    for y in (None, x):
+        launch_decode.add_norm(x, y, weight, 1e-5)
+        launch_decode.linear(x[:1], y if y is None else y[:1], weight, 1e-5, torch.empty(256, width, dtype=x.dtype))
+    launch_decode.linear(x[:1], None, None, 1e-5, torch.empty(256, width, dtype=x.dtype), weight)
+    for experts, dtype in ((EXPERTS, torch.float32), (launch_decode.MAX_EXPERTS, torch.bfloat16)):
+        for bias in (None, torch.empty(2, experts)):
+            launch_decode.add_norm(x, x, weight, 1e-5, torch.empty(experts, width, dtype=dtype), bias, TOP_K)
+    heads = torch.empty(2, (queries + 2 * groups) * size, dtype=torch.bfloat16)
+    angles, positions = torch.empty(256, size, dtype=torch.bfloat16), torch.empty(2, dtype=torch.int64)
+    for window, longest in ((None, 256), (128, 256), (None, 4096)):
+        cache = torch.empty(2, 2 * groups, longest, size, dtype=torch.bfloat16)
+        launch_decode.attend(heads, positions, (angles, angles), cache, queries, window, longest)
 
 
 def resident_blocks(arch: int, registers: int, shared: int, warps: int) -> int:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from moe.cache import KVCache, Step, Track
+from moe.gpu_decoder import GPUDecoder
 from moe.model import ModelOutput, Transformer
 from moe.router import Routing
 
@@ -32,6 +33,7 @@ class GraphDecoder:
 
     def __init__(self, model: Transformer):
         self.model = model
+        self._step = GPUDecoder(model) if GPUDecoder.fits(model) else model
         self._recorder: Any = None
         self._graphs: dict[tuple[int, int, bool], _Graph] = {}
         self._memory: Any = None  # addresses and shapes that the graphs know
@@ -68,7 +70,7 @@ class GraphDecoder:
             inputs.fill(tokens, cache.lengths, expert_bias)
 
             def run() -> list[Tensor]:
-                return _run(self.model, cache, inputs, keys)
+                return _run(self._step, cache, inputs, keys)
 
             found = self._recorder.run(run)
             try:
@@ -142,10 +144,11 @@ class GraphStep(Step):
         self.cache.router_states[router, : self.rows] = states[:, -1]
 
 
-def _run(model: Transformer, cache: KVCache, inputs: _Inputs, keys: int) -> list[Tensor]:
+def _run(model: Transformer | GPUDecoder, cache: KVCache, inputs: _Inputs, keys: int) -> list[Tensor]:
     """Hidden states [R, 1, D], logits [R, 1, V], and of all layers router logits [layers, R, E], gates and ids."""
     tokens, positions = inputs.numbers
-    output = model(tokens[:, None], cache=GraphStep(cache, positions, keys), expert_bias=inputs.bias)
+    step = GraphStep(cache, positions, keys)
+    output = model(tokens[:, None], cache=step, expert_bias=inputs.bias)
     assert output.logits is not None
     layers = [(r.router_logits, r.gates, r.expert_ids) for r in output.routing]
     return [output.hidden, output.logits, *(torch.stack(parts) for parts in zip(*layers))]

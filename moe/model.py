@@ -198,12 +198,16 @@ class Transformer(nn.Module):
         scaling = self.config.rope_scaling
         if not isinstance(step, Step) or (scaling is not None and scaling.kind == "dynamic"):
             return rotary(self.config, positions, dtype)
-        table, longest = self.rope_table, step.cache.max_len
-        if table is None or len(table[0]) < longest or table[0].dtype != dtype or table[0].device != positions.device:
-            cos, sin = rotary(self.config, torch.arange(longest, device=positions.device)[None], dtype)
-            self.rope_table = table = cos[0, 0], sin[0, 0]  # [longest, C]
-        cos, sin = (part[positions][:, None] for part in table)
+        cos, sin = (part[positions][:, None] for part in self.angles(step.cache.max_len, dtype, positions.device))
         return cos, sin
+
+    def angles(self, longest: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """A table of cosine and sine, each [``longest`` or more, C], which the model keeps."""
+        table = self.rope_table
+        if table is None or len(table[0]) < longest or table[0].dtype != dtype or table[0].device != device:
+            cos, sin = rotary(self.config, torch.arange(longest, device=device)[None], dtype)
+            self.rope_table = table = cos[0, 0], sin[0, 0]
+        return table
 
 
 def rotary(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET", "0") == "1")
 
 # Row counts change with every batch and routing: a variant for 1 and one for multiples of 16 would compile in mid-run.
-COUNTS = ("rows_total", "rows", "tokens")
+COUNTS = ("rows_total", "rows", "tokens", "slots")
 kernel = functools.partial(triton.jit, do_not_specialize=COUNTS)
 
 

@@ -51,6 +51,10 @@ _SM_86: Table = {
     "w4_swap_swiglu": [(ANY, Tile(8, 64, 128, 4, 4))],
     "w4_dx": [(ANY, Tile(64, 64, 128, 8, 3))],
     "w4_dequantize": [(ANY, Tile(1, 32, 128, 4, 1))],
+    "add_norm": [(ANY, Tile(1, 16384, 1, 16, 1))],  # bn: values of the router's gate at once
+    "gemv": [(ANY, Tile(1, 4, 16384, 4, 1))],  # bk: weights of a block at most
+    "attend": [(ANY, Tile(1, 64, 1, 4, 3))],
+    "attend_join": [(ANY, Tile(1, 1, 1, 2, 1))],
     "combine": [(ANY, Tile(1, 512, 1, 4, 1))],
     "route": [(ANY, Tile(512, 1, 1, 4, 1))],
     "gate_gradient": [(ANY, Tile(64, 1, 1, 4, 1))],

@@ -294,7 +294,7 @@ def test_a_model_whose_angles_depend_on_the_length_runs_without(tiny_config, mak
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("form", ["dense", "int4", "delta"])
+@pytest.mark.parametrize("form", ["dense", "int4", "delta", "plain router"])
 @torch.no_grad()
 def test_graphs_on_a_gpu(form, rows):
     """Each step beside the eager one from the same cache, while it grows; both experts speak, so none is a close call.
@@ -302,12 +302,14 @@ def test_graphs_on_a_gpu(form, rows):
     Whole answers are compared in float32, where roundings decide nothing.
     """
     kind = {"num_experts": 2, "num_experts_per_tok": 2, "router_context": "filter"} if form != "dense" else {}
+    if form == "plain router":
+        kind["router_context"] = "none"
     if form == "delta":
         kind |= {"expert_form": "delta", "shared_rank": 16, "expert_rank": 16}
     config = ModelConfig(500, 256, 2, 8, 2, 256, max_seq_len=1024, **kind)
     dtype = torch.float32 if form == "dense" else torch.bfloat16
     torch.manual_seed(0)
-    model = random_model(config, torch.device("cuda"), dtype, packed=form == "int4").eval()
+    model = random_model(config, torch.device("cuda"), dtype, packed=form in ("int4", "plain router")).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.normal_(0.0, 0.1)
