@@ -88,6 +88,7 @@ TABLES: dict[str, Table] = {"sm_86": _SM_86, "sm_90": _SM_90}
 W4_SWAP_ROWS = 32  # up to so many rows per expert tokens are the narrow operand of an int4 product (swap-AB)
 W4_DEQUANTIZE_ROWS = 256  # above, one pass of dequantization costs less than decoding inside the product
 SPLIT_BACKWARD_ROWS = 128  # from so many rows per expert on cards with persistent kernels split SwiGLU's backward
+LOW_RANK_SPLIT_ROWS = 256  # rows per expert for each program that shares in the gradient of a low-rank factor
 PERSISTENT_ROWS = 256  # from so many rows per expert on the persistent kernels run, where the table has them
 PERSISTENT_WIDTH = 256  # they take matrices of multiples of this: every tile of theirs divides it
 
