@@ -230,8 +230,8 @@ def _delta_weights(
 
 def _on_cpu(weights: DeltaWeights[Any], dtype: torch.dtype) -> DeltaWeights[Tensor | Packed]:
     w1, w2, w3 = (int4.unpack(w, dtype)[0] if isinstance(w, Int4Weight) else w for w in weights[:3])
-    pairs = (None if pair is None else pair.to(dtype) for pair in weights[3:5])
-    return DeltaWeights(w1, w2, w3, *pairs, *weights[5:])
+    shared, own = (None if pair is None else pair.to(dtype) for pair in (weights.shared, weights.experts))
+    return DeltaWeights(w1, w2, w3, shared, own, weights.scale, weights.shared_scale)
 
 
 def _in_dtype_of(factors: Sequence[Tensor], grads: LowRank | None, on_gpu: bool) -> Sequence[Tensor | None]:

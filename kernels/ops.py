@@ -24,7 +24,7 @@ from kernels.int4 import Int4Weight
 from kernels.packed import Packed, PackedWeights
 from kernels.types import DeltaWeights, LowRank
 
-__all__ = ["Int4Weight", "LowRank", "delta_experts_forward", "experts_forward", "linear"]
+__all__ = ["Int4Weight", "LowRank", "delta_experts_forward", "experts_forward", "linear", "rotate"]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -131,6 +131,20 @@ def _weights(x: Tensor, w1: Any, w2: Any, w3: Any, dims: int) -> tuple[Tensor, l
     return x, [w1, w2, w3], hidden
 
 
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding: turns the pairs ``(x[c], x[c + C/2])``, the halves of the Hugging Face layout of q and k.
+
+    x [B, H, S, C]; cosine and sine [B or 1, 1, S, C], whose halves are equal -> [B, H, S, C]. Training on a GPU takes
+    one kernel a pass.
+    """
+    if _wants_grad(x) and custom_ops.uses_triton(x) and not torch.compiler.is_compiling():
+        from kernels.gpu.rope import Rotation
+
+        return Rotation.apply(x, cos, sin)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
 def linear(x: Tensor, weight: Tensor | PackedWeights) -> Tensor:
     """``x @ weight.T`` by the routine that the base products of `delta_experts_forward` use.
 
@@ -228,8 +242,8 @@ def delta_experts_forward(
         parts: list[Any] = [w[0] if isinstance(w, PackedWeights) else w for w in (w1, w2, w3)]
         if not _wants_grad(x, gates, *(shared or ()), *(experts or ())):
             first, second, third = parts
-            pairs = (None if lr is None else lr.to(x.dtype) for lr in (shared, experts))
-            packed: DeltaWeights[Any] = DeltaWeights(first, second, third, *pairs, scale, shared_scale)
+            shared, experts = (None if lr is None else lr.to(x.dtype) for lr in (shared, experts))
+            packed: DeltaWeights[Any] = DeltaWeights(first, second, third, shared, experts, scale, shared_scale)
             return delta_experts_fwd(x, packed, gates, expert_ids)[0]
         flat = [tensor for w in parts for tensor in (w if isinstance(w, Packed) else (w, w.new_empty(0)))]
         scales = (float(scale), float(shared_scale))

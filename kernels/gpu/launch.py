@@ -184,7 +184,7 @@ def combine(
     out = torch.empty(*(splits, tokens) if each else (tokens,), width, dtype=dtype, device=rows.device)
     if not out.numel():
         return out
-    tile = _narrowed(pick("combine", rows, count), width)
+    tile = narrowed(pick("combine", rows, count), width)
     grid = (tokens, -(-width // tile.bn), splits if each else 1)
     launch(
         "combine", routing.combine_kernel, grid, tile,
@@ -196,7 +196,7 @@ def combine(
     return out
 
 
-def _narrowed(tile: Tile, columns: int, width: int | None = None) -> Tile:
+def narrowed(tile: Tile, columns: int, width: int | None = None) -> Tile:
     """The tile, no larger than narrow (low-rank) dimensions need; at least the 16 of a product."""
     bn = min(tile.bn, max(16, triton.next_power_of_2(columns)))
     return tile._replace(bn=bn, bk=tile.bk if width is None else _inner(tile, width))
@@ -232,7 +232,7 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-def _programs(x: Tensor) -> int:
+def program_count(x: Tensor) -> int:
     """One program per multiprocessor; an H100's 132 for tensors without data, a few for the interpreter."""
     return _multiprocessors(x.device.index or 0) if x.is_cuda else 132 if x.is_meta else 4
 
@@ -245,7 +245,7 @@ def persistent_gemm(
     if x.is_cuda:
         triton.set_allocator(_scratch)
     experts, columns, width = w.shape
-    programs, tile = _programs(x), pick(op, x, rows_per_expert(dispatch))
+    programs, tile = program_count(x), pick(op, x, rows_per_expert(dispatch))
     launch(
         op, persistent.persistent_gemm_kernel, (programs,), tile,
         x_ptr=x, w_ptr=w, w3_ptr=w3, y_ptr=y, h1_ptr=h1, h3_ptr=h3, offsets_ptr=dispatch.offsets,
@@ -286,7 +286,7 @@ def grouped_gemm(
     if op == "gemm" and takes_descriptors(x, w, dispatch):
         persistent_gemm("persistent_gemm", x, w, None, dispatch, y)
         return y
-    tile = _narrowed(pick(op, x, rows_per_expert(dispatch)), columns, width)
+    tile = narrowed(pick(op, x, rows_per_expert(dispatch)), columns, width)
     launch(
         op, gemm.grouped_gemm_kernel, (row_grid(dispatch, columns, tile), *parts), tile,
         x_ptr=x, w_ptr=w, x2_ptr=x2, w2_ptr=w2, y_ptr=y, order_ptr=dispatch.order, offsets_ptr=dispatch.offsets,
@@ -301,39 +301,29 @@ def swiglu(
     x: Tensor, w1: Tensor, w3: Tensor, dispatch: ExpertDispatch, save_h: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``a = silu(h1) * h3`` with ``h = x[token] @ w[e].T`` for x [T, K] -> a, h1, h3 [R, N]; h only if ``save_h``."""
-    a, h1, h3 = outputs = _swiglu_outputs(x, dispatch, w1.shape[1], save_h)
+    a, h1, h3 = outputs = swiglu_outputs(x, dispatch, w1.shape[1], save_h)
     if not a.numel():
         return outputs
     if takes_descriptors(x, w1, dispatch):
         persistent_gemm("persistent_swiglu", gather_rows(x, dispatch), w1, w3, dispatch, a, h1, h3)
     else:
-        _swiglu("swiglu", x, None, w1, w3, (None, None), outputs, dispatch, top_k_of(dispatch, x.shape[0]), 1.0)
+        launch_swiglu("swiglu", x, None, w1, w3, (None, None), outputs, dispatch, top_k_of(dispatch, x.shape[0]), 1.0)
     return outputs
 
 
-def delta_swiglu(
-    x: Tensor, x3: Tensor, w1: Tensor, w3: Tensor, base: tuple[Tensor, Tensor], dispatch: ExpertDispatch, scale: float,
-    save_h: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """`swiglu` with ``h1 = base[0][token] + scale * x @ w1[e].T`` and h3 of x3, base[1]; x, x3 [R, r], base [T, N]."""
-    outputs = _swiglu_outputs(x, dispatch, w1.shape[1], save_h)
-    if outputs[0].numel():
-        top_k = top_k_of(dispatch, base[0].shape[0])
-        _swiglu("delta_swiglu", x, x3, w1, w3, base, outputs, dispatch, top_k, scale)
-    return outputs
-
-
-def _swiglu_outputs(
+def swiglu_outputs(
     x: Tensor, dispatch: ExpertDispatch, columns: int, save_h: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """a and, with ``save_h``, h1 and h3 [R, columns], to be filled."""
     a = torch.empty(dispatch.order.numel(), columns, dtype=x.dtype, device=x.device)
     return (a, torch.empty_like(a), torch.empty_like(a)) if save_h else (a, None, None)
 
 
-def _swiglu(
+def launch_swiglu(
     op: str, x: Tensor, x3: Tensor | None, w1: Tensor, w3: Tensor, base: tuple[Tensor | None, Tensor | None],
     outputs: tuple[Tensor, Tensor | None, Tensor | None], dispatch: ExpertDispatch, top_k: int, scale: float,
 ) -> None:  # fmt: skip
+    """Fills the outputs of `swiglu`, or of delta experts with their ``base``."""
     experts, columns, width = w1.shape
     tile = pick(op, x, rows_per_expert(dispatch))
     a, h1, h3 = outputs
@@ -397,28 +387,3 @@ def weight_gradient(
         BN=tile.bn, BK=tile.bk, BT=tile.bm, GROUP_M=tile.group_m,
     )  # fmt: skip
     return dw
-
-
-def low_rank_gradient(
-    x: Tensor, dy: Tensor, dispatch: ExpertDispatch, *, gather_x: bool = False, gather_dy: bool = False
-) -> Tensor:
-    """`weight_gradient` in float32, where N or K is a rank; of x or dy [P, R, ...] P of them -> [P, E, N, K].
-
-    Narrow matrices have too few tiles for the card: several programs share an expert's rows, whose sums are then added.
-    """
-    columns, width, experts = dy.shape[-1], x.shape[-1], dispatch.offsets.numel() - 1
-    parts = max([t.shape[0] for t in (x, dy) if t.dim() == 3], default=1)
-    tile = _narrowed(pick("low_rank_gradient", x, rows_per_expert(dispatch)), columns, width)
-    tiles = experts * -(-columns // tile.bn) * -(-width // tile.bk)
-    most = rows_per_expert(dispatch) // tile_tables.LOW_RANK_SPLIT_ROWS
-    splits = max(1, min(most, -(-2 * _programs(x) // (tiles * parts))))
-    dw = torch.empty(splits, parts, experts, columns, width, dtype=torch.float32, device=x.device)
-    launch(
-        "low_rank_gradient", gemm.weight_gradient_kernel, (tiles, splits, parts), tile,
-        x_ptr=x, dy_ptr=dy, dw_ptr=dw, order_ptr=dispatch.order, offsets_ptr=dispatch.offsets,
-        rows_total=dispatch.order.numel(), N=columns, K=width, E=experts,
-        TOPK=top_k_of(dispatch, x.shape[-2] if gather_x else dy.shape[-2]), GATHER_X=gather_x, GATHER_DY=gather_dy,
-        BN=tile.bn, BK=tile.bk, BT=tile.bm, GROUP_M=tile.group_m,
-    )  # fmt: skip
-    total = dw[0] if splits == 1 else dw.sum(0)  # [P, E, N, K]
-    return total if x.dim() == 3 or dy.dim() == 3 else total[0]

@@ -15,6 +15,7 @@ from torch import Tensor
 from kernels.gpu import launch as bf16
 from kernels.gpu import launch_w4 as w4
 from kernels.gpu import tile_tables
+from kernels.gpu.launch_delta import delta_swiglu, low_rank_gradient
 from kernels.int4 import Int4Weight
 from kernels.low_rank import Pair, add_delta, add_delta_dx, factors_of, pair_of, weight_gradients
 from kernels.types import DeltaWeights, ExpertDispatch, Gradients, LowRank, Needs, Saved
@@ -132,9 +133,9 @@ def _narrow_factors(factors: LowRank | None, dtype: torch.dtype) -> tuple[LowRan
     """The factors in ``dtype``, and a1, a3 [2, E, r, D] and b1, b3 [2, E, F, r] as they lie in memory: one copy."""
     if factors is None:
         return None, torch.empty(0), torch.empty(0)
-    a1, b1, a2, b2, a3, b3 = factors
-    a, b = (t.new_empty(2, *t.shape, dtype=dtype) for t in (a1, b1))
-    narrow = LowRank(a[0], b[0], torch.empty_like(a2, dtype=dtype), torch.empty_like(b2, dtype=dtype), a[1], b[1])
+    a, b = (t.new_empty(2, *t.shape, dtype=dtype) for t in factors.pair(1))
+    a2, b2 = (torch.empty_like(t, dtype=dtype) for t in factors.pair(2))
+    narrow = LowRank(a[0], b[0], a2, b2, a[1], b[1])
     torch._foreach_copy_(list(narrow), list(factors))
     return narrow, a, b
 
@@ -154,7 +155,7 @@ def delta_forward(
     dispatch = bf16.route(expert_ids, experts.a1.shape[0])
     base = (_base(x, w1, pair_of(shared, 1), shared_scale), _base(x, w3, pair_of(shared, 3), shared_scale))  # [T, F]
     low1, low3 = bf16.grouped_gemm("low_rank_down", x, a, dispatch, gather=True)  # [R, r]
-    act, h1, h3 = bf16.delta_swiglu(low1, low3, experts.b1, experts.b3, base, dispatch, scale, save)  # [R, F]
+    act, h1, h3 = delta_swiglu(low1, low3, experts.b1, experts.b3, base, dispatch, scale, save)  # [R, F]
     mixed = bf16.combine(act, dispatch, top_k, x.dtype, gates)  # [T, F]
     y = _base(mixed, w2, pair_of(shared, 2), shared_scale)  # [T, D]
     low2 = bf16.grouped_gemm("low_rank_down", act, experts.a2, dispatch)  # [R, r]
@@ -188,10 +189,10 @@ def delta_backward(dout: Tensor, x: Tensor, weights: AnyDelta, gates: Tensor, sa
     du = down(dh[:2], b, transposed=True)  # [2, R, r]
     dexperts = None
     if needs.experts:
-        da1, da3 = bf16.low_rank_gradient(x, du, dispatch, gather_x=True)
-        db1, db3 = bf16.low_rank_gradient(down(x, a, gather=True), dh[:2], dispatch)
-        da2 = bf16.low_rank_gradient(dh[2], v, dispatch)
-        db2 = bf16.low_rank_gradient(down(dh[2], experts.a2), dout, dispatch, gather_dy=True)
+        da1, da3 = low_rank_gradient(x, du, dispatch, gather_x=True)
+        db1, db3 = low_rank_gradient(down(x, a, gather=True), dh[:2], dispatch)
+        da2 = low_rank_gradient(dh[2], v, dispatch)
+        db2 = low_rank_gradient(down(dh[2], experts.a2), dout, dispatch, gather_dy=True)
         dexperts = LowRank(da1, db1, da2, db2, da3, db3)
     of_tokens = needs.w2 or trained is not None
     token1, token3, *mixed = bf16.combine(dh if of_tokens else dh[:2], dispatch, top_k, x.dtype, each=True)  # [T, F]

@@ -20,7 +20,10 @@ ANY = 1 << 30  # the last rule of an operation
 
 
 class Tile(NamedTuple):
-    """``bm`` rows x ``bn`` columns, ``bk`` inner; weight gradients: ``bm`` is the step over rows, bn x bk the tile."""
+    """``bm`` rows x ``bn`` columns, ``bk`` inner; weight gradients: ``bm`` is the step over rows, bn x bk the tile.
+
+    Of a rotation ``bm`` is the heads.
+    """
 
     bm: int
     bn: int
@@ -55,6 +58,7 @@ _SM_86: Table = {
     "gather": [(ANY, Tile(1, 2048, 1, 4, 1))],
     "route": [(ANY, Tile(512, 1, 1, 4, 1))],
     "gate_gradient": [(ANY, Tile(64, 1, 1, 4, 1))],
+    "rotate": [(ANY, Tile(16, 1, 1, 4, 1))],
 }
 
 _SM_90: Table = {
@@ -63,6 +67,12 @@ _SM_90: Table = {
     "gemm_dx": [(16, Tile(16, 64, 128, 4, 3)), (ANY, Tile(128, 128, 64, 8, 3))],
     "swiglu": [(16, Tile(16, 32, 256, 4, 3)), (64, Tile(64, 64, 64, 4, 4)), (ANY, Tile(128, 128, 64, 8, 3))],
     "weight_gradient": [(ANY, Tile(64, 128, 256, 8, 4))],
+    "low_rank_down": [(ANY, Tile(32, 64, 128, 4, 4))],
+    "low_rank_up": [(ANY, Tile(64, 128, 64, 4, 2))],
+    "low_rank_gradient": [(ANY, Tile(64, 128, 128, 4, 3))],
+    "delta_swiglu": [(ANY, Tile(32, 64, 64, 8, 2))],
+    "delta_swiglu_backward": [(ANY, Tile(16, 64, 64, 4, 2))],
+    "combine": [(ANY, Tile(1, 1024, 1, 4, 1))],
     "persistent_gemm": [(384, Tile(128, 128, 64, 8, 4)), (ANY, Tile(128, 256, 64, 8, 3))],
     "persistent_swiglu": [(ANY, Tile(128, 128, 64, 8, 3, 16))],
     "w4_gemm": [(ANY, Tile(64, 64, 128, 4, 3))],

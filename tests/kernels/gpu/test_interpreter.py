@@ -1,4 +1,4 @@
-"""Runs `interpreter_cases.py` in a process where Triton interprets its kernels."""
+"""Runs `interpreter_cases.py` and `delta_cases.py` in a process where Triton interprets its kernels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 
 @pytest.mark.slow
-def test_every_kernel_matches_the_reference_in_the_interpreter():
-    cases = Path(__file__).with_name("interpreter_cases.py")
+@pytest.mark.parametrize("name", ["interpreter_cases.py", "delta_cases.py"])
+def test_every_kernel_matches_the_reference_in_the_interpreter(name):
+    cases = Path(__file__).with_name(name)
     root = cases.parents[3]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     environment.pop("PYTEST_ADDOPTS", None)
