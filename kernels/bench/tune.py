@@ -126,7 +126,6 @@ def _operations(per_expert: int, shape: ModelShape, device: str) -> list[Callabl
         lambda: launch.combine(h, dispatch, 1, h.dtype),
     ]
     return [
-        *(streams if per_expert >= 256 else ()),
         lambda: launch.grouped_gemm("gemm", h, w2, dispatch),
         lambda: launch.swiglu(x, w1, w3, dispatch, False)[0],
         lambda: launch.grouped_gemm("gemm_dx", h, w1, dispatch, transposed=True, x2=h, w2=w3),
@@ -135,6 +134,7 @@ def _operations(per_expert: int, shape: ModelShape, device: str) -> list[Callabl
         lambda: launch_w4.linear_dx(h, q1, dispatch),
         lambda: launch_w4.linear(h, q2, dispatch),
         lambda: launch_w4.swiglu(x, q1, q1, dispatch, False)[0],
+        *(streams if per_expert >= 256 else ()),
     ]
 
 
