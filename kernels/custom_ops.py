@@ -241,7 +241,7 @@ def _in_dtype_of(factors: Sequence[Tensor], grads: LowRank | None, on_gpu: bool)
     if not on_gpu:
         return [g.to(f.dtype) for g, f in zip(grads, factors)]
     own = [torch.empty_like(f) for f in factors]
-    torch._foreach_copy_(own, list(grads))
+    torch._foreach_copy_(own, list(grads))  # one kernel only where all gradients have the same dtype
     return own
 
 

@@ -122,22 +122,22 @@ def _base(x: Tensor, w: Tensor | Int4Weight, pair: Pair | None, scale: float) ->
     return add_delta(y, x, pair, scale)
 
 
-def _base_dx(dy: Tensor, w: Tensor | Int4Weight, pair: Pair | None, scale: float) -> Tensor:
-    """The gradient of `_base`'s x."""
+def _base_dx(dy: Tensor, w: Tensor | Int4Weight, pair: Pair | None, scale: float, dy_b: Tensor | None) -> Tensor:
+    """The gradient of `_base`'s x; ``dy_b`` is dy @ b."""
     w = _decoded(w, dy)
     dx = w4.linear_dx(dy, w, _one_expert(dy.shape[0], dy.device)) if isinstance(w, Int4Weight) else dy @ w
-    return add_delta_dx(dx, dy, pair, scale)
+    return add_delta_dx(dx, dy, pair, scale, dy_b)
 
 
-def _narrow_factors(factors: LowRank | None, dtype: torch.dtype) -> tuple[LowRank | None, Tensor, Tensor]:
-    """The factors in ``dtype``, and a1, a3 [2, E, r, D] and b1, b3 [2, E, F, r] as they lie in memory: one copy."""
-    if factors is None:
-        return None, torch.empty(0), torch.empty(0)
-    a, b = (t.new_empty(2, *t.shape, dtype=dtype) for t in factors.pair(1))
-    a2, b2 = (torch.empty_like(t, dtype=dtype) for t in factors.pair(2))
-    narrow = LowRank(a[0], b[0], a2, b2, a[1], b[1])
-    torch._foreach_copy_(list(narrow), list(factors))
-    return narrow, a, b
+def _narrow_factors(weights: AnyDelta, dtype: torch.dtype) -> tuple[LowRank | None, LowRank, Tensor, Tensor]:
+    """Shared and experts' factors in ``dtype``, in one copy; of the latter a1, a3 [2, E, r, D] and b1, b3 stacked."""
+    assert weights.experts is not None
+    a, b = (t.new_empty(2, *t.shape, dtype=dtype) for t in weights.experts.pair(1))
+    a2, b2 = (torch.empty_like(t, dtype=dtype) for t in weights.experts.pair(2))
+    experts = LowRank(a[0], b[0], a2, b2, a[1], b[1])
+    shared = weights.shared and LowRank(*(torch.empty_like(t, dtype=dtype) for t in weights.shared))
+    torch._foreach_copy_([*experts, *(shared or ())], [*weights.experts, *(weights.shared or ())])
+    return shared, experts, a, b
 
 
 def delta_forward(
@@ -147,11 +147,9 @@ def delta_forward(
 
     The factors may be wider than x; products take them in its dtype.
     """
-    w1, w2, w3, shared, experts, scale, shared_scale = weights
+    w1, w2, w3, _, _, scale, shared_scale = weights
+    shared, experts, a, _ = _narrow_factors(weights, x.dtype)
     top_k = expert_ids.shape[1]
-    shared = _narrow_factors(shared, x.dtype)[0]
-    experts, a, _ = _narrow_factors(experts, x.dtype)
-    assert experts is not None
     dispatch = bf16.route(expert_ids, experts.a1.shape[0])
     base = (_base(x, w1, pair_of(shared, 1), shared_scale), _base(x, w3, pair_of(shared, 3), shared_scale))  # [T, F]
     low1, low3 = bf16.grouped_gemm("low_rank_down", x, a, dispatch, gather=True)  # [R, r]
@@ -166,10 +164,8 @@ def delta_forward(
 
 def delta_backward(dout: Tensor, x: Tensor, weights: AnyDelta, gates: Tensor, saved: Saved, needs: Needs) -> Gradients:
     """Every wanted gradient of `delta_forward`; an int4 base has none. Those of experts' factors are float32."""
-    w1, w2, w3, shared, experts, scale, shared_scale = weights
-    shared = _narrow_factors(shared, x.dtype)[0]
-    experts, a, b = _narrow_factors(experts, x.dtype)
-    assert experts is not None
+    w1, w2, w3, _, _, scale, shared_scale = weights
+    shared, experts, a, b = _narrow_factors(weights, x.dtype)
     h1, h3, dispatch = saved
     top_k = gates.shape[1]
     trained = shared if needs.shared else None
@@ -180,7 +176,12 @@ def delta_backward(dout: Tensor, x: Tensor, weights: AnyDelta, gates: Tensor, sa
             "low_rank_down", value, w, dispatch, gather=gather, transposed=transposed, scale=scale
         )  # fmt: skip
 
-    dmixed = _base_dx(dout, w2, pair_of(shared, 2), shared_scale)  # [T, F]
+    def times_b(dy: Tensor, which: int) -> Tensor | None:
+        """dy @ b of the shared pair, which two gradients need -> [T, r]."""
+        return None if shared is None else dy @ shared.pair(which)[1]
+
+    low2 = times_b(dout, 2)
+    dmixed = _base_dx(dout, w2, pair_of(shared, 2), shared_scale, low2)  # [T, F]
     v = down(dout, experts.b2, gather=True, transposed=True)  # [R, r]
     dh, dgates = bf16.swiglu_backward(
         "delta_swiglu_backward", v, experts.a2, h1, h3, gates, dispatch, base=dmixed,
@@ -199,13 +200,14 @@ def delta_backward(dout: Tensor, x: Tensor, weights: AnyDelta, gates: Tensor, sa
     dw2: Tensor | None = None
     dpair2: Pair | None = None
     if of_tokens:
-        dw2, dpair2 = weight_gradients(mixed[0], dout, pair_of(trained, 2), shared_scale, needs.w2)
-    dw1, dpair1 = weight_gradients(x, token1, pair_of(trained, 1), shared_scale, needs.w1)
-    dw3, dpair3 = weight_gradients(x, token3, pair_of(trained, 3), shared_scale, needs.w3)
+        dw2, dpair2 = weight_gradients(mixed[0], dout, pair_of(trained, 2), shared_scale, needs.w2, low2)
+    low1, low3 = times_b(token1, 1), times_b(token3, 3)
+    dw1, dpair1 = weight_gradients(x, token1, pair_of(trained, 1), shared_scale, needs.w1, low1)
+    dw3, dpair3 = weight_gradients(x, token3, pair_of(trained, 3), shared_scale, needs.w3, low3)
     dx = None
     if needs.x:
-        base = _base_dx(token1, w1, pair_of(shared, 1), shared_scale)  # [T, D]
-        base += _base_dx(token3, w3, pair_of(shared, 3), shared_scale)
+        base = _base_dx(token1, w1, pair_of(shared, 1), shared_scale, low1)  # [T, D]
+        base += _base_dx(token3, w3, pair_of(shared, 3), shared_scale, low3)
         low = bf16.grouped_gemm("low_rank_up", du[0], a[0], dispatch, transposed=True, x2=du[1], w2=a[1])  # [R, D]
         dx = bf16.combine(low, dispatch, top_k, x.dtype, base=base)  # [T, D]
     dshared = factors_of(dpair1, dpair2, dpair3)
