@@ -147,12 +147,18 @@ def delta_forward(
 
     The factors may be wider than x; products take them in its dtype.
     """
-    w1, w2, w3, _, _, scale, shared_scale = weights
-    shared, experts, a, _ = _narrow_factors(weights, x.dtype)
+    w1, w2, w3, shared, experts, scale, shared_scale = weights
+    assert experts is not None
+    a: Tensor | None = None
+    if experts.a1.dtype != x.dtype:
+        shared, experts, a, _ = _narrow_factors(weights, x.dtype)
     top_k = expert_ids.shape[1]
     dispatch = bf16.route(expert_ids, experts.a1.shape[0])
     base = (_base(x, w1, pair_of(shared, 1), shared_scale), _base(x, w3, pair_of(shared, 3), shared_scale))  # [T, F]
-    low1, low3 = bf16.grouped_gemm("low_rank_down", x, a, dispatch, gather=True)  # [R, r]
+    if a is None:  # narrow factors lie apart, and for few tokens another launch costs less than copying them
+        low1, low3 = (bf16.grouped_gemm("low_rank_down", x, w, dispatch, gather=True) for w in (experts.a1, experts.a3))
+    else:
+        low1, low3 = bf16.grouped_gemm("low_rank_down", x, a, dispatch, gather=True)  # [R, r]
     act, h1, h3 = delta_swiglu(low1, low3, experts.b1, experts.b3, base, dispatch, scale, save)  # [R, F]
     mixed = bf16.combine(act, dispatch, top_k, x.dtype, gates)  # [T, F]
     y = _base(mixed, w2, pair_of(shared, 2), shared_scale)  # [T, D]

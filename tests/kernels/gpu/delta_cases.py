@@ -143,8 +143,8 @@ def test_launches_of_a_delta_layer():
     """What a training step of one layer launches; a change that adds to it should be seen."""
     torch.manual_seed(6)
     shared, factors = low_rank(5, 32, 48, dtype=torch.float32), low_rank(4, 32, 48, 2, dtype=torch.float32)
-    base = [torch.randn(shape) for shape in ((48, 32), (32, 48), (48, 32))]
-    x, gates = torch.randn(40, 32, requires_grad=True), torch.rand(40, 2, requires_grad=True)
+    base = [torch.randn(shape).bfloat16() for shape in ((48, 32), (32, 48), (48, 32))]
+    x, gates = torch.randn(40, 32).bfloat16().requires_grad_(), torch.rand(40, 2, requires_grad=True)
     with torch.autograd.set_multithreading_enabled(False), launch.recorded() as launches:
         out = ops.delta_experts_forward(x, *base, shared, factors, gates, routing(40, 2, 2))
         forward = len(launches)
