@@ -41,10 +41,11 @@ if TYPE_CHECKING:
 # per multiprocessor: shared memory KiB, warps, blocks; and the largest shared memory of one block in bytes
 LIMITS = {86: (100, 48, 16, 99 * 1024), 90: (228, 64, 32, 227 * 1024)}
 TYPES = {torch.bfloat16: "bf16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32", torch.uint8: "u8"}
+HEAD_DIM = 128  # of attention in Mistral-7B
 HARMLESS_STACK = 16  # bytes; the large SwiGLU tile that keeps h is the fastest with so many (docs/results/gpu.md)
 WITHOUT_PRODUCTS = (
     "route", "gather", "combine", "gate_gradient", "elementwise_backward", "w4_dequantize", "add_norm", "attend_join",
-    "gemv",
+    "gemv", "rotate",
 )  # fmt: skip
 
 
@@ -72,7 +73,7 @@ def launches(arch: str) -> list[Launch]:
 
 def _run_layers(tokens: int) -> None:
     """Forward and backward of every layer on ``tokens`` tokens, with frozen and with trained weights."""
-    from kernels.gpu import layers
+    from kernels.gpu import layers, rope
 
     width, hidden = MISTRAL_7B.dim, MISTRAL_7B.hidden_dim
     shapes = (hidden, width), (width, hidden), (hidden, width)
@@ -85,6 +86,8 @@ def _run_layers(tokens: int) -> None:
         return Int4Weight(torch.empty(*groups, GROUP // 2, dtype=torch.uint8), values(*groups))
 
     x, ids, gates = values(tokens, width), torch.empty(tokens, TOP_K, dtype=torch.int64), torch.empty(tokens, TOP_K)
+    heads = values(1, tokens, 1, HEAD_DIM).transpose(1, 2)
+    rope.rotate(heads, heads, heads, 1.0)
     frozen = Needs(x=True, w1=False, w2=False, w3=False, gates=True)
     w1, w2, w3 = (values(EXPERTS, *shape) for shape in shapes)
     layers.experts_forward(x, w1, w2, w3, gates, ids, False)

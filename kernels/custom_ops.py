@@ -193,11 +193,14 @@ def _(dout, x, w1, w2, w3, s1, s2, s3, gates, h1, h3, order, inverse, offsets, n
 
 
 def _experts_setup(ctx, inputs, output):
+    ctx.set_materialize_grads(False)  # else zeros of the size of h1 and h3 are made for them
     ctx.save_for_backward(*inputs[:8], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _experts_grad(ctx, dout, *_):
+    if dout is None:
+        return (None,) * 10
     need_x, need_w1, need_w2, need_w3, _, _, _, need_gates, *_ = ctx.needs_input_grad
     needs = [need_x, need_w1, need_w2, need_w3, need_gates]
     dx, dw1, dw2, dw3, dgates = _given(experts_backward(dout, *ctx.saved_tensors, needs), needs)
@@ -227,7 +230,19 @@ def _delta_weights(
 
 def _on_cpu(weights: DeltaWeights[Any], dtype: torch.dtype) -> DeltaWeights[Tensor | Packed]:
     w1, w2, w3 = (int4.unpack(w, dtype)[0] if isinstance(w, Int4Weight) else w for w in weights[:3])
-    return DeltaWeights(w1, w2, w3, *weights[3:])
+    shared, own = (None if pair is None else pair.to(dtype) for pair in (weights.shared, weights.experts))
+    return DeltaWeights(w1, w2, w3, shared, own, weights.scale, weights.shared_scale)
+
+
+def _in_dtype_of(factors: Sequence[Tensor], grads: LowRank | None, on_gpu: bool) -> Sequence[Tensor | None]:
+    """The gradients in the dtype of the factors; those of Triton are views that share memory: all in one copy."""
+    if grads is None:
+        return [None] * len(factors)
+    if not on_gpu:
+        return [g.to(f.dtype) for g, f in zip(grads, factors)]
+    own = [torch.empty_like(f) for f in factors]
+    torch._foreach_copy_(own, list(grads))  # one kernel only where all gradients have the same dtype
+    return own
 
 
 def _delta_on_gpu(x: Tensor, factors: Sequence[Tensor]) -> bool:
@@ -239,7 +254,7 @@ def delta_experts(
     x: Tensor, base: Sequence[Tensor], shared: Sequence[Tensor], factors: Sequence[Tensor], gates: Tensor,
     expert_ids: Tensor, scale: float, shared_scale: float, save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """As `experts`; without factors the dispatch is empty."""
+    """As `experts`; without factors the dispatch is empty. The low-rank factors may be wider than x."""
     saved: Saved | None
     if _delta_on_gpu(x, factors):
         from kernels.gpu import layers
@@ -269,7 +284,8 @@ def delta_experts_backward(
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of x, w1, w2, w3, the gates, the shared factors and the experts' factors; empty where unwanted."""
     saved, wanted = Saved(h1, h3, ExpertDispatch(order, inverse, offsets)), Needs(*needs)
-    if _delta_on_gpu(x, factors):
+    on_gpu = _delta_on_gpu(x, factors)
+    if on_gpu:
         from kernels.gpu import layers
 
         weights = _delta_weights(_contiguous(*base), shared, _contiguous(*factors), scale, shared_scale)
@@ -277,7 +293,7 @@ def delta_experts_backward(
     else:
         weights = _on_cpu(_delta_weights(base, shared, factors, scale, shared_scale), x.dtype)
         grads = cpu_delta.delta_experts_bwd(dout, x, weights, gates, saved, wanted)
-    pairs = *(grads.shared or [None] * len(shared)), *(grads.experts or [None] * len(factors))
+    pairs = *_in_dtype_of(shared, grads.shared, on_gpu), *_in_dtype_of(factors, grads.experts, on_gpu)
     return _or_empty(x, (*grads[:5], *pairs))
 
 
@@ -292,12 +308,16 @@ def _(dout, x, base, shared, factors, gates, h1, h3, order, inverse, offsets, sc
 
 def _delta_setup(ctx, inputs, output):
     x, base, shared, factors, gates, _, scale, shared_scale, _ = inputs
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, gates, *output[1:], *base, *shared, *factors)
     ctx.mark_non_differentiable(*output[1:])
     ctx.sizes, ctx.scales = (len(base), len(shared), len(factors)), (scale, shared_scale)
 
 
 def _delta_grad(ctx, dout, *_):
+    if dout is None:
+        bases, shares, count = ctx.sizes
+        return None, [None] * bases, [None] * shares, [None] * count, *(None,) * 5
     x, gates, h1, h3, order, inverse, offsets, *weights = ctx.saved_tensors
     bases, shares, count = ctx.sizes
     base, shared, factors = weights[:bases], weights[bases : bases + shares], weights[bases + shares :]

@@ -34,20 +34,21 @@ def add_delta(y: Tensor, x: Tensor, pair: Pair | None, scale: float) -> Tensor:
     return y
 
 
-def add_delta_dx(dx: Tensor, dy: Tensor, pair: Pair | None, scale: float) -> Tensor:
-    """``dx += scale * dy @ b @ a``, the gradient of `add_delta`'s x."""
+def add_delta_dx(dx: Tensor, dy: Tensor, pair: Pair | None, scale: float, dy_b: Tensor | None = None) -> Tensor:
+    """``dx += scale * dy @ b @ a``, the gradient of `add_delta`'s x; ``dy_b``: dy @ b where it is known."""
     if pair is not None:
         a, b = pair
-        dx.addmm_(dy @ b, a, alpha=scale)
+        dx.addmm_(dy @ b if dy_b is None else dy_b, a, alpha=scale)
     return dx
 
 
 def weight_gradients(
-    x: Tensor, dy: Tensor, pair: Pair | None, scale: float, need_weight: bool
+    x: Tensor, dy: Tensor, pair: Pair | None, scale: float, need_weight: bool, dy_b: Tensor | None = None
 ) -> tuple[Tensor | None, Pair | None]:
-    """Gradient of the dense weight [N, D] where wanted, and those of the pair where there is one."""
+    """Gradient of the dense weight [N, D] where wanted, and those of the pair where there is one; ``dy_b``: dy @ b."""
     dw = dy.t() @ x if need_weight else None
     if pair is None:
         return dw, None
     a, b = pair
-    return dw, ((dy @ b).mul_(scale).t() @ x, dy.t() @ F.linear(x, a).mul_(scale))
+    dy_b = (dy @ b).mul_(scale) if dy_b is None else dy_b * scale
+    return dw, (dy_b.t() @ x, dy.t() @ F.linear(x, a).mul_(scale))

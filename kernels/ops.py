@@ -24,7 +24,7 @@ from kernels.int4 import Int4Weight
 from kernels.packed import Packed, PackedWeights
 from kernels.types import DeltaWeights, LowRank
 
-__all__ = ["Int4Weight", "LowRank", "delta_experts_forward", "experts_forward", "linear"]
+__all__ = ["Int4Weight", "LowRank", "delta_experts_forward", "experts_forward", "linear", "rotate"]
 
 
 def _check(condition: bool, message: str) -> None:
@@ -46,11 +46,12 @@ def _same_device(x: Tensor, name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name}: expected device {x.device} as x has, got {tensor.device}")
 
 
-def _same_kind(x: Tensor, **others: Tensor) -> None:
+def _same_kind(x: Tensor, wider: torch.dtype | None = None, **others: Tensor) -> None:
+    """Checks that all have x's dtype, or ``wider`` beside a 16-bit x, and its device."""
     if not x.is_floating_point():
         raise ValueError(f"x: expected a floating dtype, got {x.dtype}")
     for name, tensor in others.items():
-        if tensor.dtype != x.dtype:
+        if tensor.dtype != x.dtype and (tensor.dtype != wider or x.dtype.itemsize > 2):
             raise ValueError(f"{name}: expected {x.dtype} as x has, got {tensor.dtype}")
         _same_device(x, name, tensor)
 
@@ -128,6 +129,20 @@ def _weights(x: Tensor, w1: Any, w2: Any, w3: Any, dims: int) -> tuple[Tensor, l
     x, w1, w2, w3 = _autocast(x, w1, w2, w3)
     _same_kind(x, w1=w1, w2=w2, w3=w3)
     return x, [w1, w2, w3], hidden
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding: turns the pairs ``(x[c], x[c + C/2])``, the halves of the Hugging Face layout of q and k.
+
+    x [B, H, S, C]; cosine and sine [B or 1, 1, S, C], whose halves are equal -> [B, H, S, C]. Training on a GPU takes
+    one kernel a pass.
+    """
+    if _wants_grad(x) and custom_ops.uses_triton(x) and not torch.compiler.is_compiling():
+        from kernels.gpu.rope import Rotation
+
+        return Rotation.apply(x, cos, sin)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def linear(x: Tensor, weight: Tensor | PackedWeights) -> Tensor:
@@ -214,6 +229,7 @@ def delta_experts_forward(
 
     x [T, D]; w1, w3 [F, D]; w2 [D, F]; ``shared``: factors a1 [r, D], b1 [F, r], a2 [r, F], b2 [D, r], a3, b3, or None;
     ``experts``: the same with a leading E, or None; gates [T, K] float32; expert_ids [T, K] integers -> [T, D].
+    The factors may be float32 beside a 16-bit x: they are cast once, and their gradients are float32.
     The base may be int4 (`kernels.int4.pack`; on a CPU `kernels.packed`), for training deltas on a 4-bit model. A base
     that does not require a gradient costs no gradient product. Raises ValueError for what does not fit.
     """
@@ -226,6 +242,7 @@ def delta_experts_forward(
         parts: list[Any] = [w[0] if isinstance(w, PackedWeights) else w for w in (w1, w2, w3)]
         if not _wants_grad(x, gates, *(shared or ()), *(experts or ())):
             first, second, third = parts
+            shared, experts = (None if lr is None else lr.to(x.dtype) for lr in (shared, experts))
             packed: DeltaWeights[Any] = DeltaWeights(first, second, third, shared, experts, scale, shared_scale)
             return delta_experts_fwd(x, packed, gates, expert_ids)[0]
         flat = [tensor for w in parts for tensor in (w if isinstance(w, Packed) else (w, w.new_empty(0)))]
@@ -238,14 +255,14 @@ def delta_experts_forward(
         _check_low_rank("experts", experts, width, hidden, (experts.a1.shape[0],))
     elif expert_ids.shape[1] != 1:  # all choices are the same network: one choice, the gates' sum
         gates, expert_ids = gates.sum(1, keepdim=True), expert_ids[:, :1]
-    low, high = (
-        [t.to(x.dtype) if torch.is_autocast_enabled(x.device.type) else t for t in lr or ()] for lr in (shared, experts)
-    )
-    _same_kind(x, **{f"shared.{n}": t for n, t in zip(LowRank._fields, low)})
-    _same_kind(x, **{f"experts.{n}": t for n, t in zip(LowRank._fields, high)})
+    low, high = ([*lr] if lr is not None else [] for lr in (shared, experts))
+    if torch.is_autocast_enabled(x.device.type):
+        low, high = ([t.to(x.dtype) for t in factors] for factors in (low, high))
+    for owner, factors in (("shared", low), ("experts", high)):
+        _same_kind(x, wider=torch.float32, **{f"{owner}.{n}": t for n, t in zip(LowRank._fields, factors)})
     save = _wants_grad(x, gates, *base, *low, *high)
     if not save and len(base) == 3 and _around_operators(x):
-        pairs = (LowRank(*low) if low else None, LowRank(*high) if high else None)
+        pairs = (LowRank(*low).to(x.dtype) if low else None, LowRank(*high).to(x.dtype) if high else None)
         weights: DeltaWeights[Any] = DeltaWeights(base[0], base[1], base[2], *pairs, float(scale), float(shared_scale))
         return delta_experts_fwd(x, weights, gates, expert_ids)[0]
     return custom_ops.delta_experts(x, base, low, high, gates, expert_ids, float(scale), float(shared_scale), save)[0]

@@ -51,6 +51,10 @@ class LowRank(NamedTuple):
         """The factors of expert e, as views."""
         return LowRank(*(factor[e] for factor in self))
 
+    def to(self, dtype: torch.dtype) -> LowRank:
+        """The factors in ``dtype``."""
+        return LowRank(*(factor.to(dtype) for factor in self))
+
     def pair(self, which: int) -> tuple[Tensor, Tensor]:
         """``(a, b)`` of w1, w2 or w3."""
         return self[2 * which - 2], self[2 * which - 1]

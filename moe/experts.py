@@ -56,10 +56,9 @@ class LowRankDelta(nn.Module):
             draw_low_rank(a, generator)
             b.zero_()
 
-    def weights(self, dtype: torch.dtype) -> ops.LowRank:
-        """The six matrices in the dtype of the base; training may keep them wider."""
-        matrices = (self.a1, self.b1, self.a2, self.b2, self.a3, self.b3)
-        return ops.LowRank(*(matrix.to(dtype) for matrix in matrices))
+    def weights(self) -> ops.LowRank:
+        """The six matrices; training may keep them wider than the base."""
+        return ops.LowRank(self.a1, self.b1, self.a2, self.b2, self.a3, self.b3)
 
 
 def widen_trainable(model: nn.Module) -> None:
@@ -160,8 +159,8 @@ class MoEFeedForward(nn.Module):
             w1,
             w2,
             w3,
-            self.shared_delta.weights(x.dtype) if self.shared_delta is not None else None,
-            self.expert_deltas.weights(x.dtype) if self.expert_deltas is not None else None,
+            self.shared_delta.weights() if self.shared_delta is not None else None,
+            self.expert_deltas.weights() if self.expert_deltas is not None else None,
             gates,
             expert_ids,
             scale=self.delta_scale,

@@ -21,7 +21,6 @@ from kernels import ops
 from kernels.packed import Int4Weights
 from moe.cache import Prompts, Step
 from moe.config import ModelConfig
-from moe.rope import apply_rope
 
 
 class RMSNorm(nn.Module):
@@ -38,7 +37,8 @@ class RMSNorm(nn.Module):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """:class:`RMSNorm` of x [..., D] with its weight [D]."""
-    if not torch.is_grad_enabled():  # the same in fewer calls
+    fused = x.is_cuda and x.dtype.itemsize <= 4  # there also forward and backward are one kernel each
+    if fused or not torch.is_grad_enabled():  # the same in fewer calls
         if x.dtype.itemsize >= 4:
             return F.rms_norm(x, weight.shape, weight, eps)
         if x.is_cuda:  # one kernel, in float32 inside
@@ -173,9 +173,9 @@ class Attention(nn.Module):
         k = self.wk(x).view(batch, length, self.n_kv_heads, self.head_dim).transpose(1, 2)  # [B, G, S, C]
         v = self.wv(x).view(batch, length, self.n_kv_heads, self.head_dim).transpose(1, 2)
         if length == 1:  # of few values, in few calls
-            q, k = apply_rope(torch.cat((q, k), 1), cos, sin).split((self.n_heads, self.n_kv_heads), 1)
+            q, k = ops.rotate(torch.cat((q, k), 1), cos, sin).split((self.n_heads, self.n_kv_heads), 1)
         else:
-            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
+            q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.store(layer, k, v)  # [B, G, L, C]
         out = attend(q, k, v, pattern)  # [B, H, S, C]

@@ -144,9 +144,3 @@ def _scaled(frequencies: Tensor, theta: float, head_dim: int, scaling: RopeScali
         slow, fast = lengths < scaling.low_freq_factor, lengths > scaling.high_freq_factor
         return torch.where(slow, frequencies / scaling.factor, torch.where(fast, frequencies, between))
     return frequencies
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates ``x`` [B, H, S, C]; halves are paired (the Hugging Face layout of q and k weights)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin

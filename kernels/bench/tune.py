@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kernels import int4
-from kernels.bench.shapes import EXPERTS, MISTRAL_7B, ModelShape
+from kernels.bench.shapes import EXPERTS, MISTRAL_7B, RANK, ModelShape
 from kernels.bench.timing import measure
 from kernels.dispatch import sort_by_expert
 from kernels.gpu import tile_tables
@@ -51,6 +51,38 @@ NEIGHBORS = {
     "persistent_gemm": (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 4), Tile(256, 128, 64, 8, 3)),
     "persistent_swiglu": (Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4)),
     "weight_gradient": (Tile(64, 128, 256, 8, 5), Tile(64, 128, 256, 8, 3), Tile(64, 128, 128, 8, 4)),
+    "low_rank_down": (
+        Tile(32, 64, 128, 4, 4),
+        Tile(32, 64, 256, 4, 3),
+        Tile(64, 64, 128, 4, 3),
+        Tile(64, 64, 64, 4, 4),
+        Tile(128, 64, 64, 8, 4),
+    ),
+    "low_rank_up": (
+        Tile(64, 128, 64, 4, 2),
+        Tile(64, 128, 64, 8, 2),
+        Tile(64, 256, 64, 8, 2),
+        Tile(128, 128, 64, 8, 2),
+    ),
+    "low_rank_gradient": (
+        Tile(64, 128, 128, 4, 3),
+        Tile(128, 128, 128, 4, 3),
+        Tile(64, 128, 128, 8, 3),
+        Tile(64, 64, 64, 4, 4),
+        Tile(128, 64, 64, 4, 3),
+    ),
+    **dict.fromkeys(
+        ("delta_swiglu", "delta_swiglu_backward"),
+        (
+            Tile(32, 64, 64, 8, 2),
+            Tile(16, 64, 64, 4, 2),
+            Tile(16, 128, 64, 8, 2),
+            Tile(32, 128, 64, 8, 2),
+            Tile(64, 64, 64, 8, 2),
+        ),
+    ),
+    "elementwise_backward": (Tile(16, 256, 64, 8, 1), Tile(32, 128, 64, 8, 1), Tile(8, 256, 64, 4, 1)),
+    "combine": (Tile(1, 1024, 1, 4, 1), Tile(1, 2048, 1, 4, 1), Tile(1, 2048, 1, 8, 1), Tile(1, 1024, 1, 2, 1)),
     "w4_gemm": (Tile(64, 64, 128, 4, 3), Tile(128, 128, 128, 8, 4)),
     "w4_swiglu": (Tile(64, 64, 128, 4, 3), Tile(128, 64, 128, 8, 2)),
     "w4_swap": (Tile(8, 64, 128, 4, 4, 8, 14), Tile(8, 128, 128, 8, 4, 8, 14), Tile(32, 64, 128, 4, 3, 8, 2)),
@@ -65,8 +97,8 @@ def candidates(op: str, used: Tile) -> list[Tile]:
 
 
 def _operations(per_expert: int, shape: ModelShape, device: str) -> list[Callable[[], Tensor]]:
-    """Launches of the costly products; which kernel each takes depends on the rows and on the card."""
-    from kernels.gpu import launch, launch_w4
+    """Launches of the costly operations; which kernel each takes depends on the rows and on the card."""
+    from kernels.gpu import launch, launch_delta, launch_w4
 
     def random(*sizes: int) -> Tensor:
         return (torch.randn(sizes, device=device) / sizes[-1] ** 0.5).bfloat16()
@@ -77,6 +109,22 @@ def _operations(per_expert: int, shape: ModelShape, device: str) -> list[Callabl
     x, h, gates = random(rows, width), random(rows, hidden), torch.rand(rows, 1, device=device)
     w1, w3, w2 = random(EXPERTS, hidden, width), random(EXPERTS, hidden, width), random(EXPERTS, width, hidden)
     q1, q2 = int4.pack(w1), int4.pack(w2)
+    rank = RANK // 4  # an expert's own; the other three quarters are shared
+    low, b1, b2 = random(rows, rank), random(EXPERTS, hidden, rank), random(EXPERTS, width, rank)
+    a2 = random(EXPERTS, rank, hidden)
+
+    def backward(op: str, dy: Tensor | None, w: Tensor | None) -> Tensor:
+        return launch.swiglu_backward(op, dy, w, h, h, gates, dispatch, base=h)[0]
+
+    streams = [  # bound by bandwidth, and no part of a small step's time
+        lambda: launch.grouped_gemm("low_rank_down", h, a2, dispatch),
+        lambda: launch.grouped_gemm("low_rank_up", low, b2, dispatch),
+        lambda: launch_delta.low_rank_gradient(low, h, dispatch),
+        lambda: launch_delta.delta_swiglu(low, low, b1, b1, (h, h), dispatch, 1.0, True)[0],
+        lambda: backward("delta_swiglu_backward", low, a2),
+        lambda: backward("elementwise_backward", None, None),
+        lambda: launch.combine(h, dispatch, 1, h.dtype),
+    ]
     return [
         lambda: launch.grouped_gemm("gemm", h, w2, dispatch),
         lambda: launch.swiglu(x, w1, w3, dispatch, False)[0],
@@ -86,12 +134,13 @@ def _operations(per_expert: int, shape: ModelShape, device: str) -> list[Callabl
         lambda: launch_w4.linear_dx(h, q1, dispatch),
         lambda: launch_w4.linear(h, q2, dispatch),
         lambda: launch_w4.swiglu(x, q1, q1, dispatch, False)[0],
+        *(streams if per_expert >= 256 else ()),
     ]
 
 
 def fill_with_zeros(made: Launch) -> None:
     """Stands for a launch where no GPU is: to see what the search does."""
-    for name in ("y_ptr", "a_ptr", "dh1_ptr", "dw_ptr", "dx_ptr", "w_ptr"):
+    for name in ("y_ptr", "a_ptr", "dh1_ptr", "dh3_ptr", "ga_ptr", "dw_ptr", "dx_ptr", "w_ptr", "out_ptr"):
         value = made.arguments.get(name)
         if isinstance(value, Tensor) and value.is_floating_point():
             value.zero_()

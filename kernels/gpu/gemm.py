@@ -65,8 +65,14 @@ def grouped_gemm_kernel(
 ):  # fmt: skip
     """``y[i] = scale * (w[e] @ x[i] (+ w2[e] @ x2[i]))``.
 
-    GATHER reads the row of i's token from x. DUAL adds a second product (the backward of a SwiGLU pair).
+    GATHER reads the row of i's token from x. DUAL adds a second product (the backward of a SwiGLU pair). Part p of the
+    grid's second axis computes ``y[p]`` from ``w[p]`` and, without GATHER, ``x[p]``.
     """
+    part = tl.program_id(1).to(tl.int64)
+    w_ptr += part * E * N * K
+    y_ptr += part * rows_total * N
+    if not GATHER:
+        x_ptr += part * rows_total * K
     e, first, end, column_tile, poison = locate(
         tl.program_id(0), offsets_ptr, rows_total, (N + BN - 1) // BN, E, BM, GROUP_M
     )
@@ -190,7 +196,17 @@ def weight_gradient_kernel(
     GATHER_X: tl.constexpr, GATHER_DY: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BT: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
-    """``dw[e, n, k] = sum_i dy[i, n] * x[i, k]`` over expert e's rows; an expert without rows gets zeros."""
+    """``dw[e, n, k] = sum_i dy[i, n] * x[i, k]`` over expert e's rows; an expert without rows gets zeros.
+
+    Split s of the grid's second axis sums over its share of the rows, to ``dw[s]``. Part p of the third reads those
+    operands of ``dy[p]`` and ``x[p]`` that are not gathered and writes ``dw[s, p]``.
+    """
+    split = tl.program_id(1)
+    part = tl.program_id(2).to(tl.int64)
+    if not GATHER_X:
+        x_ptr += part * rows_total * K
+    if not GATHER_DY:
+        dy_ptr += part * rows_total * N
     pid = tl.program_id(0)
     n_tiles: tl.constexpr = (N + BN - 1) // BN
     k_tiles: tl.constexpr = (K + BK - 1) // BK
@@ -200,7 +216,9 @@ def weight_gradient_kernel(
     r0 = tl.load(offsets_ptr + e)
     r1 = tl.load(offsets_ptr + e + 1)
     whole = (tl.load(offsets_ptr) == 0) & (tl.load(offsets_ptr + E) == rows_total) & (r1 >= r0)
-    r1 = tl.where(whole, r1, r0)
+    share = ((r1 - r0 + BT - 1) // BT + tl.num_programs(1) - 1) // tl.num_programs(1) * BT
+    r0 += split * share
+    r1 = tl.where(whole, tl.minimum(r1, r0 + share), r0)
     n = pn * BN + tl.arange(0, BN)
     k = pk * BK + tl.arange(0, BK)
     acc = tl.zeros((BN, BK), tl.float32)
@@ -220,5 +238,6 @@ def weight_gradient_kernel(
         )
         acc = dot(dy, x, acc)
     acc += tl.where(whole, 0.0, float("nan"))
-    at = dw_ptr + e.to(tl.int64) * N * K + n.to(tl.int64)[:, None] * K + k[None, :]
+    place = (split * tl.num_programs(2) + part) * E + e
+    at = dw_ptr + place * N * K + n.to(tl.int64)[:, None] * K + k[None, :]
     tl.store(at, cast(acc, dw_ptr.dtype.element_ty), mask=(n < N)[:, None] & (k < K)[None, :])

@@ -172,28 +172,37 @@ def route(expert_ids: Tensor, num_experts: int) -> ExpertDispatch:
 
 def combine(
     rows: Tensor, dispatch: ExpertDispatch, top_k: int, dtype: torch.dtype, gates: Tensor | None = None,
-    base: Tensor | None = None, scale: float = 1.0,
+    base: Tensor | None = None, scale: float = 1.0, each: bool = False,
 ) -> Tensor:  # fmt: skip
-    """``base + scale * sum`` of each token's rows [R, H] or parts [S, R, H], weighted by gates [T, K] -> [T, H]."""
+    """``base + scale * sum`` of each token's rows [R, H] or parts [S, R, H], weighted by gates [T, K] -> [T, H].
+
+    With ``each`` the parts are not summed: [P, R, H] -> [P, T, H].
+    """
     parts = rows if rows.dim() == 3 else rows.unsqueeze(0)
     splits, count, width = parts.shape
     tokens = count // top_k
-    out = torch.empty(tokens, width, dtype=dtype, device=rows.device)
+    out = torch.empty(*(splits, tokens) if each else (tokens,), width, dtype=dtype, device=rows.device)
     if not out.numel():
         return out
-    tile = pick("combine", rows, count)
+    tile = narrowed(pick("combine", rows, count), width)
+    grid = (tokens, -(-width // tile.bn), splits if each else 1)
     launch(
-        "combine", routing.combine_kernel, (tokens, -(-width // tile.bn)), tile,
+        "combine", routing.combine_kernel, grid, tile,
         y_ptr=parts, gates_ptr=gates, base_ptr=base, out_ptr=out,
         inverse_ptr=dispatch.inverse, offsets_ptr=dispatch.offsets, tokens=tokens, H=width, scale=float(scale),
-        TOPK=top_k, E=dispatch.offsets.numel() - 1, SPLIT_K=splits, HAS_GATES=gates is not None,
+        TOPK=top_k, E=dispatch.offsets.numel() - 1, SPLIT_K=1 if each else splits, HAS_GATES=gates is not None,
         HAS_BASE=base is not None, BH=tile.bn,
     )  # fmt: skip
     return out
 
 
+def narrowed(tile: Tile, columns: int, width: int | None = None) -> Tile:
+    """The tile, no larger than narrow (low-rank) dimensions need; at least the 16 of a product."""
+    bn = min(tile.bn, max(16, triton.next_power_of_2(columns)))
+    return tile._replace(bn=bn, bk=tile.bk if width is None else _inner(tile, width))
+
+
 def _inner(tile: Tile, width: int) -> int:
-    """The tile's inner step, no larger than a narrow (low-rank) inner width needs; at least the 16 of a product."""
     return min(tile.bk, max(16, triton.next_power_of_2(width)))
 
 
@@ -223,7 +232,7 @@ def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
-def _programs(x: Tensor) -> int:
+def program_count(x: Tensor) -> int:
     """One program per multiprocessor; an H100's 132 for tensors without data, a few for the interpreter."""
     return _multiprocessors(x.device.index or 0) if x.is_cuda else 132 if x.is_meta else 4
 
@@ -236,7 +245,7 @@ def persistent_gemm(
     if x.is_cuda:
         triton.set_allocator(_scratch)
     experts, columns, width = w.shape
-    programs, tile = _programs(x), pick(op, x, rows_per_expert(dispatch))
+    programs, tile = program_count(x), pick(op, x, rows_per_expert(dispatch))
     launch(
         op, persistent.persistent_gemm_kernel, (programs,), tile,
         x_ptr=x, w_ptr=w, w3_ptr=w3, y_ptr=y, h1_ptr=h1, h3_ptr=h3, offsets_ptr=dispatch.offsets,
@@ -264,23 +273,26 @@ def grouped_gemm(
 ) -> Tensor:  # fmt: skip
     """``scale * (x @ w[e].T (+ x2 @ w2[e].T))`` -> [R, N]; w [E, N, K], or [E, K, N] if transposed.
 
-    ``gather`` reads x [T, K] at the row's token, else x is [R, K].
+    ``gather`` reads x [T, K] at the row's token, else x is [R, K]. With w [P, E, N, K], and x [P, R, K] unless
+    gathered, P products -> [P, R, N].
     """
-    rows, experts = dispatch.order.numel(), w.shape[0]
-    columns, width = (w.shape[2], w.shape[1]) if transposed else (w.shape[1], w.shape[2])
-    y = torch.empty(rows, columns, dtype=x.dtype, device=x.device)
+    rows = dispatch.order.numel()
+    *parts, experts, columns, width = w.shape
+    if transposed:
+        columns, width = width, columns
+    y = torch.empty(*parts, rows, columns, dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
     if op == "gemm" and takes_descriptors(x, w, dispatch):
         persistent_gemm("persistent_gemm", x, w, None, dispatch, y)
         return y
-    tile = pick(op, x, rows_per_expert(dispatch))
+    tile = narrowed(pick(op, x, rows_per_expert(dispatch)), columns, width)
     launch(
-        op, gemm.grouped_gemm_kernel, (row_grid(dispatch, columns, tile),), tile,
+        op, gemm.grouped_gemm_kernel, (row_grid(dispatch, columns, tile), *parts), tile,
         x_ptr=x, w_ptr=w, x2_ptr=x2, w2_ptr=w2, y_ptr=y, order_ptr=dispatch.order, offsets_ptr=dispatch.offsets,
-        rows_total=rows, scale=float(scale), N=columns, K=width, E=experts, TOPK=top_k_of(dispatch, x.shape[0]),
+        rows_total=rows, scale=float(scale), N=columns, K=width, E=experts, TOPK=top_k_of(dispatch, x.shape[-2]),
         GATHER=gather, TRANSPOSED=transposed, DUAL=x2 is not None,
-        BM=tile.bm, BN=tile.bn, BK=_inner(tile, width), GROUP_M=tile.group_m,
+        BM=tile.bm, BN=tile.bn, BK=tile.bk, GROUP_M=tile.group_m,
     )  # fmt: skip
     return y
 
@@ -289,39 +301,29 @@ def swiglu(
     x: Tensor, w1: Tensor, w3: Tensor, dispatch: ExpertDispatch, save_h: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """``a = silu(h1) * h3`` with ``h = x[token] @ w[e].T`` for x [T, K] -> a, h1, h3 [R, N]; h only if ``save_h``."""
-    a, h1, h3 = outputs = _swiglu_outputs(x, dispatch, w1.shape[1], save_h)
+    a, h1, h3 = outputs = swiglu_outputs(x, dispatch, w1.shape[1], save_h)
     if not a.numel():
         return outputs
     if takes_descriptors(x, w1, dispatch):
         persistent_gemm("persistent_swiglu", gather_rows(x, dispatch), w1, w3, dispatch, a, h1, h3)
     else:
-        _swiglu("swiglu", x, None, w1, w3, (None, None), outputs, dispatch, top_k_of(dispatch, x.shape[0]), 1.0)
+        launch_swiglu("swiglu", x, None, w1, w3, (None, None), outputs, dispatch, top_k_of(dispatch, x.shape[0]), 1.0)
     return outputs
 
 
-def delta_swiglu(
-    x: Tensor, x3: Tensor, w1: Tensor, w3: Tensor, base: tuple[Tensor, Tensor], dispatch: ExpertDispatch, scale: float,
-    save_h: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """`swiglu` with ``h1 = base[0][token] + scale * x @ w1[e].T`` and h3 of x3, base[1]; x, x3 [R, r], base [T, N]."""
-    outputs = _swiglu_outputs(x, dispatch, w1.shape[1], save_h)
-    if outputs[0].numel():
-        top_k = top_k_of(dispatch, base[0].shape[0])
-        _swiglu("delta_swiglu", x, x3, w1, w3, base, outputs, dispatch, top_k, scale)
-    return outputs
-
-
-def _swiglu_outputs(
+def swiglu_outputs(
     x: Tensor, dispatch: ExpertDispatch, columns: int, save_h: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """a and, with ``save_h``, h1 and h3 [R, columns], to be filled."""
     a = torch.empty(dispatch.order.numel(), columns, dtype=x.dtype, device=x.device)
     return (a, torch.empty_like(a), torch.empty_like(a)) if save_h else (a, None, None)
 
 
-def _swiglu(
+def launch_swiglu(
     op: str, x: Tensor, x3: Tensor | None, w1: Tensor, w3: Tensor, base: tuple[Tensor | None, Tensor | None],
     outputs: tuple[Tensor, Tensor | None, Tensor | None], dispatch: ExpertDispatch, top_k: int, scale: float,
 ) -> None:  # fmt: skip
+    """Fills the outputs of `swiglu`, or of delta experts with their ``base``."""
     experts, columns, width = w1.shape
     tile = pick(op, x, rows_per_expert(dispatch))
     a, h1, h3 = outputs
@@ -337,8 +339,8 @@ def _swiglu(
 def swiglu_backward(
     op: str, dy: Tensor | None, w2: Tensor | None, h1: Tensor, h3: Tensor, gates: Tensor, dispatch: ExpertDispatch, *,
     base: Tensor | None = None, scale: float = 1.0, write_a: bool = True,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:  # fmt: skip
-    """dh1, dh3, gates * a (or None) [R, F] and the gates' gradient [T, K].
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dh1, dh3 and, with ``write_a``, gates * a, stacked [2 or 3, R, F]; and the gates' gradient [T, K].
 
     The activation's gradient comes from dy [T, D] and w2 [E, D, F]; of delta experts from base [T, F] and the low-rank
     dy [R, r], w2 [E, r, F]; or is ``base`` [R, F] alone.
@@ -346,16 +348,16 @@ def swiglu_backward(
     rows, columns = h1.shape
     width = w2.shape[1] if w2 is not None else 1
     tile = pick(op, h1, rows_per_expert(dispatch))
-    dh1, dh3 = torch.empty_like(h1), torch.empty_like(h3)
-    ga = torch.empty_like(h1) if write_a else None
+    dh = torch.empty(3 if write_a else 2, rows, columns, dtype=h1.dtype, device=h1.device)
     tiles = -(-columns // tile.bn)
     partial = torch.empty(rows, tiles, dtype=torch.float32, device=h1.device)
     dgates = torch.empty(gates.shape, dtype=torch.float32, device=h1.device)
     if not h1.numel():
-        return dh1, dh3, ga, dgates.zero_()
+        return dh, dgates.zero_()
     launch(
         op, gemm.swiglu_backward_kernel, (row_grid(dispatch, columns, tile),), tile,
-        dy_ptr=dy, w2_ptr=w2, base_ptr=base, h1_ptr=h1, h3_ptr=h3, gates_ptr=gates, dh1_ptr=dh1, dh3_ptr=dh3, ga_ptr=ga,
+        dy_ptr=dy, w2_ptr=w2, base_ptr=base, h1_ptr=h1, h3_ptr=h3, gates_ptr=gates, dh1_ptr=dh[0], dh3_ptr=dh[1],
+        ga_ptr=dh[2] if write_a else None,
         partial_ptr=partial, order_ptr=dispatch.order, offsets_ptr=dispatch.offsets, rows_total=rows,
         scale=float(scale), N=columns, K=width, E=dispatch.offsets.numel() - 1, TOPK=gates.shape[1],
         PRODUCT=dy is not None, HAS_BASE=base is not None, WRITE_A=write_a,
@@ -367,7 +369,7 @@ def swiglu_backward(
         partial_ptr=partial, inverse_ptr=dispatch.inverse, out_ptr=dgates, rows=rows, TILES=tiles,
         PAD=triton.next_power_of_2(tiles), BLOCK=tile.bm,
     )  # fmt: skip
-    return dh1, dh3, ga, dgates
+    return dh, dgates
 
 
 def weight_gradient(

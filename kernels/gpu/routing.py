@@ -62,11 +62,17 @@ def combine_kernel(
     TOPK: tl.constexpr, E: tl.constexpr, SPLIT_K: tl.constexpr,
     HAS_GATES: tl.constexpr, HAS_BASE: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """``out[t] = base[t] + scale * sum_j gates[t, j] * sum_s y[s, row(t, j)]`` in float32, one cast."""
+    """``out[t] = base[t] + scale * sum_j gates[t, j] * sum_s y[s, row(t, j)]`` in float32, one cast.
+
+    Part p of the grid's third axis does so for ``y[p]`` and ``out[p]``.
+    """
+    part = tl.program_id(2).to(tl.int64)
     t = tl.program_id(0)
     columns = tl.program_id(1) * BH + tl.arange(0, BH)
     mask = columns < H
     rows = tokens * TOPK
+    y_ptr += part * SPLIT_K * rows * H
+    out_ptr += part * tokens * H
     acc = tl.zeros((BH,), tl.float32)
     for j in tl.static_range(TOPK):
         slot = t * TOPK + j

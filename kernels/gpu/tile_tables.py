@@ -20,7 +20,10 @@ ANY = 1 << 30  # the last rule of an operation
 
 
 class Tile(NamedTuple):
-    """``bm`` rows x ``bn`` columns, ``bk`` inner; weight gradients: ``bm`` is the step over rows, bn x bk the tile."""
+    """``bm`` rows x ``bn`` columns, ``bk`` inner; weight gradients: ``bm`` is the step over rows, bn x bk the tile.
+
+    Of a rotation ``bm`` is the heads.
+    """
 
     bm: int
     bn: int
@@ -58,6 +61,7 @@ _SM_86: Table = {
     "combine": [(ANY, Tile(1, 512, 1, 4, 1))],
     "route": [(ANY, Tile(512, 1, 1, 4, 1))],
     "gate_gradient": [(ANY, Tile(64, 1, 1, 4, 1))],
+    "rotate": [(ANY, Tile(16, 1, 1, 4, 1))],
 }
 
 _SM_90: Table = {
@@ -67,6 +71,12 @@ _SM_90: Table = {
     "swiglu": [(16, Tile(16, 32, 256, 4, 3)), (64, Tile(64, 64, 64, 4, 4)), (ANY, Tile(128, 128, 64, 8, 3))],
     "weight_gradient": [(ANY, Tile(64, 128, 256, 8, 4))],
     "gather": [(ANY, Tile(1, 2048, 1, 4, 1))],  # for the persistent kernels
+    "low_rank_down": [(ANY, Tile(32, 64, 128, 4, 4))],
+    "low_rank_up": [(ANY, Tile(64, 128, 64, 4, 2))],
+    "low_rank_gradient": [(ANY, Tile(64, 128, 128, 4, 3))],
+    "delta_swiglu": [(ANY, Tile(32, 64, 64, 8, 2))],
+    "delta_swiglu_backward": [(ANY, Tile(16, 64, 64, 4, 2))],
+    "combine": [(ANY, Tile(1, 1024, 1, 4, 1))],
     "persistent_gemm": [(384, Tile(128, 128, 64, 8, 4)), (ANY, Tile(128, 256, 64, 8, 3))],
     "persistent_swiglu": [(ANY, Tile(128, 128, 64, 8, 3, 16))],
     "w4_gemm": [(ANY, Tile(64, 64, 128, 4, 3))],
@@ -92,6 +102,7 @@ TABLES: dict[str, Table] = {"sm_86": _SM_86, "sm_90": _SM_90}
 W4_SWAP_ROWS = 32  # up to so many rows per expert tokens are the narrow operand of an int4 product (swap-AB)
 W4_DEQUANTIZE_ROWS = 256  # above, one pass of dequantization costs less than decoding inside the product
 SPLIT_BACKWARD_ROWS = 128  # from so many rows per expert on cards with persistent kernels split SwiGLU's backward
+LOW_RANK_SPLIT_ROWS = 256  # rows per expert for each program that shares in the gradient of a low-rank factor
 PERSISTENT_ROWS = 256  # from so many rows per expert on the persistent kernels run, where the table has them
 PERSISTENT_WIDTH = 256  # they take matrices of multiples of this: every tile of theirs divides it
 
