@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kernels import custom_ops
+from kernels import custom_ops, ops
 from kernels.gpu import launch, launch_decode
 from moe.cache import KVCache
 from moe.config import ModelConfig
@@ -19,7 +19,7 @@ from moe.gpu_decoder import GPUDecoder
 from moe.graphs import GraphStep, power_of_two
 from moe.layers import rms_norm
 from moe.model import ModelOutput, Transformer
-from moe.rope import RopeScaling, apply_rope, rope_angles
+from moe.rope import RopeScaling, rope_angles
 from moe.router import Routing, select_top_k
 from tests.kernels.gpu.interpreter_cases import error, host_work
 
@@ -124,7 +124,7 @@ def test_attend(dtype, queries, groups, size, capacity, window, split_keys, monk
     heads = torch.randn(rows, queries + 2 * groups, size).to(dtype)
     table = tuple(part[0, 0] for part in rope_angles(torch.arange(70)[None], size, 1e4, dtype))
     cos, sin = (part[positions][:, None, None] for part in table)  # [R, 1, 1, C]
-    turned = apply_rope(heads[:, :turning, None], cos, sin)[:, :, 0]
+    turned = ops.rotate(heads[:, :turning, None], cos, sin)[:, :, 0]
     for kept in {dtype, torch.float32}:
         buffer = torch.randn(rows + 1, 2 * groups, capacity, size).to(kept)
         given = buffer.clone()
