@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from moe.training import sharding
 from moe.training.stages import Stage, is_router
 
 
@@ -76,7 +77,7 @@ def restore_optimizer(optimizer: torch.optim.AdamW, names: list[str], tensors: M
         state = {key[len(prefix) :]: value.clone() for key, value in tensors.items() if key.startswith(prefix)}
         if state:
             # The fused optimizer keeps its step counter beside the parameter, too.
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+            optimizer.state[parameter] = {key: sharding.like(value, parameter) for key, value in state.items()}
 
 
 def _named(optimizer: torch.optim.AdamW, names: list[str]) -> list[tuple[str, nn.Parameter]]:
