@@ -93,6 +93,8 @@ def base_config(config: RunConfig) -> ModelConfig:
     if not config.base:
         raise UserError("no base given; add --base DIR with the dense model, or --base tiny for the embedded one")
     base = tiny_config(VOCABULARY) if config.base == TINY else _checked_base(config)
+    if config.shard and has_int4_base(config):
+        raise UserError("an int4 base is packed, not sharded: each card holds all of it; leave shard out")
     if config.max_tokens > base.max_seq_len:
         raise UserError(
             f"max_tokens is {config.max_tokens}, but the context of {config.base} has {base.max_seq_len} tokens; "
