@@ -90,7 +90,8 @@ def train(form: str, folder: Path, stop: int = 0, blow: tuple[int, int, int] | N
         if stop and report.stage == "mix" and report.step == stop and distributed.rank() == rank:
             os.kill(os.getpid(), number)
 
-    directory = RunDirectory.resume(folder) if folder.exists() else RunDirectory.create(folder, config, [])
+    (started,) = distributed.agree(folder.exists())  # before rank 0 makes it
+    directory = RunDirectory.resume(folder) if started else RunDirectory.create(folder, config, [])
     with directory.held():
         stages = StagedRun(directory, config, lambda *_: nullcontext(show), lambda: None)
         sent = stages.train(model, "branch", batches)
@@ -104,9 +105,8 @@ def train(form: str, folder: Path, stop: int = 0, blow: tuple[int, int, int] | N
     if distributed.is_main():
         stored = load_model(written, torch.float32).model.parameters()
         assert torch.equal(weights, torch.cat([parameter.detach().flatten() for parameter in stored]))
-    traffic = {
-        what.strip(): int(size.replace(",", "")) for what, size in re.findall(r"([a-z -]+) ([\d,]+)(?:, |$)", sent)
-    }
+    found = re.findall(r"([a-z -]+) ([\d,]+)(?:, |$)", sent)
+    traffic = {what.strip(): int(size.replace(",", "")) for what, size in found}
     return [*reports, ["weights", *weights.tolist()], {"held": held, **traffic}]
 
 
