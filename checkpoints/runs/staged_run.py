@@ -106,7 +106,7 @@ class StagedRun:
                 if due or over or interrupt.requested:
                     state = trainer.state()
                     if watch is not None:
-                        state.tensors[STATE] = watch.state()
+                        state = replace(state, tensors={**state.tensors, STATE: watch.state()})
                     self.directory.save_state(state)
                     saved = time.monotonic()
                 if over or interrupt.requested:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -93,7 +93,7 @@ class StageState:
 
     stage: str
     step: int
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -217,8 +217,7 @@ class Trainer:
         It is of the last step that was not skipped, whose weights these still are; the skipped ones are tried again.
         """
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
-        optimizer = optimizer_tensors(self.optimizer, self.names)
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
+        tensors |= optimizer_tensors(self.optimizer, self.names)
         tensors |= {"routing/chosen": self.chosen, "routing/seen": self.seen}
         skipped = float(self.skipped - self.skipped_in_a_row)
         tensors["progress"] = torch.tensor([self.mean_loss, skipped], dtype=torch.float64)
@@ -241,9 +240,7 @@ class Trainer:
 
     def continue_from(self, state: StageState) -> None:
         """Takes over the optimizer's averages of the parameters that the stage of ``state`` trained, too."""
-        prefix = "optimizer/"
-        tensors = {k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)}
-        restore_optimizer(self.optimizer, self.names, tensors)
+        restore_optimizer(self.optimizer, self.names, state.tensors)
 
     def run(self) -> Iterator[StepReport]:
         """Trains to the stage's last step; yields what each step did. A caller may stop between two steps."""
