@@ -22,7 +22,7 @@ from checkpoints.model_card import base_name, is_hub_id, stated_base
 from checkpoints.model_io import LoadedModel, load_model, save_model
 from checkpoints.runs.directory import RunDirectory
 from checkpoints.runs.finished import model_of
-from checkpoints.runs.preflight import given_template, require_tokenizer
+from checkpoints.runs.preflight import given_template, require_tokenizer, shards
 from checkpoints.runs.staged_run import StagedRun
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.transforms.experts import grown_model
@@ -71,7 +71,7 @@ def load_base(
 
 def is_sharded(config: RunConfig) -> bool:
     """Whether the run's processes hold a part of each model."""
-    return config.shard and distributed.world() > 1
+    return shards(config) > 1
 
 
 def placed(model: Transformer, config: RunConfig, device: torch.device) -> Transformer:

@@ -28,6 +28,7 @@ from moe.errors import UserError
 from moe.hardware import choose_dtype
 from moe.model import Transformer, count_parameters
 from moe.tokenizer import Tokenizer
+from moe.training import distributed
 from moe.training.config import INT4, TINY, RunConfig
 from moe.training.memory_plan import GIB, MemoryPlan, most_tokens, plan_memory
 from moe.training.stages import is_expert, is_router
@@ -198,8 +199,14 @@ def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype) -> Memory
     if config.baseline and config.expert_form == "delta":
         upcycled_config(base, (), "delta", 1, 0, config.adapter_rank)
     mixture = mixture_config(config, base)
-    recompute = config.activation_checkpointing
-    return plan_memory(mixture, config.tokens_per_batch, dtype, recompute, has_int4_base(config))
+    recompute, ranks = config.activation_checkpointing, shards(config)
+    tokens = max(-(-config.tokens_per_batch // ranks), config.max_tokens if ranks > 1 else 0)
+    return plan_memory(mixture, tokens, dtype, recompute, has_int4_base(config), ranks)
+
+
+def shards(config: RunConfig) -> int:
+    """Into how many parts the run's models are split, one for each process."""
+    return distributed.world() if config.shard else 1
 
 
 def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, available: int) -> str:
@@ -209,10 +216,11 @@ def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, avai
     """
     model = mixture_config(config, base)
     for checkpointing in sorted({config.activation_checkpointing, True}):
-        fitting = most_tokens(model, dtype, checkpointing, available, has_int4_base(config))
+        fitting = most_tokens(model, dtype, checkpointing, available, has_int4_base(config), shards(config))
         if fitting < config.max_tokens:
             continue
         flags = [] if checkpointing == config.activation_checkpointing else ["--activation-checkpointing"]
+        fitting *= shards(config)
         if fitting < config.tokens_per_batch:
             steps = config.accumulate * -(-config.tokens_per_batch // fitting)
             flags += [f"--tokens-per-batch {fitting} --accumulate {steps}"]
@@ -233,7 +241,8 @@ def describe_fit(
     if not thorough:
         return []
     recompute, int4 = config.activation_checkpointing, has_int4_base(config)
-    most = most_tokens(mixture_config(config, base), dtype, recompute, available, int4)
+    ranks = shards(config)
+    most = ranks * most_tokens(mixture_config(config, base), dtype, recompute, available, int4, ranks)
     return [f"fits into the {available / GIB:.1f} GiB that are free; the largest --tokens-per-batch is about {most:,}"]
 
 

@@ -7,9 +7,10 @@ runs or writes it alone (:func:`on_main`) it tells the others which block or par
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -66,9 +67,22 @@ def shard(model: Transformer, device: torch.device) -> Transformer:
 
 
 def _placement(parameter: nn.Parameter) -> Shard:
-    """Stacked experts [E, F, D] are split inside each one where sizes allow it: they may be fewer than the ranks."""
-    inner = [dim for dim in range(1, parameter.dim()) if parameter.shape[dim] % distributed.world() == 0]
-    return Shard(inner[0] if parameter.dim() == 3 and inner else 0)
+    return Shard(split_dim(parameter.shape, distributed.world()))
+
+
+def split_dim(shape: Sequence[int], ranks: int) -> int:
+    """The dimension by which a weight is split: the first, where the last ranks may get fewer rows, or none.
+
+    Stacked experts [E, F, D] may be fewer than the ranks: they are split inside each one, where sizes allow it.
+    """
+    inner = [dim for dim in range(1, len(shape)) if shape[dim] % ranks == 0]
+    return inner[0] if len(shape) == 3 and inner else 0
+
+
+def part_numel(shape: Sequence[int], ranks: int) -> int:
+    """Elements of a weight that the first rank holds."""
+    rows = shape[split_dim(shape, ranks)]
+    return math.prod(shape) // rows * -(-rows // ranks)
 
 
 class _AllGather(DefaultAllGather):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from moe.model import Transformer
+from moe.training.memory_plan import plan_memory
 from tests.moe.training.ranks import CONFIG, SHAPES
 
 TOLERANCE = 1e-5
@@ -64,6 +65,8 @@ def test_each_rank_holds_its_share_and_gathers_the_others(outcomes, form):
     padded = root + 4 * SHAPES[form].dim * (1 if SHAPES[form].tie_embeddings else 2)
     found = [reports[-1] for reports in outcomes[f"{form} sharded 2"]]
     assert sum(rank["held"] for rank in found) == root + blocks + 2 * replicated
+    plan = plan_memory(SHAPES[form], 30, torch.float32, activation_checkpointing=False, ranks=2)
+    assert plan.weights == found[0]["held"]
     for rank in found:
         assert rank["held"] <= (padded + blocks) / 2 + replicated
         assert rank["weights to all-gather"] == CONFIG.accumulate * (padded + 2 * blocks)
