@@ -53,7 +53,7 @@ class StagedRun:
 
         Returns:
             what validation changed, in one line; "" where it changed nothing. With several processes a line before it
-            has the bytes that each handed to collectives per step.
+            has the bytes that each handed to collectives per step, and those of the model that this one holds.
 
         Raises:
             Interrupted: a signal; the step in progress was finished and saved first.
@@ -81,7 +81,10 @@ class StagedRun:
         model.requires_grad_(False)
         steps = max(1, trainer.step - done)
         parts = [f"{what} {size / steps:,.0f}" for what, size in traffic.items()]
-        sent = f"{name}: bytes in collectives per step and process: {', '.join(parts)}" if parts else ""
+        sharding.reshard(model)
+        held = sum(sharding.local(parameter).nbytes for parameter in model.parameters())
+        sent = f"{name}: bytes in collectives per step and process: {', '.join(parts)}; of the model {held:,}"
+        sent = sent if parts else ""
         return "\n".join(filter(None, (sent, "" if watch is None else self._use_best(trainer, watch))))
 
     def _train(self, trainer: Trainer, watch: Validation | None) -> None:

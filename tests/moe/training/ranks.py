@@ -105,7 +105,7 @@ def train(form: str, folder: Path, stop: int = 0, blow: tuple[int, int, int] | N
     if distributed.is_main():
         stored = load_model(written, torch.float32).model.parameters()
         assert torch.equal(weights, torch.cat([parameter.detach().flatten() for parameter in stored]))
-    found = re.findall(r"([a-z -]+) ([\d,]+)(?:, |$)", sent)
+    found = re.findall(r"([a-z -]+) ([\d,]+)(?:[,;] |$)", sent)
     traffic = {what.strip(): int(size.replace(",", "")) for what, size in found}
     return [*reports, ["weights", *weights.tolist()], {"held": held, **traffic}]
 
