@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -95,7 +96,7 @@ def base_config(config: RunConfig) -> ModelConfig:
         raise UserError("no base given; add --base DIR with the dense model, or --base tiny for the embedded one")
     base = tiny_config(VOCABULARY) if config.base == TINY else _checked_base(config)
     if config.shard and has_int4_base(config):
-        raise UserError("an int4 base is packed, not sharded: each card holds all of it; leave shard out")
+        raise UserError("an int4 base is packed, not sharded: each card holds all of it; leave --shard out")
     if config.max_tokens > base.max_seq_len:
         raise UserError(
             f"max_tokens is {config.max_tokens}, but the context of {config.base} has {base.max_seq_len} tokens; "
@@ -212,8 +213,13 @@ def shards(config: RunConfig) -> int:
 def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, available: int) -> str:
     """The smallest change of settings with which the run fits into ``available`` bytes, as flags; "" if none does.
 
-    Fewer tokens a batch come first (with more batches per step the result is about the same), then recomputation.
+    Sharding among several processes comes first, then fewer tokens a batch (with more batches per step the result is
+    about the same), then recomputation.
     """
+    if distributed.world() > 1 and not config.shard and not has_int4_base(config):
+        split = replace(config, shard=True)
+        if plan_run(split, base, dtype).total <= available:
+            return "--shard"
     model = mixture_config(config, base)
     for checkpointing in sorted({config.activation_checkpointing, True}):
         fitting = most_tokens(model, dtype, checkpointing, available, has_int4_base(config), shards(config))

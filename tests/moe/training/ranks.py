@@ -98,7 +98,6 @@ def train(form: str, folder: Path, stop: int = 0, blow: tuple[int, int, int] | N
         stages.samples = cast(Samples, Greedy()) if distributed.is_main() else None
         stages.train(model, "mix", batches, {name: x[:4] for name, x in items.items()})
     sharding.reshard(model)
-    held = sum(sharding.local(parameter).nbytes for parameter in model.parameters())
     weights = torch.cat([sharding.whole(parameter).detach().flatten() for parameter in model.parameters()])
     written = folder.parent / f"model-{len(list(folder.parent.iterdir()))}"
     sharding.on_main(lambda: save_model(model, None, written))
@@ -107,7 +106,7 @@ def train(form: str, folder: Path, stop: int = 0, blow: tuple[int, int, int] | N
         assert torch.equal(weights, torch.cat([parameter.detach().flatten() for parameter in stored]))
     found = re.findall(r"([a-z -]+) ([\d,]+)(?:[,;] |$)", sent)
     traffic = {what.strip(): int(size.replace(",", "")) for what, size in found}
-    return [*reports, ["weights", *weights.tolist()], {"held": held, **traffic}]
+    return [*reports, ["weights", *weights.tolist()], traffic]
 
 
 class Greedy:

@@ -64,11 +64,11 @@ def test_each_rank_holds_its_share_and_gathers_the_others(outcomes, form):
     blocks = sum(sizes.values()) - root - replicated
     padded = root + 4 * SHAPES[form].dim * (1 if SHAPES[form].tie_embeddings else 2)
     found = [reports[-1] for reports in outcomes[f"{form} sharded 2"]]
-    assert sum(rank["held"] for rank in found) == root + blocks + 2 * replicated
+    assert sum(rank["of the model"] for rank in found) == root + blocks + 2 * replicated
     plan = plan_memory(SHAPES[form], 30, torch.float32, activation_checkpointing=False, ranks=2)
-    assert plan.weights == found[0]["held"]
+    assert plan.weights == found[0]["of the model"]
     for rank in found:
-        assert rank["held"] <= (padded + blocks) / 2 + replicated
+        assert rank["of the model"] <= (padded + blocks) / 2 + replicated
         assert rank["weights to all-gather"] == CONFIG.accumulate * (padded + 2 * blocks)
         assert rank.get("gradients to reduce-scatter", 0) == CONFIG.accumulate * total(".experts.")
         assert rank.get("gradients", 0) == total("_delta")
