@@ -14,11 +14,13 @@ if __name__ == "__main__":  # until the imports are done Ctrl-C ends the program
 
 import argparse
 import datetime
+import gc
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,9 +34,11 @@ from checkpoints.runs.directory import RunDirectory, resume_command
 from checkpoints.runs.fingerprints import check_inputs, run_fingerprints
 from checkpoints.runs.models import (
     gaining_config,
+    is_sharded,
     load_base,
     make_adapter,
     make_mixture,
+    placed,
     steps_of_epochs,
     stored_deltas,
     write_model,
@@ -67,7 +71,7 @@ from moe.data.sources import DataSets
 from moe.errors import UserError
 from moe.hardware import available_memory, choose_device, describe_hardware, dtype_name, keep_freed_memory, matmul_rate
 from moe.model import count_parameters
-from moe.training import distributed
+from moe.training import distributed, sharding
 from moe.training.config import ADJUSTABLE, TINY, RunConfig
 from moe.training.interrupt import Interrupted, raised_signals
 from moe.training.router_start import fit_router
@@ -222,18 +226,23 @@ def make_experts(
     say(console, f"one pass over the data is {one_pass}; this run makes {passes:.2f} passes")
 
     # 3. Score the base.
-    evaluation.score(base, "base", chat=config.chat_base)
+    original = placed(base.model, config, device)
+    evaluation.score(replace(base, model=original), "base", chat=config.chat_base)
 
     # 4. Upcycle: every feed-forward becomes one expert per language; nothing changes yet, and that is proved.
-    model = make_mixture(base.model, config)
-    if distributed.is_main() and "proof" not in directory.results and not config.new_language:
-        proof = prove(base.model, model, base.tokenizer)
-        size = count_parameters(model) / 1e6
-        where = describe_layers(model.config)
-        say(console, f"upcycled to {size:,.1f} M parameters{where}: {proof.describe()}")
-        if not proof.holds:
-            say(console, "warning: the mixture is not the dense model at the start, as it should be up to rounding")
-        directory.note("proof", proof.to_json())
+    model = placed(make_mixture(base.model, config), config, device)
+    if "proof" not in directory.results and not config.new_language:
+        proof = sharding.on_main(partial(prove, original, model, base.tokenizer))
+        if proof is not None:
+            size = count_parameters(model) / 1e6
+            where = describe_layers(model.config)
+            say(console, f"upcycled to {size:,.1f} M parameters{where}: {proof.describe()}")
+            if not proof.holds:
+                say(console, "warning: the mixture is not the dense model at the start, as it should be up to rounding")
+            directory.note("proof", proof.to_json())
+    del original
+    if is_sharded(config):
+        gc.collect()  # FSDP's modules and states refer to each other
 
     # 5. Route: the router's start, from documents that no stage trains on. One more expert is one more row.
     if config.new_language or not (directory.has_state("mix") or base.config.is_moe):
@@ -250,8 +259,9 @@ def make_experts(
 
     # 7. Mix: learned top-k routing with balance loss and z-loss.
     say(console, stages.train(model, "mix", batches, validation))
-    if config.new_language and (changed := changed_experts(base.model, model, stored_deltas(config))):
-        raise AssertionError(f"training changed {', '.join(changed)}")
+    if config.new_language:
+        lost = sharding.on_main(partial(changed_experts, base.model, model, stored_deltas(config)))
+        assert not lost, f"training changed {', '.join(lost)}"
 
     # 8. Score the mixture and write it.
     mixture = replace(base, model=model, config=model.config, path=directory.path / "model")
@@ -261,7 +271,7 @@ def make_experts(
 
     # 9. The baseline: one dense adapter with as many active parameters, trained on the same data for as many steps.
     if config.baseline and not base.config.is_moe:
-        adapted = make_adapter(base.model, config)
+        adapted = placed(make_adapter(base.model, config), config, device)
         say(console, stages.train(adapted, "adapter", batches, validation))
         dense = replace(base, model=adapted, config=adapted.config, path=directory.path / "adapter")
         evaluation.score(dense, "dense adapter")

@@ -43,8 +43,10 @@ class Decoder:
 
     @staticmethod
     def fits(model: Transformer) -> bool:
-        """Whether the model is one for :class:`Decoder`: routers may be wider than the rest."""
+        """Whether the model is one for :class:`Decoder`: routers may be wider than the rest; no shards of a model."""
         scaling = model.config.rope_scaling
+        if hasattr(model, "reshard"):  # FSDP: its weights are elsewhere, too
+            return False
         for block in model.layers:
             ffn: Any = block.feed_forward
             if isinstance(ffn, MoEFeedForward):

@@ -40,9 +40,10 @@ def test_a_run_rounds_its_base_and_a_rounded_directory_is_taken_as_it_is(tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_do_what_one_does(root, tmp_path):
+@pytest.mark.parametrize("how", [["--base-dtype", "int4"], ["--shard", "--expert-form", "full"]])
+def test_two_processes_do_what_one_does(root, tmp_path, how):
     """By torchrun, from the tiny base to the report; the first process rounds the base, the second finds it."""
-    flags = ["--runs", tmp_path, *FLAGS, "--base-dtype", "int4"]
+    flags = ["--runs", tmp_path, *FLAGS, *how]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", root / "train.py", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [str(word) for word in [*command, "--name", "two"]]
@@ -60,5 +61,7 @@ def test_two_processes_do_what_one_does(root, tmp_path):
 def test_what_cannot_be_int4(tmp_path):
     done = train("--runs", tmp_path, *SMALL, "--base-dtype", "int4", "--expert-form", "full", check=False)
     assert done.returncode == 2 and "base_dtype int4 freezes what full experts train" in done.stderr
+    done = train("--runs", tmp_path, *SMALL, "--base-dtype", "int4", "--shard", check=False)
+    assert done.returncode == 2 and "leave --shard out" in done.stderr
     done = train("--runs", tmp_path, *SMALL, "--base-dtype", "int8", check=False)
     assert done.returncode == 2 and "expected auto or int4" in done.stderr

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from checkpoints.formats.names import stacked_name
 from checkpoints.formats.quantized import pair_of
-from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor
+from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor, whole
 from kernels.int4 import GROUP, Int4Weight
 from kernels.packed import Int4Weights, Packed, PackedWeights, pack_for_cpu
 from moe.config import ModelConfig
@@ -138,9 +138,14 @@ def flat_tensors(model: Transformer) -> Iterator[StoredTensor]:
         owner, _, leaf = name.rpartition(".")
         if owner.endswith(".feed_forward.experts"):
             for expert in range(parameter.shape[0]):
-                yield memory_tensor(f"{owner}.{expert}.{leaf}.weight", parameter[expert])  # [F, D] or [D, F]
+                yield _one_expert(f"{owner}.{expert}.{leaf}.weight", parameter, expert)
         else:
             yield memory_tensor(name, parameter)
+
+
+def _one_expert(name: str, stack: nn.Parameter, expert: int) -> StoredTensor:
+    """The weight [F, D] or [D, F] of one expert, read from all of them [E, ...], which may be sharded."""
+    return StoredTensor(name, stack.dtype, tuple(stack.shape[1:]), lambda: whole(stack)[expert])
 
 
 def base_rename(config: ModelConfig) -> dict[str, str]:

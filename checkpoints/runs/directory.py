@@ -28,7 +28,7 @@ from checkpoints.runs.state import KEPT, drop_train_states, has_train_state, loa
 from checkpoints.storage.files import new_directory, read_json_object, remove_abandoned, write_json
 from moe.errors import UserError
 from moe.files import json_bytes, replace_file, replacing
-from moe.training import distributed
+from moe.training import distributed, sharding
 from moe.training.config import RunConfig
 from moe.training.trainer import Diverged, StageState
 
@@ -138,8 +138,9 @@ class RunDirectory:
         The main process does the work while the others wait.
         """
         if step not in self.results:
+            result = sharding.on_main(work)
             if distributed.is_main():
-                self.note(step, work())
+                self.note(step, result)
             distributed.wait_for_all()
             if not distributed.is_main():
                 self.results[step] = read_json_object(self.path / RESULTS_FILE)[step]
@@ -162,10 +163,13 @@ class RunDirectory:
             self._lock(temporary)  # before it takes the old file's place
 
     def save_state(self, state: StageState, keep: int = KEPT) -> None:
-        """Saves a stage's state; ``keep`` says how many stay."""
+        """Saves a stage's state, sharded tensors as whole ones, one at a time; ``keep`` says how many stay."""
         meta = {"step": state.step, "stage": state.stage}
         if distributed.is_main():
             save_train_state(self.path / "state" / state.stage, state.tensors, meta, keep)
+        else:
+            for tensor in state.tensors.values():
+                sharding.whole(tensor)  # for the main process, which writes it
         distributed.wait_for_all()
 
     def has_state(self, stage: str) -> bool:

@@ -15,13 +15,14 @@ from checkpoints.formats import open_checkpoint
 from checkpoints.formats.config_json import ROUTER_KEYS
 from checkpoints.formats.delta import is_delta, open_delta
 from checkpoints.formats.extras import checkpoint_tokenizer, find_template
+from checkpoints.formats.parameters import meta_model, set_parameter
 from checkpoints.formats.quantized import is_quantized
 from checkpoints.formats.smollm2 import resolve_model_path
 from checkpoints.model_card import base_name, is_hub_id, stated_base
 from checkpoints.model_io import LoadedModel, load_model, save_model
 from checkpoints.runs.directory import RunDirectory
 from checkpoints.runs.finished import model_of
-from checkpoints.runs.preflight import given_template, require_tokenizer
+from checkpoints.runs.preflight import given_template, require_tokenizer, shards
 from checkpoints.runs.staged_run import StagedRun
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.transforms.experts import grown_model
@@ -35,7 +36,7 @@ from moe.errors import UserError
 from moe.experts import widen_trainable
 from moe.languages import get_language
 from moe.model import Transformer
-from moe.training import distributed
+from moe.training import distributed, sharding
 from moe.training.config import INT4, TINY, RunConfig
 from moe.training.tiny_base import encode_files, tiny_config, train_tiny_tokenizer
 
@@ -49,7 +50,8 @@ def load_base(
     """Loads the dense model, frozen; it has a tokenizer.
 
     The tiny base is trained first, unless the run's directory has it already; with ``base_dtype`` int4 the base is
-    rounded into that directory, once, to which the deltas then refer. ``check`` is that of :func:`load_model`.
+    rounded into that directory, once, to which the deltas then refer. ``check`` is that of :func:`load_model`. A base
+    whose cards hold parts of it (:func:`placed`) stays whole in the host's memory.
     """
     path: str | Path = run.config.base
     if path == TINY:
@@ -60,10 +62,26 @@ def load_base(
         with distributed.main_first():  # which writes it; the others find it
             path = _rounded_base(run, resolve_model_path(path))
     packed: Literal["int4"] | bool = "int4" if run.config.expert_form == "delta" else False
-    base = load_model(path, dtype, device, template=given_template(run.config), check=check, packed=packed)
+    place = torch.device("cpu") if is_sharded(run.config) else device
+    base = load_model(path, dtype, place, template=given_template(run.config), check=check, packed=packed)
     require_tokenizer(base.tokenizer, base.path)
     base.model.requires_grad_(False)
     return base
+
+
+def is_sharded(config: RunConfig) -> bool:
+    """Whether the run's processes hold a part of each model."""
+    return shards(config) > 1
+
+
+def placed(model: Transformer, config: RunConfig, device: torch.device) -> Transformer:
+    """The model itself, or where the run is sharded this process's part of a copy, on ``device``."""
+    if not is_sharded(config):
+        return model
+    copied = meta_model(model.config)
+    for name, parameter in model.named_parameters():
+        set_parameter(copied, name, parameter.detach())
+    return sharding.shard(copied, device)
 
 
 def _rounded_base(run: StagedRun, path: Path) -> Path:
@@ -188,6 +206,7 @@ def _upcycle(
         rank,
         shared_rank,
         seed=config.seed,
+        own_experts=not is_sharded(config),
         moe_layers=parse_layers(config.moe_layers, dense.config.n_layers),
         delta_scale=config.delta_scale,
         balance_loss_weight=config.balance_loss_weight,
@@ -201,10 +220,13 @@ def _upcycle(
 def write_model(loaded: LoadedModel, base: LoadedModel, config: RunConfig) -> None:
     """Writes a trained model to its path, unless it is there; deltas refer to their base on disk.
 
-    With ``config.merge``, a mixture of deltas is also written as full experts, to ``mixtral/`` beside it.
+    With ``config.merge``, a mixture of deltas is also written as full experts, to ``mixtral/`` beside it. The main
+    process writes, others help to gather what is sharded.
     """
-    if not distributed.is_main():
-        return
+    sharding.on_main(lambda: _write_model(loaded, base, config))
+
+
+def _write_model(loaded: LoadedModel, base: LoadedModel, config: RunConfig) -> None:
     base_id = None if config.base_id == "auto" else config.base_id
     if base_id is None and base.path.name == ROUNDED:
         base_id = stated_base(base.path)  # of the model that it was rounded from

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from moe.errors import UserError
 from moe.hardware import choose_dtype
 from moe.model import Transformer, count_parameters
 from moe.tokenizer import Tokenizer
+from moe.training import distributed
 from moe.training.config import INT4, TINY, RunConfig
 from moe.training.memory_plan import GIB, MemoryPlan, most_tokens, plan_memory
 from moe.training.stages import is_expert, is_router
@@ -93,6 +95,8 @@ def base_config(config: RunConfig) -> ModelConfig:
     if not config.base:
         raise UserError("no base given; add --base DIR with the dense model, or --base tiny for the embedded one")
     base = tiny_config(VOCABULARY) if config.base == TINY else _checked_base(config)
+    if config.shard and has_int4_base(config):
+        raise UserError("an int4 base is packed, not sharded: each card holds all of it; leave --shard out")
     if config.max_tokens > base.max_seq_len:
         raise UserError(
             f"max_tokens is {config.max_tokens}, but the context of {config.base} has {base.max_seq_len} tokens; "
@@ -196,21 +200,33 @@ def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype, gpu: bool
     if config.baseline and config.expert_form == "delta":
         upcycled_config(base, (), "delta", 1, 0, config.adapter_rank)
     mixture = mixture_config(config, base)
-    recompute = config.activation_checkpointing
-    return plan_memory(mixture, config.tokens_per_batch, dtype, recompute, has_int4_base(config), gpu)
+    recompute, ranks = config.activation_checkpointing, shards(config)
+    tokens = max(-(-config.tokens_per_batch // ranks), config.max_tokens if ranks > 1 else 0)
+    return plan_memory(mixture, tokens, dtype, recompute, has_int4_base(config), gpu, ranks)
+
+
+def shards(config: RunConfig) -> int:
+    """Into how many parts the run's models are split, one for each process."""
+    return distributed.world() if config.shard else 1
 
 
 def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, available: int, gpu: bool) -> str:
     """The smallest change of settings with which the run fits into ``available`` bytes, as flags; "" if none does.
 
-    Fewer tokens a batch come first (with more batches per step the result is about the same), then recomputation.
+    Sharding among several processes comes first, then fewer tokens a batch (with more batches per step the result is
+    about the same), then recomputation.
     """
+    if distributed.world() > 1 and not config.shard and not has_int4_base(config):
+        split = replace(config, shard=True)
+        if plan_run(split, base, dtype, gpu).total <= available:
+            return "--shard"
     model = mixture_config(config, base)
     for checkpointing in sorted({config.activation_checkpointing, True}):
-        fitting = most_tokens(model, dtype, checkpointing, available, has_int4_base(config), gpu)
+        fitting = most_tokens(model, dtype, checkpointing, available, has_int4_base(config), gpu, shards(config))
         if fitting < config.max_tokens:
             continue
         flags = [] if checkpointing == config.activation_checkpointing else ["--activation-checkpointing"]
+        fitting *= shards(config)
         if fitting < config.tokens_per_batch:
             steps = config.accumulate * -(-config.tokens_per_batch // fitting)
             flags += [f"--tokens-per-batch {fitting} --accumulate {steps}"]
@@ -232,7 +248,8 @@ def describe_fit(
     if not thorough:
         return []
     recompute, int4 = config.activation_checkpointing, has_int4_base(config)
-    most = most_tokens(mixture_config(config, base), dtype, recompute, available, int4, gpu)
+    ranks = shards(config)
+    most = ranks * most_tokens(mixture_config(config, base), dtype, recompute, available, int4, gpu, ranks)
     return [f"fits into the {available / GIB:.1f} GiB that are free; the largest --tokens-per-batch is about {most:,}"]
 
 

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
-import torch
-
 from checkpoints.runs.directory import RunDirectory
 from moe.data.packing import Example, MixedBatches
 from moe.model import Transformer
-from moe.training import distributed
+from moe.training import distributed, sharding
 from moe.training.config import RunConfig
 from moe.training.interrupt import DelayedInterrupt
 from moe.training.samples import Samples
@@ -55,7 +53,7 @@ class StagedRun:
 
         Returns:
             what validation changed, in one line; "" where it changed nothing. With several processes a line before it
-            has the bytes that each handed to all-reduce per step.
+            has the bytes that each handed to collectives per step, and those of the model that this one holds.
 
         Raises:
             Interrupted: a signal; the step in progress was finished and saved first.
@@ -72,7 +70,7 @@ class StagedRun:
         elif stage.continues and (before := self.directory.load_state(stage.continues)) is not None:
             trainer.continue_from(before)
         distributed.wait_for_all()  # rank 0 may have scored, and written, in the meantime
-        distributed.copy_from_main(parameter.detach() for parameter in trainer.parameters.values())
+        distributed.copy_from_main(p.detach() for p in trainer.parameters.values() if not sharding.is_sharded(p))
         done = trainer.step
         try:
             with distributed.counted_traffic() as traffic:
@@ -83,7 +81,10 @@ class StagedRun:
         model.requires_grad_(False)
         steps = max(1, trainer.step - done)
         parts = [f"{what} {size / steps:,.0f}" for what, size in traffic.items()]
-        sent = f"{name}: bytes to all-reduce per step and process: {', '.join(parts)}" if parts else ""
+        sharding.reshard(model)
+        held = sum(sharding.local(parameter).nbytes for parameter in model.parameters())
+        sent = f"{name}: bytes in collectives per step and process: {', '.join(parts)}; of the model {held:,}"
+        sent = sent if parts else ""
         return "\n".join(filter(None, (sent, "" if watch is None else self._use_best(trainer, watch))))
 
     def _train(self, trainer: Trainer, watch: Validation | None) -> None:
@@ -97,8 +98,9 @@ class StagedRun:
                     if watch.fruitless == 0 and self.config.keep_best:
                         weights = {n: t for n, t in trainer.state().tensors.items() if n.startswith("weights/")}
                         self.directory.save_state(StageState(_best(stage.name), report.step, weights), keep=1)
-                if self.samples is not None and report.step % self.config.sample_steps == 0:
-                    report = replace(report, samples=self.samples.write(model))
+                if self.config.sample_steps and report.step % self.config.sample_steps == 0:
+                    written = sharding.on_main(lambda: self.samples.write(model) if self.samples else ())
+                    report = replace(report, samples=written or ())
                 show(report)
                 over = trainer.step == stage.steps or (watch is not None and watch.over)
                 late = time.monotonic() - saved > 60 * self.config.save_minutes
@@ -107,7 +109,7 @@ class StagedRun:
                 if due or over or interrupt.requested:
                     state = trainer.state()
                     if watch is not None:
-                        state.tensors[STATE] = watch.state()
+                        state = replace(state, tensors={**state.tensors, STATE: watch.state()})
                     self.directory.save_state(state)
                     saved = time.monotonic()
                 if over or interrupt.requested:
@@ -121,9 +123,8 @@ class StagedRun:
         best = self.directory.load_state(_best(stage.name)) if self.config.keep_best else None
         if best is None or best.step != watch.best_step:
             return line
-        with torch.no_grad():
-            for name, parameter in trainer.parameters.items():
-                parameter.copy_(best.tensors[f"weights/{name}"])
+        for name, parameter in trainer.parameters.items():
+            sharding.fill(parameter, best.tensors[f"weights/{name}"])
         return f"{line}, whose weights are used"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from checkpoints.storage.files import (
     sha256_file,
     write_json,
 )
-from checkpoints.storage.safetensors_file import load_tensors, save_tensors
+from checkpoints.storage.safetensors_file import SafetensorsFile, save_tensors
 from moe.errors import Notice, UserError
 
 TENSORS, META = "state.safetensors", "state.json"
@@ -88,8 +88,24 @@ def drop_train_states(directory: Path | str, step: int) -> None:
             shutil.rmtree(state)
 
 
-def load_train_state(directory: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Loads the newest undamaged state: tensors by name (on the CPU) and the meta object.
+class SavedTensors(Mapping[str, Tensor]):
+    """The tensors of a file by name; each is read when it is asked for, and not kept."""
+
+    def __init__(self, path: Path):
+        self._stored = SafetensorsFile(path).tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._stored[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
+def load_train_state(directory: Path | str) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Opens the newest undamaged state: tensors by name (on the CPU) and the meta object.
 
     Warns (:class:`Notice`) where that is not the newest.
 
@@ -109,7 +125,7 @@ def load_train_state(directory: Path | str) -> tuple[dict[str, Tensor], dict[str
                 raise UserError(f"{state / META} does not belong to {state.name}; it is damaged")
             if document.get("sha256") != sha256_file(state / TENSORS):
                 raise UserError(f"{state / TENSORS} does not have the checksum noted in {META}; it is damaged")
-            tensors = load_tensors(state / TENSORS)
+            tensors = SavedTensors(state / TENSORS)
             if problem is not None:
                 warnings.warn(f"{problem}; going on from the state before it, {state.name}", Notice, stacklevel=2)
             return tensors, meta

@@ -219,10 +219,18 @@ class SafetensorsFile:
         return StoredTensor(name, dtype, shape, lambda: read_range(where, dtype, shape), where)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, gathered from all ranks if it is sharded (:func:`moe.training.sharding.whole`)."""
+    if not hasattr(tensor, "full_tensor"):
+        return tensor.detach()
+    from moe.training import sharding  # imports what only training needs
+
+    return sharding.whole(tensor)
+
+
 def memory_tensor(name: str, tensor: Tensor) -> StoredTensor:
-    """Wraps a tensor in memory as a :class:`StoredTensor`."""
-    detached = tensor.detach()
-    return StoredTensor(name, detached.dtype, tuple(detached.shape), lambda: detached)
+    """Wraps a tensor in memory as a :class:`StoredTensor`; of a sharded one :func:`whole` is read."""
+    return StoredTensor(name, tensor.dtype, tuple(tensor.shape), lambda: whole(tensor))
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

@@ -15,7 +15,7 @@ from checkpoints.formats.delta import DeltaCheckpoint, read_reference
 from checkpoints.formats.names import flat_name
 from checkpoints.formats.parameters import meta_model, packed_weights, require_complete, set_packed, set_parameter
 from checkpoints.formats.peft import MODULES, Adapter, LowRankPair
-from checkpoints.storage.safetensors_file import StoredTensor
+from checkpoints.storage.safetensors_file import StoredTensor, whole
 from checkpoints.storage.writer import renamed
 from checkpoints.transforms.adapters import adapter_folders, adapter_tensors
 from checkpoints.transforms.initialize import Initialization, new_tensors
@@ -171,7 +171,7 @@ def changed_experts(before: Transformer, after: Transformer, own: Mapping[str, S
     changed = []
     for name, parameter in before.named_parameters():
         value = own[name].read().to(parameter.device) if name in own else parameter.detach()
-        found: Tensor = after.get_parameter(name)
+        found = whole(after.get_parameter(name)).to(value.device)
         if found.shape != value.shape:
             found = found[: len(value)]
         if not torch.equal(found, value):

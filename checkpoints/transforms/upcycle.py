@@ -102,13 +102,15 @@ def upcycle_model(
     expert_rank: int = 16,
     shared_rank: int = 0,
     seed: int = 0,
+    own_experts: bool = True,
     **settings: Any,
 ) -> Transformer:
     """Makes a mixture in memory that computes what ``dense`` computes.
 
     ``settings`` are those of :func:`upcycled_config`. Weights outside of full experts share the memory of ``dense``
-    (as parameters of their own), so train only one of the two models. Without languages the delta form gives a dense
-    model with one low-rank adapter.
+    (as parameters of their own), so train only one of the two models; with ``own_experts`` false full experts are views
+    of the dense weights, for the caller to copy. Without languages the delta form gives a dense model with one low-rank
+    adapter.
 
     Raises:
         UserError: see :func:`upcycled_config`.
@@ -125,8 +127,8 @@ def upcycle_model(
             set_parameter(model, rename.get(name, name) if config.is_delta else name, value)
             continue
         owner, weight, _ = name.rsplit(".", 2)
-        stack = value.expand(config.num_experts, *value.shape).clone()  # [E, F, D] or [E, D, F]
-        set_parameter(model, f"{owner}.experts.{weight}", stack)
+        stack = value.expand(config.num_experts, *value.shape)  # [E, F, D] or [E, D, F]
+        set_parameter(model, f"{owner}.experts.{weight}", stack.clone() if own_experts else stack)
     for name, packed in packed_weights(dense).items():
         if not config.is_delta:
             raise UserError("full experts are trained whole, which int4 weights cannot be; take delta experts")

@@ -24,7 +24,7 @@ TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
 INT4 = "int4"
 PRESETS = Path(__file__).resolve().parent / "presets"
 # Settings that a run may go on with changed: those to change when it diverges, and those that change no result.
-ADJUSTABLE = ("pretrain_lr", "branch_lr", "mix_lr", "spike_factor", "max_skipped_steps", "save_minutes")
+ADJUSTABLE = ("pretrain_lr", "branch_lr", "mix_lr", "spike_factor", "max_skipped_steps", "save_minutes", "shard")
 # Settings of earlier versions that are gone, and what to do.
 REMOVED = {
     "pretrain_muon_lr": "AdamW trains the tiny base better; leave it out",
@@ -163,6 +163,10 @@ class RunConfig:
 
     merge: bool = setting(
         False, "also write the result as full experts (mixtral/), which transformers loads", group="output"
+    )
+    shard: bool = setting(
+        False,
+        "with several processes (torchrun), split the frozen weights and full experts among their cards (FSDP2)",
     )
     save_minutes: float = setting(5.0, "minutes between saved states, from which an interrupted run resumes")
 

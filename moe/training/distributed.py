@@ -26,7 +26,7 @@ from moe.training.interrupt import ignore_signals
 BUCKET = 64 << 20  # bytes of gradients that one all-reduce sums at most
 WAIT = datetime.timedelta(days=30)  # for a rank that scores or writes; torchrun ends the job where a rank dies
 _NETWORK = re.compile(r"gloo/transport|connection (was )?(closed|reset|refused)|broken pipe|timed? ?out", re.IGNORECASE)
-_traffic: Counter[str] = Counter()  # bytes that each rank handed to all-reduce, by what they were
+_traffic: Counter[str] = Counter()  # bytes that each rank handed to collectives, by what they were
 _control: dist.ProcessGroup | None = None  # for flags and for waiting, on the CPU
 
 
@@ -128,13 +128,18 @@ def speaks_first() -> bool:
 
 @contextmanager
 def counted_traffic() -> Iterator[Counter[str]]:
-    """Counts the bytes that this rank hands to all-reduce within the block, by what they are."""
+    """Counts the bytes that this rank hands to collectives within the block, by what they are."""
     before = _traffic.copy()
     counted: Counter[str] = Counter()
     try:
         yield counted
     finally:
         counted.update(_traffic - before)
+
+
+def count_traffic(what: str, nbytes: int) -> None:
+    """Counts bytes that this rank hands to a collective."""
+    _traffic[what] += nbytes
 
 
 def wait_for_all() -> None:
@@ -148,14 +153,24 @@ def agree(*values: int) -> list[int]:
         return list(values)
     flags = torch.tensor(values, dtype=torch.int64)
     _traffic["flags"] += flags.nbytes
-    work = dist.all_reduce(flags, dist.ReduceOp.MAX, group=_control, async_op=True)
+    _finish(dist.all_reduce(flags, dist.ReduceOp.MAX, group=_control, async_op=True))
+    return flags.tolist()
+
+
+def number_from_main(number: int = 0) -> int:
+    """Rank 0's ``number``, on every rank."""
+    sent = torch.tensor(number)
+    _finish(dist.broadcast(sent, 0, group=_control, async_op=True))
+    return int(sent)
+
+
+def _finish(work: dist.Work | None) -> None:
     assert work is not None
     pause = 1e-5
     while not work.is_completed():  # a plain wait would keep Python from seeing a signal
         time.sleep(pause)
         pause = min(2 * pause, 0.05)
     work.wait()
-    return flags.tolist()
 
 
 def same_text(text: str) -> str:

@@ -10,6 +10,7 @@ The allocator's fragmentation and a GPU's context (0.5 to 1 GiB) come on top.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +29,8 @@ from moe.layers import FeedForward
 from moe.losses import token_losses
 from moe.model import Transformer, count_parameters
 from moe.training.interrupt import DelayedInterrupt
-from moe.training.stages import is_expert, is_router
+from moe.training.sharding import part_numel
+from moe.training.stages import is_delta, is_expert, is_router
 
 GIB = 2**30
 MEASURED_TOKENS = (2048, 4096)
@@ -45,7 +47,7 @@ class MemoryPlan:
     """Bytes by purpose, and parameter counts.
 
     ``activations`` are what is live beside weights, gradients and optimizer state when most is: what the backward pass
-    needs, logits and workspace.
+    needs, logits and workspace. Of a sharded model all are one rank's, and ``gathered`` is what it gathers at once.
     """
 
     parameters: int
@@ -54,11 +56,12 @@ class MemoryPlan:
     gradients: int
     optimizer: int
     activations: int
+    gathered: int = 0
 
     @property
     def total(self) -> int:
         """All bytes together."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.gathered
 
     def describe(self) -> str:
         """One line for the terminal."""
@@ -68,10 +71,12 @@ class MemoryPlan:
             "optimizer": self.optimizer,
             "activations": self.activations,
         }
+        if self.gathered:
+            parts["gathered"] = self.gathered
         listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items())
         return (
             f"{self.parameters / 1e6:,.1f} M parameters, {self.trainable / 1e6:,.1f} M of them trained; "
-            f"{self.total / GIB:.2f} GiB: {listed}"
+            f"{self.total / GIB:.2f} GiB{' on each card' if self.gathered else ''}: {listed}"
         )
 
 
@@ -202,12 +207,13 @@ def _live_bytes(config: ModelConfig, step: Callable[[ModelConfig], int]) -> int:
 
 def plan_memory(
     config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool, int4: bool = False,
-    gpu: bool = False,
+    gpu: bool = False, ranks: int = 1,
 ) -> MemoryPlan:  # fmt: skip
     """Memory of the mix stage (the largest) for batches of ``tokens`` tokens.
 
     Deltas and routers are float32 with two float32 Adam moments. A step of two or three layers is counted; further
-    layers and tokens add the same bytes each. With ``int4`` the frozen feed-forwards of the base are int4.
+    layers and tokens add the same bytes each. With ``int4`` the frozen feed-forwards of the base are int4. With several
+    ``ranks`` the model is sharded among them, and ``tokens`` are those of one rank.
     """
     with torch.device("meta"):
         model = Transformer(config)
@@ -220,6 +226,8 @@ def plan_memory(
     width = dtype.itemsize
     live = _live_bytes(config, lambda part: _fake_step(part, tokens, dtype, activation_checkpointing, int4, gpu))
     gradients = trained * (4 if config.is_delta else max(4, width))
+    if ranks > 1:
+        return _sharded_plan(model, config, width, ranks, max(0, live - gradients))
     return MemoryPlan(
         parameters=parameters,
         trainable=trained,
@@ -230,9 +238,37 @@ def plan_memory(
     )
 
 
+def _sharded_plan(model: Transformer, config: ModelConfig, width: int, ranks: int, activations: int) -> MemoryPlan:
+    """A rank's bytes: its part of the weights, deltas and routers whole, and what FSDP gathers.
+
+    That is the root, two blocks and the buffer that a block arrives in; of full experts a block's gradients and the
+    buffer that they leave in, too.
+    """
+    weights = gradients = trained = root = 0
+    blocks, learned = Counter[str](), Counter[str]()
+    for name, parameter in model.named_parameters():
+        size, replicated = parameter.numel(), is_delta(name) or is_router(name)
+        part = size if replicated else part_numel(parameter.shape, ranks)
+        weights += part * (4 if replicated and config.is_delta else width)
+        if learns(config, name) and not is_router(name):
+            trained += size
+            gradients += part * 4
+        block = name.split(".")[1] if name.startswith("layers.") else ""
+        if replicated:
+            continue
+        if not block:
+            root += size * width
+            continue
+        blocks[block] += size * width
+        learned[block] += size * width if learns(config, name) else 0
+    gathered = root + 3 * max(blocks.values()) + 2 * max(learned.values())
+    parameters = count_parameters(model)
+    return MemoryPlan(parameters, trained, weights, gradients, 2 * gradients, activations, gathered)
+
+
 def most_tokens(
     config: ModelConfig, dtype: torch.dtype, activation_checkpointing: bool, available: int, int4: bool = False,
-    gpu: bool = False,
+    gpu: bool = False, ranks: int = 1,
 ) -> int:  # fmt: skip
     """About the most tokens of a batch with which everything fits into ``available`` bytes, to 256; 0 if none does.
 
@@ -240,7 +276,7 @@ def most_tokens(
     """
 
     def needed(tokens: int) -> int:
-        return plan_memory(config, tokens, dtype, activation_checkpointing, int4, gpu).total
+        return plan_memory(config, tokens, dtype, activation_checkpointing, int4, gpu, ranks).total
 
     few, more = MEASURED_TOKENS
     least = needed(few)

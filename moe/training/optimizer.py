@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from moe.training import sharding
 from moe.training.stages import Stage, is_router
 
 
@@ -61,22 +62,26 @@ def set_learning_rates(
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, names: list[str]) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors: ``NAME/exp_avg`` and so on."""
+    """The optimizer's state as named tensors: ``optimizer/NAME/exp_avg`` and so on."""
     tensors = {}
     for name, parameter in _named(optimizer, names):
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+            tensors[f"optimizer/{name}/{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     return tensors
 
 
 def restore_optimizer(optimizer: torch.optim.AdamW, names: list[str], tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of :func:`optimizer_tensors`."""
+    """Inverse of :func:`optimizer_tensors`; whatever else ``tensors`` has is not read."""
     for name, parameter in _named(optimizer, names):
-        prefix = name + "/"
-        state = {key[len(prefix) :]: value.clone() for key, value in tensors.items() if key.startswith(prefix)}
+        prefix = f"optimizer/{name}/"
+        # The fused optimizer keeps its step counter beside the parameter, too.
+        state = {
+            key.removeprefix(prefix): sharding.like(tensors[key].clone(), parameter)
+            for key in tensors
+            if key.startswith(prefix)
+        }
         if state:
-            # The fused optimizer keeps its step counter beside the parameter, too.
-            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in state.items()}
+            optimizer.state[parameter] = state
 
 
 def _named(optimizer: torch.optim.AdamW, names: list[str]) -> list[tuple[str, nn.Parameter]]:

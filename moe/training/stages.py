@@ -72,7 +72,12 @@ def make_stage(name: str, config: RunConfig) -> Stage:
 
 def is_expert(name: str) -> bool:
     """Whether a parameter belongs to the experts: a delta, or a full expert's matrix."""
-    return "_delta" in name or ".experts." in name
+    return is_delta(name) or ".experts." in name
+
+
+def is_delta(name: str) -> bool:
+    """Whether a parameter belongs to a low-rank delta, that of one expert or the shared one."""
+    return "_delta" in name
 
 
 def is_router(name: str) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +20,7 @@ from moe.errors import UserError
 from moe.hardware import used_memory
 from moe.losses import balance_loss, expert_counts, token_losses, z_loss
 from moe.model import ModelOutput, Transformer
-from moe.training import distributed
+from moe.training import distributed, sharding
 from moe.training.config import RunConfig
 from moe.training.optimizer import (
     make_optimizer,
@@ -93,7 +93,7 @@ class StageState:
 
     stage: str
     step: int
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -195,6 +195,7 @@ class Trainer:
     ):
         self.model, self.stage, self.batches, self.config = model, stage, batches, config
         self.languages = tuple(languages)
+        sharding.reshard(model)
         layers = parse_layers(config.moe_layers, model.config.n_layers)
         self.one_expert = bool(config.new_language)  # the last one learns, all else stays as it is to the last bit
         self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts, layers, self.one_expert)
@@ -216,8 +217,7 @@ class Trainer:
         It is of the last step that was not skipped, whose weights these still are; the skipped ones are tried again.
         """
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
-        optimizer = optimizer_tensors(self.optimizer, self.names)
-        tensors |= {f"optimizer/{name}": tensor for name, tensor in optimizer.items()}
+        tensors |= optimizer_tensors(self.optimizer, self.names)
         tensors |= {"routing/chosen": self.chosen, "routing/seen": self.seen}
         skipped = float(self.skipped - self.skipped_in_a_row)
         tensors["progress"] = torch.tensor([self.mean_loss, skipped], dtype=torch.float64)
@@ -229,7 +229,7 @@ class Trainer:
         if state.stage != self.stage.name:
             raise ValueError(f"the saved state is of stage {state.stage!r}, this is {self.stage.name!r}")
         for name, parameter in self.parameters.items():
-            parameter.copy_(state.tensors[f"weights/{name}"])
+            sharding.fill(parameter, state.tensors[f"weights/{name}"])
         self.continue_from(state)
         for name, counts in (("chosen", self.chosen), ("seen", self.seen)):
             counts.copy_(state.tensors[f"routing/{name}"])
@@ -240,9 +240,7 @@ class Trainer:
 
     def continue_from(self, state: StageState) -> None:
         """Takes over the optimizer's averages of the parameters that the stage of ``state`` trained, too."""
-        prefix = "optimizer/"
-        tensors = {k[len(prefix) :]: v for k, v in state.tensors.items() if k.startswith(prefix)}
-        restore_optimizer(self.optimizer, self.names, tensors)
+        restore_optimizer(self.optimizer, self.names, state.tensors)
 
     def run(self) -> Iterator[StepReport]:
         """Trains to the stage's last step; yields what each step did. A caller may stop between two steps."""
@@ -276,10 +274,10 @@ class Trainer:
             self._micro_batch(share, learned, sums)
         for parameter in self.parameters.values() if self.one_expert else ():
             assert parameter.grad is not None
-            parameter.grad[:-1] = 0.0
-        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        distributed.sum_over_ranks("gradients", gradients)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.config.max_grad_norm or float("inf"))
+            sharding.zero_first_experts(parameter.grad)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None and not sharding.is_sharded(p)]
+        distributed.sum_over_ranks("gradients", gradients)  # FSDP has summed the others
+        norm = sharding.clip_gradients(self.parameters.values(), self.config.max_grad_norm)
         losses, tokens, balance, z, gradient_norm, routing = sums.read(norm)
         loss, table = sum(losses) / sum(tokens), routing.sum(0)  # table [G, E]
         skipped = self._reason_to_skip(loss, gradient_norm)

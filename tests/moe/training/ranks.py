@@ -8,31 +8,45 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
 
+from checkpoints.model_io import load_model, save_model
 from checkpoints.runs.directory import RunDirectory
 from checkpoints.runs.staged_run import StagedRun
 from moe.config import ModelConfig
 from moe.data.packing import Example, MixedBatches
 from moe.errors import UserError
+from moe.inference.generation import generate_many
 from moe.model import Transformer
-from moe.training import distributed
+from moe.training import distributed, sharding
 from moe.training.config import RunConfig
 from moe.training.interrupt import Interrupted
+from moe.training.samples import Sample, Samples
 
 LANGUAGES = ("python", "cpp")
 SHAPE = ModelConfig(vocab_size=97, dim=16, n_layers=2, n_heads=2, n_kv_heads=1, hidden_dim=24, max_seq_len=64)
 SHAPES = {
     "delta": replace(SHAPE, num_experts=2, expert_form="delta", shared_rank=2, expert_rank=2),
-    "full": replace(SHAPE, num_experts=2),
+    "full": replace(SHAPE, num_experts=2, tie_embeddings=True),
+    "grown": replace(SHAPE, num_experts=2, hidden_dim=20),  # of three ranks two hold an expert each
+}
+RUNS = {
+    "delta": (1, 2, 4),
+    "delta sharded": (2,),
+    "full": (1, 2, 4),
+    "full sharded": (2, 4),
+    "grown": (1,),
+    "grown sharded": (3,),
 }
 CONFIG = RunConfig(
     languages=LANGUAGES, tokens_per_batch=60, max_tokens=30, branch_steps=1, mix_steps=4, branch_lr=1e-2, mix_lr=2e-2,
@@ -52,12 +66,18 @@ def examples(language: int, count: int = 24) -> list[Example]:
 def train(form: str, folder: Path, stop: int = 0, blow: tuple[int, int, int] | None = None) -> list:
     """Trains branch and mix in ``folder``; after step ``stop`` of mix the last rank gets SIGTERM.
 
-    ``blow`` sends a signal to a rank after a step: (signal, rank, step).
+    ``form`` may end in " sharded". ``blow`` sends a signal to a rank after a step: (signal, rank, step).
     """
-    config = replace(CONFIG, expert_form=form)
+    form, *sharded = form.split()
+    config = replace(CONFIG, expert_form="delta" if form == "delta" else "full", sample_steps=1)
+    if form == "grown":
+        config = replace(config, new_language=LANGUAGES[-1])
     items = {name: examples(i) for i, name in enumerate(LANGUAGES)}
     batches = MixedBatches(items, config.tokens_per_batch, seed=0)
     model = Transformer(SHAPES[form]).reset(0, 0.2)
+    if sharded and distributed.world() > 1:
+        config = replace(config, activation_checkpointing=form == "full")
+        model = sharding.shard(model, torch.device("cpu"))
     if blow:
         stop = blow[2]
     reports = []
@@ -65,17 +85,38 @@ def train(form: str, folder: Path, stop: int = 0, blow: tuple[int, int, int] | N
     def show(report) -> None:
         reports.append([report.stage, report.step, report.loss, report.balance, report.z, report.gradient_norm,
                         report.tokens, *report.language_losses, *(report.validation or ())])  # fmt: skip
+        reports[-1] += [sample.text for sample in report.samples]
         number, rank = blow[:2] if blow else (signal.SIGTERM, distributed.world() - 1)
         if stop and report.stage == "mix" and report.step == stop and distributed.rank() == rank:
             os.kill(os.getpid(), number)
 
-    directory = RunDirectory.resume(folder) if folder.exists() else RunDirectory.create(folder, config, [])
+    (started,) = distributed.agree(folder.exists())  # before rank 0 makes it
+    directory = RunDirectory.resume(folder) if started else RunDirectory.create(folder, config, [])
     with directory.held():
         stages = StagedRun(directory, config, lambda *_: nullcontext(show), lambda: None)
-        stages.train(model, "branch", batches)
+        sent = stages.train(model, "branch", batches)
+        stages.samples = cast(Samples, Greedy()) if distributed.is_main() else None
         stages.train(model, "mix", batches, {name: x[:4] for name, x in items.items()})
-    weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-    return [*reports, ["weights", *weights.tolist()]]
+    sharding.reshard(model)
+    weights = torch.cat([sharding.whole(parameter).detach().flatten() for parameter in model.parameters()])
+    written = folder.parent / f"model-{len(list(folder.parent.iterdir()))}"
+    sharding.on_main(lambda: save_model(model, None, written))
+    if distributed.is_main():
+        stored = load_model(written, torch.float32).model.parameters()
+        assert torch.equal(weights, torch.cat([parameter.detach().flatten() for parameter in stored]))
+    found = re.findall(r"([a-z -]+) ([\d,]+)(?:[,;] |$)", sent)
+    traffic = {what.strip(): int(size.replace(",", "")) for what, size in found}
+    return [*reports, ["weights", *weights.tolist()], traffic]
+
+
+class Greedy:
+    """Writes an answer on rank 0 alone."""
+
+    def write(self, model: Transformer) -> tuple[Sample, ...]:
+        with torch.no_grad():
+            (answer,) = generate_many(model, [[90, 41, 42]], max_new_tokens=3)
+        model.train()
+        return (Sample("python", "", str(answer.tokens)),)
 
 
 def one_rank(rank: int, ranks: int, port: int, output: Path, arguments: tuple) -> None:
@@ -120,14 +161,15 @@ def run(ranks: int, *arguments) -> list:
 
 def main(folder: Path) -> None:
     found: dict[str, list] = {}
-    for form in SHAPES:
-        for ranks in (1, 2, 4):
+    for form, several in RUNS.items():
+        for ranks in several:
             found[f"{form} {ranks}"] = run(ranks, form, folder / f"{form}{ranks}" / "run")
+    for form in ("delta", "full", "full sharded"):
         place = folder / f"{form}-resumed" / "run"
         found[f"{form} resumed"] = [run(2, form, place, 1), run(4, form, place, 3), run(1, form, place)]
-    for rank in (0, 1):
+    for rank, form in enumerate(("delta", "full sharded")):
         place = folder / f"killed{rank}" / "run"
-        found[f"killed {rank}"] = [run(3, "delta", place, 0, (signal.SIGKILL, rank, 2)), run(1, "delta", place)]
+        found[f"killed {rank}"] = [run(3, form, place, 0, (signal.SIGKILL, rank, 2)), run(1, form, place)]
     print(json.dumps(found))
 
 

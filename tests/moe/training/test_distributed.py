@@ -10,6 +10,10 @@ import sys
 import pytest
 import torch
 
+from moe.model import Transformer
+from moe.training.memory_plan import plan_memory
+from tests.moe.training.ranks import CONFIG, SHAPES
+
 TOLERANCE = 1e-5
 
 
@@ -26,24 +30,55 @@ def outcomes(root, tmp_path_factory):
 
 def numbers(reports) -> torch.Tensor:
     """Everything that training reported, and the final weights."""
-    return torch.tensor([float(x) for report in reports for x in report if x is not None and not isinstance(x, str)])
+    rows = (report for report in reports if isinstance(report, list))
+    return torch.tensor([float(x) for row in rows for x in row if x is not None and not isinstance(x, str)])
 
 
-@pytest.mark.parametrize("form", ["delta", "full"])
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_several_ranks_take_the_steps_of_one(outcomes, form, ranks):
-    (alone,) = outcomes[f"{form} 1"]
-    assert [report[:2] for report in alone[:-1]] == [["branch", 1], *(["mix", step] for step in range(1, 5))]
-    wanted = numbers(alone)
-    for reports in outcomes[f"{form} {ranks}"]:
+def samples(reports) -> list[str]:
+    return [report[-1] for report in reports[:-2]]
+
+
+FORMS = ["delta 2", "delta 4", "full 2", "full 4"]
+SHARDED = ["delta sharded 2", "full sharded 2", "full sharded 4", "grown sharded 3"]
+
+
+@pytest.mark.parametrize("which", FORMS + SHARDED)
+def test_several_ranks_take_the_steps_of_one(outcomes, which):
+    (alone,) = outcomes[f"{which.split()[0]} 1"]
+    assert [report[:2] for report in alone[:-2]] == [["branch", 1], *(["mix", step] for step in range(1, 5))]
+    wanted, several = numbers(alone), outcomes[which]
+    assert len(several) == int(which[-1]) and samples(several[0]) == samples(alone)
+    for reports in several:
         assert torch.allclose(numbers(reports), wanted, rtol=TOLERANCE, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("form", ["delta", "full"])
+def test_each_rank_holds_its_share_and_gathers_the_others(outcomes, form):
+    """Of two ranks: the embedding's 97 rows are padded to 98. Blocks are gathered forward and backward."""
+    sizes = {name: 4 * parameter.numel() for name, parameter in Transformer(SHAPES[form]).named_parameters()}
+
+    def total(*parts: str) -> int:
+        return sum(size for name, size in sizes.items() if any(part in name for part in parts))
+
+    replicated, root = total("_delta", ".gate."), total("tok_embeddings", "output") + 4 * SHAPES[form].dim
+    blocks = sum(sizes.values()) - root - replicated
+    padded = root + 4 * SHAPES[form].dim * (1 if SHAPES[form].tie_embeddings else 2)
+    found = [reports[-1] for reports in outcomes[f"{form} sharded 2"]]
+    assert sum(rank["of the model"] for rank in found) == root + blocks + 2 * replicated
+    plan = plan_memory(SHAPES[form], 30, torch.float32, activation_checkpointing=False, ranks=2)
+    assert plan.weights == found[0]["of the model"]
+    for rank in found:
+        assert rank["of the model"] <= (padded + blocks) / 2 + replicated
+        assert rank["weights to all-gather"] == CONFIG.accumulate * (padded + 2 * blocks)
+        assert rank.get("gradients to reduce-scatter", 0) == CONFIG.accumulate * total(".experts.")
+        assert rank.get("gradients", 0) == total("_delta")
+
+
+@pytest.mark.parametrize("form", ["delta", "full", "full sharded"])
 def test_a_run_resumes_on_another_number_of_ranks(outcomes, form):
     first, second, (last,) = outcomes[f"{form} resumed"]
     assert first == ["signal 15"] * 2 and second == ["signal 15"] * 4  # sent to one rank, obeyed by all
-    (alone,) = outcomes[f"{form} 1"]
+    (alone,) = outcomes[f"{form.split()[0]} 1"]
     assert last[0][:2] == ["mix", 4]
     assert torch.allclose(numbers(last), numbers(alone[4:]), rtol=TOLERANCE, atol=TOLERANCE)
 
@@ -55,4 +90,4 @@ def test_a_killed_rank_ends_the_job_with_one_message(outcomes, rank):
     silent, message = sorted(during, key=len)
     assert silent == "silent" and message.startswith("LostRank: another of the 3 processes ended")
     (resumed,) = after
-    assert resumed[0][:2] == ["mix", 1] and resumed[-2][:2] == ["mix", 4]
+    assert resumed[0][:2] == ["mix", 1] and resumed[-3][:2] == ["mix", 4]
