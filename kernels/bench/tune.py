@@ -49,6 +49,8 @@ PRODUCTS = (
 NEIGHBORS = {
     **dict.fromkeys(("gemm", "gemm_dx", "swiglu", "swiglu_backward"), PRODUCTS),
     "persistent_gemm": (Tile(128, 256, 64, 8, 4), Tile(128, 128, 64, 8, 4), Tile(256, 128, 64, 8, 3)),
+    "persistent_gemm_dx": (Tile(128, 256, 64, 8, 4), Tile(256, 128, 64, 8, 3)),
+    "persistent_weight_gradient": (Tile(64, 256, 128, 8, 4), Tile(64, 128, 256, 8, 3), Tile(64, 128, 128, 8, 4)),
     "persistent_swiglu": (Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4)),
     "weight_gradient": (Tile(64, 128, 256, 8, 5), Tile(64, 128, 256, 8, 3), Tile(64, 128, 128, 8, 4)),
     "low_rank_down": (
@@ -98,7 +100,7 @@ def candidates(op: str, used: Tile) -> list[Tile]:
 
 def _operations(per_expert: int, shape: ModelShape, device: str) -> list[Callable[[], Tensor]]:
     """Launches of the costly operations; which kernel each takes depends on the rows and on the card."""
-    from kernels.gpu import launch, launch_delta, launch_w4
+    from kernels.gpu import launch, launch_delta, launch_gradient, launch_w4
 
     def random(*sizes: int) -> Tensor:
         return (torch.randn(sizes, device=device) / sizes[-1] ** 0.5).bfloat16()
@@ -130,7 +132,7 @@ def _operations(per_expert: int, shape: ModelShape, device: str) -> list[Callabl
         lambda: launch.swiglu(x, w1, w3, dispatch, False)[0],
         lambda: launch.grouped_gemm("gemm_dx", h, w1, dispatch, transposed=True, x2=h, w2=w3),
         lambda: launch.swiglu_backward("swiglu_backward", x, w2, h, h, gates, dispatch)[0],
-        lambda: launch.weight_gradient("weight_gradient", x, h, dispatch, gather_x=True),
+        lambda: launch_gradient.weight_gradient(x, h, dispatch, gather_x=True),
         lambda: launch_w4.linear_dx(h, q1, dispatch),
         lambda: launch_w4.linear(h, q2, dispatch),
         lambda: launch_w4.swiglu(x, q1, q1, dispatch, False)[0],

@@ -227,7 +227,7 @@ def splits_backward(x: Tensor, dispatch: ExpertDispatch) -> bool:
     return large and rows_per_expert(dispatch) >= tile_tables.SPLIT_BACKWARD_ROWS
 
 
-def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+def scratch(size: int, alignment: int, stream: int | None) -> Tensor:
     """Memory for the descriptors a kernel builds."""
     return torch.empty(size, dtype=torch.int8, device="cuda")
 
@@ -239,18 +239,18 @@ def program_count(x: Tensor) -> int:
 
 def persistent_gemm(
     op: str, x: Tensor, w: Tensor, w3: Tensor | None, dispatch: ExpertDispatch, y: Tensor, h1: Tensor | None = None,
-    h3: Tensor | None = None,
+    h3: Tensor | None = None, transposed: bool = False,
 ) -> None:  # fmt: skip
     """Writes the result of `grouped_gemm` of x [R, K], or with w3 those of `swiglu`, to y, h1 and h3."""
     if x.is_cuda:
-        triton.set_allocator(_scratch)
-    experts, columns, width = w.shape
+        triton.set_allocator(scratch)
     programs, tile = program_count(x), pick(op, x, rows_per_expert(dispatch))
     launch(
         op, persistent.persistent_gemm_kernel, (programs,), tile,
         x_ptr=x, w_ptr=w, w3_ptr=w3, y_ptr=y, h1_ptr=h1, h3_ptr=h3, offsets_ptr=dispatch.offsets,
-        rows_total=dispatch.order.numel(), N=columns, K=width, E=experts, SWIGLU=w3 is not None,
-        SAVE_H=h1 is not None, PROGRAMS=programs, BM=tile.bm, BN=tile.bn, BK=tile.bk, GROUP_M=tile.group_m,
+        rows_total=dispatch.order.numel(), N=y.shape[1], K=x.shape[1], E=w.shape[0], TRANSPOSED=transposed,
+        SWIGLU=w3 is not None, SAVE_H=h1 is not None, PROGRAMS=programs, BM=tile.bm, BN=tile.bn, BK=tile.bk,
+        GROUP_M=tile.group_m,
     )  # fmt: skip
 
 
@@ -274,17 +274,21 @@ def grouped_gemm(
     """``scale * (x @ w[e].T (+ x2 @ w2[e].T))`` -> [R, N]; w [E, N, K], or [E, K, N] if transposed.
 
     ``gather`` reads x [T, K] at the row's token, else x is [R, K]. With w [P, E, N, K], and x [P, R, K] unless
-    gathered, P products -> [P, R, N].
+    gathered, P products -> [P, R, N]. The two terms of a large sum stay apart, [2, R, N]: `combine` adds them.
     """
     rows = dispatch.order.numel()
     *parts, experts, columns, width = w.shape
     if transposed:
         columns, width = width, columns
+    if op in ("gemm", "gemm_dx") and takes_descriptors(x, w, dispatch):
+        sums = torch.empty(1 if x2 is None else 2, rows, columns, dtype=x.dtype, device=x.device)
+        for y, left, right in zip(sums.unbind(), (x, x2), (w, w2)):
+            assert left is not None and right is not None and scale == 1.0
+            left = gather_rows(left, dispatch) if gather else left
+            persistent_gemm(f"persistent_{op}", left, right, None, dispatch, y, transposed=transposed)
+        return sums[0] if x2 is None else sums
     y = torch.empty(*parts, rows, columns, dtype=x.dtype, device=x.device)
     if not y.numel():
-        return y
-    if op == "gemm" and takes_descriptors(x, w, dispatch):
-        persistent_gemm("persistent_gemm", x, w, None, dispatch, y)
         return y
     tile = narrowed(pick(op, x, rows_per_expert(dispatch)), columns, width)
     launch(
@@ -370,20 +374,3 @@ def swiglu_backward(
         PAD=triton.next_power_of_2(tiles), BLOCK=tile.bm,
     )  # fmt: skip
     return dh, dgates
-
-
-def weight_gradient(
-    op: str, x: Tensor, dy: Tensor, dispatch: ExpertDispatch, *, gather_x: bool = False, gather_dy: bool = False
-) -> Tensor:
-    """``dy.T @ x`` of each expert's rows -> [E, N, K]; a gathered operand has one row per token, else one per row."""
-    columns, width, experts = dy.shape[1], x.shape[1], dispatch.offsets.numel() - 1
-    dw = torch.empty(experts, columns, width, dtype=x.dtype, device=x.device)
-    tile = pick(op, x, rows_per_expert(dispatch))
-    launch(
-        op, gemm.weight_gradient_kernel, (experts * -(-columns // tile.bn) * -(-width // tile.bk),), tile,
-        x_ptr=x, dy_ptr=dy, dw_ptr=dw, order_ptr=dispatch.order, offsets_ptr=dispatch.offsets,
-        rows_total=dispatch.order.numel(), N=columns, K=width, E=experts,
-        TOPK=top_k_of(dispatch, x.shape[0] if gather_x else dy.shape[0]), GATHER_X=gather_x, GATHER_DY=gather_dy,
-        BN=tile.bn, BK=tile.bk, BT=tile.bm, GROUP_M=tile.group_m,
-    )  # fmt: skip
-    return dw

@@ -16,6 +16,7 @@ from kernels.gpu import launch as bf16
 from kernels.gpu import launch_w4 as w4
 from kernels.gpu import tile_tables
 from kernels.gpu.launch_delta import delta_swiglu, low_rank_gradient
+from kernels.gpu.launch_gradient import weight_gradient
 from kernels.int4 import Int4Weight
 from kernels.low_rank import Pair, add_delta, add_delta_dx, factors_of, pair_of, weight_gradients
 from kernels.types import DeltaWeights, ExpertDispatch, Gradients, LowRank, Needs, Saved
@@ -43,8 +44,11 @@ def experts_backward(
 ) -> Gradients:
     """Every wanted gradient of `experts_forward`."""
     h1, h3, dispatch = saved
+    dtype, tokens = x.dtype, not bf16.takes_descriptors(x, w1, dispatch)  # whether kernels read rows at their token
+    if not tokens:  # or from a copy in their order, which several need
+        x, dout = bf16.gather_rows(x, dispatch), bf16.gather_rows(dout, dispatch)
     if bf16.splits_backward(dout, dispatch):
-        da = bf16.grouped_gemm("gemm_dx", dout, w2, dispatch, gather=True, transposed=True)  # [R, F]
+        da = bf16.grouped_gemm("gemm_dx", dout, w2, dispatch, gather=tokens, transposed=True)  # [R, F]
         dh, dgates = bf16.swiglu_backward(
             "elementwise_backward", None, None, h1, h3, gates, dispatch, base=da, write_a=needs.w2
         )
@@ -54,12 +58,12 @@ def experts_backward(
     dx = None
     if needs.x:
         dx_rows = bf16.grouped_gemm("gemm_dx", dh1, w1, dispatch, transposed=True, x2=dh3, w2=w3)  # [R, D]
-        dx = bf16.combine(dx_rows, dispatch, gates.shape[1], x.dtype)  # [T, D]
+        dx = bf16.combine(dx_rows, dispatch, gates.shape[1], dtype)  # [T, D]
     return Gradients(
         x=dx,
-        w1=bf16.weight_gradient("weight_gradient", x, dh1, dispatch, gather_x=True) if needs.w1 else None,
-        w2=bf16.weight_gradient("weight_gradient", ga[0], dout, dispatch, gather_dy=True) if needs.w2 else None,
-        w3=bf16.weight_gradient("weight_gradient", x, dh3, dispatch, gather_x=True) if needs.w3 else None,
+        w1=weight_gradient(x, dh1, dispatch, gather_x=tokens) if needs.w1 else None,
+        w2=weight_gradient(ga[0], dout, dispatch, gather_dy=tokens) if needs.w2 else None,
+        w3=weight_gradient(x, dh3, dispatch, gather_x=tokens) if needs.w3 else None,
         gates=dgates if needs.gates else None,
     )
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from kernels import int4, ops, reference
 from kernels.bench import gpu_checks
 from kernels.dispatch import sort_by_expert
-from kernels.gpu import common, launch, launch_w4, layers, tile_tables
+from kernels.gpu import common, launch, launch_gradient, launch_w4, layers, tile_tables
 from kernels.gpu.tile_tables import Tile
 from kernels.types import LowRank, Needs, Saved
 from tests.kernels.random_layers import low_rank
@@ -234,7 +234,7 @@ def test_weight_gradient_with_every_flag(gather):
     token = dispatch.order // 2
     rows = [t.double()[token] if t.shape[0] == 33 else t.double() for t in (x, dy)]
     with launch.redirected(tiles={"weight_gradient": SMALL}):
-        got = launch.weight_gradient("weight_gradient", x, dy, dispatch, **gather)
+        got = launch_gradient.weight_gradient(x, dy, dispatch, **gather)
     assert error(got, reference.weight_gradient(*rows, dispatch.offsets)) <= BOUND
     assert not got[2:].any()  # experts without rows
 
@@ -292,63 +292,6 @@ def test_dequantize():
     w = int4.pack(torch.randn(2, 100, 256))
     assert torch.equal(launch_w4.dequantize(w, torch.float32), int4.unpack(w, torch.float32))
     assert torch.equal(launch_w4.dequantize(w, torch.bfloat16), int4.unpack(w, torch.float32).bfloat16())
-
-
-@pytest.mark.parametrize("form", ["plain", "swiglu", "swiglu with h"])
-def test_persistent_kernel(form):
-    torch.manual_seed(5)
-    dispatch = sort_by_expert(ids_of("empty", 33, 1, 4), 4)
-    x, w, w3 = torch.randn(33, 32), torch.randn(4, 48, 32) / 6, torch.randn(4, 48, 32) / 6
-    y, h1, h3 = (torch.full((33, 48), 7.0) for _ in range(3))
-    saved = (h1, h3) if form == "swiglu with h" else (None, None)
-    second = w3 if form.startswith("swiglu") else None
-    with launch.redirected(tiles={"persistent_gemm": SMALL}):
-        launch.persistent_gemm("persistent_gemm", x, w, second, dispatch, y, *saved)
-    want = reference.grouped_linear(x.double(), w.double(), dispatch.offsets)
-    assert error(h1, want) <= BOUND if form == "swiglu with h" else bool((h1 == 7).all())
-    if second is not None:
-        want = torch.nn.functional.silu(want) * reference.grouped_linear(x.double(), w3.double(), dispatch.offsets)
-    assert error(y, want) <= BOUND
-
-
-@pytest.mark.parametrize("width", [24, 2100])
-def test_gather_rows(width):
-    dispatch = sort_by_expert(ids_of("skewed", 9, 2, 4), 4)
-    x = torch.randn(9, width)
-    with launch.redirected(arch="sm_90"):
-        assert torch.equal(launch.gather_rows(x.bfloat16(), dispatch), x.bfloat16()[dispatch.order // 2])
-
-
-def test_when_the_persistent_kernels_are_taken():
-    """On sm_90, in bf16, from some rows per expert, where every tile divides the weight and addresses suit TMA."""
-    few, many = (sort_by_expert(torch.zeros(n, 1, dtype=torch.long), 1) for n in (255, 256))
-    assert tile_tables.PERSISTENT_ROWS == 256
-    rules = [rule for op in ("persistent_gemm", "persistent_swiglu") for rule in tile_tables.TABLES["sm_90"][op]]
-    assert not any(tile_tables.PERSISTENT_WIDTH % n for _, tile in rules for n in (tile.bn, tile.bk))
-
-    def ops_of(dispatch, width=256, columns=512, dtype=torch.bfloat16, arch="sm_90", shift=0):
-        launched: list[str] = []
-        x = torch.zeros(dispatch.order.numel() * width + shift, dtype=dtype)[shift:].view(-1, width)
-        w = torch.zeros(1, columns, width, dtype=dtype)
-        with launch.redirected(lambda made: launched.append(made.op), arch):
-            launch.grouped_gemm("gemm", x, w, dispatch)
-            launch.swiglu(x, w, w, dispatch, True)
-        return launched
-
-    assert ops_of(many) == ["persistent_gemm", "gather", "persistent_swiglu"]
-    plain = ["gemm", "swiglu"]
-    assert ops_of(few) == ops_of(many, dtype=torch.float32) == ops_of(many, arch="sm_86") == plain
-    assert ops_of(many, width=128) == ops_of(many, columns=384) == ops_of(many, shift=1) == plain
-
-
-def test_production_kernels_of_sm_90_in_a_whole_layer(monkeypatch):
-    """Tiles of sm_90 at sizes they divide, odd rows, an expert without any: what large batches take on an H100."""
-    for name in ("PERSISTENT_ROWS", "SPLIT_BACKWARD_ROWS"):
-        monkeypatch.setattr(tile_tables, name, 4)
-    result = gpu_checks.correct(gpu_checks.Case("experts", 9, 256, 256, "sm_90", empty=True), torch.device("cpu"))
-    assert result["ok"], result
-    taken = {"persistent_swiglu", "persistent_gemm", "gemm_dx", "elementwise_backward", "weight_gradient", "gather"}
-    assert taken < set(result["launched"]) and "swiglu_backward" not in result["launched"]
 
 
 @pytest.mark.parametrize("broken", [[0, 5, 5, 20], [1, 5, 5, 21], [0, 9, 5, 21]])

@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["interpreter_cases.py", "decode_cases.py", "delta_cases.py"])
+@pytest.mark.parametrize("name", ["interpreter_cases.py", "persistent_cases.py", "decode_cases.py", "delta_cases.py"])
 def test_every_kernel_matches_the_reference_in_the_interpreter(name):
     cases = Path(__file__).with_name(name)
     root = cases.parents[3]
