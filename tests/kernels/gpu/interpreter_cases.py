@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 
 from kernels import int4, ops, reference
-from kernels.bench import gpu_checks
 from kernels.dispatch import sort_by_expert
 from kernels.gpu import common, launch, launch_gradient, launch_w4, layers, tile_tables
 from kernels.gpu.tile_tables import Tile
