@@ -41,8 +41,10 @@ class GraphDecoder:
 
     @staticmethod
     def fits(model: Transformer) -> bool:
-        """Whether the model is on a GPU, and its rotary angles do not depend on how long a text became."""
+        """Whether the model is on a GPU, whole, and its rotary angles do not depend on how long a text became."""
         scaling = model.config.rope_scaling
+        if hasattr(model, "reshard"):  # FSDP: weights move between the steps
+            return False
         return model.device.type == "cuda" and not (scaling is not None and scaling.kind == "dynamic")
 
     @torch.inference_mode()

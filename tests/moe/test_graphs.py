@@ -290,6 +290,8 @@ def test_a_model_whose_angles_depend_on_the_length_runs_without(tiny_config, mak
     for model in models:
         model.__class__ = type("OnGPU", (type(model),), {"device": torch.device("cuda")})
     assert [GraphDecoder.fits(model) for model in models] == [True, True, False]
+    models[0].reshard = lambda: None  # as FSDP adds it
+    assert not GraphDecoder.fits(models[0])
 
 
 @pytest.mark.gpu
