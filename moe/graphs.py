@@ -28,7 +28,8 @@ class GraphDecoder:
     """Runs the steps of a model on a GPU whose weights stay where they are, one token a row.
 
     The first step of each size runs as the model would run it, and is then recorded. A size whose recording fails is
-    reported once, and all steps run without graphs from then on. Graphs of a cache that grew are dropped.
+    reported once, and all steps run without graphs from then on; where a fused step fails, the model's own layers are
+    recorded. Graphs of a cache that grew are dropped.
     """
 
     def __init__(self, model: Transformer):
@@ -74,7 +75,17 @@ class GraphDecoder:
             def run() -> list[Tensor]:
                 return _run(self._step, cache, inputs, keys)
 
-            found = self._recorder.run(run)
+            states = cache.router_states.clone()
+            try:
+                found = self._recorder.run(run)
+            except Exception as error:
+                if self._step is self.model:
+                    raise
+                self._step = self.model  # whose kernels prompts have compiled
+                cache.router_states.copy_(states)
+                reason = str(error).split("\n")[0]
+                warnings.warn(f"decoding takes the model's own layers: a fused step failed ({reason})", stacklevel=2)
+                return self(tokens, step, expert_bias, routing)
             try:
                 replay, outputs = self._recorder.record(run)
             except Exception as error:

@@ -280,6 +280,26 @@ def test_an_operation_that_cannot_be_recorded_is_reported_once(tiny_config, make
     assert len(caught) == 1 and taped.replayed == 0
 
 
+def test_a_fused_step_that_fails_gives_way_to_the_model(tiny_config, make_model, taped, monkeypatch):
+    """Halfway, when routers have already noted a token: it does not count twice."""
+    model = make_model(replace(tiny_config, num_experts=3, router_context="mean"))
+    wanted = generate_many(model, prompts_of(4, 7), max_new_tokens=9, cuda_graphs=False)
+    plain = GraphDecoder.__init__
+
+    def broken(self, model):
+        def step(tokens, *, cache, expert_bias):
+            cache.cache.router_states += 1.0
+            raise RuntimeError("out of resource: registers\nmore")
+
+        plain(self, model)
+        self._step = step
+
+    monkeypatch.setattr(GraphDecoder, "__init__", broken)
+    with pytest.warns(UserWarning, match=r"a fused step failed \(out of resource: registers\)$") as caught:
+        assert generate_many(model, prompts_of(4, 7), max_new_tokens=9) == wanted
+    assert len(caught) == 1 and taped.replayed > 0
+
+
 def test_a_model_whose_angles_depend_on_the_length_runs_without(tiny_config, make_model):
     assert not GraphDecoder.fits(make_model(tiny_config))  # on a CPU
     with torch.device("meta"):
