@@ -1,4 +1,4 @@
-"""Examples as flat arrays of token ids, in memory or mapped from a cache on disk: 4 bytes a token, nothing twice."""
+"""Examples as flat arrays of token ids, in memory or read from a cache on disk: 4 bytes a token, nothing twice."""
 
 from __future__ import annotations
 
@@ -26,6 +26,20 @@ class Example:
     language: int
 
 
+class TokensOnDisk:
+    """[T] int32 of a file, read a part at a time: pages of a mapped file would fill memory, 64 KiB for each example."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")  # stays open, as another run may replace the cache
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        """The values of a slice without a step."""
+        size = np.dtype(np.int32).itemsize
+        return np.frombuffer(
+            os.pread(self._file.fileno(), size * (part.stop - part.start), size * part.start), np.int32
+        )
+
+
 class Examples(Sequence[Example]):
     """The examples of one language; one is made when it is asked for.
 
@@ -35,7 +49,7 @@ class Examples(Sequence[Example]):
         language: the index of all.
     """
 
-    def __init__(self, tokens: np.ndarray, rows: np.ndarray, language: int):
+    def __init__(self, tokens: np.ndarray | TokensOnDisk, rows: np.ndarray, language: int):
         self.tokens, self.rows, self.language = tokens, rows, language
 
     @classmethod
@@ -106,14 +120,14 @@ class TokenCache:
         self.path = folder / sha256(json_bytes(key)).hexdigest()[:16]
 
     def read(self) -> tuple[dict[str, Examples], dict[str, int]] | None:
-        """Examples by language, mapped, and the pairs that were left out; None where they are not there."""
+        """Examples by language, on disk, and the pairs that were left out; None where they are not there."""
         about = self.path / "counts.json"
         if not about.is_file():
             return None
         counts = json.loads(about.read_text(encoding="utf-8"))
         found = {}
         for index, language in enumerate(counts):
-            tokens = np.memmap(self.path / f"{language}.tokens", np.int32, "r")
+            tokens = TokensOnDisk(self.path / f"{language}.tokens")
             found[language] = Examples(tokens, np.load(self.path / f"{language}.npy", mmap_mode="r"), index)
         return found, counts
 

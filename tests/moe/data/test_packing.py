@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from moe.data import packing
+from moe.data.examples import TokensOnDisk
 from moe.data.packing import Example, MixedBatches, encode_pairs, make_batch
 from moe.data.stored import Pair, StoredPairs
 from moe.data.synthetic import generate_pairs
@@ -101,7 +102,7 @@ def test_the_cache_gives_the_same_batches_and_is_read_again(tmp_path, monkeypatc
     for language, items in memory.examples.items():
         assert cached.examples[language] == list(items)
         assert cached.examples[language].places.tolist() == items.places.tolist()
-        assert isinstance(cached.examples[language].tokens, np.memmap)
+        assert isinstance(cached.examples[language].tokens, TokensOnDisk)
     first, second = (MixedBatches(x.examples, 512, 1) for x in (memory, cached))
     assert all(first[i].tokens.equal(second[i].tokens) for i in range(5))
 
