@@ -27,14 +27,8 @@ from kernels.gpu.tile_tables import ANY, Table, Tile
 if TYPE_CHECKING:
     from kernels.gpu.launch import Launch
 
-SIZES = {
-    1024: ANY,
-    256: 384,
-    128: 255,
-    32: 64,
-    8: 16,
-    1: 1,
-}  # rows per expert that are measured -> up to where they stand for others
+# rows per expert that are measured -> up to where they stand for others
+SIZES = {1024: ANY, 256: 512, 128: 255, 32: 64, 8: 16, 1: 1}
 GAIN = 1.02  # how much faster than the tile in use another one must be: less is noise
 PRODUCTS = (
     Tile(16, 128, 64, 4, 4),
@@ -53,26 +47,9 @@ NEIGHBORS = {
     "persistent_weight_gradient": (Tile(64, 256, 128, 8, 4), Tile(64, 128, 256, 8, 3), Tile(64, 128, 128, 8, 4)),
     "persistent_swiglu": (Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4)),
     "weight_gradient": (Tile(64, 128, 256, 8, 5), Tile(64, 128, 256, 8, 3), Tile(64, 128, 128, 8, 4)),
-    "low_rank_down": (
-        Tile(32, 64, 128, 4, 4),
-        Tile(32, 64, 256, 4, 3),
-        Tile(64, 64, 128, 4, 3),
-        Tile(64, 64, 64, 4, 4),
-        Tile(128, 64, 64, 8, 4),
-    ),
-    "low_rank_up": (
-        Tile(64, 128, 64, 4, 2),
-        Tile(64, 128, 64, 8, 2),
-        Tile(64, 256, 64, 8, 2),
-        Tile(128, 128, 64, 8, 2),
-    ),
-    "low_rank_gradient": (
-        Tile(64, 128, 128, 4, 3),
-        Tile(128, 128, 128, 4, 3),
-        Tile(64, 128, 128, 8, 3),
-        Tile(64, 64, 64, 4, 4),
-        Tile(128, 64, 64, 4, 3),
-    ),
+    "low_rank_down": (Tile(64, 64, 128, 4, 3), Tile(64, 64, 64, 4, 4), Tile(128, 64, 64, 8, 4)),
+    "low_rank_up": (Tile(64, 128, 64, 4, 2), Tile(64, 256, 64, 8, 2), Tile(128, 128, 64, 8, 2)),
+    "low_rank_gradient": (Tile(64, 128, 128, 8, 3), Tile(128, 128, 128, 4, 3), Tile(128, 64, 64, 4, 3)),
     **dict.fromkeys(
         ("delta_swiglu", "delta_swiglu_backward"),
         (
