@@ -63,7 +63,7 @@ from moe.data.chat_template import TEMPLATE_FILE
 from moe.data.prompt import check_template
 from moe.errors import UserError
 from moe.files import json_bytes
-from moe.hardware import dtype_name
+from moe.hardware import dtype_name, return_freed_memory
 from moe.model import Transformer
 from moe.tokenizer import Tokenizer
 
@@ -128,7 +128,7 @@ def load_model(
         require_fit(tokenizer, checkpoint.config.vocab_size, path)
     model = meta_model(checkpoint.config)
     fill_model(model, checkpoint.tensors, dtype or main_dtype(checkpoint.tensors), device, packed=packed)
-    require_complete(model)
+    _finish(model)
     template = template or find_template(path, [(checkpoint.directory, checkpoint.settings)], tokenizer)
     return LoadedModel(model, checkpoint.config, tokenizer, template, path)
 
@@ -153,9 +153,14 @@ def _load_delta(
     model = meta_model(delta.config)
     fill_model(model, delta.base.tensors, dtype, device, rename=base_rename(delta.config), packed=packed)
     fill_model(model, delta.tensors, dtype, device)
-    require_complete(model)
+    _finish(model)
     template = template or find_template(path, [(path, {}), (delta.base.directory, delta.base.settings)], tokenizer)
     return LoadedModel(model, delta.config, tokenizer, template, path)
+
+
+def _finish(model: Transformer) -> None:
+    require_complete(model)
+    return_freed_memory()  # of tensors that were decoded, packed or stacked on the way
 
 
 def small_files(

@@ -142,7 +142,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
         return Rotation.apply(x, cos, sin)
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    if torch.is_grad_enabled():
+        return x * cos + torch.cat((-second, first), dim=-1) * sin
+    turned = x * cos  # the same bits with fewer passes
+    left, right = turned.chunk(2, dim=-1)
+    half = sin[..., : left.shape[-1]]
+    left.sub_(second * half)
+    right.add_(first * half)
+    return turned
 
 
 def linear(x: Tensor, weight: Tensor | PackedWeights) -> Tensor:
@@ -156,10 +163,11 @@ def linear(x: Tensor, weight: Tensor | PackedWeights) -> Tensor:
         (rows,) = _autocast(rows)
         y = custom_ops.linear(rows, *weight[0]) if _wants_grad(x) else weight[0].product(rows)
         return y.view(*x.shape[:-1], weight.shape[1])
-    ours = x.dtype == torch.float32 or (rows.shape[0] == 1 and x.dtype != torch.float64)
+    learns = _wants_grad(x, weight)
+    ours = x.dtype == torch.float32 or (x.dtype.itemsize == 2 and (rows.shape[0] == 1 or not learns))
     if not ours or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight)
-    y = custom_ops.linear(rows, weight) if _wants_grad(x, weight) else cpu_linear(rows, weight)
+    y = custom_ops.linear(rows, weight) if learns else cpu_linear(rows, weight)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -168,7 +176,7 @@ def _packed(*weights: Any) -> bool:
 
 
 def _experts(x: Tensor, *arguments: Any) -> Tensor:
-    return experts_decode(x, *arguments) if x.shape[0] == 1 else experts_fwd(x, *arguments)[0]
+    return experts_decode(x, *arguments) if x.shape[0] == 1 else experts_fwd(x, *arguments, save=False)[0]
 
 
 def experts_forward(

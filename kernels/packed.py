@@ -1,14 +1,16 @@
 """Int8 and int4 weights as a CPU multiplies them: torch's packed kernels, which decode while they read.
 
 Int8 has one scale for each output, int4 one for each output and group of inputs (`kernels.int4`). A few rows are
-multiplied, in bf16, by the packed weight; for many, and for gradients, the weight is decoded first, one at a time, to
-the dtype of the activations, which costs less than the product.
+multiplied, in bf16, by the packed weight; for many it is decoded first, some outputs at a time, to the dtype of the
+activations, which costs less than the product. For gradients a whole weight is decoded.
 """
 
 # E experts (1 for a dense weight), N outputs, K inputs, G groups of inputs, M rows
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from kernels.int4 import Int4Weight
 
 ROWS_AT_ONCE = 512  # a multiple of the 64 rows of a block in torch's order
+CACHED = 1 << 21  # numbers of a weight that is decoded at once: of 14336 x 4096 that takes twice as long
 FEW_ROWS = 8  # up to here the packed kernels are faster than decoding (Xeon with AMX, 576 x 1536 and 4096 x 14336)
 
 
@@ -47,12 +50,20 @@ class Packed(NamedTuple):
     def product(self, x: Tensor) -> Tensor:
         """``x @ w.T`` for x [M, K], in x's dtype."""
         if x.shape[0] > FEW_ROWS:
-            return F.linear(x, self.decode(x.dtype))
+            if math.prod(self.shape) <= CACHED:
+                return F.linear(x, self.decode(x.dtype))
+            return torch.cat([F.linear(x, part.decode(x.dtype)) for part in self._parts()], 1)
         few = x.to(torch.bfloat16).contiguous()
         if self.is_int4:
             group = self.shape[1] // self.scales.shape[0]
             return torch.ops.aten._weight_int4pack_mm_for_cpu(few, self.levels, group, self.scales).to(x.dtype)
         return torch.ops.aten._weight_int8pack_mm(few, self.levels, self.scales).to(x.dtype)
+
+    def _parts(self) -> Iterator[Packed]:
+        """Outputs ``ROWS_AT_ONCE`` at a time, so that what is decoded stays in the cache."""
+        for start in range(0, self.shape[0], ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            yield Packed(self.levels[rows], self.scales[:, rows] if self.is_int4 else self.scales[rows])
 
 
 def whole(weight: Tensor | Packed, dtype: torch.dtype) -> Tensor:

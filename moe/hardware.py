@@ -10,6 +10,7 @@ import time
 import torch
 
 from kernels.cpu.malloc import keep_freed_memory as keep_freed_memory
+from kernels.cpu.malloc import return_freed_memory as return_freed_memory
 from moe.errors import UserError, did_you_mean
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

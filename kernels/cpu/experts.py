@@ -16,10 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cpu.decode import has_avx512, matvec, row_blocks
+from kernels.cpu.decode import has_amx, has_avx512, matvec, row_blocks
 from kernels.dispatch import sort_by_expert
 from kernels.packed import Packed, PackedWeights
 from kernels.types import ExpertDispatch, Gradients, Needs, Saved, accumulation_dtype
+
+FEW_ROWS = 32  # from 33 on AMX splits long rows, and the bits depend on the number of rows
+ROWS_AT_ONCE = 2048  # of an expert, where nothing is kept: activations of more only take memory
 
 
 class Window(NamedTuple):
@@ -52,20 +55,20 @@ class Window(NamedTuple):
         return x
 
 
-def windows(offsets: Tensor, rows: int) -> list[Window]:
-    """The window of each expert that has rows, from offsets [E + 1] that span the rows."""
+def windows(offsets: Tensor, rows: int, most: int | None = None) -> list[Window]:
+    """The window of each expert that has rows, from offsets [E + 1] that span the rows; several of ``most`` rows."""
     found = []
-    for e, (start, end) in enumerate(itertools.pairwise(offsets.tolist())):
-        size = end - start
-        if not size:
-            continue
-        step = max(8, (1 << (size.bit_length() - 1)) // 16)
-        size = -(-size // step) * step
-        if size > rows:  # few rows have few counts: the run alone
-            found.append(Window(e, start, end, start, end))
-        else:
-            first = min(start, rows - size)
-            found.append(Window(e, start, end, first, first + size))
+    for e, (begin, end) in enumerate(itertools.pairwise(offsets.tolist())):
+        for start in range(begin, end, most or max(1, end - begin)):
+            stop = min(end, start + most) if most else end
+            size = stop - start
+            step = max(8, (1 << (size.bit_length() - 1)) // 16)
+            size = -(-size // step) * step
+            if size > rows:  # few rows have few counts: the run alone
+                found.append(Window(e, start, stop, start, stop))
+            else:
+                first = min(start, rows - size)
+                found.append(Window(e, start, stop, first, first + size))
     return found
 
 
@@ -80,10 +83,13 @@ def linear(x: Tensor, w: Tensor | Packed) -> Tensor:
     In float32 torch uses MKL, whose kernels for few rows run on one thread and, on AMD processors, without AVX-512.
     oneDNN, which torch ships too, is up to twice as fast there and was never slower in our measurements. On processors
     with AVX2 alone that holds for contiguous weights; with transposed ones oneDNN takes up to twice as long as MKL.
-    A single row goes to `matvec`.
+    A single row goes to `matvec`, and a few bfloat16 rows to a product that has the weight first: AMX then reads it as
+    it lies, at the memory's speed, and gives each row the bits that it has alone, whatever the others.
     """
     if isinstance(w, Packed):
         return w.product(x)
+    if 1 < x.shape[0] <= FEW_ROWS and x.dtype == torch.bfloat16 and has_amx() and w.stride(-1) == 1:
+        return torch.mm(w, x.t()).t()
     if x.shape[0] == 1 and x.device.type == "cpu" and x.dtype != torch.float64 and row_blocks(w):
         return matvec(x, w)
     fast = x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[0] > 0 and has_onednn_linear()
@@ -156,19 +162,21 @@ def experts_fwd(
     w3: Tensor | PackedWeights,
     gates: Tensor,
     expert_ids: Tensor,
+    save: bool = True,
 ) -> tuple[Tensor, Saved]:
-    """Output [T, D] and what the backward needs."""
+    """Output [T, D] and what the backward needs, which is empty without ``save``."""
     top_k = expert_ids.shape[1]
     dispatch = sort_by_expert(expert_ids, w1.shape[0])
     xs = x.index_select(0, token_of_row(dispatch, top_k))  # [R, D]
-    h1 = x.new_empty(xs.shape[0], w1.shape[1])  # [R, F]
+    h1 = x.new_empty(xs.shape[0] if save else 0, w1.shape[1])  # [R, F]
     h3 = torch.empty_like(h1)
     y = torch.empty_like(xs)  # [R, D]
     product = linear if x.shape[0] == 1 else part_linear
-    for run in windows(dispatch.offsets, xs.shape[0]):
+    for run in windows(dispatch.offsets, xs.shape[0], None if save else ROWS_AT_ONCE):
         e, own = run.expert, slice(run.start, run.end)
         gate, up = product(run.rows(xs), w1[e]), product(run.rows(xs), w3[e])  # [rows, F]
-        h1[own], h3[own] = run.own(gate), run.own(up)
+        if save:
+            h1[own], h3[own] = run.own(gate), run.own(up)
         y[own] = run.own(product(F.silu(gate, inplace=True).mul_(up), w2[e]))
     return sum_rows(y, dispatch, top_k, gates), Saved(h1, h3, dispatch)
 

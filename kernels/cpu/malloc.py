@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 import torch
 
@@ -15,10 +16,21 @@ def keep_freed_memory(device: torch.device) -> bool:
     and zeroes each of them again: a fifth of a float32 training step of a 135 M model. On a GPU and with other C
     libraries nothing changes.
     """
-    if device.type != "cpu" or sys.platform != "linux":
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+    library = _glibc()
+    if device.type != "cpu" or library is None:
         return False
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, 2**31 - 1))
+    return bool(library.mallopt(mmap_max, 0) and library.mallopt(trim_threshold, 2**31 - 1))
+
+
+def return_freed_memory() -> None:
+    """Gives freed blocks back to the system now, those that glibc's malloc was told to keep, too."""
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+def _glibc() -> Any:
+    """The C library of this process, None if it is not glibc."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "gnu_get_libc_version") else None

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kernels import int4, ops
-from kernels.packed import FEW_ROWS, Packed, PackedWeights, int8_levels, pack_for_cpu
+from kernels.packed import FEW_ROWS, ROWS_AT_ONCE, Packed, PackedWeights, int8_levels, pack_for_cpu
 from kernels.types import LowRank
 
 
@@ -41,9 +41,12 @@ def test_int8_is_close():
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("rows", [1, 3, FEW_ROWS, FEW_ROWS + 1, 40])
-def test_products_are_those_of_the_decoded_weight(bits, rows):
-    packed = packed_of(weight_of(96, 64), bits)
+@pytest.mark.parametrize(
+    ("rows", "outputs"), [(1, 96), (3, 96), (FEW_ROWS, 96), (FEW_ROWS + 1, 96), (40, 2 * ROWS_AT_ONCE + 48)]
+)
+def test_products_are_those_of_the_decoded_weight(bits, rows, outputs, monkeypatch):
+    monkeypatch.setattr("kernels.packed.CACHED", 96 * 64)
+    packed = packed_of(weight_of(outputs, 64), bits)
     for dtype in (torch.bfloat16, torch.float32):
         x = weight_of(rows, 64, seed=1).to(dtype)
         wanted = x.to(torch.bfloat16).double() @ packed.decode(torch.float64).t()
