@@ -89,7 +89,7 @@ def linear(x: Tensor, w: Tensor | Packed) -> Tensor:
     if isinstance(w, Packed):
         return w.product(x)
     if 1 < x.shape[0] <= FEW_ROWS and x.dtype == torch.bfloat16 and has_amx() and w.stride(-1) == 1:
-        return torch.mm(w, x.t()).t()
+        return torch.mm(w, x.t()).t().contiguous()
     if x.shape[0] == 1 and x.device.type == "cpu" and x.dtype != torch.float64 and row_blocks(w):
         return matvec(x, w)
     fast = x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[0] > 0 and has_onednn_linear()
