@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -117,6 +119,34 @@ def test_quantized_models_run_as_they_are(tmp_path, make_model, form, bits, caps
     taken = sum(sizes.values()) + KVCache(config, 1, 4096).nbytes
     number, unit = line.split("stored")[1].split(" with")[0].split()
     assert float(number) * 1024 ** ["B", "KiB", "MiB"].index(unit) == pytest.approx(taken, rel=0.05)
+
+
+def test_running_takes_the_memory_that_inspect_states(tmp_path, make_model, capsys):
+    """What a process holds after loading, beyond what it held before: neither decoded nor joined weights stay."""
+    config = replace(CONFIG, dim=1024, hidden_dim=4096, n_layers=1, n_heads=8, n_kv_heads=1, num_experts=4)
+    model, out = tmp_path / "model", tmp_path / "packed"
+    save_model(make_model(config, dtype=torch.bfloat16, std=0.02), None, model)
+    assert run_main("quantize", model, out, "--bits", "8", "--no-perplexity") == 0
+    capsys.readouterr()
+    assert run_main("inspect", out) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory, as stored")]
+    number, unit = line.split("stored")[1].split(" with")[0].split()
+    code = (
+        "import sys, torch\n"
+        "from checkpoints.model_io import load_model\n"
+        "from moe.hardware import keep_freed_memory, used_memory\n"
+        "from moe.cache import KVCache\n"
+        "torch.set_num_threads(1)\n"
+        "keep_freed_memory(torch.device('cpu'))\n"
+        "(torch.ones(64, 64, dtype=torch.bfloat16) @ torch.ones(64, 64, dtype=torch.bfloat16)).sum()\n"
+        "before = used_memory(torch.device('cpu'))\n"
+        "model = load_model(sys.argv[1], torch.bfloat16, packed=True).model\n"
+        "cache = KVCache(model.config, 1, 4096)\n"
+        "print(used_memory(torch.device('cpu')) - before)\n"
+    )
+    taken = int(subprocess.run([sys.executable, "-c", code, out], capture_output=True, check=True).stdout)
+    stated = float(number) * 1024 ** ["B", "KiB", "MiB"].index(unit)
+    assert stated > 40 << 20 and taken == pytest.approx(stated, rel=0.05, abs=14 << 20)  # modules that loading imports
 
 
 def test_int8_takes_no_other_flags(tmp_path, saved, capsys):
