@@ -15,6 +15,7 @@ from moe.errors import UserError
 from moe.model import Transformer, count_parameters
 from moe.rope import RopeScaling
 
+DELTA = {"num_experts": 4, "expert_form": "delta", "shared_rank": 3, "expert_rank": 2}
 WINDOWS = [None, 5]
 ATTENTION = [{"sliding_window": window} for window in WINDOWS]
 ATTENTION += [
@@ -26,13 +27,20 @@ def tokens_of(length: int, rows: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=["dense", "adapter", "full", "delta"])
+@pytest.fixture(params=["dense", "adapter", "full", "delta", "attention", "attention, context"])
 def config(request, tiny_config) -> ModelConfig:
     changes = {
         "dense": {},
         "adapter": {"expert_form": "delta", "shared_rank": 3},
         "full": {"num_experts": 4},
-        "delta": {"num_experts": 4, "expert_form": "delta", "shared_rank": 3, "expert_rank": 2},
+        "delta": DELTA,
+        "attention": {**DELTA, "attention_experts": ("q", "k", "v", "o")},
+        "attention, context": {
+            **DELTA,
+            "attention_experts": ("v", "q"),
+            "router_context": "ema",
+            "router_layers": "first",
+        },
     }
     return replace(tiny_config, **changes[request.param])
 

@@ -17,6 +17,7 @@ from tests.checkpoints.command_line import run_main
 
 LANGUAGES = ("python", "java", "cpp")
 FORMS = {"full": {"expert_form": "full"}, "delta": {"expert_form": "delta", "expert_rank": 2, "shared_rank": 3}}
+FORMS["attention"] = {**FORMS["delta"], "attention_experts": ("q", "k", "v", "o")}
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def mixture(tmp_path, hf_model):
                 if ".experts." in name or "_delta" in name or ".gate." in name or name == "norm.weight":
                     parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
         tokenizer = load_model(tmp_path / "base").tokenizer
-        reference = tmp_path / "base" if form == "delta" else None
+        reference = None if form == "full" else tmp_path / "base"
         save_model(model, tokenizer, tmp_path / "mixture", base=reference, template="plain" if tokenizer else None)
         return model
 
@@ -69,7 +70,7 @@ def test_an_expert_computes_what_the_mixture_does(tmp_path, mixture, form, layer
         assert run_main("verify", out) == 0
         check_logits(out, model, expert)
         settings = json.loads((out / "config.json").read_text())
-        kept = kind if form == "delta" else "mistral"  # a full mixture does not know its base
+        kept = "mistral" if form == "full" else kind  # a full mixture does not know its base
         assert settings["model_type"] == kept and settings["tie_word_embeddings"] == tied
         assert "expert_languages" not in settings and "auto_map" not in settings
 
