@@ -334,6 +334,12 @@ def test_a_run_of_an_earlier_version_says_what_to_rename(finished, tmp_path):
         (["--moe-layers", "upper"], "'upper' is not a layer"),
         (["--dtype", "float16"], "expected bfloat16 or float32"),
         (["--base-id", "mistral"], "expected ORG/NAME"),
+        (["--attention-experts", "q,x"], "attention_experts names 'x', expected some of q, k, v, o"),
+        (["--attention-experts", "q"], "attention_experts are low-rank deltas, and merge makes full experts"),
+        (
+            ["--no-merge", "--expert-form", "full", "--attention-experts", "q"],
+            "and expert_form full makes full experts",
+        ),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):

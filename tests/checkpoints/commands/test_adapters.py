@@ -128,7 +128,15 @@ def test_adapters_of_others_become_experts(tmp_path, base, trained):
     """Ranks, scales, targets and layers of their own, by adapter and by module."""
     made = [
         trained("python", 1),
-        trained("java", 2, r=2, lora_alpha=5, use_rslora=True, target_modules=["down_proj"], layers_to_transform=[1]),
+        trained(
+            "java",
+            2,
+            r=2,
+            lora_alpha=5,
+            use_rslora=True,
+            target_modules=["down_proj", "v_proj"],
+            layers_to_transform=[1],
+        ),
         trained("cpp", 3, r=3, rank_pattern={"up_proj": 7}, alpha_pattern={r"layers\.0\.mlp.up_proj": 40}),
     ]
     paths = [path for path, _ in made]

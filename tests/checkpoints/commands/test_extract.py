@@ -75,6 +75,18 @@ def test_an_expert_computes_what_the_mixture_does(tmp_path, mixture, form, layer
         assert "expert_languages" not in settings and "auto_map" not in settings
 
 
+def test_a_mixture_with_experts_in_attention_is_not_merged_and_says_what_it_is(tmp_path, mixture, capsys):
+    mixture("attention", router_context="ema")
+    for flags in ((), ("--keep-context",), ("--refit-router",)):
+        capsys.readouterr()
+        assert run_main("merge", tmp_path / "mixture", tmp_path / "out", *flags) == 2
+        error = capsys.readouterr().err
+        assert "extract" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert run_main("inspect", tmp_path / "mixture") == 0
+    assert "also of attention's q, k, v, o" in capsys.readouterr().out
+    assert "| changed in attention, too | q, k, v, o |" in (tmp_path / "mixture" / "README.md").read_text()
+
+
 @torch.no_grad()
 def test_float32_keeps_what_a_16_bit_base_cannot_hold(tmp_path, mixture):
     """The sum of a bfloat16 matrix and a float32 delta is rounded to the dtype asked for, and to no other before."""
