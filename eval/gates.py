@@ -2,7 +2,7 @@
 
 Each gate takes the place of the softmax over the chosen experts. The mixture of each run is trained anew with it, from
 the run's base, data and seed; its losses go to ``losses/gate-NAME-SPLIT.jsonl`` of the run, which a later call reads.
-None of these gates is in the product: docs/results/options.md has what they gained.
+None of these gates is in the product; docs/results/options.md has what they gained.
 """
 
 # T tokens, E experts, K top-k
@@ -80,6 +80,8 @@ def expert_choice(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def entropy(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """One expert more for a token whose router is unsure: the entropy over the experts is above :data:`UNSURE`."""
+    if k == logits.shape[1]:
+        return select_top_k(logits, k)
     gates, ids = select_top_k(logits, k + 1)
     shares = logits.float().softmax(-1)
     unsure = torch.special.entr(shares).sum(-1, keepdim=True) > UNSURE

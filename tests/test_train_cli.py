@@ -16,8 +16,10 @@ from checkpoints.model_io import load_model
 from checkpoints.runs import preflight
 from checkpoints.storage import files, writer
 from checkpoints.storage.files import directory_bytes
+from eval import gates
 from eval.__main__ import main as evaluate
 from eval.execution import toolchains
+from eval.reporting.record import RunRecord
 from moe.data.pairs import read_pairs
 from moe.inference.questions import read_questions
 from moe.training.trainer import Trainer
@@ -90,6 +92,19 @@ def test_answers_go_into_the_commands_that_score_them(finished, capsys, tmp_path
     questions = read_questions(path)
     assert [q.references for q in questions] == [(row["reference"],) for row in written]
     assert [pair.code for pair in read_pairs(path)] == [row["reference"] for row in written], "never the answers"
+
+
+def test_other_gates_are_measured_on_a_run(finished, capsys):
+    """What the run's settings are already gives its losses, bit by bit; losses that are there are read again."""
+    directory, _ = finished
+    arguments = gates.build_parser().parse_args([str(directory), "--gates", "each-layer", "entropy"])
+    for _ in range(2):
+        assert gates.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("each-layer: loss +0.0000 [+0.0000, +0.0000]\n") == 2 and printed.count("entropy: loss") == 2
+    assert printed.count("MFLOP per token") == 2
+    mixture, again = (RunRecord(directory).losses(name, "test") for name in ("mixture", "gate-each-layer"))
+    assert mixture and mixture == again
 
 
 def test_missing_toolchains_fail_nothing(tmp_path, monkeypatch):
