@@ -218,6 +218,8 @@ def model_card(
         facts.append(
             ["layers with experts" if config.num_experts else "layers changed", format_layers(config.moe_layers)]
         )
+    if config.attention_experts:
+        facts.append(["changed in attention, too", ", ".join(config.attention_experts)])
     lines += _table(facts)
     if recipe:
         lines += ["", "## Recipe", "", *_table([["setting", "value"], *([k, v] for k, v in recipe.items())])]

@@ -14,6 +14,7 @@ from moe.rope import RopeScaling
 EXPERT_FORMS = ("full", "delta")
 ROUTER_CONTEXTS = ("none", "mean", "ema", "filter")
 ROUTER_LAYERS = ("each", "first")
+ATTENTION_EXPERTS = ("q", "k", "v", "o")
 ALL_LAYERS = "all"
 _RANGE = re.compile(r"(\d{1,6})(?:(-)(\d{1,6})?)?", re.ASCII)
 _EXAMPLE = "write for example 16-31 or 0-3,8,12-"
@@ -60,6 +61,8 @@ class ModelConfig:
     its document so far (``mean``), an exponential mean (``ema``), or a Bayes filter over it (``filter``). Within
     ``router_half_life`` tokens without evidence the last two forget half of what they know.
     ``router_layers`` says who decides: each sparse layer, or the first for all of them.
+    ``attention_experts`` names projections of the attention (of q, k, v and o) that have deltas, too, in the sparse
+    layers. A block then decides once, by what its attention reads, for both.
 
     Raises :class:`UserError` for sizes that do not fit together.
     """
@@ -92,11 +95,13 @@ class ModelConfig:
     router_context: str = "none"
     router_half_life: float = 64.0
     router_layers: str = "each"
+    attention_experts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.head_dim == 0 and self.n_heads > 0:
             object.__setattr__(self, "head_dim", self.dim // self.n_heads)
         object.__setattr__(self, "expert_languages", tuple(self.expert_languages))
+        object.__setattr__(self, "attention_experts", checked_projections(self.attention_experts))
         for name in ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "hidden_dim", "head_dim", "max_seq_len"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a positive number")
@@ -125,6 +130,8 @@ class ModelConfig:
             )
         if self.is_delta and self.num_experts and not self.expert_rank:
             raise UserError("delta experts need expert_rank of at least 1")
+        if self.attention_experts and not self.is_delta:
+            raise UserError("attention_experts are low-rank deltas; set expert_form to delta, or leave them out")
         if self.rope_scaling is not None and self.rope_scaling.kind == "factors":
             factors = len(self.rope_scaling.frequency_factors)
             if factors != self.head_dim // 2:
@@ -178,6 +185,19 @@ class ModelConfig:
             return range(0)
         return self.sparse_layers if self.router_layers == "each" else self.sparse_layers[:1]
 
+    @property
+    def delta_names(self) -> dict[str, tuple[str, ...]]:
+        """Short names of the matrices that the deltas of a sparse layer change, by part of the layer."""
+        return {"feed_forward": ("1", "2", "3"), "attention": self.attention_experts}
+
+    @property
+    def matrix_sizes(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of a layer's matrices by short name: w1, w2, w3 and the attention's wq, wk, wv, wo."""
+        query, key = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        inner = {"1": self.hidden_dim, "3": self.hidden_dim, "q": query, "k": key, "v": key}
+        outer = {"2": self.hidden_dim, "o": query}
+        return {n: (self.dim, size) for n, size in inner.items()} | {n: (size, self.dim) for n, size in outer.items()}
+
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer in tokens; None where it attends to everything before it."""
         return self.sliding_window if self.sliding_layers is None or layer in self.sliding_layers else None
@@ -198,13 +218,14 @@ class ModelConfig:
             "router_context": "none",
             "router_half_life": 64.0,
             "router_layers": "each",
+            "attention_experts": (),
         }
         return replace(self, expert_form="full", **nothing)
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values."""
         values = asdict(self)
-        for name in ("expert_languages", "moe_layers", "sliding_layers"):
+        for name in ("expert_languages", "moe_layers", "sliding_layers", "attention_experts"):
             values[name] = None if values[name] is None else list(values[name])
         return values
 
@@ -222,6 +243,14 @@ class ModelConfig:
         if isinstance(scaling := values.get("rope_scaling"), dict):
             values = {**values, "rope_scaling": RopeScaling.from_dict(scaling)}
         return cls(**values)
+
+
+def checked_projections(names: Iterable[str]) -> tuple[str, ...]:
+    """Projections of the attention, each once, in the order q, k, v, o; raises :class:`UserError` for another name."""
+    names = tuple(names)
+    if wrong := [name for name in names if name not in ATTENTION_EXPERTS]:
+        raise UserError(f"attention_experts names {wrong[0]!r}, expected some of {', '.join(ATTENTION_EXPERTS)}")
+    return tuple(name for name in ATTENTION_EXPERTS if name in names)
 
 
 def parse_layers(text: str, n_layers: int | None = None) -> tuple[int, ...] | None:

@@ -20,7 +20,7 @@ from kernels.cpu.decode import mix_experts
 from kernels.cpu.stacked import DeltaDecoder, Stacked
 from kernels.packed import PackedWeights
 from moe.cache import Step
-from moe.experts import LowRankDelta, MoEFeedForward
+from moe.experts import MoEFeedForward
 from moe.layers import FeedForward, rms_norm
 from moe.model import ModelOutput, Transformer
 from moe.router import RouterContext, Routing
@@ -45,7 +45,7 @@ class Decoder:
     def fits(model: Transformer) -> bool:
         """Whether the model is one for :class:`Decoder`: routers may be wider than the rest; no shards of a model."""
         scaling = model.config.rope_scaling
-        if hasattr(model, "reshard"):  # FSDP: its weights are elsewhere, too
+        if model.config.attention_experts or hasattr(model, "reshard"):  # FSDP: its weights are elsewhere, too
             return False
         for block in model.layers:
             ffn: Any = block.feed_forward
@@ -138,9 +138,6 @@ def _mixture(ffn: MoEFeedForward) -> Any:
         w1, w2, w3 = (list(weight) for weight in (ffn.experts.w1, ffn.experts.w2, ffn.experts.w3))  # E matrices each
         return lambda x, gates, ids: mix_experts(x, w1, w2, w3, gates, ids)
     assert ffn.base is not None, "deltas change a base"
-
-    def factors(delta: LowRankDelta | None) -> ops.LowRank | None:
-        return None if delta is None else ops.LowRank(delta.a1, delta.b1, delta.a2, delta.b2, delta.a3, delta.b3)
-
     base: Any = (ffn.base.w1.weight, ffn.base.w2.weight, ffn.base.w3.weight)
-    return DeltaDecoder(base, factors(ffn.shared_delta), factors(ffn.expert_deltas), ffn.delta_scale, ffn.top_k)
+    shared, experts = (d if d is None else d.weights() for d in (ffn.shared_delta, ffn.expert_deltas))
+    return DeltaDecoder(base, shared, experts, ffn.delta_scale, ffn.top_k)

@@ -1,4 +1,4 @@
-"""Feed-forwards made of experts, in two forms behind one router.
+"""Feed-forwards made of experts, in two forms behind one router, and attention with experts in its projections.
 
 ``full``: independent copies (the Mixtral form). ``delta``: one shared frozen feed-forward, one low-rank delta shared
 by all languages and one per expert; since ``sum_e g_e W2 a_e = W2 sum_e g_e a_e``, the base matrices are multiplied
@@ -10,15 +10,17 @@ once per token however many experts a token visits.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import ops
 from kernels.packed import Int4Weights
 from moe.config import ModelConfig
-from moe.layers import FeedForward
+from moe.layers import Attention, FeedForward
 from moe.router import RouterContext, Routing, select_top_k
 
 
@@ -34,31 +36,47 @@ class Experts(nn.Module):
 
 
 class LowRankDelta(nn.Module):
-    """Low-rank changes ``B A`` of w1, w2 and w3 (Hu et al., 2021); with ``experts`` one of each per expert.
+    """Low-rank changes ``B A`` of some matrices (Hu et al., 2021); with ``experts`` one of each per expert.
 
     B starts at zero, so that the model starts as its base; A as a Kaiming-uniform linear layer.
+
+    Args:
+        sizes: inputs and outputs of each matrix by its short name n; its factors are ``an`` [r, in] and ``bn`` [out, r]
+            (a1, b1 and so on), with a leading E for experts.
     """
 
-    def __init__(self, dim: int, hidden_dim: int, rank: int, experts: int | None = None):
+    def __init__(self, sizes: Mapping[str, tuple[int, int]], rank: int, experts: int | None = None):
         super().__init__()
         lead = () if experts is None else (experts,)
-        self.a1 = nn.Parameter(torch.empty(*lead, rank, dim))
-        self.b1 = nn.Parameter(torch.empty(*lead, hidden_dim, rank))
-        self.a2 = nn.Parameter(torch.empty(*lead, rank, hidden_dim))
-        self.b2 = nn.Parameter(torch.empty(*lead, dim, rank))
-        self.a3 = nn.Parameter(torch.empty(*lead, rank, dim))
-        self.b3 = nn.Parameter(torch.empty(*lead, hidden_dim, rank))
+        self.names = tuple(sizes)
+        for name, (inputs, outputs) in sizes.items():
+            self.register_parameter(f"a{name}", nn.Parameter(torch.empty(*lead, rank, inputs)))
+            self.register_parameter(f"b{name}", nn.Parameter(torch.empty(*lead, outputs, rank)))
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
         """Draws A from U(-1/sqrt(in), 1/sqrt(in)) and sets B to zero."""
-        for a, b in ((self.a1, self.b1), (self.a2, self.b2), (self.a3, self.b3)):
+        for a, b in map(self.pair, self.names):
             draw_low_rank(a, generator)
             b.zero_()
 
+    def pair(self, name: str) -> tuple[Tensor, Tensor]:
+        """A and B of one matrix; training may keep them wider than the base."""
+        return getattr(self, f"a{name}"), getattr(self, f"b{name}")
+
     def weights(self) -> ops.LowRank:
-        """The six matrices; training may keep them wider than the base."""
-        return ops.LowRank(self.a1, self.b1, self.a2, self.b2, self.a3, self.b3)
+        """The six factors of a feed-forward."""
+        return ops.LowRank(*self.pair("1"), *self.pair("2"), *self.pair("3"))
+
+
+def low_rank_deltas(config: ModelConfig, part: str) -> dict[str, LowRankDelta]:
+    """The delta that all languages share and those of the experts, as far as a sparse layer's part has them."""
+    sizes, found = {name: config.matrix_sizes[name] for name in config.delta_names[part]}, {}
+    if config.shared_rank:
+        found["shared_delta"] = LowRankDelta(sizes, config.shared_rank)
+    if config.is_moe:
+        found["expert_deltas"] = LowRankDelta(sizes, config.expert_rank, config.num_experts)
+    return found
 
 
 def widen_trainable(model: nn.Module) -> None:
@@ -112,10 +130,8 @@ class MoEFeedForward(nn.Module):
             self.experts = Experts(config)
             return
         self.base = FeedForward(config)
-        if config.shared_rank:
-            self.shared_delta = LowRankDelta(config.dim, config.hidden_dim, config.shared_rank)
-        if config.is_moe:
-            self.expert_deltas = LowRankDelta(config.dim, config.hidden_dim, config.expert_rank, config.num_experts)
+        for name, deltas in low_rank_deltas(config, "feed_forward").items():
+            setattr(self, name, deltas)
 
     def route(
         self, x: Tensor, context: RouterContext | None = None, slot: int = 0, bias: Tensor | None = None
@@ -167,3 +183,40 @@ class MoEFeedForward(nn.Module):
             shared_scale=self.delta_scale,
         )
         return out, routing
+
+
+class MoEAttention(Attention):
+    """Attention whose projections change with each token's experts: ``W x + s (B0 A0 x + sum_e g_e B_e A_e x)``.
+
+    The gates are those of the block's feed-forward. A token's keys and values are its own experts', so a cache holds
+    what a pass over the whole text computes. Every expert's product is computed for every token, with gate 0 where it
+    is not visited: it is small beside the projection, and one after the other they give the same bits however many
+    other experts there are.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.names, self.delta_scale = config.attention_experts, config.delta_scale
+        self.shared_delta: LowRankDelta | None = None
+        self.expert_deltas: LowRankDelta | None = None
+        for name, deltas in low_rank_deltas(config, "attention").items():
+            setattr(self, name, deltas)
+
+    def project(self, name: str, x: Tensor, routing: Routing | None) -> Tensor:
+        y = super().project(name, x, routing)
+        if name not in self.names:
+            return y
+        if self.shared_delta is not None:
+            a, b = (factor.to(x.dtype) for factor in self.shared_delta.pair(name))
+            y = y + self.delta_scale * F.linear(F.linear(x, a), b)
+        if self.expert_deltas is None:
+            return y
+        assert routing is not None, "experts have a router"
+        a, b = (factor.to(x.dtype) for factor in self.expert_deltas.pair(name))  # [E, r, in], [E, out, r]
+        gates = routing.gates.new_zeros(len(routing.gates), len(a))
+        gates = self.delta_scale * gates.scatter_add(1, routing.expert_ids, routing.gates)  # [T, E]
+        gates = gates.view(*x.shape[:-1], -1)  # [B, S, E]
+        for expert in range(len(a)):
+            hidden = F.linear(x, a[expert]) * gates[..., expert, None]  # [B, S, r]
+            y = y + F.linear(hidden.to(x.dtype), b[expert])
+        return y

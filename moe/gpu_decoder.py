@@ -60,6 +60,8 @@ class GPUDecoder:
         config, scaling = model.config, model.config.rope_scaling
         if not uses_triton(model.norm.weight) or (scaling is not None and scaling.kind == "dynamic"):
             return False
+        if config.attention_experts:
+            return False
         from kernels.gpu import launch_decode
 
         own: set[torch.dtype] = set()

@@ -21,6 +21,7 @@ from kernels import ops
 from kernels.packed import Int4Weights
 from moe.cache import Prompts, Step
 from moe.config import ModelConfig
+from moe.router import Routing
 
 
 class RMSNorm(nn.Module):
@@ -167,11 +168,11 @@ class Attention(nn.Module):
         pattern: AttentionPattern,
         cache: Step | Prompts | None = None,
         layer: int = 0,
+        routing: Routing | None = None,
     ) -> Tensor:
         batch, length, _ = x.shape
-        q = self.wq(x).view(batch, length, self.n_heads, self.head_dim).transpose(1, 2)  # [B, H, S, C]
-        k = self.wk(x).view(batch, length, self.n_kv_heads, self.head_dim).transpose(1, 2)  # [B, G, S, C]
-        v = self.wv(x).view(batch, length, self.n_kv_heads, self.head_dim).transpose(1, 2)
+        q, k, v = (self.project(name, x, routing).view(batch, length, -1, self.head_dim) for name in "qkv")
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, S, C], twice [B, G, S, C]
         if length == 1:  # of few values, in few calls
             q, k = ops.rotate(torch.cat((q, k), 1), cos, sin).split((self.n_heads, self.n_kv_heads), 1)
         else:
@@ -179,7 +180,12 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.store(layer, k, v)  # [B, G, L, C]
         out = attend(q, k, v, pattern)  # [B, H, S, C]
-        return self.wo(out.transpose(1, 2).reshape(batch, length, -1))
+        return self.project("o", out.transpose(1, 2).reshape(batch, length, -1), routing)
+
+    def project(self, name: str, x: Tensor, routing: Routing | None) -> Tensor:
+        """x [B, S, inputs] -> [B, S, outputs] by wq, wk, wv or wo."""
+        linear: Linear = getattr(self, f"w{name}")
+        return linear(x)
 
 
 class FeedForward(nn.Module):

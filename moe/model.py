@@ -17,7 +17,7 @@ from kernels import ops
 from kernels.packed import Int4Weights, PackedWeights
 from moe.cache import KVCache, Prompts, Step
 from moe.config import ModelConfig
-from moe.experts import LowRankDelta, MoEFeedForward
+from moe.experts import LowRankDelta, MoEAttention, MoEFeedForward
 from moe.layers import Attention, AttentionPattern, FeedForward, Linear, RMSNorm, make_pattern
 from moe.rope import rope_angles
 from moe.router import RouterContext, Routing, force_experts
@@ -47,9 +47,9 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, sparse: bool, has_router: bool = True):
         super().__init__()
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
-        self.attention = Attention(config)
+        self.attention = (MoEAttention if sparse and config.attention_experts else Attention)(config)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.feed_forward: nn.Module = MoEFeedForward(config, has_router) if sparse else FeedForward(config)
+        self.feed_forward = MoEFeedForward(config, has_router) if sparse else FeedForward(config)
 
     def forward(
         self,
@@ -65,10 +65,14 @@ class Block(nn.Module):
         observer: Observer | None,
         expert_bias: Tensor | None,
     ) -> tuple[Tensor, Routing | None]:
-        x = x + self.attention(self.attention_norm(x), cos, sin, pattern, cache, layer)
+        read = self.attention_norm(x)
+        early = isinstance(self.attention, MoEAttention)
+        if early and decided is None and isinstance(self.feed_forward, MoEFeedForward):  # one decision for both parts
+            decided = self.feed_forward.route(read.flatten(0, 1), context, slot, expert_bias)
+        x = x + self.attention(read, cos, sin, pattern, cache, layer, decided)
         normed = self.ffn_norm(x)
         if observer is not None:
-            observer(layer, normed)
+            observer(layer, read if early else normed)
         if isinstance(self.feed_forward, FeedForward):
             return x + self.feed_forward(normed), None
         tokens = normed.reshape(-1, normed.shape[-1])  # [T, D]
@@ -146,7 +150,8 @@ class Transformer(nn.Module):
             documents: lengths of documents packed in one row (B = 1): each has its own positions and sees only itself.
             forced_experts: [T] int64, the expert of each token with gate 1, in the place of the router.
             expert_bias: [T, E], added to what each token's router decides by; -inf excludes an expert.
-            observer: called with (layer, [B, S, D]) for what enters each feed-forward.
+            observer: called with (layer, [B, S, D]) for what each router reads: what enters the feed-forward, or with
+                experts in attention what enters that.
             activation_checkpointing: keep only each layer's input for the backward pass and recompute the rest.
             depth: run only the first ``depth`` layers.
             logits: whether to compute logits; ``last_only``: of the last position alone, [B, 1, V], or of each

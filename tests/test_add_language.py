@@ -19,7 +19,7 @@ FULL = [*SMALL, "--expert-form", "full", "--no-merge"]
 def runs(request, tmp_path_factory):
     """A run for two languages and, in the same folder, the one that gave it a third."""
     place = tmp_path_factory.mktemp("runs")
-    settings = CONTEXT if request.param == "delta" else FULL
+    settings = [*CONTEXT, "--attention-experts", "q,v"] if request.param == "delta" else FULL
     done = [train("--runs", place, "--name", "old", *settings, "--no-baseline", check=False)]
     done += [train("--runs", place, "--name", "new", "--add-language", "java", "--to", place / "old", check=False)]
     assert all(one.returncode in (0, WORSE) for one in done), done[-1].stderr
@@ -38,7 +38,7 @@ def test_old_experts_do_not_change(runs):
         with torch.no_grad():
             logits = [loaded.model(tokens, forced_experts=forced).logits for loaded in (old, new)]
         assert torch.equal(*logits)
-    learned = [p for name, p in new.model.named_parameters() if name.endswith(("b2", "experts.w2"))]
+    learned = [p for name, p in new.model.named_parameters() if name.endswith(("deltas.b2", "deltas.bv", "experts.w2"))]
     assert learned and all((p[-1] != 0).any() and not torch.equal(p[-1], p[0]) for p in learned)
 
 

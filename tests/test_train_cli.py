@@ -16,8 +16,10 @@ from checkpoints.model_io import load_model
 from checkpoints.runs import preflight
 from checkpoints.storage import files, writer
 from checkpoints.storage.files import directory_bytes
+from eval import gates
 from eval.__main__ import main as evaluate
 from eval.execution import toolchains
+from eval.reporting.record import RunRecord
 from moe.data.pairs import read_pairs
 from moe.inference.questions import read_questions
 from moe.training.trainer import Trainer
@@ -90,6 +92,19 @@ def test_answers_go_into_the_commands_that_score_them(finished, capsys, tmp_path
     questions = read_questions(path)
     assert [q.references for q in questions] == [(row["reference"],) for row in written]
     assert [pair.code for pair in read_pairs(path)] == [row["reference"] for row in written], "never the answers"
+
+
+def test_other_gates_are_measured_on_a_run(finished, capsys):
+    """What the run's settings are already gives its losses, bit by bit; losses that are there are read again."""
+    directory, _ = finished
+    arguments = gates.build_parser().parse_args([str(directory), "--gates", "each-layer", "entropy"])
+    for _ in range(2):
+        assert gates.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("each-layer: loss +0.0000 [+0.0000, +0.0000]\n") == 2 and printed.count("entropy: loss") == 2
+    assert printed.count("MFLOP per token") == 2
+    mixture, again = (RunRecord(directory).losses(name, "test") for name in ("mixture", "gate-each-layer"))
+    assert mixture and mixture == again
 
 
 def test_missing_toolchains_fail_nothing(tmp_path, monkeypatch):
@@ -334,6 +349,12 @@ def test_a_run_of_an_earlier_version_says_what_to_rename(finished, tmp_path):
         (["--moe-layers", "upper"], "'upper' is not a layer"),
         (["--dtype", "float16"], "expected bfloat16 or float32"),
         (["--base-id", "mistral"], "expected ORG/NAME"),
+        (["--attention-experts", "q,x"], "attention_experts names 'x', expected some of q, k, v, o"),
+        (["--attention-experts", "q"], "attention_experts are low-rank deltas, and merge makes full experts"),
+        (
+            ["--no-merge", "--expert-form", "full", "--attention-experts", "q"],
+            "and expert_form full makes full experts",
+        ),
     ],
 )
 def test_mistakes_get_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments, message):

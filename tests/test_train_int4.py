@@ -19,7 +19,8 @@ FLAGS = [*SMALL, "--dtype", "float32", "--no-baseline"]
 
 
 def test_a_run_rounds_its_base_and_a_rounded_directory_is_taken_as_it_is(tmp_path):
-    done = train("--runs", tmp_path, "--name", "a", *FLAGS, "--base-dtype", "int4")
+    flags = [*FLAGS, "--no-merge", "--attention-experts", "k,o", "--base-dtype", "int4"]
+    done = train("--runs", tmp_path, "--name", "a", *flags)
     assert "feed-forwards of the base in int4" in done.stdout and "max |Δlogit| 0.000e+00" in done.stdout
     run = tmp_path / "a"
     settings = read_json_object(run / "model" / "config.json")

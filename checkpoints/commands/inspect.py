@@ -71,6 +71,7 @@ def describe(path: Path) -> list[tuple[str, str]]:
         sizes[dtype_name(tensor.dtype)] += tensor.nbytes
     if config.is_delta:
         experts = f"{config.num_experts} by low-rank deltas (rank {config.expert_rank}, shared {config.shared_rank})"
+        experts += f", also of attention's {', '.join(config.attention_experts)}" if config.attention_experts else ""
     else:
         experts = f"{config.num_experts} full" if config.num_experts else "none (dense)"
     window = f", window {config.sliding_window}" if config.sliding_window else ""

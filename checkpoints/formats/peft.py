@@ -1,7 +1,7 @@
-"""PEFT LoRA adapters of a feed-forward: ``adapter_config.json`` and ``adapter_model.safetensors``, both ways.
+"""PEFT LoRA adapters of a layer's matrices: ``adapter_config.json`` and ``adapter_model.safetensors``, both ways.
 
 An adapter changes ``W`` to ``W + lora_alpha / r * B A``, as one expert of the delta form does. What a low-rank change
-of gate_proj, up_proj and down_proj cannot represent is refused by name.
+of these matrices cannot represent is refused by name.
 Format: https://huggingface.co/docs/peft/developer_guides/checkpoint
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,19 @@ from typing import Any
 from checkpoints.formats.config_json import ConfigReader
 from checkpoints.storage.files import read_json_object
 from checkpoints.storage.safetensors_file import SafetensorsFile, StoredTensor
-from moe.config import ModelConfig
+from moe.config import ATTENTION_EXPERTS, ModelConfig
 from moe.errors import UserError
 
 ADAPTER_CONFIG, ADAPTER_STEM = "adapter_config.json", "adapter_model"
 ADAPTER_WEIGHTS = f"{ADAPTER_STEM}.safetensors"
-MODULES = {"gate_proj": "1", "down_proj": "2", "up_proj": "3"}  # and the number in our names: w1, w2, w3
+# Modules of a layer, and our short names: w1, w2, w3 and the attention's wq, wk, wv, wo.
+MODULES = {"mlp.gate_proj": "1", "mlp.down_proj": "2", "mlp.up_proj": "3"}
+MODULES |= {f"self_attn.{name}_proj": name for name in ATTENTION_EXPERTS}
 _NAME = re.compile(
-    rf"base_model\.model\.(?:model\.)?layers\.(0|[1-9]\d{{0,4}})\.mlp\.({'|'.join(MODULES)})\.lora_([AB])\.weight",
+    rf"base_model\.model\.(?:model\.)?layers\.(0|[1-9]\d{{0,4}})\.({'|'.join(MODULES)})\.lora_([AB])\.weight",
     re.ASCII,
 )
-_EXPECTED = "a plain LoRA adapter of gate_proj, up_proj and down_proj"
+_EXPECTED = "a plain LoRA adapter of feed-forward and attention projections"
 _REMEDY = f"train {_EXPECTED}, or merge this one into a dense model with peft"
 # Settings that do not change what an adapter computes, or that the tensors and scales below account for.
 _NEUTRAL = {
@@ -43,7 +45,7 @@ _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 _PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}  # settings, and their values for some modules
 _PLAIN_PATTERN = re.compile(r"\^?(?:\w|\\?\.)+", re.ASCII)
 
-Place = tuple[int, str]  # layer, and 1, 2 or 3
+Place = tuple[int, str]  # layer and short name
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,18 @@ class Adapter:
 
 def tensor_name(layer: int, module: str, side: str) -> str:
     """PEFT's name of A or B of one matrix."""
-    return f"base_model.model.model.layers.{layer}.mlp.{module}.lora_{side}.weight"
+    return f"base_model.model.model.layers.{layer}.{module}.lora_{side}.weight"
 
 
-def adapter_config(base: str, rank: int, scale: float, layers: tuple[int, ...] | None) -> dict[str, Any]:
+def changed_modules(config: ModelConfig) -> dict[str, str]:
+    """Those of :data:`MODULES` that a model's deltas change in a sparse layer."""
+    names = [name for part in config.delta_names.values() for name in part]
+    return {module: name for module, name in MODULES.items() if name in names}
+
+
+def adapter_config(
+    base: str, rank: int, scale: float, layers: tuple[int, ...] | None, modules: Iterable[str]
+) -> dict[str, Any]:
     """An ``adapter_config.json`` for pairs of rank ``rank`` in ``layers`` (None: all), each times ``scale``."""
     alpha = scale * rank
     return {
@@ -84,7 +94,7 @@ def adapter_config(base: str, rank: int, scale: float, layers: tuple[int, ...] |
         "r": rank,
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": 0.0,
-        "target_modules": list(MODULES),
+        "target_modules": [module.rpartition(".")[2] for module in modules],
         "layers_to_transform": None if layers is None else list(layers),
         "bias": "none",
         "fan_in_fan_out": False,
@@ -117,7 +127,7 @@ def open_adapter(directory: Path, config: ModelConfig | None = None) -> Adapter:
     for name, tensor in SafetensorsFile(weights).tensors.items():
         match = _NAME.fullmatch(name)
         if match is None:
-            raise _foreign(name, weights)
+            raise UserError(f"{weights}: tensor {name[:160]!r} is not one that an expert can represent; {_REMEDY}")
         sides.setdefault((int(match[1]), MODULES[match[2]]), {})[match[3]] = tensor
     if not sides:
         raise UserError(f"{weights} has no tensors; expected {_EXPECTED}")
@@ -138,16 +148,6 @@ def _check_settings(settings: Mapping[str, Any], source: Path) -> None:
     for key, value in settings.items():
         if value and key not in _NEUTRAL:
             raise UserError(f"{source}: {key} is {str(value)[:80]}, which an expert cannot represent; {_REMEDY}")
-
-
-def _foreign(name: str, source: Path) -> UserError:
-    module = name.removeprefix("base_model.model.").split(".lora_")[0]
-    if "self_attn" in module:
-        return UserError(
-            f"{source}: {module} is adapted, and experts share their attention; expected gate_proj, up_proj and "
-            "down_proj alone: train without attention targets, or merge this adapter into a dense model with peft"
-        )
-    return UserError(f"{source}: tensor {name[:160]!r} is not one that an expert can represent; {_REMEDY}")
 
 
 def _pattern(settings: Mapping[str, Any], key: str, module: str, source: Path) -> Any:
@@ -193,9 +193,8 @@ def _pair(
     source: Path,
     config: ModelConfig | None,
 ) -> LowRankPair:
-    layer, number = place
-    module = next(name for name in MODULES if MODULES[name] == number)
-    name = f"model.layers.{layer}.mlp.{module}"
+    layer, short = place
+    name = f"model.layers.{layer}.{next(module for module in MODULES if MODULES[module] == short)}"
     if lacking := {"A", "B"} - sides.keys():
         raise UserError(f"{source}: lora_{lacking.pop()} of {name} is missing; save the adapter again")
     a, b = sides["A"], sides["B"]
@@ -212,8 +211,7 @@ def _pair(
             raise UserError(
                 f"{source}: {name} is adapted, and the base has {config.n_layers} layers; give its own base"
             )
-        inner, outer = (config.dim,), (config.hidden_dim,)
-        inner, outer = (outer, inner) if number == "2" else (inner, outer)
+        inner, outer = ((size,) for size in config.matrix_sizes[short])
     for side, tensor, shape in (("A", a, (rank, *inner)), ("B", b, (*outer, rank))):
         if tensor.shape != shape or not tensor.dtype.is_floating_point:
             raise UserError(

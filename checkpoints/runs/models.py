@@ -166,7 +166,7 @@ def gaining_config(run: Path, language: str, given: Mapping[str, Any]) -> RunCon
     config, path = RunDirectory.resume(run).config, model_of(run)
     fixed = {"base", "template", "languages", "new_language", "expert_form", "moe_layers", "expert_rank", "shared_rank"}
     fixed |= {"num_experts_per_tok", "router_context", "router_layers", "router_half_life", "delta_scale"}
-    fixed |= {"baseline", "base_dtype"}
+    fixed |= {"baseline", "base_dtype", "attention_experts"}
     if wrong := sorted(fixed & given.keys()):
         raise UserError(f"{wrong[0]} is the mixture's, which gains an expert as it is; leave it out")
     language = get_language(language).key
@@ -209,6 +209,7 @@ def _upcycle(
         own_experts=not is_sharded(config),
         moe_layers=parse_layers(config.moe_layers, dense.config.n_layers),
         delta_scale=config.delta_scale,
+        attention_experts=config.attention_experts,
         balance_loss_weight=config.balance_loss_weight,
         z_loss_weight=config.z_loss_weight,
         **router,

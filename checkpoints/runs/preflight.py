@@ -171,6 +171,7 @@ def mixture_config(config: RunConfig, base: ModelConfig) -> ModelConfig:
         config.expert_rank,
         config.shared_rank,
         moe_layers=parse_layers(config.moe_layers, base.n_layers),
+        attention_experts=config.attention_experts,
     )
 
 

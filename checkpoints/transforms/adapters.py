@@ -22,11 +22,11 @@ from checkpoints.formats.delta import DeltaCheckpoint, is_own
 from checkpoints.formats.peft import (
     ADAPTER_CONFIG,
     ADAPTER_STEM,
-    MODULES,
     Adapter,
     LowRankPair,
     Place,
     adapter_config,
+    changed_modules,
     tensor_name,
 )
 from checkpoints.model_card import adapter_card, base_license, base_name, is_hub_id, stated_base
@@ -42,7 +42,7 @@ from checkpoints.storage.writer import (
 from checkpoints.transforms.merge import expert_names
 from checkpoints.transforms.rewrite import DEFAULT_OUTPUT, OutputOptions, source_files
 from checkpoints.transforms.upcycle import upcycled_config
-from moe.config import ModelConfig
+from moe.config import ATTENTION_EXPERTS, ModelConfig
 from moe.errors import UserError
 
 LONE = "adapter"  # the folder of a model that has the shared delta alone
@@ -54,18 +54,19 @@ def adapter_tensors(
     """The shared delta and that of ``expert`` (None: the shared one alone) as one pair per matrix, by PEFT's names."""
     config = delta.config
     for layer in config.sparse_layers:
-        for module, number in MODULES.items():
+        for module, matrix in changed_modules(config).items():
             for side in "AB":
                 groups: list[tuple[StoredTensor, int | None]] = []
                 if config.shared_rank:
-                    groups.append((delta.tensors[_ours(layer, "shared_delta", side, number)], None))
+                    groups.append((delta.tensors[_ours(layer, "shared_delta", side, matrix)], None))
                 if expert is not None:
-                    groups.append((delta.tensors[_ours(layer, "expert_deltas", side, number)], expert))
+                    groups.append((delta.tensors[_ours(layer, "expert_deltas", side, matrix)], expert))
                 yield in_dtype(_joined(tensor_name(layer, module, side), side, groups), dtype)
 
 
-def _ours(layer: int, group: str, side: str, number: str) -> str:
-    return f"layers.{layer}.feed_forward.{group}.{side.lower()}{number}"
+def _ours(layer: int, group: str, side: str, matrix: str) -> str:
+    part = "attention" if matrix in ATTENTION_EXPERTS else "feed_forward"
+    return f"layers.{layer}.{part}.{group}.{side.lower()}{matrix}"
 
 
 def _joined(name: str, side: str, groups: Sequence[tuple[StoredTensor, int | None]]) -> StoredTensor:
@@ -97,14 +98,14 @@ def write_adapters(
     """
     if changed := next((name for name in delta.tensors if not is_own(name)), None):
         raise UserError(
-            f"{delta.path} changes the base's {changed}, too, which no adapter of a feed-forward holds; take its "
+            f"{delta.path} changes the base's {changed}, too, which no adapter holds; take its "
             "experts out with python -m checkpoints extract"
         )
     config, base = delta.config, delta.base
     rank = config.shared_rank + (config.expert_rank if config.is_moe else 0)
     name = base_name(base, base_id or stated_base(delta.path))
     stated = name if is_hub_id(name) else str(base.path.absolute())
-    settings = adapter_config(stated, rank, config.delta_scale, config.moe_layers)
+    settings = adapter_config(stated, rank, config.delta_scale, config.moe_layers, changed_modules(config))
     planned = {folder: list(adapter_tensors(delta, expert, dtype)) for folder, expert in adapter_folders(config)}
     needed = sum(tensor.nbytes for tensors in planned.values() for tensor in tensors) + SMALL_FILES_BYTES
     with new_directory(target, options.force, needed, options.disk_free, source_files(delta)) as temporary:
@@ -154,23 +155,23 @@ def mixture_of_adapters(
         shared,
         moe_layers=tuple(sorted({layer for layer, _ in places})),
         delta_scale=scale,
+        attention_experts=tuple(name for name in ATTENTION_EXPERTS if name in {matrix for _, matrix in places}),
         **settings,
     )
     tensors = (tensor for adapter in found for pair in adapter.pairs.values() for tensor in (pair.a, pair.b))
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
     deltas = {}
     for layer in config.sparse_layers:
-        for number in MODULES.values():
-            pairs = [adapter.pairs.get((layer, number)) for adapter in found]
-            sizes = (config.hidden_dim, config.dim) if number == "2" else (config.dim, config.hidden_dim)
-            for side, size in zip("AB", sizes):
+        for matrix in changed_modules(config).values():
+            pairs = [adapter.pairs.get((layer, matrix)) for adapter in found]
+            for side, size in zip("AB", config.matrix_sizes[matrix]):
                 groups: list[tuple[str, tuple[int, ...], int, Any]] = [
                     ("expert_deltas", (len(pairs),), rank, partial(_own, pairs, shared, scale))
                 ]
                 if shared:
                     groups.append(("shared_delta", (), shared, partial(_shared, pairs[0], shared)))
                 for group, lead, height, fill in groups:
-                    name = _ours(layer, group, side, number)
+                    name = _ours(layer, group, side, matrix)
                     shape = (*lead, *((height, size) if side == "A" else (size, height)))
                     read = partial(_filled, shape, dtype, side, fill)
                     deltas[name] = StoredTensor(name, dtype, shape, read)

@@ -14,7 +14,7 @@ from checkpoints.formats import Checkpoint
 from checkpoints.formats.delta import DeltaCheckpoint, read_reference
 from checkpoints.formats.names import flat_name
 from checkpoints.formats.parameters import meta_model, packed_weights, require_complete, set_packed, set_parameter
-from checkpoints.formats.peft import MODULES, Adapter, LowRankPair
+from checkpoints.formats.peft import Adapter, LowRankPair, changed_modules
 from checkpoints.storage.safetensors_file import StoredTensor, whole
 from checkpoints.storage.writer import renamed
 from checkpoints.transforms.adapters import adapter_folders, adapter_tensors
@@ -113,8 +113,8 @@ def _as_adapter(source: DeltaCheckpoint, expert: int | None) -> Adapter:
     tensors = adapter_tensors(source, expert)  # layer by layer, module by module, A before B
     pairs = {}
     for layer in source.config.sparse_layers:
-        for number in MODULES.values():
-            pairs[layer, number] = LowRankPair(next(tensors), next(tensors), source.config.delta_scale)
+        for matrix in changed_modules(source.config).values():
+            pairs[layer, matrix] = LowRankPair(next(tensors), next(tensors), source.config.delta_scale)
     return Adapter(source.path, pairs, str(source.base.path))
 
 

@@ -60,7 +60,7 @@ def fitted_gates(
     count = max(2, round(batches.epoch_batches))
     if deltas is None:  # any form computes the same: the smallest one
         config = replace(config, expert_form="delta", expert_rank=1, shared_rank=0)
-    kept = {name: getattr(config, name) for name in (*ROUTER_KEYS, "moe_layers", "delta_scale")}
+    kept = {name: getattr(config, name) for name in (*ROUTER_KEYS, "moe_layers", "delta_scale", "attention_experts")}
     model = upcycle_model(loaded.model, tuple(pairs), "delta", 1, config.expert_rank, config.shared_rank, **kept)
     for name, tensor in (deltas or {}).items():
         set_parameter(model, name, tensor.read().to(model.dtype))

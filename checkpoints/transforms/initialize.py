@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from checkpoints.storage.safetensors_file import StoredTensor, memory_tensor, tensors_digest
 from moe.config import ModelConfig
-from moe.experts import LowRankDelta, draw_low_rank
+from moe.experts import draw_low_rank, low_rank_deltas
 
 ROUTER_STD = 0.02
 
@@ -76,15 +76,12 @@ def new_tensors(config: ModelConfig, layer: int, start: Initialization, dtype: t
 
 def _delta_tensors(config: ModelConfig, layer: int, seed: int, dtype: torch.dtype) -> Iterator[StoredTensor]:
     """Low-rank deltas: A random, B zero, so that the model does not change (:class:`moe.experts.LowRankDelta`)."""
-    ranks = (("shared_delta", config.shared_rank, None), ("expert_deltas", config.expert_rank, config.num_experts))
-    for group, rank, experts in ranks:
-        if not rank or experts == 0:
-            continue
+    for part in config.delta_names:
         with torch.device("meta"):
-            shapes = LowRankDelta(config.dim, config.hidden_dim, rank, experts)
-        for short, parameter in shapes.named_parameters():  # a1 [E, r, D], b1 [E, F, r], a2 [E, r, F] ...
-            name, shape = f"layers.{layer}.feed_forward.{group}.{short}", tuple(parameter.shape)
-            if short.startswith("a"):
+            shapes = nn.ModuleDict(low_rank_deltas(config, part))
+        for short, parameter in shapes.named_parameters():  # expert_deltas.a1 [E, r, D], expert_deltas.b1 [E, F, r] ...
+            name, shape = f"layers.{layer}.{part}.{short}", tuple(parameter.shape)
+            if short.split(".")[1].startswith("a"):
                 yield StoredTensor(name, dtype, shape, partial(_low_rank, name, shape, seed, dtype))
             else:
                 yield StoredTensor(name, dtype, shape, partial(torch.zeros, shape, dtype=dtype))

@@ -56,16 +56,15 @@ def _flat_base(delta: DeltaCheckpoint) -> dict[str, StoredTensor]:
 def _effective(
     delta: DeltaCheckpoint,
     base: StoredTensor,
-    layer: int,
-    weight: str,
+    name: str,
     mixture: Mapping[int, float],
     dtype: torch.dtype | None,
 ) -> StoredTensor:
-    """One feed-forward matrix with the shared delta and the given mixture of experts' deltas (expert -> share).
+    """One matrix ``name`` with the shared delta and the given mixture of experts' deltas (expert -> share).
 
     The sum is rounded once, to ``dtype`` (None: the base's); a base of 16 bits loses nothing of it in float32.
     """
-    prefix = f"layers.{layer}.feed_forward"
+    prefix, weight = name.removesuffix(".weight").rsplit(".", 1)
     number = weight[1]
 
     def factors(group: str) -> tuple[Tensor, Tensor]:
@@ -85,10 +84,27 @@ def _effective(
 
 
 def full_config(config: ModelConfig) -> ModelConfig:
-    """The config of the Mixtral model that a delta model is merged into (a dense one for a lone adapter)."""
+    """The config of the Mixtral model that a delta model is merged into (a dense one for a lone adapter).
+
+    Raises:
+        UserError: it has experts in its attention, which no Mixtral has.
+    """
     if not config.num_experts:
         return config.dense()
+    if config.attention_experts:
+        raise UserError(
+            f"this mixture has experts in its attention ({', '.join(config.attention_experts)}), which Mixtral has "
+            "not; take one language out with python -m checkpoints extract"
+        )
     return replace(config, expert_form="full", shared_rank=0, expert_rank=0)
+
+
+def _is_changed(config: ModelConfig, name: str) -> bool:
+    """Whether deltas change the dense matrix ``name``, as in layers.0.feed_forward.w1.weight."""
+    if not name.startswith("layers."):
+        return False
+    _, layer, part, weight, *leaf = name.split(".")
+    return int(layer) in config.sparse_layers and leaf == ["weight"] and weight[1:] in config.delta_names.get(part, ())
 
 
 def _assemble(
@@ -112,11 +128,10 @@ def merged_tensors(delta: DeltaCheckpoint | Checkpoint, dtype: torch.dtype | Non
             return base[name]
         parts = name.split(".")
         if ".experts." in name:
-            layer, expert, weight = int(parts[1]), int(parts[4]), parts[5]
-            dense = base[f"layers.{layer}.feed_forward.{weight}.weight"]
-            return _effective(delta, dense, layer, weight, {expert: 1.0}, dtype)
-        if ".feed_forward.w" in name and int(parts[1]) in delta.config.sparse_layers:
-            return _effective(delta, base[name], int(parts[1]), parts[3], {}, dtype)
+            dense = f"layers.{parts[1]}.feed_forward.{parts[5]}.weight"
+            return _effective(delta, base[dense], dense, {int(parts[4]): 1.0}, dtype)
+        if _is_changed(delta.config, name):
+            return _effective(delta, base[name], name, {}, dtype)
         return delta.tensors[name] if name.endswith(".gate.weight") else base[name]
 
     return _assemble(full_config(delta.config), find, dtype)
@@ -169,19 +184,13 @@ def collapsed_tensors(
     base = _flat_base(source) if isinstance(source, DeltaCheckpoint) else source.tensors
 
     def find(name: str) -> StoredTensor:
-        if ".feed_forward." not in name:
-            return base[name]
-        layer, weight = int(name.split(".")[1]), name.split(".")[3]
-        if layer not in source.config.sparse_layers:
+        if not _is_changed(source.config, name):
             return base[name]
         if isinstance(source, DeltaCheckpoint):
-            return _effective(source, base[name], layer, weight, shares, dtype)
+            return _effective(source, base[name], name, shares, dtype)
+        owner, weight = name.removesuffix(".weight").rsplit(".", 1)
         return _mean(
-            [
-                (share, base[f"layers.{layer}.feed_forward.experts.{expert}.{weight}.weight"])
-                for expert, share in shares.items()
-            ],
-            dtype,
+            [(share, base[f"{owner}.experts.{expert}.{weight}.weight"]) for expert, share in shares.items()], dtype
         )
 
     return _assemble(source.config.dense(), find, dtype)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from moe.config import ALL_LAYERS, EXPERT_FORMS, ROUTER_CONTEXTS, ROUTER_LAYERS, parse_layers
+from moe.config import ALL_LAYERS, EXPERT_FORMS, ROUTER_CONTEXTS, ROUTER_LAYERS, checked_projections, parse_layers
 from moe.data.layouts import parse_fields
 from moe.data.prompt import check_template
 from moe.data.sources import AUTO, SYNTHETIC
@@ -100,6 +100,9 @@ class RunConfig:
     shared_rank: int = setting(48, "rank of the delta that all languages share")
     expert_rank: int = setting(16, "rank of each language's own delta")
     delta_scale: float = setting(2.0, "factor on all low-rank deltas")
+    attention_experts: tuple[str, ...] = setting(
+        (), "projections of the attention, of q k v o, that get deltas, too; routers then read what it reads"
+    )
 
     pretrain_steps: int = setting(0, "steps that train the tiny base from scratch", group="stages")
     branch_steps: int = setting(50, "steps of the branch stage: each language on its own expert")
@@ -173,6 +176,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("languages", "test_sets", "fields"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        projections = ",".join(self.attention_experts).replace(",", " ").split()  # also of a flag's "q,k"
+        object.__setattr__(self, "attention_experts", checked_projections(projections))
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, float) and not math.isfinite(value):
@@ -196,7 +201,8 @@ class RunConfig:
             raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected at least one split, each once")
         if AUTO in self.test_sets and len(self.test_sets) > 1:
             raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected {AUTO} alone or names of splits")
-        for name, known in (("router_context", ROUTER_CONTEXTS), ("router_layers", ROUTER_LAYERS)):
+        choices = {"router_context": ROUTER_CONTEXTS, "router_layers": ROUTER_LAYERS, "expert_form": EXPERT_FORMS}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.router_half_life == 0:
@@ -216,21 +222,15 @@ class RunConfig:
             raise UserError(f"new_language is {self.new_language!r}, expected the last of languages")
         parse_fields(self.fields)
         parse_layers(self.moe_layers)
-        if self.expert_form not in EXPERT_FORMS:
-            raise UserError(f"expert_form is {self.expert_form!r}, expected one of {', '.join(EXPERT_FORMS)}")
+        if self.attention_experts and (self.expert_form == "full" or self.merge):
+            other = "expert_form full" if self.expert_form == "full" else "merge"
+            raise UserError(f"attention_experts are low-rank deltas, and {other} makes full experts; leave one out")
         if not 1 <= self.num_experts_per_tok <= len(self.languages):
             raise UserError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to the number of languages, "
                 f"{len(self.languages)}"
             )
-        positive = (
-            "expert_rank",
-            "validation_pairs",
-            "max_tokens",
-            "tokens_per_batch",
-            "accumulate",
-            "router_documents",
-        )
+        positive = ("expert_rank", "max_tokens", "tokens_per_batch", "accumulate", "router_documents")
         for name in (*positive, "validation_pairs", "eval_pairs", "max_new_tokens", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")

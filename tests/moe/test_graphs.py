@@ -35,6 +35,7 @@ FORMS = {
     "windows": {**DELTA, "num_experts_per_tok": 1, "sliding_window": 5},
     "mixed windows": {**FULL, "sliding_window": 40, "sliding_layers": (0,)},
     "adapter": {"expert_form": "delta", "shared_rank": 2, "num_experts": 0},
+    "attention": {**DELTA, "num_experts_per_tok": 2, "attention_experts": ("q", "v", "o"), "router_context": "ema"},
 }
 FORBIDDEN = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "is_nonzero", "equal")
 

@@ -11,10 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from moe import layers
 from moe.cache import KVCache
 from moe.config import ModelConfig
+from moe.decoder import Decoder
 from moe.errors import UserError
 from moe.model import Transformer, count_parameters
 from moe.rope import RopeScaling
 
+DELTA = {"num_experts": 4, "expert_form": "delta", "shared_rank": 3, "expert_rank": 2}
 WINDOWS = [None, 5]
 ATTENTION = [{"sliding_window": window} for window in WINDOWS]
 ATTENTION += [
@@ -26,13 +28,20 @@ def tokens_of(length: int, rows: int = 1, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 97, (rows, length), generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=["dense", "adapter", "full", "delta"])
+@pytest.fixture(params=["dense", "adapter", "full", "delta", "attention", "attention, context"])
 def config(request, tiny_config) -> ModelConfig:
     changes = {
         "dense": {},
         "adapter": {"expert_form": "delta", "shared_rank": 3},
         "full": {"num_experts": 4},
-        "delta": {"num_experts": 4, "expert_form": "delta", "shared_rank": 3, "expert_rank": 2},
+        "delta": DELTA,
+        "attention": {**DELTA, "attention_experts": ("q", "k", "v", "o")},
+        "attention, context": {
+            **DELTA,
+            "attention_experts": ("v", "q"),
+            "router_context": "ema",
+            "router_layers": "first",
+        },
     }
     return replace(tiny_config, **changes[request.param])
 
@@ -215,6 +224,54 @@ def test_recomputation_gives_the_same_gradients(config, make_model):
     assert all(torch.allclose(gradients[0][n], gradients[1][n], atol=1e-14) for n in gradients[0])
 
 
+@pytest.mark.parametrize("forced", [False, True])
+def test_experts_in_attention_are_sums_over_plain_products(tiny_config, make_model, forced):
+    """Each token's projections by a loop over its experts, with the gates of its feed-forward."""
+    model = make_model(replace(tiny_config, **DELTA, attention_experts=("q", "o"), delta_scale=0.7))
+    seen, attention = {}, model.layers[1].attention
+
+    def projected(name):
+        return lambda _, inputs, out: seen.update({name: (inputs[0], out)})
+
+    for name in ("q", "k", "o"):
+        getattr(attention, f"w{name}").register_forward_hook(projected(name))
+    plain, found = attention.project, {}
+    attention.project = lambda name, x, routing: found.setdefault(name, plain(name, x, routing))
+    ids = torch.arange(10) % 4 if forced else None
+    routing = model(tokens_of(10), forced_experts=ids).routing[1]
+    assert torch.equal(found["k"], seen["k"][1]) and (not forced or torch.equal(routing.expert_ids[:, 0], ids))
+    for name in ("q", "o"):
+        x, base = (part[0] for part in seen[name])
+        wanted = base.clone()
+        for token, (gates, experts) in enumerate(zip(routing.gates, routing.expert_ids)):
+            a, b = attention.shared_delta.pair(name)
+            wanted[token] += 0.7 * b @ (a @ x[token])
+            for gate, expert in zip(gates, experts):
+                a, b = (factor[expert] for factor in attention.expert_deltas.pair(name))
+                wanted[token] += 0.7 * gate * b @ (a @ x[token])
+        assert (found[name][0] - wanted).abs().max() < 1e-12 and (wanted - base).abs().max() > 0.1
+
+
+def test_experts_in_attention_share_the_decision_and_start_as_none(tiny_config, make_model):
+    """The router reads what attention reads; at B = 0 the logits are those without, bit by bit."""
+    config = replace(tiny_config, **DELTA, router_layers="first")
+    model = Transformer(replace(config, attention_experts=("q", "k", "v", "o"))).reset(0)
+    without = Transformer(config)
+    without.load_state_dict(
+        {n: p for n, p in model.state_dict().items() if ".attention." not in n or "_delta" not in n}
+    )
+    ids = torch.arange(12) % 4
+    assert torch.equal(
+        model(tokens_of(12), forced_experts=ids).logits, without(tokens_of(12), forced_experts=ids).logits
+    )
+    seen = {}
+    routing = model(tokens_of(12), observer=lambda layer, x: seen.update({layer: x})).routing
+    embedded = model.layers[0].attention_norm(model.tok_embeddings(tokens_of(12)))
+    assert torch.equal(seen[0], embedded) and routing[0] is routing[1]
+    assert torch.equal(routing[0].router_logits, model.layers[0].feed_forward.gate(embedded[0]))
+    assert not Decoder.fits(model) and Decoder.fits(without)
+
+
 def test_observer_sees_what_enters_each_feed_forward(tiny_config, make_model):
     model = make_model(tiny_config)
     seen = {}
@@ -238,6 +295,8 @@ def test_counting_parameters(tiny_config):
         ({"num_experts": 2, "expert_languages": ("python",)}, "names 1 languages"),
         ({"num_experts": 2, "expert_form": "delta"}, "expert_rank"),
         ({"expert_form": "sparse"}, "expert_form"),
+        ({"num_experts": 2, "attention_experts": ("q",)}, "attention_experts are low-rank deltas"),
+        ({"attention_experts": ("q", "w")}, "names 'w', expected some of q, k, v, o"),
     ],
 )
 def test_sizes_that_do_not_fit(tiny_config, change, message):

@@ -47,7 +47,15 @@ CONTEXT = {"router_context": "ema", "router_layers": "first", "num_experts_per_t
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, CONTEXT, {"moe_layers": (0, 2)}, {"expert_form": "full"}, {"expert_form": "full", **CONTEXT}]
+    "settings",
+    [
+        {},
+        CONTEXT,
+        {"moe_layers": (0, 2)},
+        {"attention_experts": ("q", "o")},
+        {"expert_form": "full"},
+        {"expert_form": "full", **CONTEXT},
+    ],
 )
 def test_the_experts_that_stay_compute_what_they_did(tmp_path, base, settings):
     model = write(tmp_path / "mixture", base, LANGUAGES, **settings)
@@ -67,8 +75,8 @@ def test_the_experts_that_stay_compute_what_they_did(tmp_path, base, settings):
 
 
 def test_composed_experts_compute_what_they_did(tmp_path, base):
-    """Of mixtures with shared deltas of their own and other ranks and scales; the router is fitted anew."""
-    left = write(tmp_path / "left", base, ("python", "java"), 1, **CONTEXT)
+    """Of mixtures with shared deltas, targets, ranks and scales of their own; the router is fitted anew."""
+    left = write(tmp_path / "left", base, ("python", "java"), 1, **CONTEXT, attention_experts=("k", "v"))
     right = write(tmp_path / "right", base, ("cpp",), 2, **CONTEXT, shared_rank=1, delta_scale=0.5)
     arguments = ("compose", tmp_path / "left", tmp_path / "right", tmp_path / "out", "--router-prompts", "20")
     assert run_main(*arguments) == 0
@@ -76,12 +84,14 @@ def test_composed_experts_compute_what_they_did(tmp_path, base):
     whole = load_model(tmp_path / "out")
     assert whole.config.expert_languages == ("python", "java", "cpp") and whole.template == "plain"
     assert (whole.config.router_context, whole.config.router_layers) == ("ema", "first")
+    assert whole.config.attention_experts == ("k", "v")
     for expert, (model, place) in enumerate(((left, 0), (left, 1), (right, 0))):
         torch.testing.assert_close(forced(whole.model, expert), forced(model, place), rtol=0, atol=1e-5)
 
 
-def test_what_was_taken_apart_comes_back(tmp_path, base):
-    model = write(tmp_path / "mixture", base, LANGUAGES, **CONTEXT)
+@pytest.mark.parametrize("projections", [(), ("q", "v")])
+def test_what_was_taken_apart_comes_back(tmp_path, base, projections):
+    model = write(tmp_path / "mixture", base, LANGUAGES, **CONTEXT, attention_experts=projections)
     assert run_main("remove-language", tmp_path / "mixture", tmp_path / "a", "--language", "cpp") == 0
     assert run_main("remove-language", tmp_path / "mixture", tmp_path / "b", "--language", "python", "java") == 0
     assert run_main("compose", tmp_path / "a", tmp_path / "b", tmp_path / "out", "--router-prompts", "20") == 0

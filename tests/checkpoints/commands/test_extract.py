@@ -17,6 +17,7 @@ from tests.checkpoints.command_line import run_main
 
 LANGUAGES = ("python", "java", "cpp")
 FORMS = {"full": {"expert_form": "full"}, "delta": {"expert_form": "delta", "expert_rank": 2, "shared_rank": 3}}
+FORMS["attention"] = {**FORMS["delta"], "attention_experts": ("q", "k", "v", "o")}
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def mixture(tmp_path, hf_model):
                 if ".experts." in name or "_delta" in name or ".gate." in name or name == "norm.weight":
                     parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
         tokenizer = load_model(tmp_path / "base").tokenizer
-        reference = tmp_path / "base" if form == "delta" else None
+        reference = None if form == "full" else tmp_path / "base"
         save_model(model, tokenizer, tmp_path / "mixture", base=reference, template="plain" if tokenizer else None)
         return model
 
@@ -69,9 +70,21 @@ def test_an_expert_computes_what_the_mixture_does(tmp_path, mixture, form, layer
         assert run_main("verify", out) == 0
         check_logits(out, model, expert)
         settings = json.loads((out / "config.json").read_text())
-        kept = kind if form == "delta" else "mistral"  # a full mixture does not know its base
+        kept = "mistral" if form == "full" else kind  # a full mixture does not know its base
         assert settings["model_type"] == kept and settings["tie_word_embeddings"] == tied
         assert "expert_languages" not in settings and "auto_map" not in settings
+
+
+def test_a_mixture_with_experts_in_attention_is_not_merged_and_says_what_it_is(tmp_path, mixture, capsys):
+    mixture("attention", router_context="ema")
+    for flags in ((), ("--keep-context",), ("--refit-router",)):
+        capsys.readouterr()
+        assert run_main("merge", tmp_path / "mixture", tmp_path / "out", *flags) == 2
+        error = capsys.readouterr().err
+        assert "extract" in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert run_main("inspect", tmp_path / "mixture") == 0
+    assert "also of attention's q, k, v, o" in capsys.readouterr().out
+    assert "| changed in attention, too | q, k, v, o |" in (tmp_path / "mixture" / "README.md").read_text()
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ FORMS = {
     "delta": {"expert_form": "delta", "expert_rank": 4},
     "delta shared": {"expert_form": "delta", "expert_rank": 2, "shared_rank": 3},
 }
+FORMS["attention"] = {**FORMS["delta shared"], "attention_experts": ("q", "k", "v", "o"), "router_layers": "first"}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -50,7 +51,7 @@ def test_at_step_0_the_mixture_is_the_dense_model(tiny_config, make_model, form,
         assert parameter.requires_grad and parameter.dtype == dtype, name
 
 
-@pytest.mark.parametrize("form", ["full", "delta shared"])
+@pytest.mark.parametrize("form", ["full", "delta shared", "attention"])
 def test_models_too_large_for_memory_are_compared_layer_by_layer(tmp_path, tiny_config, make_model, form):
     from dataclasses import replace
 

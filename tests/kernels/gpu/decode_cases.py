@@ -227,7 +227,7 @@ def test_a_step_in_16_bits_with_wider_routers(form):
 
 
 def test_models_that_the_kernels_exclude():
-    """Two dtypes, float64, packed weights, angles that move, more experts or wider rows than a block has room for."""
+    """Two dtypes, float64, packed weights, angles that move, experts in attention, more or wider ones than fit."""
     mixed = make_model()
     mixed.layers[0].attention.wo.bfloat16()
     packed = make_model()
@@ -237,6 +237,7 @@ def test_models_that_the_kernels_exclude():
     turned.layers[0].attention.wo.weight.data = turned.layers[0].attention.wo.weight.data.t()
     many = make_model(num_experts=65, num_experts_per_tok=1, hidden_dim=8)
     others = [make_model(torch.float64), make_model(rope_scaling=RopeScaling("dynamic", 2.0))]
+    others.append(make_model(**FORMS["delta"], attention_experts=("q",)))
     with torch.device("meta"):
         others += [make_model(dim=8200, head_dim=32, hidden_dim=8), make_model(head_dim=260, hidden_dim=8)]
     assert not any(GPUDecoder.fits(model) for model in (mixed, packed, turned, many, *others))

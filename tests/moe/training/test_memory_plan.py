@@ -22,6 +22,7 @@ MISTRAL = ModelConfig(**MISTRAL_7B._asdict(), max_seq_len=32768)
         {"num_experts": 4},
         {"num_experts": 4, "expert_form": "delta", "shared_rank": 3, "expert_rank": 2},
         {"expert_form": "delta", "shared_rank": 3},
+        {"num_experts": 3, "expert_form": "delta", "expert_rank": 2, "attention_experts": ("q", "o")},
     ],
 )
 def test_counts_equal_a_real_model(tiny_config, changes):
@@ -39,6 +40,10 @@ def test_counts_equal_a_real_model(tiny_config, changes):
     [
         {"num_experts": 2, "n_layers": 5},
         {"num_experts": 4, "expert_form": "delta", "shared_rank": 8, "expert_rank": 4, "n_layers": 6},
+        {
+            **{"num_experts": 3, "expert_form": "delta", "shared_rank": 8, "expert_rank": 4, "n_layers": 5},
+            **{"attention_experts": ("q", "k", "v", "o"), "router_layers": "first"},
+        },
         {"num_experts": 2, "expert_form": "delta", "expert_rank": 3, "n_layers": 6, "moe_layers": (1, 3, 4)},
         {"dim": 96, "hidden_dim": 200, "num_experts": 3, "expert_form": "delta", "expert_rank": 8, "n_layers": 7},
         {"dim": 96, "hidden_dim": 200, "num_experts": 3, "n_layers": 4, "moe_layers": (2, 3)},
