@@ -32,6 +32,7 @@ from moe.tokenizer import Tokenizer
 from moe.training import distributed
 from moe.training.config import INT4, TINY, RunConfig
 from moe.training.memory_plan import GIB, MemoryPlan, most_tokens, plan_memory
+from moe.training.sharding import expert_ranks
 from moe.training.stages import is_expert, is_router
 from moe.training.tiny_base import VOCABULARY, tiny_config
 from moe.training.trainer import training_flops
@@ -96,7 +97,13 @@ def base_config(config: RunConfig) -> ModelConfig:
         raise UserError("no base given; add --base DIR with the dense model, or --base tiny for the embedded one")
     base = tiny_config(VOCABULARY) if config.base == TINY else _checked_base(config)
     if config.shard and has_int4_base(config):
-        raise UserError("an int4 base is packed, not sharded: each card holds all of it; leave --shard out")
+        raise UserError("an int4 base is not sharded, it is small and whole on each card; leave --shard out")
+    experts, processes = len(config.languages), distributed.world()
+    if config.expert_parallel and processes > 1 and expert_ranks(experts, processes) == 1:
+        raise UserError(
+            f"{experts} experts cannot be dealt out to {processes} processes; start {experts} of them, a divisor or a "
+            "multiple of that, or give --no-expert-parallel --shard"
+        )
     if config.max_tokens > base.max_seq_len:
         raise UserError(
             f"max_tokens is {config.max_tokens}, but the context of {config.base} has {base.max_seq_len} tokens; "
@@ -202,12 +209,12 @@ def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype, gpu: bool
     mixture = mixture_config(config, base)
     recompute, ranks = config.activation_checkpointing, shards(config)
     tokens = max(-(-config.tokens_per_batch // ranks), config.max_tokens if ranks > 1 else 0)
-    return plan_memory(mixture, tokens, dtype, recompute, has_int4_base(config), gpu, ranks)
+    return plan_memory(mixture, tokens, dtype, recompute, has_int4_base(config), gpu, ranks, config.expert_parallel)
 
 
 def shards(config: RunConfig) -> int:
     """Into how many parts the run's models are split, one for each process."""
-    return distributed.world() if config.shard else 1
+    return distributed.world() if config.shard or config.expert_parallel else 1
 
 
 def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, available: int, gpu: bool) -> str:
@@ -216,13 +223,20 @@ def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, avai
     Sharding among several processes comes first, then fewer tokens a batch (with more batches per step the result is
     about the same), then recomputation.
     """
-    if distributed.world() > 1 and not config.shard and not has_int4_base(config):
-        split = replace(config, shard=True)
+    processes = distributed.world()
+    ways = {}
+    if processes > 1 and shards(config) == 1 and not has_int4_base(config):
+        ways["--shard"] = replace(config, shard=True)
+    if config.expert_form == "full" and expert_ranks(len(config.languages), processes) > 1:
+        ways["--expert-parallel"] = replace(config, expert_parallel=True)
+    for flag, split in ways.items():
         if plan_run(split, base, dtype, gpu).total <= available:
-            return "--shard"
+            return flag
     model = mixture_config(config, base)
     for checkpointing in sorted({config.activation_checkpointing, True}):
-        fitting = most_tokens(model, dtype, checkpointing, available, has_int4_base(config), gpu, shards(config))
+        fitting = most_tokens(
+            model, dtype, checkpointing, available, has_int4_base(config), gpu, shards(config), config.expert_parallel
+        )
         if fitting < config.max_tokens:
             continue
         flags = [] if checkpointing == config.activation_checkpointing else ["--activation-checkpointing"]
@@ -247,9 +261,9 @@ def describe_fit(
         return [f"needs {plan.total / GIB:.2f} GiB and {available / GIB:.2f} are free, so it may not fit; {remedy}"]
     if not thorough:
         return []
-    recompute, int4 = config.activation_checkpointing, has_int4_base(config)
-    ranks = shards(config)
-    most = ranks * most_tokens(mixture_config(config, base), dtype, recompute, available, int4, gpu, ranks)
+    recompute, int4, ranks = config.activation_checkpointing, has_int4_base(config), shards(config)
+    mixture, dealt = mixture_config(config, base), config.expert_parallel
+    most = ranks * most_tokens(mixture, dtype, recompute, available, int4, gpu, ranks, dealt)
     return [f"fits into the {available / GIB:.1f} GiB that are free; the largest --tokens-per-batch is about {most:,}"]
 
 

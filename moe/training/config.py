@@ -24,7 +24,10 @@ TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
 INT4 = "int4"
 PRESETS = Path(__file__).resolve().parent / "presets"
 # Settings that a run may go on with changed: those to change when it diverges, and those that change no result.
-ADJUSTABLE = ("pretrain_lr", "branch_lr", "mix_lr", "spike_factor", "max_skipped_steps", "save_minutes", "shard")
+ADJUSTABLE = (
+    "pretrain_lr", "branch_lr", "mix_lr", "spike_factor", "max_skipped_steps", "save_minutes", "shard",
+    "expert_parallel",
+)  # fmt: skip
 # Settings of earlier versions that are gone, and what to do.
 REMOVED = {
     "pretrain_muon_lr": "AdamW trains the tiny base better; leave it out",
@@ -168,6 +171,9 @@ class RunConfig:
         False,
         "with several processes (torchrun), split the frozen weights and full experts among their cards (FSDP2)",
     )
+    expert_parallel: bool = setting(
+        False, "shard, and keep each full expert on a card of its own, to which its tokens travel (all-to-all)"
+    )
     save_minutes: float = setting(5.0, "minutes between saved states, from which an interrupted run resumes")
 
     def __post_init__(self) -> None:
@@ -190,6 +196,8 @@ class RunConfig:
             raise UserError(f"base_dtype is {self.base_dtype!r}, expected auto or int4; dtype sets the others")
         if self.base_dtype == INT4 and self.expert_form == "full":
             raise UserError("base_dtype int4 freezes what full experts train; set expert_form to delta")
+        if self.expert_parallel and self.expert_form == "delta":
+            raise UserError("expert_parallel is for full experts, deltas are small; leave it out or set expert_form")
         if self.template != "auto":
             check_template(self.template)
         if not self.test_sets or len(set(self.test_sets)) != len(self.test_sets):
@@ -223,15 +231,8 @@ class RunConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to the number of languages, "
                 f"{len(self.languages)}"
             )
-        positive = (
-            "expert_rank",
-            "validation_pairs",
-            "max_tokens",
-            "tokens_per_batch",
-            "accumulate",
-            "router_documents",
-        )
-        for name in (*positive, "validation_pairs", "eval_pairs", "max_new_tokens", "eval_batch_size"):
+        batches = ("max_tokens", "tokens_per_batch", "accumulate", "router_documents", "expert_rank")
+        for name in (*batches, "validation_pairs", "eval_pairs", "max_new_tokens", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         for item in fields(self):

@@ -77,7 +77,7 @@ def train(form: str, folder: Path, stop: int = 0, blow: tuple[int, int, int] | N
     model = Transformer(SHAPES[form]).reset(0, 0.2)
     if sharded and distributed.world() > 1:
         config = replace(config, activation_checkpointing=form == "full")
-        model = sharding.shard(model, torch.device("cpu"))
+        model = sharding.shard(model, torch.device("cpu"), sharded == ["dealt"])
     if blow:
         stop = blow[2]
     reports = []
