@@ -19,6 +19,7 @@ from moe.data.prompt import check_template
 from moe.data.sources import AUTO, SYNTHETIC
 from moe.errors import UserError, did_you_mean
 from moe.languages import DEFAULT_LANGUAGES, get_language
+from moe.training import distributed
 
 TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
 INT4 = "int4"
@@ -278,7 +279,10 @@ class RunConfig:
         """One line for each setting of ``given`` that changes nothing beside the others."""
         full, tiny = self.expert_form == "full", self.base == TINY
         no_validation = not self.validation_steps and "without validation_steps nothing is measured on validation/"
+        alone = distributed.world() == 1 and "this is one process; torchrun --nproc-per-node N train.py starts N"
         reasons = {
+            "shard": alone,
+            "expert_parallel": alone,
             "merge": full and "full experts are written as a Mixtral directory anyway",
             "expert_rank": full and "full experts have no rank",
             "shared_rank": full and "full experts have no deltas",

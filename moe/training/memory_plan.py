@@ -232,7 +232,7 @@ def plan_memory(
         owners = expert_ranks(config.num_experts, ranks) if expert_parallel else 1
         if owners > 1:
             rows = tokens * config.num_experts_per_tok * config.dim * width
-            live += rows * (5 + 2 * (1 if activation_checkpointing else len(config.sparse_layers)))
+            live += rows * (4 + 2 * (1 if activation_checkpointing else len(config.sparse_layers)))
         return _sharded_plan(model, config, width, ranks, owners, max(0, live - gradients))
     return MemoryPlan(
         parameters=parameters,
