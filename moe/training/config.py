@@ -123,6 +123,7 @@ class RunConfig:
     warmup_ratio: float = setting(0.03, "share of a stage's steps in which the learning rate rises")
     min_lr_ratio: float = setting(0.1, "learning rate at a stage's end, as a share of its peak")
     weight_decay: float = setting(0.1, "AdamW weight decay of matrices; the router has none")
+    optimizer_bits: int = setting(32, "of AdamW's averages: 32, or 8 for those of matrices (bitsandbytes)")
     max_grad_norm: float = setting(1.0, "largest norm of a step's gradient, 0 for no clipping")
     spike_factor: float = setting(
         3.0, "skip a step whose loss is over this factor times the mean of the last ten (and 1 nat above it); 0: never"
@@ -193,21 +194,23 @@ class RunConfig:
             raise UserError(
                 f"dtype is {self.dtype}, whose small range overflows in training; expected bfloat16 or float32"
             )
-        if self.base_dtype not in ("auto", INT4):
-            raise UserError(f"base_dtype is {self.base_dtype!r}, expected auto or int4; dtype sets the others")
+        choices = {"base_dtype": ("auto", INT4), "expert_form": EXPERT_FORMS, "optimizer_bits": (8, 32)}
+        choices |= {"router_context": ROUTER_CONTEXTS, "router_layers": ROUTER_LAYERS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(str, known))}")
         if self.base_dtype == INT4 and self.expert_form == "full":
             raise UserError("base_dtype int4 freezes what full experts train; set expert_form to delta")
         if self.expert_parallel and self.expert_form == "delta":
             raise UserError("expert_parallel is for full experts, deltas are small; leave it out or set expert_form")
+        if self.optimizer_bits == 8 and (self.shard or self.expert_parallel):
+            raise UserError("optimizer_bits 8 has no shards; leave it out, or shard and expert_parallel")
         if self.template != "auto":
             check_template(self.template)
         if not self.test_sets or len(set(self.test_sets)) != len(self.test_sets):
             raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected at least one split, each once")
         if AUTO in self.test_sets and len(self.test_sets) > 1:
             raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected {AUTO} alone or names of splits")
-        for name, known in (("router_context", ROUTER_CONTEXTS), ("router_layers", ROUTER_LAYERS)):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.router_half_life == 0:
             raise UserError("router_half_life is 0, expected a positive number of tokens")
         if self.merge and (self.router_context != "none" or self.router_layers != "each"):
@@ -225,8 +228,6 @@ class RunConfig:
             raise UserError(f"new_language is {self.new_language!r}, expected the last of languages")
         parse_fields(self.fields)
         parse_layers(self.moe_layers)
-        if self.expert_form not in EXPERT_FORMS:
-            raise UserError(f"expert_form is {self.expert_form!r}, expected one of {', '.join(EXPERT_FORMS)}")
         if not 1 <= self.num_experts_per_tok <= len(self.languages):
             raise UserError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to the number of languages, "

@@ -36,6 +36,7 @@ from moe.training.stages import is_delta, is_expert, is_router
 GIB = 2**30
 MEASURED_TOKENS = (2048, 4096)
 CHECKED_TOKENS = 16384  # a step of more takes long to count
+BLOCK = 256  # values of an 8-bit Adam moment that share a scale
 DOCUMENT = 512  # tokens of each example of the batch that is counted
 LAYERS = {
     f"language_experts::{name}": getattr(custom_ops, name)._init_fn
@@ -208,14 +209,14 @@ def _live_bytes(config: ModelConfig, step: Callable[[ModelConfig], int]) -> int:
 
 def plan_memory(
     config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool, int4: bool = False,
-    gpu: bool = False, ranks: int = 1, expert_parallel: bool = False,
+    gpu: bool = False, ranks: int = 1, expert_parallel: bool = False, optimizer_bits: int = 32,
 ) -> MemoryPlan:  # fmt: skip
     """Memory of the mix stage (the largest) for batches of ``tokens`` tokens.
 
-    Deltas and routers are float32 with two float32 Adam moments. A step of two or three layers is counted; further
-    layers and tokens add the same bytes each. With ``int4`` the frozen feed-forwards of the base are int4. With several
-    ``ranks`` the model is sharded among them, or full experts dealt out (``expert_parallel``), and ``tokens`` are those
-    of one rank, to whose experts as many come from the others.
+    Deltas and routers are float32 with two Adam moments: float32, or of 8 bits with a float32 scale per block. A step
+    of two or three layers is counted; further layers and tokens add the same bytes each. With ``int4`` the frozen
+    feed-forwards of the base are int4. With several ``ranks`` the model is sharded among them, or full experts dealt
+    out (``expert_parallel``), and ``tokens`` are those of one rank, to whose experts as many come from the others.
     """
     with torch.device("meta"):
         model = Transformer(config)
@@ -239,7 +240,7 @@ def plan_memory(
         trainable=trained,
         weights=(total - small) * width + small * 4 + packed,
         gradients=gradients,
-        optimizer=trained * 8,
+        optimizer=trained * 8 if optimizer_bits == 32 else trained * 2 + trained * 8 // BLOCK,
         activations=max(0, live - gradients),
     )
 
@@ -277,23 +278,16 @@ def _sharded_plan(
     return MemoryPlan(parameters, trained, weights, gradients, 2 * gradients, activations, most)
 
 
-def most_tokens(
-    config: ModelConfig, dtype: torch.dtype, activation_checkpointing: bool, available: int, int4: bool = False,
-    gpu: bool = False, ranks: int = 1, expert_parallel: bool = False,
-) -> int:  # fmt: skip
-    """About the most tokens of a batch with which everything fits into ``available`` bytes, to 256; 0 if none does.
+def most_tokens(plan: Callable[[int], MemoryPlan], available: int) -> int:
+    """About the most tokens of a batch whose ``plan`` fits into ``available`` bytes, to 256; 0 if none does.
 
     More than :data:`CHECKED_TOKENS` are an extrapolation.
     """
-
-    def needed(tokens: int) -> int:
-        return plan_memory(config, tokens, dtype, activation_checkpointing, int4, gpu, ranks, expert_parallel).total
-
     few, more = MEASURED_TOKENS
-    least = needed(few)
-    found = needed(more)
+    least = plan(few).total
+    found = plan(more).total
     while True:  # each token adds about the same everywhere
         fitting = int(few + (available - least) * (more - few) / (found - least)) // 256 * 256
-        if not 0 < fitting <= CHECKED_TOKENS or (found := needed(fitting)) <= available:
+        if not 0 < fitting <= CHECKED_TOKENS or (found := plan(fitting).total) <= available:
             return max(0, fitting)
         more = fitting
