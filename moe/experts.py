@@ -34,6 +34,11 @@ class Experts(nn.Module):
         self.w2 = nn.Parameter(torch.empty(experts, dim, hidden))
         self.w3 = nn.Parameter(torch.empty(experts, hidden, dim))
 
+    def forward(self, x: Tensor, gates: Tensor, expert_ids: Tensor) -> Tensor:
+        """x [T, D], gates [T, K], expert_ids [T, K] -> [T, D], each token's experts weighted by their gates."""
+        w1, w2, w3 = operands(self.w1, self.w2, self.w3)
+        return ops.experts_forward(x, w1, w2, w3, gates, expert_ids)
+
 
 class LowRankDelta(nn.Module):
     """Low-rank changes ``B A`` of some matrices (Hu et al., 2021); with ``experts`` one of each per expert.
@@ -161,8 +166,7 @@ class MoEFeedForward(nn.Module):
         routing = self.route(x, context, slot, bias) if decided is None else decided
         if self.experts is not None:
             assert routing is not None, "full experts have a router"
-            w1, w2, w3 = operands(self.experts.w1, self.experts.w2, self.experts.w3)
-            return ops.experts_forward(x, w1, w2, w3, routing.gates, routing.expert_ids), routing
+            return self.experts(x, routing.gates, routing.expert_ids), routing
         if routing is None:  # every token on one expert that has no delta of its own
             gates = torch.ones(x.shape[0], 1, dtype=torch.float32, device=x.device)
             expert_ids = torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)

@@ -41,7 +41,7 @@ def test_a_run_rounds_its_base_and_a_rounded_directory_is_taken_as_it_is(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [["--base-dtype", "int4"], ["--shard", "--expert-form", "full"]])
+@pytest.mark.parametrize("how", [["--base-dtype", "int4"], ["--expert-parallel", "--expert-form", "full"]])
 def test_two_processes_do_what_one_does(root, tmp_path, how):
     """By torchrun, from the tiny base to the report; the first process rounds the base, the second finds it."""
     flags = ["--runs", tmp_path, *FLAGS, *how]

@@ -81,7 +81,7 @@ def placed(model: Transformer, config: RunConfig, device: torch.device) -> Trans
     copied = meta_model(model.config)
     for name, parameter in model.named_parameters():
         set_parameter(copied, name, parameter.detach())
-    return sharding.shard(copied, device)
+    return sharding.shard(copied, device, config.expert_parallel)
 
 
 def _rounded_base(run: StagedRun, path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +32,8 @@ from moe.tokenizer import Tokenizer
 from moe.training import distributed
 from moe.training.config import INT4, TINY, RunConfig
 from moe.training.memory_plan import GIB, MemoryPlan, most_tokens, plan_memory
+from moe.training.optimizer import require_bitsandbytes
+from moe.training.sharding import expert_ranks
 from moe.training.stages import is_expert, is_router
 from moe.training.tiny_base import VOCABULARY, tiny_config
 from moe.training.trainer import training_flops
@@ -96,7 +98,15 @@ def base_config(config: RunConfig) -> ModelConfig:
         raise UserError("no base given; add --base DIR with the dense model, or --base tiny for the embedded one")
     base = tiny_config(VOCABULARY) if config.base == TINY else _checked_base(config)
     if config.shard and has_int4_base(config):
-        raise UserError("an int4 base is packed, not sharded: each card holds all of it; leave --shard out")
+        raise UserError("an int4 base is not sharded, it is small and whole on each card; leave --shard out")
+    if config.optimizer_bits == 8:
+        require_bitsandbytes()
+    experts, processes = len(config.languages), distributed.world()
+    if config.expert_parallel and processes > 1 and expert_ranks(experts, processes) == 1:
+        raise UserError(
+            f"{experts} experts cannot be dealt out to {processes} processes; start {experts} of them, a divisor or a "
+            "multiple of that, or give --no-expert-parallel --shard"
+        )
     if config.max_tokens > base.max_seq_len:
         raise UserError(
             f"max_tokens is {config.max_tokens}, but the context of {config.base} has {base.max_seq_len} tokens; "
@@ -200,15 +210,22 @@ def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype, gpu: bool
     """Memory of the run's largest stage; raises :class:`UserError` for a mixture or a baseline that cannot be made."""
     if config.baseline and config.expert_form == "delta":
         upcycled_config(base, (), "delta", 1, 0, config.adapter_rank)
-    mixture = mixture_config(config, base)
-    recompute, ranks = config.activation_checkpointing, shards(config)
-    tokens = max(-(-config.tokens_per_batch // ranks), config.max_tokens if ranks > 1 else 0)
-    return plan_memory(mixture, tokens, dtype, recompute, has_int4_base(config), gpu, ranks)
+    return _plan_of(config, base, dtype, gpu)(0)
+
+
+def _plan_of(config: RunConfig, base: ModelConfig, dtype: torch.dtype, gpu: bool) -> Callable[[int], MemoryPlan]:
+    """The plan by tokens that one card takes; by 0 for those of the settings."""
+    mixture, int4, ranks = mixture_config(config, base), has_int4_base(config), shards(config)
+    own = max(-(-config.tokens_per_batch // ranks), config.max_tokens if ranks > 1 else 0)
+    return lambda tokens: plan_memory(
+        mixture, tokens or own, dtype, config.activation_checkpointing, int4, gpu, ranks, config.expert_parallel,
+        config.optimizer_bits,
+    )  # fmt: skip
 
 
 def shards(config: RunConfig) -> int:
     """Into how many parts the run's models are split, one for each process."""
-    return distributed.world() if config.shard else 1
+    return distributed.world() if config.shard or config.expert_parallel else 1
 
 
 def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, available: int, gpu: bool) -> str:
@@ -217,13 +234,18 @@ def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, avai
     Sharding among several processes comes first, then fewer tokens a batch (with more batches per step the result is
     about the same), then recomputation.
     """
-    if distributed.world() > 1 and not config.shard and not has_int4_base(config):
-        split = replace(config, shard=True)
+    processes = distributed.world()
+    ways = {}
+    if processes > 1 and shards(config) == 1 and not has_int4_base(config):
+        ways["--shard"] = replace(config, shard=True)
+    if config.expert_form == "full" and expert_ranks(len(config.languages), processes) > 1:
+        ways["--expert-parallel"] = replace(config, expert_parallel=True)
+    for flag, split in ways.items():
         if plan_run(split, base, dtype, gpu).total <= available:
-            return "--shard"
-    model = mixture_config(config, base)
+            return flag
     for checkpointing in sorted({config.activation_checkpointing, True}):
-        fitting = most_tokens(model, dtype, checkpointing, available, has_int4_base(config), gpu, shards(config))
+        recomputing = replace(config, activation_checkpointing=checkpointing)
+        fitting = most_tokens(_plan_of(recomputing, base, dtype, gpu), available)
         if fitting < config.max_tokens:
             continue
         flags = [] if checkpointing == config.activation_checkpointing else ["--activation-checkpointing"]
@@ -248,9 +270,7 @@ def describe_fit(
         return [f"needs {plan.total / GIB:.2f} GiB and {available / GIB:.2f} are free, so it may not fit; {remedy}"]
     if not thorough:
         return []
-    recompute, int4 = config.activation_checkpointing, has_int4_base(config)
-    ranks = shards(config)
-    most = ranks * most_tokens(mixture_config(config, base), dtype, recompute, available, int4, gpu, ranks)
+    most = shards(config) * most_tokens(_plan_of(config, base, dtype, gpu), available)
     return [f"fits into the {available / GIB:.1f} GiB that are free; the largest --tokens-per-batch is about {most:,}"]
 
 

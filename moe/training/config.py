@@ -19,12 +19,16 @@ from moe.data.prompt import check_template
 from moe.data.sources import AUTO, SYNTHETIC
 from moe.errors import UserError, did_you_mean
 from moe.languages import DEFAULT_LANGUAGES, get_language
+from moe.training import distributed
 
 TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
 INT4 = "int4"
 PRESETS = Path(__file__).resolve().parent / "presets"
 # Settings that a run may go on with changed: those to change when it diverges, and those that change no result.
-ADJUSTABLE = ("pretrain_lr", "branch_lr", "mix_lr", "spike_factor", "max_skipped_steps", "save_minutes", "shard")
+ADJUSTABLE = (
+    "pretrain_lr", "branch_lr", "mix_lr", "spike_factor", "max_skipped_steps", "save_minutes", "shard",
+    "expert_parallel",
+)  # fmt: skip
 # Settings of earlier versions that are gone, and what to do.
 REMOVED = {
     "pretrain_muon_lr": "AdamW trains the tiny base better; leave it out",
@@ -122,6 +126,7 @@ class RunConfig:
     warmup_ratio: float = setting(0.03, "share of a stage's steps in which the learning rate rises")
     min_lr_ratio: float = setting(0.1, "learning rate at a stage's end, as a share of its peak")
     weight_decay: float = setting(0.1, "AdamW weight decay of matrices; the router has none")
+    optimizer_bits: int = setting(32, "of AdamW's averages: 32, or 8 for those of matrices (bitsandbytes)")
     max_grad_norm: float = setting(1.0, "largest norm of a step's gradient, 0 for no clipping")
     spike_factor: float = setting(
         3.0, "skip a step whose loss is over this factor times the mean of the last ten (and 1 nat above it); 0: never"
@@ -171,6 +176,9 @@ class RunConfig:
         False,
         "with several processes (torchrun), split the frozen weights and full experts among their cards (FSDP2)",
     )
+    expert_parallel: bool = setting(
+        False, "shard, and keep each full expert on a card of its own, to which its tokens travel (all-to-all)"
+    )
     save_minutes: float = setting(5.0, "minutes between saved states, from which an interrupted run resumes")
 
     def __post_init__(self) -> None:
@@ -191,20 +199,23 @@ class RunConfig:
             raise UserError(
                 f"dtype is {self.dtype}, whose small range overflows in training; expected bfloat16 or float32"
             )
-        if self.base_dtype not in ("auto", INT4):
-            raise UserError(f"base_dtype is {self.base_dtype!r}, expected auto or int4; dtype sets the others")
+        choices = {"base_dtype": ("auto", INT4), "expert_form": EXPERT_FORMS, "optimizer_bits": (8, 32)}
+        choices |= {"router_context": ROUTER_CONTEXTS, "router_layers": ROUTER_LAYERS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(str, known))}")
         if self.base_dtype == INT4 and self.expert_form == "full":
             raise UserError("base_dtype int4 freezes what full experts train; set expert_form to delta")
+        if self.expert_parallel and self.expert_form == "delta":
+            raise UserError("expert_parallel is for full experts, deltas are small; leave it out or set expert_form")
+        if self.optimizer_bits == 8 and (self.shard or self.expert_parallel):
+            raise UserError("optimizer_bits 8 has no shards; leave it out, or shard and expert_parallel")
         if self.template != "auto":
             check_template(self.template)
         if not self.test_sets or len(set(self.test_sets)) != len(self.test_sets):
             raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected at least one split, each once")
         if AUTO in self.test_sets and len(self.test_sets) > 1:
             raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected {AUTO} alone or names of splits")
-        choices = {"router_context": ROUTER_CONTEXTS, "router_layers": ROUTER_LAYERS, "expert_form": EXPERT_FORMS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.router_half_life == 0:
             raise UserError("router_half_life is 0, expected a positive number of tokens")
         if self.merge and (self.router_context != "none" or self.router_layers != "each"):
@@ -230,8 +241,8 @@ class RunConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to the number of languages, "
                 f"{len(self.languages)}"
             )
-        positive = ("expert_rank", "max_tokens", "tokens_per_batch", "accumulate", "router_documents")
-        for name in (*positive, "validation_pairs", "eval_pairs", "max_new_tokens", "eval_batch_size"):
+        batches = ("max_tokens", "tokens_per_batch", "accumulate", "router_documents", "expert_rank")
+        for name in (*batches, "validation_pairs", "eval_pairs", "max_new_tokens", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         for item in fields(self):
@@ -277,7 +288,10 @@ class RunConfig:
         """One line for each setting of ``given`` that changes nothing beside the others."""
         full, tiny = self.expert_form == "full", self.base == TINY
         no_validation = not self.validation_steps and "without validation_steps nothing is measured on validation/"
+        alone = distributed.world() == 1 and "this is one process; torchrun --nproc-per-node N train.py starts N"
         reasons = {
+            "shard": alone,
+            "expert_parallel": alone,
             "merge": full and "full experts are written as a Mixtral directory anyway",
             "expert_rank": full and "full experts have no rank",
             "shared_rank": full and "full experts have no deltas",

@@ -9,6 +9,7 @@ The allocator's fragmentation and a GPU's context (0.5 to 1 GiB) come on top.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -29,12 +30,13 @@ from moe.layers import FeedForward
 from moe.losses import token_losses
 from moe.model import Transformer, count_parameters
 from moe.training.interrupt import DelayedInterrupt
-from moe.training.sharding import part_numel
+from moe.training.sharding import expert_ranks, part_numel
 from moe.training.stages import is_delta, is_expert, is_router
 
 GIB = 2**30
 MEASURED_TOKENS = (2048, 4096)
 CHECKED_TOKENS = 16384  # a step of more takes long to count
+BLOCK = 256  # values of an 8-bit Adam moment that share a scale
 DOCUMENT = 512  # tokens of each example of the batch that is counted
 LAYERS = {
     f"language_experts::{name}": getattr(custom_ops, name)._init_fn
@@ -207,13 +209,14 @@ def _live_bytes(config: ModelConfig, step: Callable[[ModelConfig], int]) -> int:
 
 def plan_memory(
     config: ModelConfig, tokens: int, dtype: torch.dtype, activation_checkpointing: bool, int4: bool = False,
-    gpu: bool = False, ranks: int = 1,
+    gpu: bool = False, ranks: int = 1, expert_parallel: bool = False, optimizer_bits: int = 32,
 ) -> MemoryPlan:  # fmt: skip
     """Memory of the mix stage (the largest) for batches of ``tokens`` tokens.
 
-    Deltas and routers are float32 with two float32 Adam moments. A step of two or three layers is counted; further
-    layers and tokens add the same bytes each. With ``int4`` the frozen feed-forwards of the base are int4. With several
-    ``ranks`` the model is sharded among them, and ``tokens`` are those of one rank.
+    Deltas and routers are float32 with two Adam moments: float32, or of 8 bits with a float32 scale per block. A step
+    of two or three layers is counted; further layers and tokens add the same bytes each. With ``int4`` the frozen
+    feed-forwards of the base are int4. With several ``ranks`` the model is sharded among them, or full experts dealt
+    out (``expert_parallel``), and ``tokens`` are those of one rank, to whose experts as many come from the others.
     """
     with torch.device("meta"):
         model = Transformer(config)
@@ -227,62 +230,64 @@ def plan_memory(
     live = _live_bytes(config, lambda part: _fake_step(part, tokens, dtype, activation_checkpointing, int4, gpu))
     gradients = trained * (4 if config.is_delta else max(4, width))
     if ranks > 1:
-        return _sharded_plan(model, config, width, ranks, max(0, live - gradients))
+        owners = expert_ranks(config.num_experts, ranks) if expert_parallel else 1
+        if owners > 1:
+            rows = tokens * config.num_experts_per_tok * config.dim * width
+            live += rows * (4 + 2 * (1 if activation_checkpointing else len(config.sparse_layers)))
+        return _sharded_plan(model, config, width, ranks, owners, max(0, live - gradients))
     return MemoryPlan(
         parameters=parameters,
         trainable=trained,
         weights=(total - small) * width + small * 4 + packed,
         gradients=gradients,
-        optimizer=trained * 8,
+        optimizer=trained * 8 if optimizer_bits == 32 else trained * 2 + trained * 8 // BLOCK,
         activations=max(0, live - gradients),
     )
 
 
-def _sharded_plan(model: Transformer, config: ModelConfig, width: int, ranks: int, activations: int) -> MemoryPlan:
+def _sharded_plan(
+    model: Transformer, config: ModelConfig, width: int, ranks: int, owners: int, activations: int
+) -> MemoryPlan:
     """A rank's bytes: its part of the weights, deltas and routers whole, and what FSDP gathers.
 
     That is the root, two blocks and the buffer that a block arrives in; of full experts a block's gradients and the
-    buffer that they leave in, too.
+    buffer that they leave in, too. Experts that are dealt out to ``owners`` are gathered by the ranks that share one.
     """
     weights = gradients = trained = root = 0
     blocks, learned = Counter[str](), Counter[str]()
     for name, parameter in model.named_parameters():
-        size, replicated = parameter.numel(), is_delta(name) or is_router(name)
-        part = size if replicated else part_numel(parameter.shape, ranks)
+        replicated, dealt = is_delta(name) or is_router(name), owners > 1 and is_expert(name)
+        shape = (len(parameter) // owners, *parameter.shape[1:]) if dealt else parameter.shape
+        sharing = 1 if replicated else ranks // owners if dealt else ranks
+        part = part_numel(shape, sharing)
         weights += part * (4 if replicated and config.is_delta else width)
         if learns(config, name) and not is_router(name):
-            trained += size
+            trained += parameter.numel()
             gradients += part * 4
-        block = name.split(".")[1] if name.startswith("layers.") else ""
-        if replicated:
+        if sharing == 1:
             continue
-        if not block:
-            root += size * width
+        gathered = math.prod(shape) * width
+        if not name.startswith("layers."):
+            root += gathered
             continue
-        blocks[block] += size * width
-        learned[block] += size * width if learns(config, name) else 0
-    gathered = root + 3 * max(blocks.values()) + 2 * max(learned.values())
+        block = name.split(".")[1]
+        blocks[block] += gathered
+        learned[block] += gathered if learns(config, name) else 0
+    most = root + 3 * max(blocks.values()) + 2 * max(learned.values(), default=0)
     parameters = count_parameters(model)
-    return MemoryPlan(parameters, trained, weights, gradients, 2 * gradients, activations, gathered)
+    return MemoryPlan(parameters, trained, weights, gradients, 2 * gradients, activations, most)
 
 
-def most_tokens(
-    config: ModelConfig, dtype: torch.dtype, activation_checkpointing: bool, available: int, int4: bool = False,
-    gpu: bool = False, ranks: int = 1,
-) -> int:  # fmt: skip
-    """About the most tokens of a batch with which everything fits into ``available`` bytes, to 256; 0 if none does.
+def most_tokens(plan: Callable[[int], MemoryPlan], available: int) -> int:
+    """About the most tokens of a batch whose ``plan`` fits into ``available`` bytes, to 256; 0 if none does.
 
     More than :data:`CHECKED_TOKENS` are an extrapolation.
     """
-
-    def needed(tokens: int) -> int:
-        return plan_memory(config, tokens, dtype, activation_checkpointing, int4, gpu, ranks).total
-
     few, more = MEASURED_TOKENS
-    least = needed(few)
-    found = needed(more)
+    least = plan(few).total
+    found = plan(more).total
     while True:  # each token adds about the same everywhere
         fitting = int(few + (available - least) * (more - few) / (found - least)) // 256 * 256
-        if not 0 < fitting <= CHECKED_TOKENS or (found := needed(fitting)) <= available:
+        if not 0 < fitting <= CHECKED_TOKENS or (found := plan(fitting).total) <= available:
             return max(0, fitting)
         more = fitting

@@ -1,8 +1,9 @@
 """Sharding with FSDP2: each rank holds 1/N of the frozen weights and of full experts, and gathers a block to use it.
 
 Low-rank deltas and routers are small and float32: they stay whole on every rank, and data parallelism sums their
-gradients. So do packed weights, which are buffers. Where all ranks run the model they gather together; where rank 0
-runs or writes it alone (:func:`on_main`) it tells the others which block or parameter to gather with it.
+gradients. So do packed weights, which are buffers. With expert parallelism full experts are not gathered: tokens travel
+to them (:mod:`moe.training.expert_parallel`). Where all ranks run the model they gather together; where rank 0 runs or
+writes it alone (:func:`on_main`) it tells the others which block or parameter to gather with it.
 """
 
 from __future__ import annotations
@@ -11,18 +12,22 @@ import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, cast
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils.weak import WeakIdKeyDictionary
 
+from moe.experts import MoEFeedForward
 from moe.model import Transformer
 from moe.training import distributed
+from moe.training.expert_parallel import ParallelExperts
 from moe.training.stages import is_delta, is_router
 
 T = TypeVar("T")
@@ -33,41 +38,66 @@ _leading = False
 _last: tuple[int, Tensor] | None = None  # what rank 0 gathered last: experts are read from their stack one by one
 
 
-def shard(model: Transformer, device: torch.device) -> Transformer:
+def shard(model: Transformer, device: torch.device, expert_parallel: bool = False) -> Transformer:
     """Leaves this rank's part of each weight of a model, which may lie elsewhere, on ``device``; in place.
 
     All ranks call it with the same model. A block at a time is whole on the device. Views, such as equal experts, get
-    memory of their own.
+    memory of their own. With ``expert_parallel`` full experts are dealt out to :func:`expert_ranks`; where there are
+    more ranks, as many share an expert by FSDP.
     """
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # which nobody changes in place
-    mesh = init_device_mesh(device.type, (distributed.world(),))
-    replicated = {p for name, p in model.named_parameters() if is_delta(name) or is_router(name)}
-    for parameter in replicated:
+    mesh, dealt = init_device_mesh(device.type, (distributed.world(),)), []
+    kept = {p for name, p in model.named_parameters() if is_delta(name) or is_router(name)}
+    for parameter in kept:
         parameter.data = parameter.data.to(device)
+    if expert_parallel and model.config.is_moe and not model.config.is_delta:
+        owners = expert_ranks(model.config.num_experts, distributed.world())
+        sizes = distributed.world() // owners, owners
+        grid = init_device_mesh(device.type, sizes, mesh_dim_names=("fsdp", "experts"))
+        for module in model.modules():
+            if isinstance(module, MoEFeedForward) and module.experts is not None:
+                module.experts = ParallelExperts(module.experts, grid["experts"], lambda: _leading)
+                dealt.append(module.experts)
+                if owners == distributed.world():
+                    kept.update(module.experts.parameters())
+                else:
+                    _shard_module(module.experts, grid["fsdp"], kept)
     for module in (*model.layers, model):
         for parameter in module.parameters():
-            if parameter not in replicated and not isinstance(parameter, DTensor):
+            if parameter not in kept and not isinstance(parameter, DTensor):
                 parameter.data = parameter.data.to(device).contiguous()
-                parameter.requires_grad_(True)  # FSDP takes the dtype of gradients from what learns in the first pass
-        fully_shard(module, mesh=mesh, shard_placement_fn=_placement, ignored_params=replicated)
-        assert isinstance(module, FSDPModule)
-        module.set_gradient_divide_factor(1.0)  # a step's loss is a sum over ranks
-        module.set_force_sum_reduction_for_comms(True)  # gloo has no other
-        module.set_custom_all_gather(_AllGather())
-        module.set_custom_reduce_scatter(_ReduceScatter())
-        cast(nn.Module, module).register_forward_pre_hook(_announce, prepend=True)
+        _shard_module(module, mesh, kept)
+    for module in (*dealt, *model.layers, model):
+        module.register_forward_pre_hook(_announce, prepend=True)
     with torch.no_grad():  # buffers made in inference mode would not take part in training
         model(torch.zeros(1, 1, dtype=torch.int64, device=device), logits=False)
     reshard(model)
     model.requires_grad_(False)
-    for target in (*model.layers, model, *model.parameters()):
+    for target in (*dealt, *model.layers, model, *model.parameters()):
         _numbers[target] = len(_gathered)
         _gathered.append(weakref.ref(target))
     return model
 
 
-def _placement(parameter: nn.Parameter) -> Shard:
-    return Shard(split_dim(parameter.shape, distributed.world()))
+def _shard_module(module: nn.Module, mesh: DeviceMesh, kept: set[nn.Parameter]) -> None:
+    for parameter in module.parameters():
+        parameter.requires_grad_(True)  # FSDP takes the dtype of gradients from what learns in the first pass
+    place = partial(_placement, ranks=mesh.size())
+    fully_shard(module, mesh=mesh, shard_placement_fn=place, ignored_params=kept)
+    assert isinstance(module, FSDPModule)
+    module.set_gradient_divide_factor(1.0)  # a step's loss is a sum over ranks
+    module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    module.set_custom_all_gather(_AllGather())
+    module.set_custom_reduce_scatter(_ReduceScatter())
+
+
+def expert_ranks(experts: int, ranks: int) -> int:
+    """Over how many of the ranks full experts are dealt out, the same number of them to each; 1: they cannot be."""
+    return math.gcd(experts, ranks)
+
+
+def _placement(parameter: nn.Parameter, ranks: int) -> Shard:
+    return Shard(split_dim(parameter.shape, ranks))
 
 
 def split_dim(shape: Sequence[int], ranks: int) -> int:
@@ -155,10 +185,12 @@ def fill(tensor: Tensor, value: Tensor) -> None:
 
 def zero_first_experts(gradient: Tensor) -> None:
     """Sets the gradient [E, ...] of all experts but the last to zero."""
-    own, first = local(gradient), 0
-    if isinstance(gradient, DTensor) and gradient.placements[0].is_shard(0):
-        first = distributed.rank() * -(-len(gradient) // distributed.world())
-    own[: max(0, len(gradient) - 1 - first)] = 0.0
+    first = 0
+    if isinstance(gradient, DTensor):
+        _, (first, *_) = compute_local_shape_and_global_offset(
+            gradient.shape, gradient.device_mesh, gradient.placements
+        )
+    local(gradient)[: max(0, len(gradient) - 1 - first)] = 0.0
 
 
 @torch.no_grad()
@@ -208,6 +240,9 @@ def _gather_with_main(target: Any) -> None:
     if isinstance(target, DTensor):
         _full(target)
         return
-    target.unshard()
+    if isinstance(target, FSDPModule):
+        target.unshard()
+    if isinstance(target, ParallelExperts):
+        target.gather()
     if not isinstance(target, Transformer):
-        target.reshard()
+        reshard(target)

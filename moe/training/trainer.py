@@ -200,7 +200,8 @@ class Trainer:
         self.one_expert = bool(config.new_language)  # the last one learns, all else stays as it is to the last bit
         self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts, layers, self.one_expert)
         # Without a gradient and without weight decay AdamW leaves the other experts as they are.
-        self.optimizer = make_optimizer(self.parameters, 0.0 if self.one_expert else config.weight_decay, stage)
+        decay = 0.0 if self.one_expert else config.weight_decay
+        self.optimizer = make_optimizer(self.parameters, decay, stage, config.optimizer_bits)
         self.names = parameter_names(self.optimizer, self.parameters)
         self.flops_per_token = training_flops(model, self.parameters)
         self.step = 0

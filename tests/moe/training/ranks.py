@@ -38,16 +38,26 @@ SHAPE = ModelConfig(vocab_size=97, dim=16, n_layers=2, n_heads=2, n_kv_heads=1, 
 SHAPES = {
     "delta": replace(SHAPE, num_experts=2, expert_form="delta", shared_rank=2, expert_rank=2),
     "full": replace(SHAPE, num_experts=2, tie_embeddings=True),
-    "grown": replace(SHAPE, num_experts=2, hidden_dim=20),  # of three ranks two hold an expert each
+    "grown": replace(SHAPE, num_experts=2, hidden_dim=20),  # of three shards two hold an expert each
+    "four": replace(SHAPE, num_experts=4),
 }
-RUNS = {
-    "delta": (1, 2, 4),
+EVERY = bool(os.environ.get("EVERY_RANKS"))  # also 3 and 4 of each form
+RUNS: dict[str, tuple[int, ...]] = {
+    "delta": (1, 2),
     "delta sharded": (2,),
-    "full": (1, 2, 4),
-    "full sharded": (2, 4),
+    "full": (1,),
+    "full sharded": (2,),
+    "full dealt": (2,),
     "grown": (1,),
-    "grown sharded": (3,),
+    "grown dealt": (2,),
 }
+if EVERY:
+    RUNS |= {"delta": (1, 2, 4), "full": (1, 2, 4), "full sharded": (2, 4), "full dealt": (2, 4)}
+    RUNS |= {"grown sharded": (3,), "grown dealt": (2, 4), "four": (1,), "four dealt": (2, 4)}
+# Forms on 2, 4 and 1 processes.
+RESUMED = {"full": ("full sharded", "full dealt", "full")}
+if EVERY:
+    RESUMED |= {"delta": ("delta",) * 3, "four": ("four dealt", "four dealt", "four")}
 CONFIG = RunConfig(
     languages=LANGUAGES, tokens_per_batch=60, max_tokens=30, branch_steps=1, mix_steps=4, branch_lr=1e-2, mix_lr=2e-2,
     accumulate=2, mix_trains_experts=True, language_loss_weight=0.1, validation_steps=2,
@@ -66,7 +76,8 @@ def examples(language: int, count: int = 24) -> list[Example]:
 def train(form: str, folder: Path, stop: int = 0, blow: tuple[int, int, int] | None = None) -> list:
     """Trains branch and mix in ``folder``; after step ``stop`` of mix the last rank gets SIGTERM.
 
-    ``form`` may end in " sharded". ``blow`` sends a signal to a rank after a step: (signal, rank, step).
+    ``form`` may end in " sharded" or, with experts on ranks of their own, " dealt". ``blow`` sends a signal to a rank
+    after a step: (signal, rank, step).
     """
     form, *sharded = form.split()
     config = replace(CONFIG, expert_form="delta" if form == "delta" else "full", sample_steps=1)
@@ -77,7 +88,7 @@ def train(form: str, folder: Path, stop: int = 0, blow: tuple[int, int, int] | N
     model = Transformer(SHAPES[form]).reset(0, 0.2)
     if sharded and distributed.world() > 1:
         config = replace(config, activation_checkpointing=form == "full")
-        model = sharding.shard(model, torch.device("cpu"))
+        model = sharding.shard(model, torch.device("cpu"), sharded == ["dealt"])
     if blow:
         stop = blow[2]
     reports = []
@@ -164,10 +175,10 @@ def main(folder: Path) -> None:
     for form, several in RUNS.items():
         for ranks in several:
             found[f"{form} {ranks}"] = run(ranks, form, folder / f"{form}{ranks}" / "run")
-    for form in ("delta", "full", "full sharded"):
+    for form, (two, four, one) in RESUMED.items():
         place = folder / f"{form}-resumed" / "run"
-        found[f"{form} resumed"] = [run(2, form, place, 1), run(4, form, place, 3), run(1, form, place)]
-    for rank, form in enumerate(("delta", "full sharded")):
+        found[f"{form} resumed"] = [run(2, two, place, 1), run(4, four, place, 3), run(1, one, place)]
+    for rank, form in enumerate(("delta", "full dealt")):
         place = folder / f"killed{rank}" / "run"
         found[f"killed {rank}"] = [run(3, form, place, 0, (signal.SIGKILL, rank, 2)), run(1, form, place)]
     print(json.dumps(found))

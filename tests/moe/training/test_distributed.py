@@ -12,7 +12,7 @@ import torch
 
 from moe.model import Transformer
 from moe.training.memory_plan import plan_memory
-from tests.moe.training.ranks import CONFIG, SHAPES
+from tests.moe.training.ranks import CONFIG, RESUMED, RUNS, SHAPES
 
 TOLERANCE = 1e-5
 
@@ -38,11 +38,10 @@ def samples(reports) -> list[str]:
     return [report[-1] for report in reports[:-2]]
 
 
-FORMS = ["delta 2", "delta 4", "full 2", "full 4"]
-SHARDED = ["delta sharded 2", "full sharded 2", "full sharded 4", "grown sharded 3"]
+SEVERAL = [f"{form} {ranks}" for form, several in RUNS.items() for ranks in several if ranks > 1]
 
 
-@pytest.mark.parametrize("which", FORMS + SHARDED)
+@pytest.mark.parametrize("which", SEVERAL)
 def test_several_ranks_take_the_steps_of_one(outcomes, which):
     (alone,) = outcomes[f"{which.split()[0]} 1"]
     assert [report[:2] for report in alone[:-2]] == [["branch", 1], *(["mix", step] for step in range(1, 5))]
@@ -74,11 +73,34 @@ def test_each_rank_holds_its_share_and_gathers_the_others(outcomes, form):
         assert rank.get("gradients", 0) == total("_delta")
 
 
-@pytest.mark.parametrize("form", ["delta", "full", "full sharded"])
+def test_experts_stay_and_their_tokens_travel(outcomes):
+    """Each of two ranks holds one of two experts, which no gather counts; a row travels with its gradient."""
+    shape = SHAPES["full"]
+    sizes = {name: 4 * parameter.numel() for name, parameter in Transformer(shape).named_parameters()}
+    experts, gates = (sum(sizes[name] for name in sizes if part in name) for part in (".experts.", ".gate."))
+    found = [reports[-1] for reports in outcomes["full dealt 2"]]
+    plan, sharded = (plan_memory(shape, 30, torch.float32, True, ranks=2, expert_parallel=x) for x in (True, False))
+    assert plan.weights == found[0]["of the model"] and plan.gathered < sharded.gathered
+    assert sum(rank["of the model"] for rank in found) == sum(sizes.values()) + gates
+    padding = 4 * shape.dim  # of the embedding's 97 rows
+    dense = sum(sizes.values()) - experts - gates
+    blocks = dense - sizes["tok_embeddings.weight"] - sizes["norm.weight"]
+    tokens = outcomes["full 1"][0][0][6]  # of the branch step
+    for rank in found:
+        assert "gradients to reduce-scatter" not in rank
+        assert rank["weights to all-gather"] == CONFIG.accumulate * (dense + padding + blocks)
+    # Forced tokens visit one expert. Of a layer's rows and their gradients, each of two passes (activation
+    # checkpointing) sends both there and back; nothing below the first layer's experts learns.
+    rows = 4 * shape.dim * tokens
+    counts = 2 * CONFIG.accumulate * 2 * shape.n_layers * 4 * shape.num_experts  # int32, of two ranks
+    assert sum(rank["tokens to all-to-all"] for rank in found) == rows * (2 * 2 * shape.n_layers + 3) + counts
+
+
+@pytest.mark.parametrize("form", RESUMED)
 def test_a_run_resumes_on_another_number_of_ranks(outcomes, form):
     first, second, (last,) = outcomes[f"{form} resumed"]
     assert first == ["signal 15"] * 2 and second == ["signal 15"] * 4  # sent to one rank, obeyed by all
-    (alone,) = outcomes[f"{form.split()[0]} 1"]
+    (alone,) = outcomes[f"{form} 1"]
     assert last[0][:2] == ["mix", 4]
     assert torch.allclose(numbers(last), numbers(alone[4:]), rtol=TOLERANCE, atol=TOLERANCE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -86,11 +87,14 @@ def test_bytes_on_an_int4_base(changes):
 
 def test_the_most_tokens_that_fit(tiny_config):
     config = replace(tiny_config, num_experts=2, expert_form="delta", expert_rank=3)
-    available = plan_memory(config, 3072, torch.float32, False).total
-    found = most_tokens(config, torch.float32, False, available)
-    assert plan_memory(config, found, torch.float32, False).total <= available and 2700 < found < 3400
-    assert most_tokens(config, torch.float32, True, available) > found
-    assert most_tokens(config, torch.float32, False, 1000) == 0
+    kept, recomputed = (
+        partial(plan_memory, config, dtype=torch.float32, activation_checkpointing=r) for r in (False, True)
+    )
+    available = kept(3072).total
+    found = most_tokens(kept, available)
+    assert kept(found).total <= available and 2700 < found < 3400
+    assert most_tokens(recomputed, available) > found
+    assert most_tokens(kept, 1000) == 0
 
 
 def test_mistral_7b_fits_24_gb_with_deltas_and_not_with_full_experts():
