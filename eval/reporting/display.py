@@ -18,8 +18,8 @@ from rich.text import Text
 from checkpoints.progress import PLAIN_SECONDS, say
 from eval.reporting.metrics import MetricsWriter
 from eval.reporting.tables import routing_table, share_text
+from moe.training.progress import StepReport
 from moe.training.stages import Stage
-from moe.training.trainer import StepReport
 
 SETTLED = 20  # steps of a stage before its routing is judged
 STARVED = 0.2  # of an equal share of the gate weight

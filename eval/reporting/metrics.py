@@ -17,7 +17,7 @@ from typing import Any
 from eval.specialization import mutual_information
 from moe.errors import Notice, UserError
 from moe.files import json_lines, naming, optional_library, replacing, write_json_lines
-from moe.training.trainer import StepReport
+from moe.training.progress import StepReport
 
 METRICS_FILE = "metrics.csv"
 SAMPLES_FILE = "samples.jsonl"  # a line per sample answer: stage, step, language, prompt, text

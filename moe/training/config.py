@@ -19,6 +19,7 @@ from moe.data.prompt import check_template
 from moe.data.sources import AUTO, SYNTHETIC
 from moe.errors import UserError, did_you_mean
 from moe.languages import DEFAULT_LANGUAGES, get_language
+from moe.training.values import coerce
 
 TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
 INT4 = "int4"
@@ -327,32 +328,7 @@ def parse_setting(name: str, text: str) -> Any:
     kinds = setting_types()
     if name not in kinds:
         raise UserError(unknown_setting(name))
-    return _coerce(name, kinds[name], text)
-
-
-def _coerce(name: str, kind: Any, value: Any) -> Any:
-    if typing.get_origin(kind) is tuple:
-        items = value.replace(",", " ").split() if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
-            raise UserError(f"{name} is {value!r}, expected a list of names")
-        return tuple(items)
-    if isinstance(value, str) and kind is not str:
-        word = value.lower()
-        if kind is bool:
-            if word not in ("true", "false", "1", "0", "yes", "no"):
-                raise UserError(f"{name} is {value!r}, expected true or false")
-            return word in ("true", "1", "yes")
-        try:
-            exact = kind is not int or value.strip().lstrip("+-").isdecimal()
-            return kind(value) if exact or not float(value).is_integer() else int(float(value))  # 1e6 is a whole number
-        except (ValueError, OverflowError):
-            wanted = "a whole number" if kind is int else "a number"
-            raise UserError(f"{name} is {value!r}, expected {wanted}") from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{name} is {value!r}, expected {kind.__name__}")
-    return value
+    return coerce(name, kinds[name], text)
 
 
 def load_preset(name: str) -> dict[str, Any]:
@@ -382,7 +358,7 @@ def check_settings(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     for name in values:
         if name not in kinds:
             raise UserError(f"{source}: {unknown_setting(name)}")
-    return {name: _coerce(name, kinds[name], value) for name, value in values.items()}
+    return {name: coerce(name, kinds[name], value) for name, value in values.items()}
 
 
 def make_config(preset: Mapping[str, Any], *overrides: Mapping[str, Any]) -> RunConfig:
