@@ -88,7 +88,8 @@ class StageDisplay:
         if report.validation is not None:
             self._validation = f", validation {sum(report.validation) / len(report.validation):.3f}"
         losses = " ".join(f"{x} {v:.3f}" for x, v in zip(self.languages, report.language_losses) if v is not None)
-        loss, speed = f"loss {report.loss:.3f} ({losses}){self._validation}", f"{self._rate:,.0f} tokens/s"
+        measured = "".join(f", {name} {value:.3f}" for name, value in report.measured.items() if "_" not in name)
+        loss, speed = f"loss {report.loss:.3f} ({losses}){self._validation}{measured}", f"{self._rate:,.0f} tokens/s"
         self._progress.update(self._task, completed=report.step, rate=f"left, {speed}")
         if self._live is not None:
             shown: list[RenderableType] = [self._progress, Text(loss)]

@@ -31,6 +31,7 @@ class StepReport:
             checkpointing computes again does not count.
         memory: bytes in use: allocated at most on a GPU, resident on a CPU.
         samples: answers of the model after this step, where some were written.
+        measured: what a stage that learns from answers measured, by name.
     """
 
     stage: str
@@ -52,6 +53,7 @@ class StepReport:
     flops_per_token: float = 0.0
     memory: int = 0
     samples: tuple[Sample, ...] = ()
+    measured: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -29,6 +29,7 @@ from moe.training.optimizer import (
     restore_optimizer,
     set_learning_rates,
 )
+from moe.training.policy import AnswerBatch, Policy
 from moe.training.progress import StageState, StepReport
 from moe.training.stages import Stage, choose_trainable
 
@@ -134,22 +135,32 @@ class Trainer:
     Args:
         model: changed in place.
         stage: what learns and how.
-        batches: the data; step ``i`` uses batches ``(skip + i) * accumulate`` and on, also in a resumed run.
+        batches: the data; step ``i`` uses batches ``(skip + i) * accumulate`` and on, also in a resumed run. Or what
+            a stage learns from answers by.
         languages: names, in the order of the batches' language indices.
         config: the run's settings.
     """
 
     def __init__(
-        self, model: Transformer, stage: Stage, batches: MixedBatches, languages: Sequence[str], config: RunConfig
+        self,
+        model: Transformer,
+        stage: Stage,
+        batches: MixedBatches | Policy,
+        languages: Sequence[str],
+        config: RunConfig,
     ):
-        self.model, self.stage, self.batches, self.config = model, stage, batches, config
+        self.model, self.stage, self.config = model, stage, config
         self.languages = tuple(languages)
         sharding.reshard(model)
         layers = parse_layers(config.moe_layers, model.config.n_layers)
         self.one_expert = bool(config.new_language)  # the last one learns, all else stays as it is to the last bit
         self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts, layers, self.one_expert)
+        self.batches = batches
+        if isinstance(batches, Policy):
+            batches.begin(model, self.parameters)
         # Without a gradient and without weight decay AdamW leaves the other experts as they are.
-        self.optimizer = make_optimizer(self.parameters, 0.0 if self.one_expert else config.weight_decay, stage)
+        kept = self.one_expert or isinstance(batches, Policy)
+        self.optimizer = make_optimizer(self.parameters, 0.0 if kept else config.weight_decay, stage)
         self.names = parameter_names(self.optimizer, self.parameters)
         self.flops_per_token = training_flops(model, self.parameters)
         self.step = 0
@@ -168,6 +179,8 @@ class Trainer:
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
         tensors |= optimizer_tensors(self.optimizer, self.names)
         tensors |= {"routing/chosen": self.chosen, "routing/seen": self.seen}
+        if isinstance(self.batches, Policy):
+            tensors |= self.batches.state()
         skipped = float(self.skipped - self.skipped_in_a_row)
         tensors["progress"] = torch.tensor([self.mean_loss, skipped], dtype=torch.float64)
         return StageState(self.stage.name, self.step - self.skipped_in_a_row, tensors)
@@ -186,6 +199,8 @@ class Trainer:
             self.mean_loss, skipped = state.tensors["progress"].tolist()
             self.skipped = int(skipped)
         self.step, self.skipped_in_a_row = state.step, 0
+        if isinstance(self.batches, Policy):
+            self.batches.restore(state.tensors)
 
     def continue_from(self, state: StageState) -> None:
         """Takes over the optimizer's averages of the parameters that the stage of ``state`` trained, too."""
@@ -201,6 +216,8 @@ class Trainer:
             self.model.eval()
 
     def _batches_of_step(self) -> list[_Share]:
+        if isinstance(self.batches, Policy):
+            return [_Share(batch, batch, True) for batch in self.batches.batches(self.step)]
         first = (self.stage.skip + self.step) * self.config.accumulate
         return [_Share.of(self.batches, first + i, self.model.device) for i in range(self.config.accumulate)]
 
@@ -217,7 +234,7 @@ class Trainer:
         before = self.chosen, self.seen
         self.chosen, self.seen = self.chosen * CHOSEN_MEMORY, self.seen * CHOSEN_MEMORY
         shares = self._batches_of_step()
-        learned = sum(share.whole.targets.shape[0] for share in shares)
+        learned = sum(share.whole.items for share in shares)
         sums = _Sums(len(self.languages), len(self.chosen), self.model.config.num_experts, self.model.device)
         for share in shares:
             self._micro_batch(share, learned, sums)
@@ -261,6 +278,7 @@ class Trainer:
             routers=routing if self._router_decides else None,
             flops_per_token=self.flops_per_token,
             memory=used_memory(self.model.device),
+            measured=self.batches.measures() if isinstance(self.batches, Policy) else {},
         )
 
     def _reason_to_skip(self, loss: float, gradient_norm: float) -> str:
@@ -275,6 +293,8 @@ class Trainer:
 
     def _diverged(self, reason: str) -> Diverged:
         rates = {"pretrain": ("pretrain_lr",), "mix": ("mix_lr", "branch_lr")}.get(self.stage.name, ("branch_lr",))
+        if isinstance(self.batches, Policy):
+            rates = ("policy_lr",)
         if self.stage.name == "mix" and not self.config.mix_trains_experts:
             rates = ("mix_lr",)
         good = self.step - self.skipped_in_a_row
@@ -287,7 +307,7 @@ class Trainer:
 
     @property
     def _router_decides(self) -> bool:
-        return self.model.config.is_moe and not self.stage.forced
+        return self.model.config.is_moe and not self.stage.forced and not isinstance(self.batches, Policy)
 
     def _micro_batch(self, share: _Share, learned: int, sums: _Sums) -> None:
         """Adds one batch's share of the step's gradient and its numbers, without a wait for the device.
@@ -296,6 +316,10 @@ class Trainer:
             learned: response tokens of the whole step; each weighs the same, whatever batch it is in.
         """
         batch = share.batch
+        if isinstance(self.batches, Policy):
+            assert isinstance(batch, AnswerBatch)
+            self._answers(self.batches.losses(batch), batch.language, learned, sums)
+            return
         output = forward_batch(self.model, batch, self.stage.forced, self.config.activation_checkpointing)
         losses = batch_losses(self.model, output, batch)  # [N]
         loss = losses.sum() / learned
@@ -305,6 +329,16 @@ class Trainer:
         owners = batch.languages[batch.positions]  # [N]
         sums.losses.index_add_(0, owners, losses.detach().double())
         sums.tokens.index_add_(0, owners, torch.ones_like(owners, dtype=torch.float64))
+
+    def _answers(self, losses: Tensor, language: int, learned: int, sums: _Sums) -> None:
+        """Adds the gradient of answers in one language to its expert, and to no other."""
+        gradients = torch.autograd.grad(losses.sum() / learned, list(self.parameters.values()))
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad[language] += gradient[language]
+        sums.losses[language] += losses.detach().double().sum()
+        sums.tokens[language] += len(losses)
 
     def _auxiliary(self, output: ModelOutput, share: _Share, sums: _Sums) -> Tensor:
         """Weighted router losses of one batch, averaged over routers: balance, z, and the language cross-entropy.

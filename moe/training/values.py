@@ -1,4 +1,4 @@
-"""The value of a setting from text or TOML, in the setting's type."""
+"""Settings as they are written: values of text and TOML in the setting's type, and names that settings once had."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ import typing
 from typing import Any
 
 from moe.errors import UserError
+
+# Settings of earlier versions that are gone, and what to do.
+REMOVED = {
+    "pretrain_muon_lr": "AdamW trains the tiny base better; leave it out",
+    "ridge": "the router is fitted by logistic regression, which has no such penalty; leave it out",
+    "ridge_batches": "the router is fitted on documents; set router_documents in its place",
+}
+# Settings of earlier versions by what they are called now; their values mean the same.
+RENAMED = {
+    "form": "expert_form",
+    "layers": "moe_layers",
+    "experts_per_token": "num_experts_per_tok",
+    "recompute": "activation_checkpointing",
+    "warmup": "warmup_ratio",
+    "min_lr": "min_lr_ratio",
+    "clip": "max_grad_norm",
+    "eval_batch": "eval_batch_size",
+}
 
 
 def coerce(name: str, kind: Any, value: Any) -> Any:
