@@ -13,7 +13,7 @@ from checkpoints.progress import CountDisplay, make_console
 from checkpoints.runs.directory import RunDirectory
 from checkpoints.runs.finished import model_of
 from checkpoints.runs.preflight import run_data, run_dtype
-from eval.answer_code import answer_code
+from eval.answer_code import answer_code, is_code
 from eval.verdicts import UNJUDGED, run_all
 from moe.data.pairs import Pair
 from moe.data.prompt import encode_prompt, instruction_for, stop_ids
@@ -76,9 +76,8 @@ def main(arguments: argparse.Namespace) -> int:
         own = [found for task, found in zip(tasks, passed, strict=True) if task.language == language]
         judgments = [verdict for found in own for verdict in found.values()]
         pairs = sum(row["language"] == language for row in rows)
-        print(
-            f"{language}: {len(own)} tasks, {len(judgments)} different answers, {sum(judgments)} passed, {pairs} pairs"
-        )
+        counts = f"{len(own)} tasks, {len(judgments)} different answers, {sum(judgments)} passed, {pairs} pairs"
+        print(f"{language}: {counts}")
     if not rows:
         raise UserError("no task has both an answer that passes and one that fails; give more --tasks or --samples")
     write_json_lines(output, rows)
@@ -136,19 +135,26 @@ def judged(
 ) -> list[dict[str, bool]]:
     """For each task whether its answers pass, by answer; those that cannot be judged are left out.
 
+    Answers that do not parse fail without being run: half of a small model's, and compilers take most of the time.
+
     Raises:
         UserError: nothing contains programs here.
     """
-    placed = [(place, answer) for place, found in enumerate(answers) for answer in found]
-    rows = []
-    for place, answer in placed:
-        task = tasks[place]
-        rows.append(Row(task.id, task.language, tests=task.tests, answer=answer_code(answer, task.language)))
     passed: list[dict[str, bool]] = [{} for _ in tasks]
+    placed, rows = [], []
+    for place, (task, found) in enumerate(zip(tasks, answers, strict=True)):
+        for answer in found:
+            code = answer_code(answer, task.language)
+            passed[place][answer] = False
+            if is_code(code, task.language):
+                placed.append((place, answer))
+                rows.append(Row(task.id, task.language, tests=task.tests, answer=code))
     for (place, answer), (verdict, detail) in zip(placed, run_all(rows, show, journal), strict=True):
         if verdict == UNJUDGED[0]:
             raise UserError(f"the tests cannot be run: {detail}")
-        if verdict not in UNJUDGED:
+        if verdict in UNJUDGED:
+            del passed[place][answer]
+        else:
             passed[place][answer] = verdict == "passed"
     return passed
 
