@@ -36,7 +36,8 @@ _SETTINGS = (
     *("max_tokens", "seed"),
 )
 # Those of a run that trained a finished mixture on preferences, or on answers of its own that tests judged.
-_POLICY = ("preferences", "learn_from_tests", "policy_steps", "policy_lr", "kl_weight", "tasks_per_step", "group_size")
+_POLICY = ("policy_steps", "policy_lr", "kl_weight", "tasks_per_step")
+_LEARNED = {"preferences": _POLICY, "learn_from_tests": (*_POLICY, "group_size", "updates_per_group", "temperature")}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def run_facts(directory: Path) -> RunFacts | None:
         return None
     config = settings.get("config")
     config = config if isinstance(config, Mapping) else {}
-    names = (*_SETTINGS, *(_POLICY if config.get("preferences") or config.get("learn_from_tests") else ()))
+    learned = [name for source, more in _LEARNED.items() if config.get(source) for name in (source, *more)]
+    names = (*_SETTINGS, *learned)
     recipe = {name.replace("_", " "): str(config[name]) for name in names if name in config}
     if "preferences" in recipe:
         recipe["preferences"] = Path(recipe["preferences"]).name

@@ -1,4 +1,4 @@
-"""`python train.py --preferences FILE --to RUN`: a finished mixture learns from answers."""
+"""`python train.py --preferences FILE` or `--learn-from-tests`, `--to RUN`: a finished mixture learns from answers."""
 
 from __future__ import annotations
 
@@ -82,11 +82,28 @@ def test_an_interrupted_one_ends_as_an_undisturbed_one(runs, monkeypatch):
         assert torch.equal(parameter, other.get_parameter(name)), name
 
 
+def test_a_mixture_learns_from_tests(runs, monkeypatch):
+    monkeypatch.setattr("eval.rewards.shares_of_tests", lambda answers: [len(text) % 2 for _, text in answers])
+    train(
+        "--runs", runs, "--name", "tested", "--learn-from-tests", "--to", runs / "old", *LEARN,
+        "--group-size", 2, "--max-new-tokens", 4,
+    )  # fmt: skip
+    rows = (runs / "tested" / "metrics.csv").read_text().splitlines()
+    assert {"reward", "passed_cpp", "seconds_judging"} <= set(rows[0].split(","))
+    assert [row.split(",")[0] for row in rows[1:]] == ["tests"] * 3
+    card = (runs / "tested" / "model" / "README.md").read_text()
+    assert "| learn from tests | True |" in card and "| group size | 2 |" in card
+
+
 def test_mistakes(runs, tmp_path):
     good, empty, foreign = (tmp_path / name for name in ("good.jsonl", "empty.jsonl", "foreign.jsonl"))
     preferences(good)
     empty.write_text("")
     preferences(foreign, "java")
+    data = tmp_path / "data"
+    for split, language in ((split, x) for split in ("train", "test") for x in ("python", "cpp")):
+        rows = [{"language": language, "text": x.text, "code": x.code} for x in generate_pairs(language, 4, 0, split)]
+        write_json_lines(data / split / f"{language}.jsonl", rows)
     full = tmp_path / "full"
     full.mkdir()
     settings = json.loads((runs / "old" / "run.json").read_text())
@@ -108,6 +125,9 @@ def test_mistakes(runs, tmp_path):
         (("--preferences", good, "--languages", "cpp", *to), "languages is the mixture's"),
         (("--preferences", good, "--policy-steps", "0.5", *to), "expected a whole number"),
         (("--preferences", good, *to, "--preset", "tiny"), "leave --config and --preset out"),
+        (("--learn-from-tests",), "--learn-from-tests and --to RUN go together"),
+        (("--learn-from-tests", "--group-size", "1", *to), "expected at least 2 answers"),
+        (("--learn-from-tests", "--data", data, *to), "no training pair of"),
     ):
         done = train("--runs", tmp_path, "--name", "x", *arguments, check=False)
         assert done.returncode == 2 and message in done.stderr, (arguments, done.stderr)

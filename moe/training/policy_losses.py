@@ -42,7 +42,7 @@ def clipped_losses(policy: Tensor, sampled: Tensor, advantages: Tensor, clip_ran
 def divergence(policy: Tensor, reference: Tensor) -> Tensor:
     """[N] estimate of KL(policy, reference) from sampled tokens: ``e^d - d - 1``, never negative (Schulman, 2020)."""
     difference = reference - policy
-    return difference.exp() - difference - 1
+    return difference.expm1() - difference
 
 
 def group_advantages(rewards: Tensor) -> Tensor:
