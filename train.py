@@ -13,7 +13,6 @@ if __name__ == "__main__":  # until the imports are done Ctrl-C ends the program
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
-import datetime
 import gc
 import os
 import sys
@@ -22,18 +21,19 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_st
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from checkpoints.cli import ArgumentParser, run, script_command
-from checkpoints.config_flags import add_setting_flags, flag_of, given_settings, read_settings
+from checkpoints.config_flags import add_setting_flags, flag_of, given_settings
+from checkpoints.model_io import LoadedModel
 from checkpoints.progress import lasting_output, make_console, say
 from checkpoints.proof import prove
 from checkpoints.runs.directory import RunDirectory, resume_command
 from checkpoints.runs.fingerprints import check_inputs, run_fingerprints
 from checkpoints.runs.models import (
-    gaining_config,
     is_sharded,
     load_base,
     make_adapter,
@@ -43,6 +43,7 @@ from checkpoints.runs.models import (
     stored_deltas,
     write_model,
 )
+from checkpoints.runs.opening import open_run, run_path
 from checkpoints.runs.preflight import (
     base_config,
     check_data,
@@ -60,20 +61,23 @@ from checkpoints.runs.preflight import (
 from checkpoints.runs.staged_run import StagedRun
 from checkpoints.transforms.experts import changed_experts
 from eval.evaluate import Evaluation
+from eval.policy import policy
 from eval.reporting.display import TrainingMonitor
 from eval.reporting.metrics import TRACKERS, check_tracker
 from eval.reporting.record import MODELS
 from eval.reporting.summary import report, worse_than_base
 from eval.training_step import measured_speed
 from moe.config import describe_layers
+from moe.data.examples import Examples
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.sources import DataSets
 from moe.errors import UserError
 from moe.hardware import available_memory, choose_device, describe_hardware, dtype_name, keep_freed_memory, matmul_rate
 from moe.model import count_parameters
 from moe.training import distributed, sharding
-from moe.training.config import ADJUSTABLE, TINY, RunConfig
+from moe.training.config import RunConfig
 from moe.training.interrupt import Interrupted, raised_signals
+from moe.training.policy import Policy
 from moe.training.router_start import fit_router
 from moe.training.samples import Samples
 from moe.training.trainer import Diverged
@@ -200,17 +204,16 @@ def make_experts(
         say(console, f"warning: goes on with another {', '.join(changed)}; all models are scored anew")
     if config.new_language:
         say(console, f"it gains an expert for {config.new_language}; nothing else of it changes")
+    elif config.policy:
+        say(console, f"its experts learn from {config.policy} in their languages; nothing else of it changes")
     elif base.config.is_moe:
         say(console, "it is a mixture: its experts and routers are trained further, and there is no dense baseline")
-    cache = (directory.path / "tokens", [fingerprints["training data"], fingerprints["tokenizer"]])
-    with distributed.main_first():
-        encoded = encode_pairs(
-            data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed, cache
-        )
-    for language, count in encoded.too_long.items():
-        if count:
-            say(console, f"left out {count} {language} pairs of more than {config.max_tokens} tokens")
-    batches = MixedBatches(encoded.examples, config.tokens_per_batch, config.seed)
+    batches: MixedBatches | Policy
+    if config.policy:
+        batches = policy(config, data.train, base, console)
+    else:
+        examples = encode(config, data, base, (directory.path / "tokens", fingerprints), console)
+        batches = MixedBatches(examples, config.tokens_per_batch, config.seed)
     held_out = validation_pairs(config)
     if config.validation_steps and not held_out:
         say(console, f"{config.data} has no validation/ split: no early stopping")
@@ -220,10 +223,6 @@ def make_experts(
     if config.sample_steps and distributed.is_main():
         first = next(iter(data.held_out.values()))
         stages.samples = Samples(first, base.tokenizer, base.template, config.max_new_tokens, base.config.max_seq_len)
-    trained = config.accumulate * (config.branch_steps + config.mix_steps)
-    passes = trained / batches.epoch_batches
-    one_pass = f"{batches.epoch_batches:,.0f} batches, {batches.filled():.1%} filled"
-    say(console, f"one pass over the data is {one_pass}; this run makes {passes:.2f} passes")
 
     # 3. Score the base.
     original = placed(base.model, config, device)
@@ -231,7 +230,7 @@ def make_experts(
 
     # 4. Upcycle: every feed-forward becomes one expert per language; nothing changes yet, and that is proved.
     model = placed(make_mixture(base.model, config), config, device)
-    if "proof" not in directory.results and not config.new_language:
+    if "proof" not in directory.results and not (config.new_language or config.policy):
         proof = sharding.on_main(partial(prove, original, model, base.tokenizer))
         if proof is not None:
             size = count_parameters(model) / 1e6
@@ -246,21 +245,22 @@ def make_experts(
 
     # 5. Route: the router's start, from documents that no stage trains on. One more expert is one more row.
     if config.new_language or not (directory.has_state("mix") or base.config.is_moe):
-        accuracy = fit_router(model, batches, trained, config)
+        assert isinstance(batches, MixedBatches), "what learns from answers is a mixture"
+        accuracy = fit_router(model, batches, trained_batches(config), config)
         shares = " ".join(f"{share:.1%}" for share in accuracy)
         say(console, f"router fitted: held-out tokens sent to their language: {shares}")
         directory.note("router_accuracy", accuracy)
 
     # 6. Branch: a short start with each token on the expert of its language.
+    # 7. Mix: learned top-k routing with balance loss and z-loss. A finished mixture may learn from answers instead.
     if config.new_language:
-        examples = {config.new_language: encoded.examples[config.new_language]}
-        batches = MixedBatches(examples, config.tokens_per_batch, config.seed)
-    say(console, stages.train(model, "branch", batches))
-
-    # 7. Mix: learned top-k routing with balance loss and z-loss.
-    say(console, stages.train(model, "mix", batches, validation))
-    if config.new_language:
-        lost = sharding.on_main(partial(changed_experts, base.model, model, stored_deltas(config)))
+        own = {config.new_language: examples[config.new_language]}
+        batches = MixedBatches(own, config.tokens_per_batch, config.seed)
+    for stage in config.stage_steps:
+        say(console, stages.train(model, stage, batches, validation if stage == "mix" else None))
+    if config.new_language or config.policy:
+        learned = batches.languages if isinstance(batches, Policy) else ()
+        lost = sharding.on_main(partial(changed_experts, base.model, model, stored_deltas(config), learned))
         assert not lost, f"training changed {', '.join(lost)}"
 
     # 8. Score the mixture and write it.
@@ -287,53 +287,40 @@ def make_experts(
     if monitor is not None:
         monitor.close()
         report(directory, console)
-    worse = worse_than_base(directory.results)
+    worse = "" if config.policy else worse_than_base(directory.results)  # answers are not learned for a lower loss
     if worse:
         print(f"warning: {worse}", file=sys.stderr)
     return 1 if worse else 0
 
 
-def open_run(arguments: argparse.Namespace) -> tuple[RunDirectory | None, RunConfig, list[str]]:
-    """The run to resume, if there is one; its settings, or those of a new run; warnings about them."""
-    parser = arguments.parser
-    for flag in ("config", "name", "runs", "resume"):
-        if getattr(arguments, flag) == "":
-            parser.error(f"--{flag} is empty")
-    if arguments.name and (Path(arguments.name).name != arguments.name or arguments.name == ".."):
-        parser.error(f"--name is {arguments.name!r}, expected a plain name; --runs DIR says where it goes")
-    if arguments.accept_new_data and not arguments.resume:
-        parser.error("--accept-new-data goes with --resume DIR; a new run takes the data as they are")
-    if bool(arguments.add_language) != bool(arguments.to):
-        parser.error("--add-language LANGUAGE and --to RUN go together: the language, and the run that gains it")
-    if not arguments.resume and arguments.to:
-        if arguments.config or arguments.preset:
-            parser.error("--to RUN takes the settings of that run; leave --config and --preset out")
-        config = gaining_config(Path(arguments.to), arguments.add_language, given_settings(arguments))
-        return None, config, config.without_effect(given_settings(arguments))
-    if not arguments.resume:
-        return None, *read_settings(arguments)
-    others = (
-        arguments.add_language,
-        arguments.to,
-        arguments.config,
-        arguments.preset,
-        arguments.name,
-        arguments.epochs,
-    )
-    if any(others) or not given_settings(arguments).keys() <= set(ADJUSTABLE):
-        free = " ".join(flag_of(name) for name in ADJUSTABLE)
-        parser.error(f"--resume continues with the run's own settings and name; leave the others out (but {free})")
-    directory = RunDirectory.resume(Path(arguments.resume))
-    if "pretrain_lr" in given_settings(arguments) and (directory.path / "base").exists():
-        parser.error("--pretrain-lr: the tiny base of this run is trained already; leave it out")
-    return directory, directory.config, []
+def encode(
+    config: RunConfig, data: DataSets, base: LoadedModel, cache: tuple[Path, dict[str, Any]], console: Console
+) -> dict[str, Examples]:
+    """The encoded training pairs by language; says what was left out, and how often the run sees the others.
+
+    Args:
+        cache: where token ids are kept, and the run's fingerprints.
+    """
+    assert base.tokenizer is not None, "load_base requires one"
+    known = [cache[1]["training data"], cache[1]["tokenizer"]]
+    with distributed.main_first():
+        encoded = encode_pairs(
+            data.train, base.tokenizer, base.template, config.max_tokens, config.unnamed_share, config.seed,
+            (cache[0], known),
+        )  # fmt: skip
+    for language, count in encoded.too_long.items():
+        if count:
+            say(console, f"left out {count} {language} pairs of more than {config.max_tokens} tokens")
+    batches = MixedBatches(encoded.examples, config.tokens_per_batch, config.seed)
+    passes = trained_batches(config) / batches.epoch_batches
+    one_pass = f"{batches.epoch_batches:,.0f} batches, {batches.filled():.1%} filled"
+    say(console, f"one pass over the data is {one_pass}; this run makes {passes:.2f} passes")
+    return encoded.examples
 
 
-def run_path(arguments: argparse.Namespace) -> Path:
-    """Where a new run goes."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = arguments.name or f"{Path(arguments.config or arguments.preset or TINY).stem}-{stamp}"
-    return Path(arguments.runs) / name
+def trained_batches(config: RunConfig) -> int:
+    """How many batches branch and mix take."""
+    return config.accumulate * sum(config.stage_steps.values())
 
 
 def say_that_the_step_is_saved() -> None:
@@ -351,7 +338,8 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--add-language", metavar="LANGUAGE", default="", help="train one more expert, on a finished run: --to RUN"
     )
-    parser.add_argument("--to", metavar="RUN", default="", help="the run whose mixture gains it; its settings are kept")
+    to = "the run whose mixture gains it, or learns from answers; its settings are kept"
+    parser.add_argument("--to", metavar="RUN", default="", help=to)
     parser.add_argument("--resume", metavar="DIR", help="continue an interrupted run")
     parser.add_argument(
         "--accept-new-data", action="store_true", help="resume though data or base changed, and score all models anew"

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from checkpoints.model_card import check_hub_id
 from moe.errors import UserError
 from moe.training.config import (
-    RENAMED,
     TINY,
     RunConfig,
     load_preset,
@@ -22,6 +21,7 @@ from moe.training.config import (
     preset_names,
     setting_types,
 )
+from moe.training.values import RENAMED
 
 PREFIX = "setting_"
 _RATES = "each part has its own learning rate: --branch-lr (experts) and --mix-lr (router)"

@@ -35,6 +35,9 @@ _SETTINGS = (
     *("tokens_per_batch", "accumulate", "branch_lr", "mix_lr", "balance_loss_weight", "z_loss_weight", "template"),
     *("max_tokens", "seed"),
 )
+# Those of a run that trained a finished mixture on preferences, or on answers of its own that tests judged.
+_POLICY = ("policy_steps", "policy_lr", "kl_weight", "tasks_per_step")
+_LEARNED = {"preferences": _POLICY, "learn_from_tests": (*_POLICY, "group_size", "updates_per_group", "temperature")}
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,11 @@ def run_facts(directory: Path) -> RunFacts | None:
         return None
     config = settings.get("config")
     config = config if isinstance(config, Mapping) else {}
-    recipe = {name.replace("_", " "): str(config[name]) for name in _SETTINGS if name in config}
+    learned = [name for source, more in _LEARNED.items() if config.get(source) for name in (source, *more)]
+    names = (*_SETTINGS, *learned)
+    recipe = {name.replace("_", " "): str(config[name]) for name in names if name in config}
+    if "preferences" in recipe:
+        recipe["preferences"] = Path(recipe["preferences"]).name
     if isinstance(config.get("data"), str):
         recipe["data"] = Path(config["data"]).name
     if isinstance(settings.get("date"), str):

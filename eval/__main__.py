@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "compare": "eval.compare",
     "execution": "eval.execution.cli",
     "plot": "eval.plot",
+    "preferences": "eval.preferences",
     "report": "eval.report",
     "routing": "eval.routing",
     "score-answers": "eval.score_answers",

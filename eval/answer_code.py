@@ -46,6 +46,11 @@ def is_complete(answer: str, language: str) -> bool:
     return any(block.closed and _rank(block, language) < 2 for block in blocks)
 
 
+def is_code(text: str, language: str) -> bool:
+    """Whether a text parses as code."""
+    return not _parse(text, language).has_error
+
+
 def _rank(block: Block, language: str) -> int:
     return 0 if block.name in get_language(language).fences else 1 if not block.name else 2
 

@@ -23,7 +23,7 @@ from moe.config import ModelConfig
 from moe.data.packing import Example, MixedBatches
 from moe.hardware import used_memory
 from moe.training.config import RunConfig
-from moe.training.trainer import StepReport
+from moe.training.progress import StepReport
 
 LANGUAGES = ("python", "cpp")
 SHAPE = ModelConfig(

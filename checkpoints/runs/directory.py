@@ -30,7 +30,8 @@ from moe.errors import UserError
 from moe.files import json_bytes, replace_file, replacing
 from moe.training import distributed, sharding
 from moe.training.config import RunConfig
-from moe.training.trainer import Diverged, StageState
+from moe.training.progress import StageState
+from moe.training.trainer import Diverged
 
 
 def resume_command(path: Path) -> str:

@@ -42,7 +42,8 @@ def run_fingerprints(config: RunConfig, base: LoadedModel) -> dict[str, Any]:
         assert base.tokenizer is not None, "a run's base has one"
         tokenizer = _digest([hashlib.sha256(content).hexdigest() for content in base.tokenizer.files().values()])
         weights = _digest([sha256_file(path) for path in _weight_files(base.path)])
-    return {"training data": train, "test sets": test_sets, "base": weights, "tokenizer": tokenizer}
+    found = {"training data": train, "test sets": test_sets, "base": weights, "tokenizer": tokenizer}
+    return found | ({"preferences": sha256_file(Path(config.preferences))} if config.preferences else {})
 
 
 def check_inputs(directory: RunDirectory, now: Mapping[str, Any], accept: bool) -> list[str]:

@@ -144,9 +144,10 @@ def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int
 def make_mixture(dense: Transformer, config: RunConfig) -> Transformer:
     """One expert per language; computes what ``dense`` does, with which it shares the memory of frozen weights.
 
-    A base that is a mixture already keeps its experts and routers, and gains one for ``new_language``.
+    A base that is a mixture already keeps its experts and routers, and gains one for ``new_language``; where it learns
+    from answers it is the same one, with deltas of its own.
     """
-    if config.new_language:
+    if config.new_language or config.policy:
         return grown_model(dense, config.new_language, config.seed, stored_deltas(config))
     if dense.config.is_moe:
         weights = {name: getattr(config, name) for name in ("balance_loss_weight", "z_loss_weight")}
@@ -157,8 +158,10 @@ def make_mixture(dense: Transformer, config: RunConfig) -> Transformer:
     )  # fmt: skip
 
 
-def gaining_config(run: Path, language: str, given: Mapping[str, Any]) -> RunConfig:
-    """Settings with which a finished run's mixture gains an expert for ``language``: the run's own, but for ``given``.
+def config_on(run: Path, language: str, given: Mapping[str, Any]) -> RunConfig:
+    """Settings with which a finished run's mixture is trained further: the run's own, but for ``given``.
+
+    It gains an expert for ``language``, or without one learns from answers, as ``given`` says.
 
     Raises:
         UserError: ``run`` is not finished, has the language already, or ``given`` changes what its mixture fixes.
@@ -168,14 +171,16 @@ def gaining_config(run: Path, language: str, given: Mapping[str, Any]) -> RunCon
     fixed |= {"num_experts_per_tok", "router_context", "router_layers", "router_half_life", "delta_scale"}
     fixed |= {"baseline", "base_dtype", "attention_experts"}
     if wrong := sorted(fixed & given.keys()):
-        raise UserError(f"{wrong[0]} is the mixture's, which gains an expert as it is; leave it out")
-    language = get_language(language).key
-    if language in config.languages:
-        raise UserError(f"{run} has an expert for {language} already; its languages: {' '.join(config.languages)}")
-    grown: dict[str, Any] = {"base": str(path.absolute()), "languages": (*config.languages, language)}
-    grown |= {"new_language": language, "template": "auto", "base_dtype": "auto", "baseline": False}
-    grown |= {"merge": False, "chat_base": False, "pretrain_steps": 0}
-    return replace(config, **{**grown, **given})
+        raise UserError(f"{wrong[0]} is the mixture's, which is trained further as it is; leave it out")
+    changed: dict[str, Any] = {"base": str(path.absolute()), "new_language": "", "template": "auto"}
+    changed |= {"base_dtype": "auto", "baseline": False, "merge": False, "chat_base": False, "pretrain_steps": 0}
+    changed |= {"preferences": "", "learn_from_tests": False}
+    if language:
+        language = get_language(language).key
+        if language in config.languages:
+            raise UserError(f"{run} has an expert for {language} already; its languages: {' '.join(config.languages)}")
+        changed |= {"new_language": language, "languages": (*config.languages, language)}
+    return replace(config, **{**changed, **given}).with_absolute_paths()
 
 
 def stored_deltas(config: RunConfig) -> Mapping[str, StoredTensor]:

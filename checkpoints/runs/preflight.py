@@ -21,6 +21,7 @@ from checkpoints.transforms.experts import grown_config
 from checkpoints.transforms.upcycle import continued_config, upcycled_config
 from kernels.int4 import group_of
 from moe.config import ALL_LAYERS, ModelConfig, parse_layers
+from moe.data.preferences import read_preferences
 from moe.data.prompt import encode_prompt, stop_ids
 from moe.data.sources import SYNTHETIC, DataSets, Pairs, load_data, load_held_out, sample_all
 from moe.data.splits import list_splits
@@ -76,8 +77,13 @@ def check_data(config: RunConfig, data: DataSets) -> list[str]:
     """What is wrong with the data as far as seconds can tell, a line each.
 
     Raises:
+        UserError: there is nothing to learn from, where answers are to be learned from.
         UserError: test pairs are in train, word for word, and the settings do not allow it.
     """
+    if config.preferences:
+        read_preferences(Path(config.preferences), config.languages)
+    if config.learn_from_tests and not any(pair.tests for pairs in data.train.values() for pair in pairs):
+        raise UserError(f"no training pair of {config.data} has tests, which answers would be judged by")
     if config.data == SYNTHETIC:  # whose tests hold by construction
         return []
     found = quick_findings(data)
@@ -117,7 +123,7 @@ def base_config(config: RunConfig) -> ModelConfig:
 
 def _checked_base(config: RunConfig) -> ModelConfig:
     path = resolve_model_path(config.base)
-    if config.new_language:
+    if config.new_language or config.policy:
         return read_config(path)
     checkpoint = None if is_delta(path) else open_checkpoint(path)
     if checkpoint is None or (checkpoint.config.is_moe and config.expert_form != "full"):
@@ -171,6 +177,8 @@ def mixture_config(config: RunConfig, base: ModelConfig) -> ModelConfig:
     """Sizes of the mixture that the run makes of ``base``."""
     if config.new_language:
         return grown_config(base, config.new_language)
+    if config.policy:
+        return base
     if base.is_moe:
         return continued_config(base, config.languages)
     return upcycled_config(
@@ -197,7 +205,7 @@ def disk_needed(config: RunConfig, plan: MemoryPlan) -> int:
     models = sum(stages[1:]) + (full if config.expert_form == "full" else 0)
     models += plan.weights if config.base_dtype == INT4 else 0
     merged = 4 * plan.parameters * (len(config.languages) if config.merge else 0)
-    steps = config.pretrain_steps + 2 * (config.branch_steps + config.mix_steps)
+    steps = config.pretrain_steps + 2 * sum(config.stage_steps.values())
     return states + best + models + merged + METRICS_BYTES * steps + 3 * SMALL_FILES_BYTES
 
 
@@ -282,12 +290,12 @@ def describe_work(config: RunConfig, base: ModelConfig, tokens_per_second: float
     flops = training_flops(mixture, learned)
     once = training_flops(dense, [])
     same = once * count_parameters(mixture) / count_parameters(dense)
-    steps = config.branch_steps + config.mix_steps
+    steps = sum(config.stage_steps.values())
     tokens = steps * config.accumulate * config.tokens_per_batch
     lines = [
         f"operations per token of a training step: mixture {flops / 1e9:.3g} G, dense base {once / 1e9:.3g} G, "
         f"a dense model of the mixture's size (frozen) {same / 1e9:.3g} G",
-        f"{steps:,} steps of branch and mix are at most {tokens:,} tokens",
+        f"{steps:,} steps of {' and '.join(config.stage_steps)} are at most {tokens:,} tokens",
     ]
     if tokens_per_second:
         hours = tokens / tokens_per_second / 3600
@@ -302,7 +310,7 @@ def describe_needs(config: RunConfig, data: DataSets, plan: MemoryPlan, director
     for language, pairs in data.train.items():
         held_out = ", ".join(f"{len(split[language])} {name}" for name, split in data.held_out.items())
         lines.append(f"{language}: {len(pairs)} training pairs, {held_out}")
-    lines.append(f"steps: {config.branch_steps} branch, {config.mix_steps} mix")
+    lines.append("steps: " + ", ".join(f"{steps} {stage}" for stage, steps in config.stage_steps.items()))
     lines.append(plan.describe())
     disk = free_bytes(directory) / GIB
     lines.append(f"at most {disk_needed(config, plan) / GIB:.1f} GiB on disk; {disk:.0f} GiB free")

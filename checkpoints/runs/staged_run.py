@@ -13,9 +13,11 @@ from moe.model import Transformer
 from moe.training import distributed, sharding
 from moe.training.config import RunConfig
 from moe.training.interrupt import DelayedInterrupt
+from moe.training.policy import Policy
+from moe.training.progress import StageState, StepReport
 from moe.training.samples import Samples
 from moe.training.stages import Stage, make_stage
-from moe.training.trainer import Diverged, StageState, StepReport, Trainer
+from moe.training.trainer import Diverged, Trainer
 from moe.training.validation import STATE, Validation
 
 Monitor = Callable[[Stage, int], AbstractContextManager[Callable[[StepReport], None]]]
@@ -42,7 +44,7 @@ class StagedRun:
         self,
         model: Transformer,
         name: str,
-        batches: MixedBatches,
+        batches: MixedBatches | Policy,
         held_out: Mapping[str, Sequence[Example]] | None = None,
     ) -> str:
         """Trains ``model`` in place to the end of the stage ``name``, from the stage's saved state if there is one.

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -138,6 +138,8 @@ def grown_config(config: ModelConfig, language: str) -> ModelConfig:
 def grown_model(mixture: Transformer, language: str, seed: int, own: Mapping[str, StoredTensor]) -> Transformer:
     """A mixture with one more expert, the last; it shares the memory of all other weights of ``mixture``.
 
+    Without a ``language`` it gains none.
+
     A delta starts with a random A and B = 0, at what the shared delta alone computes; a full expert as the mean of the
     others. The new row of the routers is zero until it is fitted.
 
@@ -147,13 +149,15 @@ def grown_model(mixture: Transformer, language: str, seed: int, own: Mapping[str
     Raises:
         UserError: see :func:`grown_config`.
     """
-    model = meta_model(grown_config(mixture.config, language))
+    model = meta_model(grown_config(mixture.config, language) if language else mixture.config)
     start = Initialization(seed)
     layers = range(model.config.n_layers)
     new = {t.name: t for layer in layers for t in new_tensors(model.config, layer, start, torch.float32)}
     for name, parameter in mixture.named_parameters():
         value = own[name].read().to(parameter.device) if name in own else parameter.detach()
-        if is_router(name):
+        if not language:
+            pass
+        elif is_router(name):
             value = torch.cat((value, torch.zeros_like(value[:1])))
         elif ".expert_deltas." in name:
             value = torch.cat((value, new[name].read()[-1:].to(value)))
@@ -166,14 +170,22 @@ def grown_model(mixture: Transformer, language: str, seed: int, own: Mapping[str
     return model
 
 
-def changed_experts(before: Transformer, after: Transformer, own: Mapping[str, StoredTensor]) -> list[str]:
-    """The parameters of a mixture that :func:`grown_model` and training should have kept, and did not, bit by bit."""
+def changed_experts(
+    before: Transformer, after: Transformer, own: Mapping[str, StoredTensor], learning: Collection[str] = ()
+) -> list[str]:
+    """The parameters of a mixture that :func:`grown_model` and training should have kept, and did not, bit by bit.
+
+    Those of the experts for the languages ``learning`` may change.
+    """
     changed = []
+    kept = [place for place, language in enumerate(before.config.expert_languages) if language not in learning]
     for name, parameter in before.named_parameters():
         value = own[name].read().to(parameter.device) if name in own else parameter.detach()
         found = whole(after.get_parameter(name)).to(value.device)
         if found.shape != value.shape:
             found = found[: len(value)]
+        if learning and ".expert_deltas." in name:
+            found, value = found[kept], value[kept]
         if not torch.equal(found, value):
             changed.append(name)
     return changed

@@ -44,10 +44,14 @@ _CPP_TYPES = {"float": "double", "bool": "bool", "str": "std::string"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an answer fared; ``detail`` is one line: which case failed and how, or what the compiler said."""
+    """How an answer fared; ``detail`` is one line: which case failed and how, or what the compiler said.
+
+    ``share`` of the cases are right in an answer that ran through them and did not pass.
+    """
 
     status: Status
     detail: str = ""
+    share: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -356,7 +360,7 @@ def _verdict(task: Task, program: Program, ended: Ended) -> Verdict:
 
 
 def _case_verdict(tests: CaseTests, lines: Sequence[str], ended: Ended, over: bool) -> Verdict:
-    raised, failed, count = "", "", 0
+    raised, failed, count, right = "", "", 0, 0
     for index, (case, line) in enumerate(zip(tests.cases, lines)):
         kind, number, rest = (line.split(" ", 2) + ["", ""])[:3]
         if kind not in ("R", "V") or number != str(index):
@@ -364,14 +368,13 @@ def _case_verdict(tests: CaseTests, lines: Sequence[str], ended: Ended, over: bo
         count += 1
         if kind == "R":
             raised = raised or f"case {index} raised {text(rest)}"
-            continue
-        actual = decode(iter(rest.split(" ")))
-        if not same(actual, case.expected, tests.returns):
+        elif same(actual := decode(iter(rest.split(" "))), case.expected, tests.returns):
+            right += 1
+        else:
             failed = failed or f"case {index} got {_short(actual)}"
-    if raised:
-        return Verdict("runtime_error", _line(raised))
-    if failed:
-        return Verdict("failed", _line(failed))
+    if raised or failed:
+        share = right / len(tests.cases)
+        return Verdict("runtime_error" if raised else "failed", _line(raised or failed), share)
     if count < len(tests.cases) or not over:
         return Verdict("runtime_error", _shown(ended.errors) or f"ended after {count} of {len(tests.cases)} cases")
     return Verdict("passed")

@@ -18,8 +18,8 @@ from rich.text import Text
 from checkpoints.progress import PLAIN_SECONDS, say
 from eval.reporting.metrics import MetricsWriter
 from eval.reporting.tables import routing_table, share_text
+from moe.training.progress import StepReport
 from moe.training.stages import Stage
-from moe.training.trainer import StepReport
 
 SETTLED = 20  # steps of a stage before its routing is judged
 STARVED = 0.2  # of an equal share of the gate weight
@@ -88,7 +88,8 @@ class StageDisplay:
         if report.validation is not None:
             self._validation = f", validation {sum(report.validation) / len(report.validation):.3f}"
         losses = " ".join(f"{x} {v:.3f}" for x, v in zip(self.languages, report.language_losses) if v is not None)
-        loss, speed = f"loss {report.loss:.3f} ({losses}){self._validation}", f"{self._rate:,.0f} tokens/s"
+        measured = "".join(f", {name} {value:.3f}" for name, value in report.measured.items() if "_" not in name)
+        loss, speed = f"loss {report.loss:.3f} ({losses}){self._validation}{measured}", f"{self._rate:,.0f} tokens/s"
         self._progress.update(self._task, completed=report.step, rate=f"left, {speed}")
         if self._live is not None:
             shown: list[RenderableType] = [self._progress, Text(loss)]

@@ -17,7 +17,7 @@ from typing import Any
 from eval.specialization import mutual_information
 from moe.errors import Notice, UserError
 from moe.files import json_lines, naming, optional_library, replacing, write_json_lines
-from moe.training.trainer import StepReport
+from moe.training.progress import StepReport
 
 METRICS_FILE = "metrics.csv"
 SAMPLES_FILE = "samples.jsonl"  # a line per sample answer: stage, step, language, prompt, text
@@ -104,6 +104,7 @@ class MetricsWriter:
             found["mfu"] = report.flops_per_token * rate / self.matmul_rate
         if report.memory:
             found["memory_gib"] = report.memory / 2**30
+        found |= report.measured
         if report.routing is not None and report.routers is not None:
             names = [f"share_{a}_to_{b}" for a in self.languages for b in self.languages]
             shares = zip(names, report.routing.flatten().tolist())
@@ -114,7 +115,7 @@ class MetricsWriter:
     def write(self, report: StepReport) -> None:
         """Adds one step."""
         found = self.row(report)
-        if not found.keys() <= set(self.columns):  # the first step with a router: bits of each
+        if not found.keys() <= set(self.columns):  # the first step with a router, or of another kind
             self._rewrite(read_metrics(self._path), list(found))
         cells = [found.get(name, "") for name in self.columns[2:]]
         with naming(self._path), self._path.open("a", newline="", encoding="utf-8") as file:

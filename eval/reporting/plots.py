@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.reporting.record import RunRecord, StageSteps
+from eval.reporting.record import STAGES, RunRecord, StageSteps
 from eval.scoring import language_names
 
 INSTALL = "no plots: matplotlib is not installed; pip install matplotlib, then python -m eval report"
@@ -44,7 +44,7 @@ def loss_curves(run: RunRecord, theme: str) -> bytes:
         panels.append(("pretraining of the base", [("base", blue, stages["pretrain"])]))
     lines = [("adapter", orange, stages["adapter"])] if "adapter" in stages else []
     mixture = StageSteps()
-    for name in ("branch", "mix"):
+    for name in STAGES["mixture"]:
         if name in stages:
             before = len(mixture.steps)
             mixture.steps += [before + step for step in stages[name].steps]
@@ -64,7 +64,7 @@ def loss_curves(run: RunRecord, theme: str) -> bytes:
         axis.set_title(title, color=text, fontsize=11)
         axis.set_xlabel("step", color=text, fontsize=9)
         axis.locator_params(axis="x", integer=True)
-        axis.set_ylabel("loss, nats per token", color=text, fontsize=9)
+        axis.set_ylabel("loss, nats", color=text, fontsize=9)
         axis.legend(frameon=False, labelcolor=text, fontsize=9)
         _recolor(axis, text)
         for side in ("top", "right"):

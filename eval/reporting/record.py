@@ -15,7 +15,7 @@ from moe.files import read_json_lines
 
 ADAPTER, FULL_FINE_TUNE = "dense adapter", "full fine-tune"
 MODELS = ("base", ADAPTER, "mixture")  # in the order of tables
-STAGES = {"base": ("pretrain",), ADAPTER: ("adapter",), "mixture": ("branch", "mix")}
+STAGES = {"base": ("pretrain",), ADAPTER: ("adapter",), "mixture": ("branch", "mix", "preferences", "tests")}
 
 
 @dataclass

@@ -49,6 +49,11 @@ class Batch:
     positions: Tensor
     targets: Tensor
 
+    @property
+    def items(self) -> int:
+        """How many losses a step's mean is over: one a learned token."""
+        return self.targets.shape[0]
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         moved = (t.to(device) for t in (self.languages, self.positions, self.targets))

@@ -50,7 +50,7 @@ def prompt_parts(tokenizer: Tokenizer, template: str, messages: Messages) -> lis
             said = ["assistant\n", text] if role == "assistant" else [f"{role}\n{text}"]
             parts += [start, *said, end, "\n"]
         return [*parts, start, "assistant\n"]
-    end = _end_id(tokenizer, template)
+    end = end_id(tokenizer, template)
     if template == "plain":
         parts = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
         for role, text in messages:
@@ -103,8 +103,8 @@ def encode_example(tokenizer: Tokenizer, template: str, instruction: str, respon
     prompt = encode_prompt(tokenizer, template, instruction)
     if template == OWN:
         written = rendering.encode_response(tokenizer, prompt, instruction, response)
-        return [*prompt, *written, _end_id(tokenizer, template)], len(prompt)
-    return [*prompt, *tokenizer.encode(response), _end_id(tokenizer, template)], len(prompt)
+        return [*prompt, *written, end_id(tokenizer, template)], len(prompt)
+    return [*prompt, *tokenizer.encode(response), end_id(tokenizer, template)], len(prompt)
 
 
 # Fill-in-the-middle tokens of StarCoder and SmolLM, of Qwen and Codestral; the last writes the suffix first.
@@ -137,7 +137,7 @@ def encode_fill(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
 def stop_ids(tokenizer: Tokenizer, template: str) -> frozenset[int]:
     """The ids that end an answer: the template's end token, the tokenizer's, the model's, and those of documents."""
     documents = {end for name in DOCUMENT_ENDS if (end := tokenizer.special_id(name)) is not None}
-    return frozenset({_end_id(tokenizer, template), tokenizer.eos_id}) | documents | tokenizer.end_ids
+    return frozenset({end_id(tokenizer, template), tokenizer.eos_id}) | documents | tokenizer.end_ids
 
 
 def instruction_for(text: str, language: str | None, ask: str = "train") -> str:
@@ -188,7 +188,8 @@ def has_mistral_marks(tokenizer: Tokenizer) -> bool:
     return all(tokenizer.special_id(mark) is not None for mark in MISTRAL_MARKS)
 
 
-def _end_id(tokenizer: Tokenizer, template: str) -> int:
+def end_id(tokenizer: Tokenizer, template: str) -> int:
+    """The token that closes an answer in training."""
     if check_template(template) == OWN:
         _require_chat(tokenizer)
         return rendering.end_id(tokenizer)

@@ -20,32 +20,16 @@ from moe.data.sources import AUTO, SYNTHETIC
 from moe.errors import UserError, did_you_mean
 from moe.languages import DEFAULT_LANGUAGES, get_language
 from moe.training import distributed
+from moe.training.values import REMOVED, RENAMED, coerce
 
 TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
 INT4 = "int4"
 PRESETS = Path(__file__).resolve().parent / "presets"
 # Settings that a run may go on with changed: those to change when it diverges, and those that change no result.
-ADJUSTABLE = (
-    "pretrain_lr", "branch_lr", "mix_lr", "spike_factor", "max_skipped_steps", "save_minutes", "shard",
-    "expert_parallel",
-)  # fmt: skip
-# Settings of earlier versions that are gone, and what to do.
-REMOVED = {
-    "pretrain_muon_lr": "AdamW trains the tiny base better; leave it out",
-    "ridge": "the router is fitted by logistic regression, which has no such penalty; leave it out",
-    "ridge_batches": "the router is fitted on documents; set router_documents in its place",
-}
-# Settings of earlier versions by what they are called now; their values mean the same.
-RENAMED = {
-    "form": "expert_form",
-    "layers": "moe_layers",
-    "experts_per_token": "num_experts_per_tok",
-    "recompute": "activation_checkpointing",
-    "warmup": "warmup_ratio",
-    "min_lr": "min_lr_ratio",
-    "clip": "max_grad_norm",
-    "eval_batch": "eval_batch_size",
-}
+RATES = ("pretrain_lr", "branch_lr", "mix_lr", "policy_lr")
+ADJUSTABLE = (*RATES, "spike_factor", "max_skipped_steps", "save_minutes", "shard", "expert_parallel")
+POLICY = ("policy_steps", "policy_lr", "kl_weight", "tasks_per_step")  # of learning from answers
+SAMPLED = ("group_size", "updates_per_group", "clip_range", "temperature", "test_share_weight")  # of GRPO alone
 
 
 def setting(default: Any, help: str, **options: Any) -> Any:
@@ -120,6 +104,22 @@ class RunConfig:
         "dense feed-forwards, trained whole",
     )
 
+    preferences: str = setting(
+        "", "DPO of a finished run on this JSON Lines file of prompt, chosen, rejected and language", group="answers"
+    )
+    learn_from_tests: bool = setting(False, "GRPO of a finished run: its own answers, judged by the tests of its data")
+    policy_steps: int = setting(40, "steps of either, in which the experts learn")
+    policy_lr: float = setting(1e-3, "peak learning rate of either")
+    kl_weight: float = setting(0.1, "how strongly the model is held at its start: beta of DPO, KL weight of GRPO")
+    tasks_per_step: int = setting(8, "preferences, or tasks to answer, per language and step")
+    group_size: int = setting(8, "answers sampled for each task")
+    updates_per_group: int = setting(2, "steps that learn from the same answers")
+    clip_range: float = setting(0.2, "no gain from a token's probability beyond 1 ± this times that when sampled")
+    temperature: float = setting(1.0, "temperature of the sampled answers")
+    test_share_weight: float = setting(
+        0.5, "part of the reward that is the share of tests passed; the rest is for passing all"
+    )
+
     pretrain_lr: float = setting(3e-3, "peak learning rate of the tiny base", group="optimization")
     branch_lr: float = setting(1e-4, "peak learning rate of deltas (and of full experts)")
     mix_lr: float = setting(1e-3, "peak learning rate of the router")
@@ -192,7 +192,7 @@ class RunConfig:
                 raise UserError(f"{item.name} is {value}, expected a finite number")
         if self.seed >= 2**63:
             raise UserError(f"seed is {self.seed}, expected a number below 2**63")
-        for name in ("warmup_ratio", "min_lr_ratio", "unnamed_share"):
+        for name in ("warmup_ratio", "min_lr_ratio", "unnamed_share", "test_share_weight"):
             if getattr(self, name) > 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
         if self.dtype in ("float16", "fp16"):
@@ -231,6 +231,14 @@ class RunConfig:
             get_language(language)
         if self.new_language and self.new_language != self.languages[-1]:
             raise UserError(f"new_language is {self.new_language!r}, expected the last of languages")
+        if self.preferences and self.learn_from_tests:
+            raise UserError("preferences and learn_from_tests are both set; learn from one after the other")
+        if self.policy and self.expert_form == "full":
+            raise UserError("the run has full experts; only experts that are deltas learn from preferences and tests")
+        if self.group_size < 2:
+            raise UserError(f"group_size is {self.group_size}, expected at least 2 answers to compare")
+        if self.temperature == 0:
+            raise UserError("temperature is 0, expected a positive number: equal answers teach nothing")
         parse_fields(self.fields)
         parse_layers(self.moe_layers)
         if self.attention_experts and (self.expert_form == "full" or self.merge):
@@ -241,8 +249,9 @@ class RunConfig:
                 f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to the number of languages, "
                 f"{len(self.languages)}"
             )
-        batches = ("max_tokens", "tokens_per_batch", "accumulate", "router_documents", "expert_rank")
-        for name in (*batches, "validation_pairs", "eval_pairs", "max_new_tokens", "eval_batch_size"):
+        counts = ("expert_rank", "validation_pairs", "max_tokens", "tokens_per_batch", "accumulate", "eval_pairs")
+        more = ("router_documents", "max_new_tokens", "eval_batch_size", "tasks_per_step", "updates_per_group")
+        for name in (*counts, *more):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
         for item in fields(self):
@@ -262,7 +271,9 @@ class RunConfig:
     def with_absolute_paths(self) -> RunConfig:
         """The same settings with files named so that a run can be resumed from any working directory."""
         found: dict[str, Any] = {
-            name: str(Path(getattr(self, name)).absolute()) for name in ("base", "data") if self._is_path(name)
+            name: str(Path(getattr(self, name)).absolute())
+            for name in ("base", "data", "preferences")
+            if self._is_path(name)
         }
         return replace(self, **found)
 
@@ -304,7 +315,19 @@ class RunConfig:
             "pretrain_steps": not tiny and "only the tiny base is trained from scratch",
             "pretrain_lr": not tiny and "only the tiny base is trained from scratch",
         }
+        reasons |= dict.fromkeys(POLICY, not self.policy and "only preferences and learn_from_tests train on answers")
+        reasons |= dict.fromkeys(SAMPLED, not self.learn_from_tests and "only learn_from_tests samples answers")
         return [f"{name} has no effect: {reasons[name]}" for name in given if reasons.get(name)]
+
+    @property
+    def policy(self) -> str:
+        """The stage that trains a finished mixture on answers, ``preferences`` or ``tests``; "" for none."""
+        return "preferences" if self.preferences else "tests" if self.learn_from_tests else ""
+
+    @property
+    def stage_steps(self) -> dict[str, int]:
+        """The stages that make the mixture, with their steps."""
+        return {self.policy: self.policy_steps} if self.policy else {"branch": self.branch_steps, "mix": self.mix_steps}
 
     @property
     def router_has_no_gradient(self) -> bool:
@@ -341,32 +364,7 @@ def parse_setting(name: str, text: str) -> Any:
     kinds = setting_types()
     if name not in kinds:
         raise UserError(unknown_setting(name))
-    return _coerce(name, kinds[name], text)
-
-
-def _coerce(name: str, kind: Any, value: Any) -> Any:
-    if typing.get_origin(kind) is tuple:
-        items = value.replace(",", " ").split() if isinstance(value, str) else value
-        if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
-            raise UserError(f"{name} is {value!r}, expected a list of names")
-        return tuple(items)
-    if isinstance(value, str) and kind is not str:
-        word = value.lower()
-        if kind is bool:
-            if word not in ("true", "false", "1", "0", "yes", "no"):
-                raise UserError(f"{name} is {value!r}, expected true or false")
-            return word in ("true", "1", "yes")
-        try:
-            exact = kind is not int or value.strip().lstrip("+-").isdecimal()
-            return kind(value) if exact or not float(value).is_integer() else int(float(value))  # 1e6 is a whole number
-        except (ValueError, OverflowError):
-            wanted = "a whole number" if kind is int else "a number"
-            raise UserError(f"{name} is {value!r}, expected {wanted}") from None
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{name} is {value!r}, expected {kind.__name__}")
-    return value
+    return coerce(name, kinds[name], text)
 
 
 def load_preset(name: str) -> dict[str, Any]:
@@ -396,7 +394,7 @@ def check_settings(values: Mapping[str, Any], source: str) -> dict[str, Any]:
     for name in values:
         if name not in kinds:
             raise UserError(f"{source}: {unknown_setting(name)}")
-    return {name: _coerce(name, kinds[name], value) for name, value in values.items()}
+    return {name: coerce(name, kinds[name], value) for name, value in values.items()}
 
 
 def make_config(preset: Mapping[str, Any], *overrides: Mapping[str, Any]) -> RunConfig:

@@ -3,7 +3,8 @@
 ``pretrain``: all weights (of the tiny base only). ``adapter``: the shared delta of a dense model, or the feed-forwards
 of one without. ``branch``: the
 experts, each token forced to the expert of its language, all languages in one run. ``mix``: the router and, unless
-they are frozen, the experts, with learned top-k routing.
+they are frozen, the experts, with learned top-k routing. ``preferences`` and ``tests``: the experts of a finished
+mixture, each from answers in its language, as it is used.
 
 Presets keep the branch stage short. Experts trained under forced routing for long (Branch-Train-MiX, Sukhbaatar et al.,
 2024) do not transfer to learned routing: a token-level router sends a quarter of the tokens to another language's
@@ -21,7 +22,7 @@ from torch import nn
 from moe.model import Transformer
 from moe.training.config import RunConfig
 
-STAGES = ("pretrain", "adapter", "branch", "mix")
+STAGES = ("pretrain", "adapter", "branch", "mix", "preferences", "tests")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def make_stage(name: str, config: RunConfig) -> Stage:
             return Stage(name, branch, config.branch_lr, config.branch_lr, forced=True, after=after)
         case "mix":
             return Stage(name, mix, config.branch_lr, config.mix_lr, skip=branch, before=branch, continues="branch")
+        case "preferences" | "tests":
+            return Stage(name, config.policy_steps, config.policy_lr, config.policy_lr)
     raise ValueError(f"unknown stage {name!r}, expected one of {', '.join(STAGES)}")
 
 
@@ -104,7 +107,7 @@ def choose_trainable(
             return True
         if stage == "adapter" and dense:
             return ".feed_forward." in name and (moe_layers is None or int(name.split(".")[1]) in moe_layers)
-        if one_expert:
+        if one_expert or stage in ("preferences", "tests"):
             return is_expert(name) and ".shared_delta." not in name
         if stage == "mix":
             return is_router(name) or (mix_trains_experts and is_expert(name))

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,8 @@ from moe.training.optimizer import (
     restore_optimizer,
     set_learning_rates,
 )
-from moe.training.samples import Sample
+from moe.training.policy import AnswerBatch, Policy
+from moe.training.progress import StageState, StepReport
 from moe.training.stages import Stage, choose_trainable
 
 CHOSEN_MEMORY = 0.9  # decay per step of the expert counts that balance is measured by
@@ -43,57 +44,6 @@ class Diverged(UserError):
     def __init__(self, message: str, rates: tuple[str, ...], step: int):
         super().__init__(message)
         self.rates, self.step = rates, step
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Measurements of one optimizer step.
-
-    Attributes:
-        stage, step, steps: where training is; steps count from 1.
-        loss: mean cross-entropy in nats per learned token; ``language_losses`` per language (None: no token of it).
-        balance, z: auxiliary losses, unweighted, mean over layers; 0 where no router is trained.
-        learning_rate: of the first parameter group; ``gradient_norm`` before clipping.
-        tokens: tokens processed, prompts included; ``seconds`` they took.
-        routing: [G, E] float32 share of each language's gate weight that went to each expert, all layers together, NaN
-            for a language without tokens in this step; None without a router.
-        skipped: why no weight was changed in this step; "" otherwise. ``all_skipped`` counts such steps of the stage.
-        validation: loss of held-out pairs by language after this step, where it was measured.
-        routers: [R, G, E] float32 gate weight that each language gave to each expert, by router; None without one.
-        flops_per_token: operations in matrix products with weights, forward and backward; what activation
-            checkpointing computes again does not count.
-        memory: bytes in use: allocated at most on a GPU, resident on a CPU.
-        samples: answers of the model after this step, where some were written.
-    """
-
-    stage: str
-    step: int
-    steps: int
-    loss: float
-    language_losses: tuple[float | None, ...]
-    balance: float
-    z: float
-    learning_rate: float
-    gradient_norm: float
-    tokens: int
-    seconds: float
-    routing: Tensor | None
-    skipped: str = ""
-    all_skipped: int = 0
-    validation: tuple[float, ...] | None = None
-    routers: Tensor | None = None
-    flops_per_token: float = 0.0
-    memory: int = 0
-    samples: tuple[Sample, ...] = ()
-
-
-@dataclass
-class StageState:
-    """What a stage needs to continue after an interruption: weights, optimizer state, steps done."""
-
-    stage: str
-    step: int
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -185,23 +135,34 @@ class Trainer:
     Args:
         model: changed in place.
         stage: what learns and how.
-        batches: the data; step ``i`` uses batches ``(skip + i) * accumulate`` and on, also in a resumed run.
+        batches: the data; step ``i`` uses batches ``(skip + i) * accumulate`` and on, also in a resumed run. Or what
+            a stage learns from answers by.
         languages: names, in the order of the batches' language indices.
         config: the run's settings.
     """
 
     def __init__(
-        self, model: Transformer, stage: Stage, batches: MixedBatches, languages: Sequence[str], config: RunConfig
+        self,
+        model: Transformer,
+        stage: Stage,
+        batches: MixedBatches | Policy,
+        languages: Sequence[str],
+        config: RunConfig,
     ):
-        self.model, self.stage, self.batches, self.config = model, stage, batches, config
+        self.model, self.stage, self.config = model, stage, config
         self.languages = tuple(languages)
         sharding.reshard(model)
         layers = parse_layers(config.moe_layers, model.config.n_layers)
         self.one_expert = bool(config.new_language)  # the last one learns, all else stays as it is to the last bit
         self.parameters = choose_trainable(model, stage.name, config.mix_trains_experts, layers, self.one_expert)
+        self.batches = batches
+        if isinstance(batches, Policy):
+            batches.begin(model, self.parameters)
         # Without a gradient and without weight decay AdamW leaves the other experts as they are.
-        decay = 0.0 if self.one_expert else config.weight_decay
-        self.optimizer = make_optimizer(self.parameters, decay, stage, config.optimizer_bits)
+        kept = self.one_expert or isinstance(batches, Policy)
+        self.optimizer = make_optimizer(
+            self.parameters, 0.0 if kept else config.weight_decay, stage, config.optimizer_bits
+        )
         self.names = parameter_names(self.optimizer, self.parameters)
         self.flops_per_token = training_flops(model, self.parameters)
         self.step = 0
@@ -220,6 +181,8 @@ class Trainer:
         tensors = {f"weights/{name}": parameter.detach() for name, parameter in self.parameters.items()}
         tensors |= optimizer_tensors(self.optimizer, self.names)
         tensors |= {"routing/chosen": self.chosen, "routing/seen": self.seen}
+        if isinstance(self.batches, Policy):
+            tensors |= self.batches.state()
         skipped = float(self.skipped - self.skipped_in_a_row)
         tensors["progress"] = torch.tensor([self.mean_loss, skipped], dtype=torch.float64)
         return StageState(self.stage.name, self.step - self.skipped_in_a_row, tensors)
@@ -238,6 +201,8 @@ class Trainer:
             self.mean_loss, skipped = state.tensors["progress"].tolist()
             self.skipped = int(skipped)
         self.step, self.skipped_in_a_row = state.step, 0
+        if isinstance(self.batches, Policy):
+            self.batches.restore(state.tensors)
 
     def continue_from(self, state: StageState) -> None:
         """Takes over the optimizer's averages of the parameters that the stage of ``state`` trained, too."""
@@ -253,6 +218,8 @@ class Trainer:
             self.model.eval()
 
     def _batches_of_step(self) -> list[_Share]:
+        if isinstance(self.batches, Policy):
+            return [_Share(batch, batch, True) for batch in self.batches.batches(self.step)]
         first = (self.stage.skip + self.step) * self.config.accumulate
         return [_Share.of(self.batches, first + i, self.model.device) for i in range(self.config.accumulate)]
 
@@ -269,7 +236,7 @@ class Trainer:
         before = self.chosen, self.seen
         self.chosen, self.seen = self.chosen * CHOSEN_MEMORY, self.seen * CHOSEN_MEMORY
         shares = self._batches_of_step()
-        learned = sum(share.whole.targets.shape[0] for share in shares)
+        learned = sum(share.whole.items for share in shares)
         sums = _Sums(len(self.languages), len(self.chosen), self.model.config.num_experts, self.model.device)
         for share in shares:
             self._micro_batch(share, learned, sums)
@@ -313,6 +280,7 @@ class Trainer:
             routers=routing if self._router_decides else None,
             flops_per_token=self.flops_per_token,
             memory=used_memory(self.model.device),
+            measured=self.batches.measures() if isinstance(self.batches, Policy) else {},
         )
 
     def _reason_to_skip(self, loss: float, gradient_norm: float) -> str:
@@ -327,6 +295,8 @@ class Trainer:
 
     def _diverged(self, reason: str) -> Diverged:
         rates = {"pretrain": ("pretrain_lr",), "mix": ("mix_lr", "branch_lr")}.get(self.stage.name, ("branch_lr",))
+        if isinstance(self.batches, Policy):
+            rates = ("policy_lr",)
         if self.stage.name == "mix" and not self.config.mix_trains_experts:
             rates = ("mix_lr",)
         good = self.step - self.skipped_in_a_row
@@ -339,7 +309,7 @@ class Trainer:
 
     @property
     def _router_decides(self) -> bool:
-        return self.model.config.is_moe and not self.stage.forced
+        return self.model.config.is_moe and not self.stage.forced and not isinstance(self.batches, Policy)
 
     def _micro_batch(self, share: _Share, learned: int, sums: _Sums) -> None:
         """Adds one batch's share of the step's gradient and its numbers, without a wait for the device.
@@ -348,6 +318,10 @@ class Trainer:
             learned: response tokens of the whole step; each weighs the same, whatever batch it is in.
         """
         batch = share.batch
+        if isinstance(self.batches, Policy):
+            assert isinstance(batch, AnswerBatch)
+            self._answers(self.batches.losses(batch), batch.language, learned, sums)
+            return
         output = forward_batch(self.model, batch, self.stage.forced, self.config.activation_checkpointing)
         losses = batch_losses(self.model, output, batch)  # [N]
         loss = losses.sum() / learned
@@ -357,6 +331,16 @@ class Trainer:
         owners = batch.languages[batch.positions]  # [N]
         sums.losses.index_add_(0, owners, losses.detach().double())
         sums.tokens.index_add_(0, owners, torch.ones_like(owners, dtype=torch.float64))
+
+    def _answers(self, losses: Tensor, language: int, learned: int, sums: _Sums) -> None:
+        """Adds the gradient of answers in one language to its expert, and to no other."""
+        gradients = torch.autograd.grad(losses.sum() / learned, list(self.parameters.values()))
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad[language] += gradient[language]
+        sums.losses[language] += losses.detach().double().sum()
+        sums.tokens[language] += len(losses)
 
     def _auxiliary(self, output: ModelOutput, share: _Share, sums: _Sums) -> Tensor:
         """Weighted router losses of one batch, averaged over routers: balance, z, and the language cross-entropy.

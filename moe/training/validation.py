@@ -14,7 +14,7 @@ from moe.data.packing import Example
 from moe.model import Transformer
 from moe.training.config import RunConfig
 from moe.training.held_out_loss import held_out_loss
-from moe.training.trainer import StepReport
+from moe.training.progress import StepReport
 
 STATE = "validation"  # the name of its tensor in a stage's state
 

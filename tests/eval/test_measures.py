@@ -15,7 +15,8 @@ from eval.reporting.tables import loss_table, routing_table, score_rows, score_t
 from eval.specialization import RoutingCounter, mutual_information
 from moe.data.packing import Example, make_batch
 from moe.training.held_out_loss import held_out_loss, single_language_batches
-from moe.training.trainer import StepReport, batch_losses, forward_batch
+from moe.training.progress import StepReport
+from moe.training.trainer import batch_losses, forward_batch
 
 
 def language_examples(language: int, count: int) -> list[Example]:

@@ -19,8 +19,8 @@ from eval.reporting.metrics import METRICS_FILE, SAMPLES_FILE, MetricsWriter, ch
 from eval.reporting.record import RunRecord
 from eval.reporting.summary import worse_than_base
 from moe.errors import UserError
+from moe.training.progress import StepReport
 from moe.training.samples import Sample
-from moe.training.trainer import StepReport
 from tests.eval.run_files import write_run
 
 LANGUAGES = ("python", "cpp")
