@@ -5,25 +5,23 @@ A setting has its help, unit and default in one place, from which command lines 
 
 from __future__ import annotations
 
-import math
 import tomllib
 import typing
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moe.config import ALL_LAYERS, EXPERT_FORMS, ROUTER_CONTEXTS, ROUTER_LAYERS, checked_projections, parse_layers
-from moe.data.layouts import parse_fields
-from moe.data.prompt import check_template
+from moe.config import ALL_LAYERS, checked_projections
 from moe.data.sources import AUTO, SYNTHETIC
 from moe.errors import UserError, did_you_mean
-from moe.languages import DEFAULT_LANGUAGES, get_language
+from moe.languages import DEFAULT_LANGUAGES
 from moe.training import distributed
+from moe.training.checks import INT4 as INT4
+from moe.training.checks import require_sound
 from moe.training.values import REMOVED, RENAMED, coerce
 
 TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
-INT4 = "int4"
 PRESETS = Path(__file__).resolve().parent / "presets"
 # Settings that a run may go on with changed: those to change when it diverges, and those that change no result.
 RATES = ("pretrain_lr", "branch_lr", "mix_lr", "policy_lr")
@@ -186,83 +184,7 @@ class RunConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         projections = ",".join(self.attention_experts).replace(",", " ").split()  # also of a flag's "q,k"
         object.__setattr__(self, "attention_experts", checked_projections(projections))
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UserError(f"{item.name} is {value}, expected a finite number")
-        if self.seed >= 2**63:
-            raise UserError(f"seed is {self.seed}, expected a number below 2**63")
-        for name in ("warmup_ratio", "min_lr_ratio", "unnamed_share", "test_share_weight"):
-            if getattr(self, name) > 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected a share between 0 and 1")
-        if self.dtype in ("float16", "fp16"):
-            raise UserError(
-                f"dtype is {self.dtype}, whose small range overflows in training; expected bfloat16 or float32"
-            )
-        choices = {"base_dtype": ("auto", INT4), "expert_form": EXPERT_FORMS, "optimizer_bits": (8, 32)}
-        choices |= {"router_context": ROUTER_CONTEXTS, "router_layers": ROUTER_LAYERS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(str, known))}")
-        if self.base_dtype == INT4 and self.expert_form == "full":
-            raise UserError("base_dtype int4 freezes what full experts train; set expert_form to delta")
-        if self.expert_parallel and self.expert_form == "delta":
-            raise UserError("expert_parallel is for full experts, deltas are small; leave it out or set expert_form")
-        if self.optimizer_bits == 8 and (self.shard or self.expert_parallel):
-            raise UserError("optimizer_bits 8 has no shards; leave it out, or shard and expert_parallel")
-        if self.template != "auto":
-            check_template(self.template)
-        if not self.test_sets or len(set(self.test_sets)) != len(self.test_sets):
-            raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected at least one split, each once")
-        if AUTO in self.test_sets and len(self.test_sets) > 1:
-            raise UserError(f"test_sets is {' '.join(self.test_sets)!r}, expected {AUTO} alone or names of splits")
-        if self.router_half_life == 0:
-            raise UserError("router_half_life is 0, expected a positive number of tokens")
-        if self.merge and (self.router_context != "none" or self.router_layers != "each"):
-            raise UserError(
-                "merge writes a Mixtral model, which routes each token by itself; set router_context to none and "
-                "router_layers to each, or leave merge out"
-            )
-        if not self.languages:
-            raise UserError("languages is empty, expected at least one, such as python")
-        if len(set(self.languages)) != len(self.languages):
-            raise UserError(f"languages names one twice: {' '.join(self.languages)}")
-        for language in self.languages:
-            get_language(language)
-        if self.new_language and self.new_language != self.languages[-1]:
-            raise UserError(f"new_language is {self.new_language!r}, expected the last of languages")
-        if self.preferences and self.learn_from_tests:
-            raise UserError("preferences and learn_from_tests are both set; learn from one after the other")
-        if self.policy and self.expert_form == "full":
-            raise UserError("the run has full experts; only experts that are deltas learn from preferences and tests")
-        if self.group_size < 2:
-            raise UserError(f"group_size is {self.group_size}, expected at least 2 answers to compare")
-        if self.temperature == 0:
-            raise UserError("temperature is 0, expected a positive number: equal answers teach nothing")
-        parse_fields(self.fields)
-        parse_layers(self.moe_layers)
-        if self.attention_experts and (self.expert_form == "full" or self.merge):
-            other = "expert_form full" if self.expert_form == "full" else "merge"
-            raise UserError(f"attention_experts are low-rank deltas, and {other} makes full experts; leave one out")
-        if not 1 <= self.num_experts_per_tok <= len(self.languages):
-            raise UserError(
-                f"num_experts_per_tok is {self.num_experts_per_tok}, expected 1 to the number of languages, "
-                f"{len(self.languages)}"
-            )
-        counts = ("expert_rank", "validation_pairs", "max_tokens", "tokens_per_batch", "accumulate", "eval_pairs")
-        more = ("router_documents", "max_new_tokens", "eval_batch_size", "tasks_per_step", "updates_per_group")
-        for name in (*counts, *more):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1")
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, (int, float)) and value < 0:
-                raise UserError(f"{item.name} is {value}, expected no negative number")
-        if self.max_tokens > self.tokens_per_batch:
-            raise UserError(
-                f"max_tokens {self.max_tokens} is more than tokens_per_batch {self.tokens_per_batch}; "
-                "an example must fit into a batch"
-            )
+        require_sound(self)
 
     def to_dict(self) -> dict[str, Any]:
         """All settings as JSON-able values."""
@@ -299,7 +221,7 @@ class RunConfig:
         """One line for each setting of ``given`` that changes nothing beside the others."""
         full, tiny = self.expert_form == "full", self.base == TINY
         no_validation = not self.validation_steps and "without validation_steps nothing is measured on validation/"
-        alone = distributed.world() == 1 and "this is one process; torchrun --nproc-per-node N train.py starts N"
+        alone = distributed.world() == 1 and "this is one process; start several with torchrun (docs/training.md)"
         reasons = {
             "shard": alone,
             "expert_parallel": alone,
