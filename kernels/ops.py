@@ -176,7 +176,7 @@ def _packed(*weights: Any) -> bool:
 
 
 def _experts(x: Tensor, *arguments: Any) -> Tensor:
-    return experts_decode(x, *arguments) if x.shape[0] == 1 else experts_fwd(x, *arguments, False)[0]  # saves nothing
+    return experts_decode(x, *arguments) if x.shape[0] == 1 else experts_fwd(x, *arguments, save=False)[0]
 
 
 def experts_forward(

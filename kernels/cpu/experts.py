@@ -162,6 +162,7 @@ def experts_fwd(
     w3: Tensor | PackedWeights,
     gates: Tensor,
     expert_ids: Tensor,
+    *,
     save: bool = True,
 ) -> tuple[Tensor, Saved]:
     """Output [T, D] and what the backward needs, which is empty without ``save``."""
