@@ -20,8 +20,8 @@ from kernels.cpu.decode import mix_experts
 from kernels.cpu.stacked import DeltaDecoder, Stacked
 from kernels.packed import PackedWeights
 from moe.cache import Step
-from moe.experts import MoEFeedForward
-from moe.layers import FeedForward, rms_norm
+from moe.experts import MoEAttention, MoEFeedForward
+from moe.layers import FeedForward, Shares, rms_norm
 from moe.model import ModelOutput, Transformer
 from moe.router import RouterContext, Routing
 
@@ -45,7 +45,7 @@ class Decoder:
     def fits(model: Transformer) -> bool:
         """Whether the model is one for :class:`Decoder`: routers may be wider than the rest; no shards of a model."""
         scaling = model.config.rope_scaling
-        if model.config.attention_experts or hasattr(model, "reshard"):  # FSDP: its weights are elsewhere, too
+        if hasattr(model, "reshard"):  # FSDP: its weights are elsewhere, too
             return False
         for block in model.layers:
             ffn: Any = block.feed_forward
@@ -69,9 +69,10 @@ class Decoder:
             context = RouterContext(config, (len(tokens), 1), tokens.device, None, step)
         routing: list[Routing] = []
         for layer in self.layers:
-            x = layer.attend(x, cos, sin, step)
             decided = routing[0] if routing and config.router_layers == "first" else None
-            x, found = layer.feed(x, decided, context, len(routing), expert_bias)
+            router = (context, len(routing), expert_bias)
+            x, decided = layer.attend(x, cos, sin, step, decided, *router)
+            x, found = layer.feed(x, decided, *router)
             if found is not None:
                 routing.append(found)
         hidden = rms_norm(x, model.norm.weight, model.norm.eps)[:, None]  # [B, 1, D]
@@ -92,6 +93,7 @@ class _Layer:
         self.qkv_bias = self.out_bias = None
         if attention.wo.bias is not None:
             self.qkv_bias, self.out_bias = torch.cat([linear.bias for linear in inputs]), attention.wo.bias
+        self.attention = attention if isinstance(attention, MoEAttention) else None
         self.dense = isinstance(ffn, FeedForward)
         self.ffn: Any = ffn
         self.mix: Any = None  # (x, gates, ids) -> [1, D]
@@ -100,20 +102,33 @@ class _Layer:
         elif isinstance(ffn, MoEFeedForward):
             self.mix = _mixture(ffn)
 
-    def attend(self, x: Tensor, cos: Tensor, sin: Tensor, step: Step) -> Tensor:
-        """Attention and residual: x [B, D] -> [B, D]."""
+    def attend(
+        self, x: Tensor, cos: Tensor, sin: Tensor, step: Step, decided: Routing | None, *router: Any
+    ) -> tuple[Tensor, Routing | None]:
+        """Attention and residual: x [B, D] -> [B, D], and the decision where attention has experts."""
         rows, turning = len(x), self.heads + self.groups
-        heads = self.qkv.product(rms_norm(x, self.norms[0], self.eps))
+        normed = rms_norm(x, self.norms[0], self.eps)
+        heads = self.qkv.product(normed)
         if self.qkv_bias is not None:
             heads = heads + self.qkv_bias
+        shares: Shares = ()
+        if self.attention is not None:
+            decided = self.ffn.route(normed, *router) if decided is None else decided
+            shares = self.attention.shares(decided)
+            if rows == 1:  # of the experts that the token visits alone
+                shares = [(expert, share) for expert, share in shares if share.item()]
+            parts = zip("qkv", heads.split([n * self.size for n in (self.heads, self.groups, self.groups)], -1))
+            heads = torch.cat([self.attention.add(name, part, normed, shares) for name, part in parts], -1)
         heads = heads.view(rows, -1, self.size)  # [B, H + 2G, C]
         turned = heads[:, :turning]
         turned.copy_((turned * cos).add_(turned.roll(self.size // 2, -1).mul_(sin)))
         keys, values = step.store_both(self.index, heads[:, self.heads :, None])  # [B, G, L, C]
         q = heads[:, : self.heads].reshape(rows, self.groups, -1, self.size).to(keys.dtype)  # [B, G, H / G, C]
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=step.masks[self.window])
-        out = self.out.product(out.reshape(rows, -1).to(x.dtype))
-        return x + (out if self.out_bias is None else out + self.out_bias)
+        mixed = out.reshape(rows, -1).to(x.dtype)
+        out = self.out.product(mixed)
+        out = out if self.out_bias is None else out + self.out_bias
+        return x + (out if self.attention is None else self.attention.add("o", out, mixed, shares)), decided
 
     def feed(
         self, x: Tensor, decided: Routing | None, context: RouterContext | None, slot: int, bias: Tensor | None

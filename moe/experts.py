@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from kernels import ops
 from kernels.packed import Int4Weights
 from moe.config import ModelConfig
-from moe.layers import Attention, FeedForward
+from moe.layers import Attention, FeedForward, Shares
 from moe.router import RouterContext, Routing, select_top_k
 
 
@@ -200,14 +200,30 @@ class MoEAttention(Attention):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.names, self.delta_scale = config.attention_experts, config.delta_scale
+        self.names, self.delta_scale, self.num_experts = (
+            config.attention_experts,
+            config.delta_scale,
+            config.num_experts,
+        )
         self.shared_delta: LowRankDelta | None = None
         self.expert_deltas: LowRankDelta | None = None
         for name, deltas in low_rank_deltas(config, "attention").items():
             setattr(self, name, deltas)
 
-    def project(self, name: str, x: Tensor, routing: Routing | None) -> Tensor:
-        y = super().project(name, x, routing)
+    def shares(self, routing: Routing | None) -> Shares:
+        """Each expert and what its product is multiplied by for each token [T, 1]; none without a router."""
+        if routing is None:
+            return ()
+        gates = routing.gates.new_zeros(len(routing.gates), self.num_experts)
+        gates = self.delta_scale * gates.scatter_add(1, routing.expert_ids, routing.gates)  # [T, E]
+        return list(enumerate(gates.split(1, 1)))
+
+    def project(self, name: str, x: Tensor, shares: Shares) -> Tensor:
+        y = super().project(name, x, shares)
+        return self.add(name, y.flatten(0, 1), x.flatten(0, 1), shares).view_as(y)
+
+    def add(self, name: str, y: Tensor, x: Tensor, shares: Shares) -> Tensor:
+        """What the deltas of a projection make of its result: x [T, inputs], y [T, outputs] -> [T, outputs]."""
         if name not in self.names:
             return y
         if self.shared_delta is not None:
@@ -215,12 +231,8 @@ class MoEAttention(Attention):
             y = y + self.delta_scale * F.linear(F.linear(x, a), b)
         if self.expert_deltas is None:
             return y
-        assert routing is not None, "experts have a router"
         a, b = (factor.to(x.dtype) for factor in self.expert_deltas.pair(name))  # [E, r, in], [E, out, r]
-        gates = routing.gates.new_zeros(len(routing.gates), len(a))
-        gates = self.delta_scale * gates.scatter_add(1, routing.expert_ids, routing.gates)  # [T, E]
-        gates = gates.view(*x.shape[:-1], -1)  # [B, S, E]
-        for expert in range(len(a)):
-            hidden = F.linear(x, a[expert]) * gates[..., expert, None]  # [B, S, r]
+        for expert, share in shares:
+            hidden = F.linear(x, a[expert]) * share  # [T, r]
             y = y + F.linear(hidden.to(x.dtype), b[expert])
         return y

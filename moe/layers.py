@@ -9,6 +9,7 @@ implementations to the last bits.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,6 @@ from kernels import ops
 from kernels.packed import Int4Weights
 from moe.cache import Prompts, Step
 from moe.config import ModelConfig
-from moe.router import Routing
 
 
 class RMSNorm(nn.Module):
@@ -149,6 +149,9 @@ class Linear(nn.Linear):
         return out if self.bias is None else out + self.bias
 
 
+Shares = Sequence[tuple[int, Any]]  # experts in attention, and how much each adds
+
+
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al., 2023) with rotary embeddings and an optional key/value cache."""
 
@@ -168,10 +171,10 @@ class Attention(nn.Module):
         pattern: AttentionPattern,
         cache: Step | Prompts | None = None,
         layer: int = 0,
-        routing: Routing | None = None,
+        shares: Shares = (),
     ) -> Tensor:
         batch, length, _ = x.shape
-        q, k, v = (self.project(name, x, routing).view(batch, length, -1, self.head_dim) for name in "qkv")
+        q, k, v = (self.project(name, x, shares).view(batch, length, -1, self.head_dim) for name in "qkv")
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H, S, C], twice [B, G, S, C]
         if length == 1:  # of few values, in few calls
             q, k = ops.rotate(torch.cat((q, k), 1), cos, sin).split((self.n_heads, self.n_kv_heads), 1)
@@ -180,9 +183,9 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.store(layer, k, v)  # [B, G, L, C]
         out = attend(q, k, v, pattern)  # [B, H, S, C]
-        return self.project("o", out.transpose(1, 2).reshape(batch, length, -1), routing)
+        return self.project("o", out.transpose(1, 2).reshape(batch, length, -1), shares)
 
-    def project(self, name: str, x: Tensor, routing: Routing | None) -> Tensor:
+    def project(self, name: str, x: Tensor, shares: Shares) -> Tensor:
         """x [B, S, inputs] -> [B, S, outputs] by wq, wk, wv or wo."""
         linear: Linear = getattr(self, f"w{name}")
         return linear(x)

@@ -18,7 +18,7 @@ from kernels.packed import Int4Weights, PackedWeights
 from moe.cache import KVCache, Prompts, Step
 from moe.config import ModelConfig
 from moe.experts import LowRankDelta, MoEAttention, MoEFeedForward
-from moe.layers import Attention, AttentionPattern, FeedForward, Linear, RMSNorm, make_pattern
+from moe.layers import Attention, AttentionPattern, FeedForward, Linear, RMSNorm, Shares, make_pattern
 from moe.rope import rope_angles
 from moe.router import RouterContext, Routing, force_experts
 
@@ -66,13 +66,15 @@ class Block(nn.Module):
         expert_bias: Tensor | None,
     ) -> tuple[Tensor, Routing | None]:
         read = self.attention_norm(x)
-        early = isinstance(self.attention, MoEAttention)
-        if early and decided is None and isinstance(self.feed_forward, MoEFeedForward):  # one decision for both parts
-            decided = self.feed_forward.route(read.flatten(0, 1), context, slot, expert_bias)
-        x = x + self.attention(read, cos, sin, pattern, cache, layer, decided)
+        shares: Shares | None = None
+        if isinstance(self.attention, MoEAttention) and isinstance(self.feed_forward, MoEFeedForward):
+            if decided is None:  # one decision for both parts
+                decided = self.feed_forward.route(read.flatten(0, 1), context, slot, expert_bias)
+            shares = self.attention.shares(decided)
+        x = x + self.attention(read, cos, sin, pattern, cache, layer, shares or ())
         normed = self.ffn_norm(x)
         if observer is not None:
-            observer(layer, read if early else normed)
+            observer(layer, normed if shares is None else read)
         if isinstance(self.feed_forward, FeedForward):
             return x + self.feed_forward(normed), None
         tokens = normed.reshape(-1, normed.shape[-1])  # [T, D]

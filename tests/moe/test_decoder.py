@@ -29,6 +29,12 @@ FORMS = {
     "one delta": {**DELTA, "num_experts_per_tok": 1, "sliding_window": 5},
     "experts' deltas alone": {**DELTA, "shared_rank": 0, "num_experts_per_tok": 1},
     "adapter": {"expert_form": "delta", "shared_rank": 2, "num_experts": 0},
+    "attention": {**DELTA, "num_experts_per_tok": 2, "attention_experts": ("q", "v", "o"), "attention_bias": True},
+    "attention, first": {
+        **{**DELTA, "num_experts_per_tok": 1, "router_context": "ema", "router_layers": "first", "moe_layers": (1,)},
+        **{"attention_experts": ("k", "o")},
+    },
+    "adapter of attention": {"expert_form": "delta", "shared_rank": 2, "num_experts": 0, "attention_experts": ("q",)},
 }
 
 

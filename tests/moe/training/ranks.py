@@ -36,7 +36,9 @@ from moe.training.samples import Sample, Samples
 LANGUAGES = ("python", "cpp")
 SHAPE = ModelConfig(vocab_size=97, dim=16, n_layers=2, n_heads=2, n_kv_heads=1, hidden_dim=24, max_seq_len=64)
 SHAPES = {
-    "delta": replace(SHAPE, num_experts=2, expert_form="delta", shared_rank=2, expert_rank=2),
+    "delta": replace(
+        SHAPE, num_experts=2, expert_form="delta", shared_rank=2, expert_rank=2, attention_experts=("q", "o")
+    ),
     "full": replace(SHAPE, num_experts=2, tie_embeddings=True),
     "grown": replace(SHAPE, num_experts=2, hidden_dim=20),  # of three shards two hold an expert each
     "four": replace(SHAPE, num_experts=4),
