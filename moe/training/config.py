@@ -204,7 +204,7 @@ class RunConfig:
         if self.expert_parallel and self.expert_form == "delta":
             raise UserError("expert_parallel is for full experts, deltas are small; leave it out or set expert_form")
         if self.optimizer_bits == 8 and (self.shard or self.expert_parallel):
-            raise UserError("optimizer_bits 8 has no shards; leave it out, or shard and expert_parallel")
+            raise UserError("optimizer_bits 8 needs whole weights; leave it out, or shard and expert_parallel")
         if self.template != "auto":
             check_template(self.template)
         if not self.test_sets or len(set(self.test_sets)) != len(self.test_sets):
