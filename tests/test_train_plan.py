@@ -68,9 +68,9 @@ def test_a_plan_says_what_fits_and_how_long_it_takes(mistral, tmp_path, monkeypa
     assert "no batch is small enough" in train(*own, "--tokens-per-second", "1").stdout
 
 
-def test_a_plan_for_several_cards_names_the_way_to_share_the_model(mistral, monkeypatch):
+def test_a_plan_names_the_way_to_share_full_experts_and_to_shrink_their_averages(mistral, monkeypatch):
     config = RunConfig(
-        base=str(mistral / "Mistral-7B-v0.1"), expert_form="full", max_tokens=256, tokens_per_batch=1024,
+        base=str(mistral / "Mistral-7B-v0.1"), expert_form="full", max_tokens=512, tokens_per_batch=1024,
         activation_checkpointing=True,
     )  # fmt: skip
     ways = {"--shard": replace(config, shard=True), "--expert-parallel": replace(config, expert_parallel=True)}
@@ -82,7 +82,10 @@ def test_a_plan_for_several_cards_names_the_way_to_share_the_model(mistral, monk
     monkeypatch.setattr(distributed, "world", lambda: 3)
     with pytest.raises(UserError, match="4 experts cannot be dealt out to 3 processes; start 4 of them"):
         base_config(way)
-    assert plan_run(config, sizes, torch.float32, False).total > needed
+    monkeypatch.setattr(distributed, "world", lambda: 1)
+    config = replace(config, tokens_per_batch=512)
+    available = plan_run(replace(config, optimizer_bits=8), sizes, torch.float32, False).total
+    assert change_to_fit(config, sizes, torch.float32, available, False) == "--optimizer-bits 8"
 
 
 @pytest.mark.parametrize("preset", ["smollm2-135m", "mistral-7b-24gb", "mistral-7b-80gb"])

@@ -202,7 +202,7 @@ class RunConfig:
         if self.base_dtype == INT4 and self.expert_form == "full":
             raise UserError("base_dtype int4 freezes what full experts train; set expert_form to delta")
         if self.expert_parallel and self.expert_form == "delta":
-            raise UserError("expert_parallel is for full experts, deltas are small; leave it out or set expert_form")
+            raise UserError("expert_parallel deals out full experts; leave it out, or set expert_form to full")
         if self.optimizer_bits == 8 and (self.shard or self.expert_parallel):
             raise UserError("optimizer_bits 8 needs whole weights; leave it out, or shard and expert_parallel")
         if self.template != "auto":
