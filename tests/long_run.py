@@ -71,10 +71,9 @@ def main() -> int:
     """Trains, prints memory, and says how much it grew behind the first tenth."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--interval", type=int, default=1_000)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        found = memory_over_steps(arguments.steps, arguments.interval, Path(place))
+        found = memory_over_steps(arguments.steps, max(1, arguments.steps // 20), Path(place))
     settled = [memory for step, memory in found if step >= arguments.steps / 10]
     print(f"from a tenth of the steps to the end: {settled[-1] - settled[0]:+.1f} MiB")
     return 0

@@ -8,13 +8,18 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 import train as train_script
 from checkpoints.model_io import save_model
+from checkpoints.runs.preflight import base_config, change_to_fit, plan_run
 from moe.config import ModelConfig
 from moe.data.sources import load_data
+from moe.errors import UserError
 from moe.languages import DEFAULT_LANGUAGES
 from moe.model import Transformer
+from moe.training import distributed
+from moe.training.config import RunConfig
 from moe.training.tiny_base import train_tiny_tokenizer
 from tests.pair_files import write_pairs
 from tests.train_command import SMALL, train
@@ -61,6 +66,26 @@ def test_a_plan_says_what_fits_and_how_long_it_takes(mistral, tmp_path, monkeypa
     assert "fits into the" in train(*own, "--tokens-per-second", "1", *flags.split()).stdout
     monkeypatch.setattr(train_script, "available_memory", lambda device: 1 << 20)
     assert "no batch is small enough" in train(*own, "--tokens-per-second", "1").stdout
+
+
+def test_a_plan_names_the_way_to_share_full_experts_and_to_shrink_their_averages(mistral, monkeypatch):
+    config = RunConfig(
+        base=str(mistral / "Mistral-7B-v0.1"), expert_form="full", max_tokens=512, tokens_per_batch=1024,
+        activation_checkpointing=True,
+    )  # fmt: skip
+    ways = {"--shard": replace(config, shard=True), "--expert-parallel": replace(config, expert_parallel=True)}
+    monkeypatch.setattr(distributed, "world", lambda: 4)
+    sizes = base_config(config)
+    for flag, way in ways.items():
+        needed = plan_run(way, sizes, torch.float32, False).total
+        assert change_to_fit(config, sizes, torch.float32, needed, False) == flag
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    with pytest.raises(UserError, match="4 experts cannot be dealt out to 3 processes; start 4 of them"):
+        base_config(way)
+    monkeypatch.setattr(distributed, "world", lambda: 1)
+    config = replace(config, tokens_per_batch=512)
+    available = plan_run(replace(config, optimizer_bits=8), sizes, torch.float32, False).total
+    assert change_to_fit(config, sizes, torch.float32, available, False) == "--optimizer-bits 8"
 
 
 @pytest.mark.parametrize("preset", ["smollm2-135m", "mistral-7b-24gb", "mistral-7b-80gb"])

@@ -240,13 +240,13 @@ def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, avai
     """The smallest change of settings with which the run fits into ``available`` bytes, as flags; "" if none does.
 
     Sharding among several processes comes first, then fewer tokens a batch (with more batches per step the result is
-    about the same), then recomputation.
+    about the same), then recomputation, then for full experts averages of 8 bits.
     """
-    processes = distributed.world()
+    processes, full, wide = distributed.world(), config.expert_form == "full", config.optimizer_bits == 32
     ways = {}
-    if processes > 1 and shards(config) == 1 and not has_int4_base(config):
+    if processes > 1 and shards(config) == 1 and wide and not has_int4_base(config):
         ways["--shard"] = replace(config, shard=True)
-    if config.expert_form == "full" and expert_ranks(len(config.languages), processes) > 1:
+    if full and wide and expert_ranks(len(config.languages), processes) > 1:
         ways["--expert-parallel"] = replace(config, expert_parallel=True)
     for flag, split in ways.items():
         if plan_run(split, base, dtype, gpu).total <= available:
@@ -262,7 +262,12 @@ def change_to_fit(config: RunConfig, base: ModelConfig, dtype: torch.dtype, avai
             steps = config.accumulate * -(-config.tokens_per_batch // fitting)
             flags += [f"--tokens-per-batch {fitting} --accumulate {steps}"]
         return " ".join(flags)
-    return ""
+    if not full or not wide or shards(config) > 1:
+        return ""
+    narrow = replace(config, optimizer_bits=8)
+    fits = plan_run(narrow, base, dtype, gpu).total <= available
+    more = "" if fits else change_to_fit(narrow, base, dtype, available, gpu)
+    return f"--optimizer-bits 8 {more}".rstrip() if fits or more else ""
 
 
 def describe_fit(

@@ -221,7 +221,7 @@ class RunConfig:
         """One line for each setting of ``given`` that changes nothing beside the others."""
         full, tiny = self.expert_form == "full", self.base == TINY
         no_validation = not self.validation_steps and "without validation_steps nothing is measured on validation/"
-        alone = distributed.world() == 1 and "this is one process; start several with torchrun (docs/training.md)"
+        alone = distributed.world() == 1 and "this is one process; torchrun starts several"
         reasons = {
             "shard": alone,
             "expert_parallel": alone,

@@ -49,7 +49,7 @@ def make_optimizer(
         {"params": routers, "weight_decay": 0.0, "peak": stage.router_learning_rate, "router": True},
     ]
     groups = [group for group in groups if group["params"]]
-    if bits == 8:
+    if bits == 8 and stage.name != "pretrain":  # the tiny base is the same for all
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it takes our kernels for a package of that name
         import bitsandbytes
 

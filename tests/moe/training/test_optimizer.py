@@ -55,5 +55,5 @@ def test_without_the_library_or_with_shards_it_is_refused(monkeypatch):
         require_bitsandbytes()
     with pytest.raises(UserError, match="optimizer_bits is 16, expected 8 or 32"):
         replace(EIGHT, optimizer_bits=16)
-    with pytest.raises(UserError, match="has no shards"):
+    with pytest.raises(UserError, match="needs whole weights"):
         replace(EIGHT, shard=True)
