@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from checkpoints.runs.fingerprints import comparable, run_recipe
 from eval.bootstrap import Measured, Sample, bootstrap, common_keys, score
 from eval.codebleu.score import borrowed_scorer, count_each
 from eval.reporting.page import cost_rows
@@ -25,11 +26,6 @@ from moe.data.rows import parse_row
 from moe.errors import UserError
 
 RESAMPLES = 2000
-# Settings in which runs of one recipe may differ: where and on what they ran, and what the fingerprints say better.
-FREE = (
-    *("seed", "device", "save_minutes", "merge", "baseline", "base", "base_id", "data", "test_sets"),
-    *("eval_pairs", "loss_pairs", "test_pairs", "eval_batch_size"),
-)
 METRICS = ("loss", "CodeBLEU", "pass@1")
 
 
@@ -57,9 +53,9 @@ def compared(runs: Sequence[RunRecord], allow_different: bool) -> list[str]:
     first = runs[0]
     problems = []
     for run in runs[1:]:
-        mine, theirs = first.results.get("fingerprints"), run.results.get("fingerprints")
-        if theirs is None or mine is None:
-            problems.append(f"{(run if theirs is None else first).path} has no fingerprints (of an earlier version)")
+        mine, theirs = (comparable(x.results.get("fingerprints", {})) for x in (first, run))
+        if not theirs or not mine:
+            problems.append(f"{(first if theirs else run).path} has no fingerprints (of an earlier version)")
             continue
         names = [name for name in ("training data", "test sets", "base", "tokenizer") if mine[name] != theirs[name]]
         if run.languages != first.languages:
@@ -75,18 +71,13 @@ def recipes(runs: Sequence[RunRecord]) -> list[list[RunRecord]]:
     """The runs grouped by what they did; those of one group differ in their seed (or in which models they trained)."""
     groups: dict[str, list[RunRecord]] = {}
     for run in runs:
-        groups.setdefault(json.dumps(_recipe(run), sort_keys=True), []).append(run)
+        groups.setdefault(json.dumps(run_recipe(run.settings, run.results), sort_keys=True), []).append(run)
     return list(groups.values())
-
-
-def _recipe(run: RunRecord) -> dict[str, Any]:
-    settings = {name: value for name, value in run.config.items() if name not in FREE}
-    return {**settings, **run.results.get("fingerprints", {})}
 
 
 def differing_settings(groups: Sequence[Sequence[RunRecord]]) -> list[dict[str, Any]]:
     """For each recipe the settings that others have otherwise."""
-    found = [_recipe(group[0]) for group in groups]
+    found = [run_recipe(group[0].settings, group[0].results) for group in groups]
     known = dict.fromkeys(name for recipe in found for name in recipe)
     names = [name for name in known if any(recipe.get(name) != found[0].get(name) for recipe in found)]
     return [{name: recipe.get(name) for name in names} for recipe in found]

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints.model_card import RESULTS_FILE, RUN_FILE
 from checkpoints.model_io import LoadedModel
 from checkpoints.runs.directory import RunDirectory
-from checkpoints.storage.files import sha256_file
+from checkpoints.storage.files import read_json_object, sha256_file
 from moe.data.pairs import load_split
 from moe.data.sources import SYNTHETIC, Pairs
 from moe.data.synthetic import generate_pairs
@@ -24,11 +25,18 @@ from moe.training.tiny_base import TOKENIZER_PAIRS, VOCABULARY, tiny_config
 
 SAMPLED = 100  # synthetic pairs per language, drawn by seed 0, that the generator is known by
 WEIGHTS = (".safetensors", ".gguf", "config.json", "params.json")
+# Settings in which runs of one recipe may differ: where and on what they ran, and what fingerprints say better.
+FREE = (
+    *("seed", "device", "save_minutes", "merge", "baseline", "base", "base_id", "data", "test_sets", "preferences"),
+    *("eval_pairs", "loss_pairs", "test_pairs", "eval_batch_size"),
+)
 PRETRAINING = ("pretrain_steps", "pretrain_lr", "warmup_ratio", "min_lr_ratio", "weight_decay", "max_grad_norm")
 
 
 def run_fingerprints(config: RunConfig, base: LoadedModel) -> dict[str, Any]:
     """Fingerprints of the training data, each test set (under ``test sets``), the base's weights and its tokenizer.
+
+    Of a base that another run made there is its recipe, too, and of preferences their file.
 
     Reads every file once more; SHA-256 takes about a second per gigabyte.
     """
@@ -43,7 +51,24 @@ def run_fingerprints(config: RunConfig, base: LoadedModel) -> dict[str, Any]:
         tokenizer = _digest([hashlib.sha256(content).hexdigest() for content in base.tokenizer.files().values()])
         weights = _digest([sha256_file(path) for path in _weight_files(base.path)])
     found = {"training data": train, "test sets": test_sets, "base": weights, "tokenizer": tokenizer}
-    return found | ({"preferences": sha256_file(Path(config.preferences))} if config.preferences else {})
+    run = base.path.parent
+    if base.path.name == "model" and (run / RUN_FILE).is_file() and (run / RESULTS_FILE).is_file():
+        found["base recipe"] = _digest(run_recipe(*(read_json_object(run / x) for x in (RUN_FILE, RESULTS_FILE))))
+    return found | ({"preferences": sha256_file(Path(config.preferences))[:16]} if config.preferences else {})
+
+
+def run_recipe(settings: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """What runs that differ in their seed alone share, from what ``run.json`` and ``results.json`` hold."""
+    config = settings.get("config", {})
+    shared = {name: value for name, value in config.items() if name not in FREE}
+    learned = {"preferences": True} if config.get("preferences") else {}
+    return {**shared, **learned, **comparable(results.get("fingerprints", {}))}
+
+
+def comparable(fingerprints: Mapping[str, Any]) -> dict[str, Any]:
+    """Fingerprints without what differs between the seeds of one recipe: the weights that another run made."""
+    found = {name: value for name, value in fingerprints.items() if name not in ("base recipe", "preferences")}
+    return found | ({"base": fingerprints["base recipe"]} if "base recipe" in fingerprints else {})
 
 
 def check_inputs(directory: RunDirectory, now: Mapping[str, Any], accept: bool) -> list[str]:

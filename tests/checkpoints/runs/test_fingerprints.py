@@ -10,7 +10,7 @@ import pytest
 
 from checkpoints.model_io import load_model, save_model
 from checkpoints.runs.directory import RunDirectory
-from checkpoints.runs.fingerprints import check_inputs, run_fingerprints
+from checkpoints.runs.fingerprints import check_inputs, comparable, run_fingerprints
 from moe.data.sources import load_data
 from moe.errors import UserError
 from moe.model import Transformer
@@ -97,3 +97,22 @@ def test_a_resumed_run_starts_from_the_same(place, tmp_path):
     assert results.keys() == {"fingerprints", "proof"} and results["fingerprints"] == other
     with pytest.raises(UserError, match="another training data;"):
         check_inputs(RunDirectory.resume(directory.path), {**other, "training data": "z"}, accept=False)
+
+
+def test_what_another_run_made_is_known_by_that_runs_recipe(place, tmp_path):
+    """Seeds that were trained further are comparable, though their bases differ; runs on another recipe are not."""
+    found = {}
+    for name, seed, rank in (("one", 0, 4), ("two", 1, 4), ("other", 0, 8)):
+        shutil.copytree(place, tmp_path / name)
+        (tmp_path / name / "base").rename(tmp_path / name / "model")
+        config = {"seed": seed, "base": name, "expert_rank": rank, "preferences": ""}
+        (tmp_path / name / "run.json").write_text(json.dumps({"config": config}))
+        (tmp_path / name / "results.json").write_text(json.dumps({"fingerprints": {"base": "b"}}))
+        if name == "two":
+            weights = next((tmp_path / name / "model").glob("*.safetensors"))
+            content = bytearray(weights.read_bytes())
+            content[-1] ^= 1
+            weights.write_bytes(content)
+        found[name] = fingerprints(tmp_path / name, base="model")
+    assert found["one"]["base"] != found["two"]["base"]
+    assert comparable(found["one"]) == comparable(found["two"]) != comparable(found["other"])

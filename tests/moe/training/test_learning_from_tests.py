@@ -16,7 +16,7 @@ from moe.training.trainer import Trainer
 
 LANGUAGES = ("python", "cpp")
 CONFIG = RunConfig(
-    languages=LANGUAGES, learn_from_tests=True, policy_steps=8, policy_lr=3e-2, tasks_per_step=2, group_size=8,
+    languages=LANGUAGES, learn_from_tests=True, policy_steps=8, policy_lr=1e-2, tasks_per_step=2, group_size=6,
     updates_per_group=2, kl_weight=0.0, max_tokens=40, max_new_tokens=6, tokens_per_batch=96,
 )  # fmt: skip
 
@@ -32,7 +32,7 @@ def tasks(language: str, count: int = 3) -> list[Pair]:
 
 
 class Judge:
-    """Passes answers that begin with a letter of the first half of the alphabet; keeps what it was asked."""
+    """Passes answers whose first character has an odd number; keeps what it was asked."""
 
     def __init__(self):
         self.asked = []
@@ -51,10 +51,14 @@ def trainer_of(mixture, chatml, judge, config=CONFIG, languages=LANGUAGES):
 
 
 def test_rewarded_answers_become_more_likely(mixture, chatml):
-    reports = list(trainer_of(mixture, chatml, Judge()).run())
-    rewards = [report.measured["reward"] for report in reports if "reward" in report.measured]
-    assert len(rewards) == 4 and rewards[-1] > rewards[0] + 0.1
-    assert all(report.measured["kl"] >= 0 for report in reports)
+    trainer = trainer_of(mixture, chatml, Judge(), replace(CONFIG, policy_lr=1e-3))
+    losses = [trainer.train_step().loss for _ in range(2)]
+    gains = {language: 0.0 for language in range(len(LANGUAGES))}
+    for batch in trainer.batches.batches(1):
+        with torch.no_grad():
+            gained = trainer.batches.log_probabilities(batch) - batch.sampled
+        gains[batch.language] += (gained * batch.advantages).sum().item()
+    assert losses[1] < losses[0] and min(gains.values()) > 0
 
 
 def test_only_the_expert_of_the_language_learns(mixture, chatml):
