@@ -43,9 +43,9 @@ def require_sound(config: Any) -> None:
     if config.base_dtype == INT4 and config.expert_form == "full":
         raise UserError("base_dtype int4 freezes what full experts train; set expert_form to delta")
     if config.expert_parallel and config.expert_form == "delta":
-        raise UserError("expert_parallel is for full experts, deltas are small; leave it out or set expert_form")
+        raise UserError("expert_parallel deals out full experts; leave it out, or set expert_form to full")
     if config.optimizer_bits == 8 and (config.shard or config.expert_parallel):
-        raise UserError("optimizer_bits 8 has no shards; leave it out, or shard and expert_parallel")
+        raise UserError("optimizer_bits 8 needs whole weights; leave it out, or shard and expert_parallel")
     if config.template != "auto":
         check_template(config.template)
     if not config.test_sets or len(set(config.test_sets)) != len(config.test_sets):
