@@ -28,9 +28,6 @@ FILTER_TOKENS = 512  # the first of each document: a filter is fitted on whole s
 MAX_FEATURE_BYTES = 2 << 30
 SHRINKAGE = 1e-4  # of the features' second moment, relative to its mean
 WEIGHT_PENALTY = 1e-4
-# Of documents whose rows are kept, beside those of a new language: an old language's token in the new expert costs more
-# than the new one's in an old expert, which it may learn from.
-KEPT_WEIGHT = 16.0
 ITERATIONS, FILTER_ITERATIONS = 100, 60  # of L-BFGS, at most; a filter's cost ten times as much
 
 
@@ -176,8 +173,6 @@ def _logistic(
     those ``kept`` [<E, D].
     """
     kept = x.new_zeros(0, x.shape[1]) if kept is None else kept
-    weights = x.new_ones(classes, dtype=torch.float64)
-    weights[: len(kept)] = KEPT_WEIGHT
     x = x.double()
     given = x @ kept.double().T  # [N, <E]
     moment = x.T @ x / len(x)  # [D, D]
@@ -189,8 +184,9 @@ def _logistic(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        logits = decide(torch.cat((given, white @ weight.T), -1))
-        loss = F.cross_entropy(logits, y, weights) + WEIGHT_PENALTY * weight.pow(2).sum()
+        loss = (
+            F.cross_entropy(decide(torch.cat((given, white @ weight.T), -1)), y) + WEIGHT_PENALTY * weight.pow(2).sum()
+        )
         loss.backward()
         return loss
 
