@@ -87,7 +87,7 @@ class RunConfig:
     expert_rank: int = setting(16, "rank of each language's own delta")
     delta_scale: float = setting(2.0, "factor on all low-rank deltas")
     attention_experts: tuple[str, ...] = setting(
-        (), "projections of the attention, of q k v o, that get deltas, too; routers then read what it reads"
+        (), "projections of the attention, of q k v o, that get deltas, too; routers then read its input"
     )
 
     pretrain_steps: int = setting(0, "steps that train the tiny base from scratch", group="stages")
