@@ -194,8 +194,8 @@ class RunConfig:
             raise UserError(
                 f"dtype is {self.dtype}, whose small range overflows in training; expected bfloat16 or float32"
             )
-        choices = {"base_dtype": ("auto", INT4), "expert_form": EXPERT_FORMS, "optimizer_bits": (8, 32)}
-        choices |= {"router_context": ROUTER_CONTEXTS, "router_layers": ROUTER_LAYERS}
+        choices: dict[str, tuple[Any, ...]] = {"base_dtype": ("auto", INT4), "optimizer_bits": (8, 32)}
+        choices |= {"expert_form": EXPERT_FORMS, "router_context": ROUTER_CONTEXTS, "router_layers": ROUTER_LAYERS}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is {getattr(self, name)!r}, expected {' or '.join(map(str, known))}")
