@@ -9,7 +9,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import AsyncCollectiveTensor, all_to_all_single_autograd
+from torch.distributed._functional_collectives import (
+    AsyncCollectiveTensor,
+    all_to_all_single,
+    all_to_all_single_autograd,
+)
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
@@ -36,6 +40,7 @@ class ParallelExperts(Experts):
             split = DTensor.from_local(part, mesh, [Shard(0)], run_check=False)
             setattr(self, name, nn.Parameter(split, requires_grad=weight.requires_grad))
 
+    @torch.inference_mode(False)  # in which torch 2.11 cannot gather
     @torch.no_grad()
     def gather(self) -> list[Tensor]:
         """The weights of all experts; every rank of the mesh asks at the same time."""
@@ -62,7 +67,8 @@ class ParallelExperts(Experts):
     def _exchange(self, rows: Tensor, here: list[int] | None = None, there: list[int] | None = None) -> Tensor:
         """Sends ``there[n]`` rows to rank n, and gets ``here[n]`` from it; its backward pass sends gradients back."""
         count_traffic("tokens to all-to-all", rows.nbytes)
-        found = all_to_all_single_autograd(rows, here, there, self.mesh.get_group())
+        send = all_to_all_single if torch.is_inference_mode_enabled() else all_to_all_single_autograd  # for torch 2.11
+        found = send(rows, here, there, self.mesh.get_group())
         if isinstance(found, AsyncCollectiveTensor):
             found = cast(Tensor, found.wait())
         if found.requires_grad:
