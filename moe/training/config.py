@@ -291,6 +291,7 @@ class RunConfig:
             "delta_scale": full and "full experts have no deltas",
             "router_half_life": self.router_context not in ("ema", "filter")
             and "only router_context ema and filter forget",
+            "accumulate": bool(self.policy) and "a step on answers takes tasks_per_step of each language",
             "patience": no_validation,
             "keep_best": no_validation,
             "validation_pairs": no_validation,
