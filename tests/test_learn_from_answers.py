@@ -59,7 +59,7 @@ def test_the_run_is_a_run_like_any_other(runs, capsys):
     card = (runs / "new" / "model" / "README.md").read_text()
     assert "| preferences | p.jsonl |" in card and "| policy lr | 0.01 |" in card
     assert "write code with it" in train("--resume", runs / "new").stdout
-    for command in (["inspect", runs / "new"], ["extract", runs / "new", runs / "cpp", "--expert", "cpp"]):
+    for command in (["inspect", runs / "new"], ["extract", runs / "new", runs / "cpp", "--language", "cpp"]):
         assert checkpoints([str(x) for x in command]) == 0, command
     capsys.readouterr()
 

@@ -288,20 +288,25 @@ def describe_fit(
 
 
 def describe_work(config: RunConfig, base: ModelConfig, tokens_per_second: float) -> list[str]:
-    """Operations per token, tokens and hours of branch and mix at this speed (0: unknown)."""
+    """Operations per token, tokens and hours of branch and mix at this speed (0: unknown).
+
+    How long answers are, and how long tests run, is not known before: they have operations per token alone.
+    """
     with torch.device("meta"):
         dense, mixture = Transformer(base), Transformer(mixture_config(config, base))
     learned = [name for name, _ in mixture.named_parameters() if is_expert(name) or is_router(name)]
     flops = training_flops(mixture, learned)
     once = training_flops(dense, [])
     same = once * count_parameters(mixture) / count_parameters(dense)
-    steps = sum(config.stage_steps.values())
-    tokens = steps * config.accumulate * config.tokens_per_batch
     lines = [
         f"operations per token of a training step: mixture {flops / 1e9:.3g} G, dense base {once / 1e9:.3g} G, "
         f"a dense model of the mixture's size (frozen) {same / 1e9:.3g} G",
-        f"{steps:,} steps of {' and '.join(config.stage_steps)} are at most {tokens:,} tokens",
     ]
+    if config.policy:
+        return lines
+    steps = config.branch_steps + config.mix_steps
+    tokens = steps * config.accumulate * config.tokens_per_batch
+    lines.append(f"{steps:,} steps of branch and mix are at most {tokens:,} tokens")
     if tokens_per_second:
         hours = tokens / tokens_per_second / 3600
         twice = ", and about as much for the baseline" if config.baseline else ""

@@ -107,7 +107,7 @@ class RunConfig:
     )
     learn_from_tests: bool = setting(False, "GRPO of a finished run: its own answers, judged by the tests of its data")
     policy_steps: int = setting(40, "steps of either, in which the experts learn")
-    policy_lr: float = setting(1e-3, "peak learning rate of either")
+    policy_lr: float = setting(2e-5, "peak learning rate of either")
     kl_weight: float = setting(0.1, "how strongly the model is held at its start: beta of DPO, KL weight of GRPO")
     tasks_per_step: int = setting(8, "preferences, or tasks to answer, per language and step")
     group_size: int = setting(8, "answers sampled for each task")
@@ -231,6 +231,7 @@ class RunConfig:
             "delta_scale": full and "full experts have no deltas",
             "router_half_life": self.router_context not in ("ema", "filter")
             and "only router_context ema and filter forget",
+            "accumulate": bool(self.policy) and "a step on answers takes tasks_per_step of each language",
             "patience": no_validation,
             "keep_best": no_validation,
             "validation_pairs": no_validation,

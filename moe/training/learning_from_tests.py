@@ -158,7 +158,7 @@ class LearningFromTests(Policy):
         if self._turn < 0:
             return {}
         found = {
-            "turn": torch.tensor(self._turn),
+            "turn": torch.tensor([self._turn]),
             "documents": torch.tensor([len(batch.documents) for batch in self._batches]),
             "lengths": torch.tensor([length for batch in self._batches for length in batch.documents]),
             "language": torch.tensor([batch.language for batch in self._batches]),

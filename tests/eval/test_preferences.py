@@ -28,7 +28,7 @@ def silent(done, total):
 
 def test_answers_are_judged_by_the_tests_of_their_task(tmp_path):
     ruby = replace(TASK, language="ruby")
-    found = judged([TASK, ruby], [[GOOD, WRONG, BROKEN], [GOOD]], tmp_path / "v", silent)
+    found = judged([TASK, ruby], [[GOOD, WRONG, BROKEN], ["1"]], tmp_path / "v", silent)
     assert found == [{GOOD: True, WRONG: False, BROKEN: False}, {}]
 
 
@@ -95,11 +95,13 @@ def test_sampling_goes_on_where_it_stopped(loaded, tmp_path, monkeypatch):
     ],
 )
 def test_mistakes_are_one_line(tmp_path, capsys, flags, message):
-    assert main(["preferences", str(tmp_path), *flags]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["preferences", str(tmp_path), *flags])
     assert message in capsys.readouterr().err
 
 
 def test_a_run_that_is_not_finished_is_named(tmp_path, capsys):
     (tmp_path / "run.json").write_text(json.dumps({"config": {}}))
-    assert main(["preferences", str(tmp_path)]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["preferences", str(tmp_path)])
     assert "is not finished" in capsys.readouterr().err
