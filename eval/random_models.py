@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import torch
-from torch import nn
 
+from checkpoints.formats.parameters import set_packed
 from kernels import int4
 from kernels.bench.shapes import MISTRAL_7B
+from kernels.packed import Int4Weights
 from moe.config import ModelConfig
 from moe.experts import LowRankDelta, MoEFeedForward, widen_trainable
 from moe.model import Transformer
@@ -63,12 +62,8 @@ def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype, 
 
 def pack(feed_forward: MoEFeedForward) -> None:
     """Puts int4 weights in the place of a feed-forward's full ones, where they are read."""
-    name, owner = ("experts", feed_forward.experts) if feed_forward.experts is not None else ("base", feed_forward.base)
-    assert isinstance(owner, nn.Module)
-    weights = {}
-    for which in ("w1", "w2", "w3"):
-        weight = getattr(owner, which)
-        packed = int4.pack(weight.weight if isinstance(weight, nn.Linear) else weight)
-        weights[which] = SimpleNamespace(weight=packed) if isinstance(weight, nn.Linear) else packed
-    delattr(feed_forward, name)
-    setattr(feed_forward, name, SimpleNamespace(**weights))
+    paths = [f"experts.{name}" for name in ("w1", "w2", "w3")]
+    if feed_forward.experts is None:
+        paths = [f"base.{name}.weight" for name in ("w1", "w2", "w3")]
+    for path in paths:
+        set_packed(feed_forward, path, Int4Weights(int4.pack(feed_forward.get_parameter(path))))

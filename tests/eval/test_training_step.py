@@ -11,7 +11,7 @@ import torch
 
 from eval import random_models, training_step
 from kernels import int4
-from kernels.int4 import Int4Weight
+from kernels.packed import Int4Weights
 from moe.training.config import load_preset, make_config
 from moe.training.memory_plan import GIB
 
@@ -62,10 +62,10 @@ def test_a_packed_model_is_the_model_with_its_weights_rounded_to_int4(form):
             else:
                 weight = getattr(ours.feed_forward.base, name).weight
                 small = getattr(theirs.feed_forward.base, name).weight
-            assert isinstance(small, Int4Weight)
+            assert isinstance(small, Int4Weights)
             exact = int4.unpack(int4.pack(weight)).view(weight.shape)
             weight.data.copy_(exact)
-            assert torch.equal(exact, int4.unpack(small).view(weight.shape))
+            assert torch.equal(exact, int4.unpack(small.weight()).view(weight.shape))
     tokens = torch.arange(40).remainder(60)[None]
     difference = (whole(tokens).logits - packed(tokens).logits).abs().max()
     assert difference < 1e-5 * whole(tokens).logits.abs().max()
