@@ -200,11 +200,8 @@ class MoEAttention(Attention):
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        self.names, self.delta_scale, self.num_experts = (
-            config.attention_experts,
-            config.delta_scale,
-            config.num_experts,
-        )
+        self.names, self.num_experts = config.attention_experts, config.num_experts
+        self.delta_scale = config.delta_scale
         self.shared_delta: LowRankDelta | None = None
         self.expert_deltas: LowRankDelta | None = None
         for name, deltas in low_rank_deltas(config, "attention").items():
@@ -231,8 +228,8 @@ class MoEAttention(Attention):
             y = y + self.delta_scale * F.linear(F.linear(x, a), b)
         if self.expert_deltas is None:
             return y
-        a, b = (factor.to(x.dtype) for factor in self.expert_deltas.pair(name))  # [E, r, in], [E, out, r]
+        down, up = (factor.to(x.dtype).unbind() for factor in self.expert_deltas.pair(name))  # E [r, in], E [out, r]
         for expert, share in shares:
-            hidden = F.linear(x, a[expert]) * share  # [T, r]
-            y = y + F.linear(hidden.to(x.dtype), b[expert])
+            hidden = F.linear(x, down[expert]) * share  # [T, r]
+            y = y + F.linear(hidden.to(x.dtype), up[expert])
         return y
