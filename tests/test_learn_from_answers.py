@@ -11,6 +11,7 @@ from checkpoints.__main__ import main as checkpoints
 from checkpoints.model_io import load_model
 from moe.data.synthetic import generate_pairs
 from moe.files import write_json_lines
+from moe.training.interrupt import Interrupted
 from moe.training.trainer import Trainer
 from tests.train_command import CONTEXT, train
 
@@ -64,33 +65,29 @@ def test_the_run_is_a_run_like_any_other(runs, capsys):
     capsys.readouterr()
 
 
-def test_an_interrupted_one_ends_as_an_undisturbed_one(runs, monkeypatch):
-    step = Trainer.train_step
+def test_a_mixture_learns_from_tests_and_resumes(runs, monkeypatch):
+    judged, step = [], Trainer.train_step
+
+    def judge(answers):
+        judged.append(len(answers))
+        return [len(text) % 2 for _, text in answers]
 
     def interrupted(trainer):
         if trainer.step == 1:
-            raise KeyboardInterrupt
+            raise Interrupted(15)
         return step(trainer)
 
-    again = ("--runs", runs, "--name", "again", "--preferences", runs / "p.jsonl", "--to", runs / "old", *LEARN)
+    monkeypatch.setattr("eval.rewards.shares_of_tests", judge)
     monkeypatch.setattr(Trainer, "train_step", interrupted)
-    assert train(*again, check=False).returncode == 130
-    monkeypatch.undo()
-    train("--resume", runs / "again")
-    one, other = (load_model(runs / name / "model").model for name in ("new", "again"))
-    for name, parameter in one.named_parameters():
-        assert torch.equal(parameter, other.get_parameter(name)), name
-
-
-def test_a_mixture_learns_from_tests(runs, monkeypatch):
-    monkeypatch.setattr("eval.rewards.shares_of_tests", lambda answers: [len(text) % 2 for _, text in answers])
-    train(
-        "--runs", runs, "--name", "tested", "--learn-from-tests", "--to", runs / "old", *LEARN,
-        "--group-size", 2, "--max-new-tokens", 4,
-    )  # fmt: skip
+    settings = (*LEARN, "--group-size", 2, "--max-new-tokens", 4, "--save-minutes", 0)
+    new = ("--runs", runs, "--name", "tested", "--learn-from-tests", "--to", runs / "old", *settings)
+    assert train(*new, check=False).returncode == 143
+    monkeypatch.setattr(Trainer, "train_step", step)
+    train("--resume", runs / "tested")
+    assert len(judged) == 2  # answers for steps 1 and 2, and for step 3
     rows = (runs / "tested" / "metrics.csv").read_text().splitlines()
     assert {"reward", "passed_cpp", "seconds_judging"} <= set(rows[0].split(","))
-    assert [row.split(",")[0] for row in rows[1:]] == ["tests"] * 3
+    assert [row.split(",")[:2] for row in rows[1:]] == [["tests", str(n)] for n in (1, 2, 3)]
     card = (runs / "tested" / "model" / "README.md").read_text()
     assert "| learn from tests | True |" in card and "| group size | 2 |" in card
 
