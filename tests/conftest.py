@@ -16,6 +16,8 @@ from moe.model import Transformer
 ROOT = Path(__file__).resolve().parent.parent
 # Two test processes on two cores: more threads than cores only wait for each other.
 torch.set_num_threads(1 if os.environ.get("PYTEST_XDIST_WORKER") else (os.cpu_count() or 1))
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A shell that starts a job in the background has it ignore Ctrl-C, which tests send to themselves and to programs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
