@@ -56,7 +56,7 @@ def require_sound(config: Any) -> None:
         raise UserError("router_half_life is 0, expected a positive number of tokens")
     if config.merge and (config.router_context != "none" or config.router_layers != "each"):
         raise UserError(
-            "merge writes a Mixtral model, which routes each token by itconfig; set router_context to none and "
+            "merge writes a Mixtral model, which routes each token by itself; set router_context to none and "
             "router_layers to each, or leave merge out"
         )
     if not config.languages:
@@ -71,6 +71,8 @@ def require_sound(config: Any) -> None:
         raise UserError("preferences and learn_from_tests are both set; learn from one after the other")
     if config.policy and config.expert_form == "full":
         raise UserError("the run has full experts; only experts that are deltas learn from preferences and tests")
+    if config.preferences and config.kl_weight == 0:
+        raise UserError("kl_weight is 0, expected a positive number: DPO has no gradient then")
     if config.group_size < 2:
         raise UserError(f"group_size is {config.group_size}, expected at least 2 answers to compare")
     if config.temperature == 0:
