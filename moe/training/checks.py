@@ -56,7 +56,7 @@ def require_sound(config: Any) -> None:
         raise UserError("router_half_life is 0, expected a positive number of tokens")
     if config.merge and (config.router_context != "none" or config.router_layers != "each"):
         raise UserError(
-            "merge writes a Mixtral model, which routes each token by itconfig; set router_context to none and "
+            "merge writes a Mixtral model, which routes each token by itself; set router_context to none and "
             "router_layers to each, or leave merge out"
         )
     if not config.languages:

@@ -30,13 +30,13 @@ from moe.layers import FeedForward
 from moe.losses import token_losses
 from moe.model import Transformer, count_parameters
 from moe.training.interrupt import DelayedInterrupt
+from moe.training.optimizer import BLOCK
 from moe.training.sharding import expert_ranks, part_numel
 from moe.training.stages import is_delta, is_expert, is_router
 
 GIB = 2**30
 MEASURED_TOKENS = (2048, 4096)
 CHECKED_TOKENS = 16384  # a step of more takes long to count
-BLOCK = 256  # values of an 8-bit Adam moment that share a scale
 DOCUMENT = 512  # tokens of each example of the batch that is counted
 LAYERS = {
     f"language_experts::{name}": getattr(custom_ops, name)._init_fn

@@ -15,6 +15,8 @@ from moe.errors import UserError
 from moe.training import sharding
 from moe.training.stages import Stage, is_router
 
+BLOCK = 256  # values of an 8-bit average that share a scale
+
 
 def require_bitsandbytes() -> None:
     """Raises :class:`UserError` where bitsandbytes with a CPU implementation is not installed."""
@@ -30,12 +32,14 @@ def require_bitsandbytes() -> None:
 
 
 def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], weight_decay: float, stage: Stage, bits: int = 32
+    parameters: Mapping[str, nn.Parameter], weight_decay: float, stage: Stage, bits: int = 32, kept: bool = False
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter, 2019) with weight decay on matrices, none on routers and vectors.
 
     Each group keeps its peak learning rate under ``"peak"``; :func:`set_learning_rates` scales it. With 8 ``bits`` the
-    averages of all but routers are blocks of 8 bits (Dettmers et al., 2022), which bitsandbytes computes.
+    averages of all but routers are blocks of 8 bits (Dettmers et al., 2022), which bitsandbytes computes. ``kept``:
+    experts without a gradient must not change, so no block may be of two experts, whose zeros would not stay zeros;
+    matrices that do not end with a block keep 32 bits, and with them all that are no larger.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -53,7 +57,8 @@ def make_optimizer(
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it takes our kernels for a package of that name
         import bitsandbytes
 
-        least = max(parameter.numel() + 1 for parameter in (*routers, *plain, torch.empty(4095)))
+        torn = [x for x in decayed if kept and x.numel() // len(x) % BLOCK]
+        least = max(parameter.numel() + 1 for parameter in (*routers, *plain, *torn, torch.empty(4095)))
         return bitsandbytes.optim.AdamW8bit(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8, min_8bit_size=least)
     device = next(iter(parameters.values())).device.type
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8, fused=device in ("cpu", "cuda"))

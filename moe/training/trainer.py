@@ -161,7 +161,7 @@ class Trainer:
         # Without a gradient and without weight decay AdamW leaves the other experts as they are.
         kept = self.one_expert or isinstance(batches, Policy)
         self.optimizer = make_optimizer(
-            self.parameters, 0.0 if kept else config.weight_decay, stage, config.optimizer_bits
+            self.parameters, 0.0 if kept else config.weight_decay, stage, config.optimizer_bits, kept
         )
         self.names = parameter_names(self.optimizer, self.parameters)
         self.flops_per_token = training_flops(model, self.parameters)

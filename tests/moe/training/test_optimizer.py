@@ -15,7 +15,7 @@ from moe.errors import UserError
 from moe.model import Transformer
 from moe.training.config import RunConfig
 from moe.training.memory_plan import plan_memory
-from moe.training.optimizer import require_bitsandbytes
+from moe.training.optimizer import make_optimizer, require_bitsandbytes
 from moe.training.stages import is_router, make_stage
 from moe.training.trainer import StageState, Trainer
 from tests.moe.training.ranks import CONFIG, LANGUAGES, SHAPES, examples
@@ -47,6 +47,20 @@ def test_eight_bits_learn_about_the_same_and_resume_to_the_bit(tmp_path):
     assert counted == plan_memory(SHAPE, 64, torch.float32, False, optimizer_bits=8).optimizer
     routers = [name for name in resumed.parameters if is_router(name)]
     assert all(found[f"optimizer/{name}/state1"].dtype == torch.float32 for name in routers)
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
+def test_experts_without_a_gradient_stay_as_they_are_in_eight_bits():
+    experts = torch.nn.Parameter(torch.randn(3, 50, 37))  # experts that do not end with a block
+    first, stage = experts.detach().clone(), make_stage("preferences", EIGHT)
+    optimizer = make_optimizer({"layers.0.feed_forward.expert_deltas.a1": experts}, 0.0, stage, 8, kept=True)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    for size in (1.0, 10.0, 100.0):
+        experts.grad = torch.zeros_like(experts)
+        experts.grad[1] = torch.randn(50, 37) * size
+        optimizer.step()
+    assert torch.equal(experts[::2], first[::2]) and not torch.equal(experts[1], first[1])
 
 
 def test_without_the_library_or_with_shards_it_is_refused(monkeypatch):
