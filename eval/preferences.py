@@ -56,6 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
     output = arguments.output or arguments.run / "preferences.jsonl"
     if output.exists():
         raise UserError(f"{output} exists; give another --output, or remove it")
+    journals = [output.with_name(output.name + suffix) for suffix in (".answers", ".verdicts")]
     train = run_data(config).train
     tested = {language: [pair for pair in pairs if pair.tests] for language, pairs in train.items()}
     tasks = [pair for pairs in sample_all(tested, arguments.tasks, arguments.seed).values() for pair in pairs]
@@ -67,10 +68,10 @@ def main(arguments: argparse.Namespace) -> int:
     with CountDisplay(console, "answers") as show:
         answers = sample_answers(
             loaded, tasks, arguments.samples, sampling, (config.max_new_tokens, config.eval_batch_size),
-            output.with_suffix(".answers"), show,
+            journals[0], show,
         )  # fmt: skip
     with CountDisplay(console, "tests") as show:
-        passed = judged(tasks, answers, output.with_suffix(".verdicts"), show)
+        passed = judged(tasks, answers, journals[1], show)
     rows = paired(tasks, passed, arguments.seed)
     for language in tested:
         own = [found for task, found in zip(tasks, passed, strict=True) if task.language == language]
@@ -81,8 +82,8 @@ def main(arguments: argparse.Namespace) -> int:
     if not rows:
         raise UserError("no task has both an answer that passes and one that fails; give more --tasks or --samples")
     write_json_lines(output, rows)
-    for suffix in (".answers", ".verdicts"):
-        output.with_suffix(suffix).unlink(missing_ok=True)
+    for journal in journals:
+        journal.unlink(missing_ok=True)
     print(f"{len(rows)} preferences in {output}; next: train.py --preferences {output} --to {arguments.run}")
     return 0
 

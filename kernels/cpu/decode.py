@@ -30,18 +30,13 @@ def _is_intel() -> bool:
 # Whether MKL has its own code for this processor; on others its products with one row are slow. A constant, as
 # torch.compile cannot trace the reading of a file.
 IS_INTEL = _is_intel()
+# Whether it multiplies bfloat16 tiles, by a private probe, the same in torch 2.11 to 2.13; a constant for that, too.
+HAS_AMX = bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
 
 
 @functools.cache
 def has_avx512() -> bool:
     return "AVX512" in torch.backends.cpu.get_cpu_capability()
-
-
-@functools.cache
-def has_amx() -> bool:
-    """Whether the processor multiplies bfloat16 tiles; a private probe, the same in torch 2.11 to 2.13."""
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return probe is not None and bool(probe())
 
 
 def row_blocks(w: Tensor) -> int:

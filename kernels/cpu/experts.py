@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cpu.decode import has_amx, has_avx512, matvec, row_blocks
+from kernels.cpu.decode import HAS_AMX, has_avx512, matvec, row_blocks
 from kernels.dispatch import sort_by_expert
 from kernels.packed import Packed, PackedWeights
 from kernels.types import ExpertDispatch, Gradients, Needs, Saved, accumulation_dtype
@@ -88,7 +88,7 @@ def linear(x: Tensor, w: Tensor | Packed) -> Tensor:
     """
     if isinstance(w, Packed):
         return w.product(x)
-    if 1 < x.shape[0] <= FEW_ROWS and x.dtype == torch.bfloat16 and has_amx() and w.stride(-1) == 1:
+    if 1 < x.shape[0] <= FEW_ROWS and x.dtype == torch.bfloat16 and HAS_AMX and w.stride(-1) == 1:
         return torch.mm(w, x.t()).t().contiguous()
     if x.shape[0] == 1 and x.device.type == "cpu" and x.dtype != torch.float64 and row_blocks(w):
         return matvec(x, w)

@@ -108,6 +108,12 @@ def test_full_graph_tracing_of_one_token_without_gradients():
         torch.testing.assert_close(compiled(x), reference.experts_forward(x, *weights, gates, ids))
 
 
+def test_full_graph_tracing_of_a_few_bfloat16_rows_without_gradients():
+    x, weight = torch.randn(4, 8).bfloat16(), torch.randn(6, 8).bfloat16()
+    compiled = torch.compile(lambda x: ops.linear(x, weight), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(x), ops.linear(x, weight))
+
+
 def test_the_gpu_path_never_reads_a_tensor_on_the_host():
     for path in sorted((Path(ops.__file__).parent / "gpu").glob("*.py")):
         found = re.findall(r"\.(?:item|tolist|cpu|numpy|nonzero)\(|synchronize\(", path.read_text())
