@@ -211,6 +211,8 @@ def main(arguments: argparse.Namespace) -> int:
     for record in runs:
         if split not in record.splits or "mixture" not in record.models:
             raise UserError(f"{record.path} has no mixture that is scored on {split!r}; give finished runs of train.py")
+        if any(record.config.get(name) for name in ("new_language", "preferences", "learn_from_tests")):
+            raise UserError(f"{record.path} trained another run's mixture further; give a run that made its own")
     for name in arguments.gates:
         for record in runs:
             if not losses_path(record.path, name, split).exists():

@@ -86,7 +86,7 @@ def check_inputs(directory: RunDirectory, now: Mapping[str, Any], accept: bool) 
     if before is None:
         directory.note("fingerprints", dict(now))
         return []
-    changed = [name for name, value in now.items() if name != "test sets" and before.get(name) != value]
+    changed = [name for name, value in now.items() if name != "test sets" and before.get(name, value) != value]
     old_tests, new_tests = before.get("test sets", {}), now["test sets"]
     splits = sorted(old_tests.keys() | new_tests.keys())
     changed += [f"test set {name!r}" for name in splits if old_tests.get(name) != new_tests.get(name)]

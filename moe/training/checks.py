@@ -71,6 +71,8 @@ def require_sound(config: Any) -> None:
         raise UserError("preferences and learn_from_tests are both set; learn from one after the other")
     if config.policy and config.expert_form == "full":
         raise UserError("the run has full experts; only experts that are deltas learn from preferences and tests")
+    if config.preferences and config.kl_weight == 0:
+        raise UserError("kl_weight is 0, expected a positive number: DPO has no gradient then")
     if config.group_size < 2:
         raise UserError(f"group_size is {config.group_size}, expected at least 2 answers to compare")
     if config.temperature == 0:

@@ -27,6 +27,11 @@ PRESETS = Path(__file__).resolve().parent / "presets"
 RATES = ("pretrain_lr", "branch_lr", "mix_lr", "policy_lr")
 ADJUSTABLE = (*RATES, "spike_factor", "max_skipped_steps", "save_minutes", "shard", "expert_parallel")
 POLICY = ("policy_steps", "policy_lr", "kl_weight", "tasks_per_step")  # of learning from answers
+PAIRED = (  # of learning from pairs alone
+    *("branch_steps", "branch_lr", "mix_steps", "mix_lr", "mix_trains_experts", "weight_decay", "accumulate"),
+    *("balance_loss_weight", "z_loss_weight", "language_loss_weight", "router_documents", "unnamed_share"),
+    *("validation_steps", "validation_pairs", "patience", "keep_best"),
+)
 SAMPLED = ("group_size", "updates_per_group", "clip_range", "temperature", "test_share_weight")  # of GRPO alone
 
 
@@ -231,13 +236,14 @@ class RunConfig:
             "delta_scale": full and "full experts have no deltas",
             "router_half_life": self.router_context not in ("ema", "filter")
             and "only router_context ema and filter forget",
-            "accumulate": bool(self.policy) and "a step on answers takes tasks_per_step of each language",
             "patience": no_validation,
             "keep_best": no_validation,
             "validation_pairs": no_validation,
             "pretrain_steps": not tiny and "only the tiny base is trained from scratch",
             "pretrain_lr": not tiny and "only the tiny base is trained from scratch",
         }
+        if self.policy:
+            reasons |= dict.fromkeys(PAIRED, "the run learns from answers: policy_steps, policy_lr, tasks_per_step")
         reasons |= dict.fromkeys(POLICY, not self.policy and "only preferences and learn_from_tests train on answers")
         reasons |= dict.fromkeys(SAMPLED, not self.learn_from_tests and "only learn_from_tests samples answers")
         return [f"{name} has no effect: {reasons[name]}" for name in given if reasons.get(name)]

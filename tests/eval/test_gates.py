@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from eval import gates
+from moe.errors import UserError
 from moe.router import select_top_k
 
 LOGITS = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -59,3 +62,11 @@ def test_a_bias_balances_and_does_not_weigh():
 def test_unsure_tokens_visit_one_more():
     weights, ids = gates.entropy(torch.tensor([[0.0, 0.0, 0.0, 0.0], [9.0, 0.0, 1.0, 0.0]]), 1)
     assert weights.tolist() == [[0.5, 0.5], [1.0, 0.0]] and ids[1, 0] == 0
+
+
+def test_a_run_on_another_runs_mixture_is_refused(tmp_path):
+    config = {"languages": ["python"], "seed": 0, "preferences": "p.jsonl"}
+    (tmp_path / "run.json").write_text(json.dumps({"config": config}))
+    (tmp_path / "results.json").write_text(json.dumps({"scores of mixture": {"scores": {"test": {}}}}))
+    with pytest.raises(UserError, match="give a run that made its own"):
+        gates.main(gates.build_parser().parse_args([str(tmp_path)]))

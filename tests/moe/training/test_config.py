@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -133,3 +133,10 @@ def test_settings_that_are_gone_say_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"run\.json is of an older version with another recipe.*start a new run"):
         RunConfig.from_dict(RunConfig().to_dict() | {"ridge": 0.01}, "run.json")
     assert "ema and filter forget" in RunConfig().without_effect(["router_half_life"])[0]
+
+
+def test_what_has_no_effect_on_learning_from_answers_is_said():
+    learning = replace(RunConfig(), preferences="p.jsonl")
+    assert [line.split()[0] for line in learning.without_effect(["mix_steps", "policy_lr"])] == ["mix_steps"]
+    with pytest.raises(UserError, match="kl_weight is 0, expected a positive number"):
+        replace(learning, kl_weight=0.0)
