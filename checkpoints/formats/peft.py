@@ -28,7 +28,8 @@ ADAPTER_WEIGHTS = f"{ADAPTER_STEM}.safetensors"
 MODULES = {"mlp.gate_proj": "1", "mlp.down_proj": "2", "mlp.up_proj": "3"}
 MODULES |= {f"self_attn.{name}_proj": name for name in ATTENTION_EXPERTS}
 _NAME = re.compile(
-    rf"base_model\.model\.(?:model\.)?layers\.(0|[1-9]\d{{0,4}})\.({'|'.join(MODULES)})\.lora_([AB])\.weight",
+    r"base_model\.model\.(?:model\.)?layers\.(0|[1-9]\d{0,4})\."
+    rf"({'|'.join(map(re.escape, MODULES))})\.lora_([AB])\.weight",
     re.ASCII,
 )
 _EXPECTED = "a plain LoRA adapter of feed-forward and attention projections"

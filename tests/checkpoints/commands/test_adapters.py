@@ -226,6 +226,8 @@ def test_damaged_and_foreign_adapters_are_told(tmp_path, base, mixture, hf_model
     assert "lora_B of model.layers.1.mlp.up_proj is missing" in refused(folder)
     save_file({**tensors, name.replace("layers.1", "layers.7"): tensors[name].clone()}, weights)
     assert "is missing" in refused(folder)
+    save_file({**tensors, name.replace("mlp.", "mlp_"): tensors[name].clone()}, weights)
+    assert "is not one that an expert can represent" in refused(folder)
     weights.rename(folder / "adapter_model.bin")
     assert "pickled, which is never read" in refused(folder)
     hf_model("mistral", hidden_size=64, num_hidden_layers=1).save_pretrained(tmp_path / "other")
