@@ -17,7 +17,7 @@ def usable_tasks(pairs: Pairs) -> dict[str, list[Pair]]:
     """Pairs by language whose tests can be run here; languages without any are left out.
 
     Raises:
-        UserError: there is none; says why.
+        UserError: there is none, or nothing contains programs here; says why.
     """
     found: dict[str, list[Pair]] = {}
     why = "no training pair has tests"
@@ -36,6 +36,7 @@ def usable_tasks(pairs: Pairs) -> dict[str, list[Pair]]:
                 found.setdefault(language, []).append(pair)
     if not found:
         raise UserError(f"there are no tests to learn from: {why}")
+    judge_many(())  # raises where nothing contains programs, before hours of scoring and sampling
     return found
 
 

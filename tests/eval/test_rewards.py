@@ -34,6 +34,12 @@ def test_the_share_of_right_cases_is_the_reward():
     assert shares_of_tests([(TASK, answer) for answer in answers]) == list(answers.values())
 
 
+def test_without_containment_nothing_is_learned(monkeypatch):
+    monkeypatch.setattr("eval.execution.sandbox.works", lambda mode: "no")
+    with pytest.raises(UserError, match="nothing here contains the code"):
+        usable_tasks({"python": [TASK]})
+
+
 def test_tasks_without_usable_tests_are_left_out():
     bad, untested = (Pair("python", "x", "", None, tests) for tests in ("{}", None))
     ruby = Pair("ruby", "x", "", None, TESTS)
