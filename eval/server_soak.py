@@ -51,6 +51,7 @@ class Result:
 def random_body(draw: random.Random, languages: Sequence[str], longest: int) -> dict[str, Any]:
     """A request of random length and settings; seeded, so that it has one right answer."""
     text = " ".join(draw.choices(WORDS, k=draw.choice((1, 4, 16, 64))))
+    text = text if text.strip() else WORDS[0]  # the server refuses an empty prompt
     body: dict[str, Any] = {"max_tokens": draw.randint(1, longest), "seed": draw.randrange(1 << 32)}
     chat = draw.random() < 0.5
     body |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
@@ -196,7 +197,7 @@ def make_parser() -> ArgumentParser:
     add("--max-tokens", type=int, default=120, metavar="N", help="longest answer")
     add("--seed", type=int, default=0, metavar="N", help="of the requests")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--dtype", default="float32", help="float32, bfloat16 or auto; in bfloat16 a batch rounds differently")
+    add("--dtype", default="float32", help="float64, float32, bfloat16 or auto; batches round differently if narrow")
     return parser
 
 
