@@ -14,6 +14,7 @@ from checkpoints.runs.directory import RunDirectory
 from checkpoints.runs.finished import model_of
 from checkpoints.runs.preflight import run_data, run_dtype
 from eval.answer_code import answer_code, is_code
+from eval.rewards import usable_tasks
 from eval.verdicts import UNJUDGED, run_all
 from moe.data.pairs import Pair
 from moe.data.prompt import encode_prompt, instruction_for, stop_ids
@@ -57,11 +58,8 @@ def main(arguments: argparse.Namespace) -> int:
     if output.exists():
         raise UserError(f"{output} exists; give another --output, or remove it")
     journals = [output.with_name(output.name + suffix) for suffix in (".answers", ".verdicts")]
-    train = run_data(config).train
-    tested = {language: [pair for pair in pairs if pair.tests] for language, pairs in train.items()}
+    tested = usable_tasks(run_data(config).train)
     tasks = [pair for pairs in sample_all(tested, arguments.tasks, arguments.seed).values() for pair in pairs]
-    if not tasks:
-        raise UserError(f"no training pair of {config.data} has tests, which answers would be judged by")
     device = choose_device(config.device)
     loaded = load_model(path, run_dtype(config, device), device, packed="int4")
     console = make_console()

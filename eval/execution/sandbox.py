@@ -363,5 +363,5 @@ def _choose(limits: Limits) -> Mode:
     raise UserError(
         "nothing here contains the code that would run (bubblewrap: "
         f"{works('bubblewrap')}; namespaces: {works('namespaces')}); install the package bubblewrap, or run it with "
-        "resource limits alone: --unsafe"
+        "resource limits alone: python -m eval execution --unsafe"
     )

@@ -35,6 +35,42 @@ def test_windows_hold_their_rows_and_repeat_their_sizes():
     assert len(sizes) <= 60  # some 1,100 runs of 600 lengths
 
 
+def test_windows_of_a_few_rows_at_a_time_cover_each_row_once():
+    offsets = torch.tensor([0, 5, 5, 47, 60])
+    found = cpu.windows(offsets, 60, 16)
+    assert [(w.expert, w.start, w.end) for w in found] == [
+        (0, 0, 5), (2, 5, 21), (2, 21, 37), (2, 37, 47), (3, 47, 60)
+    ]  # fmt: skip
+    assert all(0 <= w.first <= w.start < w.end <= w.last <= 60 for w in found)
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.bfloat16, 0.02)])
+@torch.no_grad()
+def test_experts_that_keep_nothing_compute_the_same(monkeypatch, dtype, bound):
+    monkeypatch.setattr(cpu, "ROWS_AT_ONCE", 16)
+    torch.manual_seed(0)
+    x, weights, ids = torch.randn(90, 16, dtype=dtype), full_weights(3, 16, 24, dtype), routing(90, 2, 3)
+    gates = torch.full((90, 2), 0.5, dtype=torch.promote_types(dtype, torch.float32))
+    kept, saved = cpu.experts_fwd(x, *weights, gates, ids)
+    found, nothing = cpu.experts_fwd(x, *weights, gates, ids, save=False)
+    assert len(saved.h1) == 180 and not len(nothing.h1)
+    assert (found - kept).abs().max() <= bound * kept.abs().max()
+
+
+@pytest.mark.parametrize("width", [64, 576, 4096])
+def test_a_few_rows_in_bfloat16(width):
+    """The product is dense, whatever its order inside, and with AMX each row has the bits that it has alone."""
+    w, x = torch.randn(96, width).bfloat16(), torch.randn(cpu.FEW_ROWS + 1, width).bfloat16()
+    wanted = x.double() @ w.double().t()
+    for rows in (1, 2, 3, 16, cpu.FEW_ROWS, cpu.FEW_ROWS + 1):
+        found = cpu.linear(x[:rows], w)
+        assert found.is_contiguous() and (found - wanted[:rows]).abs().max() < 0.01 * wanted.abs().max()
+        if cpu_decode.HAS_AMX and rows <= cpu.FEW_ROWS:
+            for row in range(rows):
+                pair = torch.cat((x[row : row + 1], x[:1]))
+                assert torch.equal(found[row], cpu.linear(pair, w)[0])
+
+
 def test_rows_of_other_experts_have_no_part_in_a_window():
     torch.manual_seed(3)
     ids = torch.tensor([0] * 9 + [1] * 23)[:, None]
