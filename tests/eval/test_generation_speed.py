@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from eval import generation_speed
+from checkpoints.model_io import load_model
+from eval import generation_speed, random_models
 from eval.random_models import SHAPE, TOY
+from kernels.packed import PackedWeights
 
 
 def test_both_sides_are_measured(tmp_path):
@@ -67,3 +69,12 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         generation_speed.main([str(tmp_path / "out.json")])
     assert capsys.readouterr().err == "error: no GPU that torch can use was found\n"
+
+
+def test_a_random_model_is_written_quantized(tmp_path, monkeypatch):
+    monkeypatch.setattr(random_models, "SHAPE", TOY)
+    monkeypatch.setattr("sys.argv", ["random_models", str(tmp_path), str(tmp_path / "out")])
+    assert random_models.main() == 0
+    model = load_model(tmp_path / "out", packed=True).model
+    assert isinstance(model.layers[0].feed_forward.experts.w1, PackedWeights) and model.config.num_experts == 4
+    assert torch.isfinite(model(torch.arange(8)[None]).logits).all()
