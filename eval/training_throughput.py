@@ -3,9 +3,9 @@
 Models of SmolLM2-135M's shape with random weights, float32, 4 rows of 256 tokens, all learned. One step is a forward
 and a backward pass; attention, embeddings and norms are frozen everywhere.
 
-- ours: a mixture of 4 experts, top-2, as deltas (shared rank 48, language rank 16), experts and routers trained
-- Mixtral: transformers' MixtralForCausalLM with 4 full experts, top-2, ``grouped_mm``, experts and routers trained
-- LoRA: peft on the dense model's feed-forwards with the active rank of ours, 48 + 2 * 16 = 80
+- ours: a mixture of 4 experts as deltas (shared rank 48, language rank 16), experts and routers trained
+- Mixtral: transformers' MixtralForCausalLM with 4 full experts, ``grouped_mm``, experts and routers trained
+- LoRA: peft on the dense model's feed-forwards with the active rank of ours, 48 + 16 per expert of a token
 
 Needs transformers and peft.
 """
@@ -40,10 +40,10 @@ TARGETS = {"Mixtral": 1.6, "LoRA": 1.0}  # times as fast as
 Step = Callable[[], Any]
 
 
-def our_step(layers: int) -> Step:
+def our_step(layers: int, top_k: int) -> Step:
     """A step of the mixture of deltas, with the batches and the losses of train.py."""
     shape = ModelConfig(**{**SMOLLM2_135M._asdict(), "n_layers": layers}, tie_embeddings=True, max_seq_len=2048)
-    sizes = {**shape.to_dict(), "num_experts": EXPERTS, "num_experts_per_tok": TOP_K, "expert_form": "delta"}
+    sizes = {**shape.to_dict(), "num_experts": EXPERTS, "num_experts_per_tok": top_k, "expert_form": "delta"}
     config = ModelConfig.from_dict({**sizes, "shared_rank": SHARED, "expert_rank": OWN})
     model = random_model(config, torch.device("cpu"), torch.float32)
     parameters = choose_trainable(model, "mix", mix_trains_experts=True)
@@ -82,11 +82,11 @@ def _their_step(model: nn.Module) -> Step:
     return step
 
 
-def mixtral_step(layers: int) -> Step:
+def mixtral_step(layers: int, top_k: int) -> Step:
     """A step of transformers' Mixtral with its fastest implementation of experts."""
     transformers = optional_library("transformers", "the comparison is with MixtralForCausalLM")
     config = transformers.MixtralConfig(
-        **_their_config(layers), num_local_experts=EXPERTS, num_experts_per_tok=TOP_K, sliding_window=None
+        **_their_config(layers), num_local_experts=EXPERTS, num_experts_per_tok=top_k, sliding_window=None
     )
     config._experts_implementation = "grouped_mm"
     model = transformers.MixtralForCausalLM(config)
@@ -95,22 +95,24 @@ def mixtral_step(layers: int) -> Step:
     return _their_step(model.train())
 
 
-def lora_step(layers: int) -> Step:
+def lora_step(layers: int, top_k: int) -> Step:
     """A step of peft's LoRA on the dense model."""
     transformers = optional_library("transformers", "the comparison is with LlamaForCausalLM")
     peft = optional_library("peft", "the comparison is with LoRA")
     dense = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_their_config(layers)))
-    settings = peft.LoraConfig(r=SHARED + TOP_K * OWN, target_modules=["gate_proj", "up_proj", "down_proj"])
+    settings = peft.LoraConfig(r=SHARED + top_k * OWN, target_modules=["gate_proj", "up_proj", "down_proj"])
     return _their_step(peft.get_peft_model(dense, settings).train())
 
 
-def measure(layers: int, repeats: int) -> dict[str, Any]:
+def measure(layers: int, repeats: int, top_k: int = TOP_K) -> dict[str, Any]:
     """Median seconds of a step of each, in turns (CPU time with one thread), and how many times as fast ours is."""
     torch.manual_seed(0)
-    steps = {"ours": our_step(layers), "Mixtral": mixtral_step(layers), "LoRA": lora_step(layers)}
+    sides = {"ours": our_step, "Mixtral": mixtral_step, "LoRA": lora_step}
+    steps = {name: make(layers, top_k) for name, make in sides.items()}
     seconds = interleaved_medians(steps, repeats)
     return {
         "layers": layers,
+        "experts per token": top_k,
         "tokens": ROWS * LENGTH,
         "threads": torch.get_num_threads(),
         "hardware": describe_hardware(torch.device("cpu")),
@@ -125,7 +127,7 @@ def report(arguments: argparse.Namespace) -> int:
     """Measures, prints and writes the result."""
     check_output_file(arguments.output, arguments.force)
     keep_freed_memory(torch.device("cpu"))
-    result = measure(arguments.layers, arguments.repeats)
+    result = measure(arguments.layers, arguments.repeats, arguments.top_k)
     replace_file(arguments.output, json_bytes(result))
     print(json.dumps(result))
     return 0
@@ -136,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = ArgumentParser(prog="python -m eval.training_throughput", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("output", type=Path, metavar="OUT.json", help="the file to write")
     parser.add_argument("--layers", type=int, default=30, help="layers of every model")
+    parser.add_argument("--top-k", type=int, choices=(1, 2), default=TOP_K, help="experts of a token")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of each measurement")
     parser.add_argument("--force", action="store_true", help="replace OUT.json if it exists")
     return run(parser, report, argv)

@@ -28,6 +28,8 @@ FILTER_TOKENS = 512  # the first of each document: a filter is fitted on whole s
 MAX_FEATURE_BYTES = 2 << 30
 SHRINKAGE = 1e-4  # of the features' second moment, relative to its mean
 WEIGHT_PENALTY = 1e-4
+HELD_OUT_BATCHES = 8
+ADDED_ROW = 12
 ITERATIONS, FILTER_ITERATIONS = 100, 60  # of L-BFGS, at most; a filter's cost ten times as much
 
 
@@ -70,14 +72,17 @@ def fit_routers(
     return [right[layer] / total for layer in layers]
 
 
-HELD_OUT_BATCHES = 8
-
-
 def fit_router(model: Transformer, batches: MixedBatches, first: int, config: RunConfig) -> list[float]:
-    """:func:`fit_routers` on ``router_documents`` documents in the batches from ``first`` on."""
+    """:func:`fit_routers` on ``router_documents`` documents in the batches from ``first`` on.
+
+    A row for a new language is not trained further, and each token that it takes from another language costs that one
+    dearly. So it is fitted on all documents, up to `ADDED_ROW` times as many, where the first layer decides for all.
+    """
     chosen: list[Batch] = []
-    documents = 0
-    while documents < config.router_documents:
+    documents, wanted = 0, config.router_documents
+    if config.new_language and len(model.config.router_places) == 1:
+        wanted = max(wanted, min(ADDED_ROW * wanted, sum(map(len, batches.examples))))
+    while documents < wanted:
         chosen.append(batches[first + len(chosen)])
         documents += len(chosen[-1].documents)
     chosen += [batches[first + len(chosen) + i] for i in range(HELD_OUT_BATCHES)]

@@ -9,6 +9,7 @@ import torch
 
 from moe.data.packing import Example, MixedBatches
 from moe.training import router_start
+from moe.training.config import RunConfig
 from moe.training.router_start import _logistic, fit_routers
 
 SIZES = {"num_experts": 2, "num_experts_per_tok": 1, "expert_form": "delta", "expert_rank": 2}
@@ -54,6 +55,17 @@ def test_documents_of_two_languages_teach_a_filter_to_follow_a_change(tiny_confi
         ids = model(batch.tokens, documents=batch.documents).routing[0].expert_ids[:, 0]
         shares.append((ids == batch.languages).float().mean().item())
     assert shares[1] > shares[0] + 0.1
+
+
+@pytest.mark.parametrize(("layers", "new", "least"), [("first", "cpp", 400), ("first", "", 35), ("each", "cpp", 35)])
+def test_an_added_row_is_fitted_on_all_documents(tiny_config, make_model, batches, monkeypatch, layers, new, least):
+    model = make_model(replace(tiny_config, router_context="mean", router_layers=layers, **SIZES), dtype=torch.float32)
+    read = []
+    monkeypatch.setattr(router_start, "fit_routers", lambda model, chosen, held_out, *rest: read.extend(chosen) or [1.0])
+    config = RunConfig(languages=("python", "cpp"), router_documents=35, new_language=new)
+    router_start.fit_router(model, batches, 0, config)
+    documents = sum(len(batch.documents) for batch in read[: -router_start.HELD_OUT_BATCHES])
+    assert least <= documents < least + 20
 
 
 def test_the_fit_is_the_optimum():
