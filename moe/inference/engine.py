@@ -132,7 +132,9 @@ class Engine:
         draft: int = 0,
         on_output: OnOutput | None = None,
         cuda_graphs: bool = True,
+        batch_invariant: bool = False,
     ):
+        self.batch_invariant = batch_invariant
         self.model, self.max_rows, self.draft, self.on_output = model, max_rows, draft, on_output
         self._decoder = Decoder(model) if Decoder.fits(model) else None
         self._graphs = GraphDecoder(model) if cuda_graphs and GraphDecoder.fits(model) else None
@@ -173,7 +175,7 @@ class Engine:
             tokens = len(new[0].prompt)
             while self.waiting and len(self.rows) + len(new) < self.max_rows:
                 tokens += 0 if _same(self.waiting[0], new[-1]) else len(self.waiting[0].prompt)
-                if tokens > TOKENS_PER_PASS:
+                if tokens > TOKENS_PER_PASS or self.batch_invariant:
                     break
                 new.append(self.waiting.popleft())
             self._start([request for request in new if not self._ends_early(request)])
