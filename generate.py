@@ -76,6 +76,7 @@ def main(arguments: argparse.Namespace) -> int:
         stop_at_function=arguments.stop_at is not None,
         routing=arguments.routing,
         experts=None if arguments.experts is None else arguments.experts.split(","),
+        batch_invariant=arguments.batch_invariant,
     )
     check_routing(arguments, writer)
 
@@ -146,7 +147,7 @@ def answer_settings(arguments: argparse.Namespace, model: Path, questions: Seque
     """What the answers to a file of prompts depend on, besides the machine."""
     flags = (
         "temperature top_k top_p min_p repetition_penalty seed max_new_tokens stop stop_at truncate samples template "
-        "routing experts"
+        "routing experts batch_invariant"
     )
     digest = hashlib.sha256(repr([(q.text, q.language, q.id) for q in questions]).encode()).hexdigest()
     settings = {name: getattr(arguments, name) for name in (*flags.split(), "dtype", "show_routing")}
@@ -244,6 +245,7 @@ def make_parser() -> ArgumentParser:
         help="JSON Lines of answers to --prompts, continued if it is unfinished (default, and -: stdout)",
     )
     add("--batch-size", type=int, metavar="N", help=f"prompts answered at once (default: {BATCH_SIZE})")
+    add("--batch-invariant", action="store_true", help="answers that no other prompt changes, in bfloat16 too (CPU)")
     add("--json", action="store_true", help="print an answer as a line of JSON, with its routing")
     add("--trace", metavar="FILE", help="also write an HTML page on which expert wrote each token")
     add("--serve", type=int, metavar="PORT", help="serve OpenAI's API on this port of 127.0.0.1 (0: a free one)")

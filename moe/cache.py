@@ -28,7 +28,6 @@ from torch import Tensor
 
 from moe.config import ModelConfig
 
-
 # On a CPU rows see keys in multiples of this: attention then gives a row the same bits whatever the longest row is.
 KEYS_AT_ONCE = 64
 

@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import ops
-from kernels.cpu.decode import mix_experts
+from kernels import ops, packed
+from kernels.cpu.decode import HAS_AMX, mix_experts
+from kernels.cpu.experts import FEW_ROWS
 from kernels.cpu.stacked import DeltaDecoder, Stacked
 from kernels.packed import PackedWeights
 from moe.cache import Step
+from moe.errors import UserError
 from moe.experts import MoEAttention, MoEFeedForward
 from moe.layers import FeedForward, Shares, rms_norm
 from moe.model import ModelOutput, Transformer
@@ -156,3 +158,16 @@ def _mixture(ffn: MoEFeedForward) -> Any:
     base: Any = (ffn.base.w1.weight, ffn.base.w2.weight, ffn.base.w3.weight)
     shared, experts = (d if d is None else d.weights() for d in (ffn.shared_delta, ffn.expert_deltas))
     return DeltaDecoder(base, shared, experts, ffn.delta_scale, ffn.top_k)
+
+
+def most_invariant_rows(model: Transformer, draft: int = 0) -> int:
+    """The most rows of a step whose products give each row the bits that it has alone: 32, or 8 with packed weights.
+
+    Raises :class:`UserError` where no number does: on a GPU, in 16 bits but for bfloat16 with AMX, and with drafts.
+    """
+    if model.device.type != "cpu" or (model.dtype.itemsize == 2 and not (HAS_AMX and model.dtype == torch.bfloat16)):
+        found = f"{str(model.dtype).removeprefix('torch.')} on this {model.device.type}"
+        raise UserError(f"batch_invariant: found {found}; expected device cpu and dtype float32, or bfloat16 with AMX")
+    if draft:
+        raise UserError(f"batch_invariant: a pass over drafts rounds differently; draft is {draft}, expected 0")
+    return packed.FEW_ROWS if any(isinstance(part, PackedWeights) for part in model.modules()) else FEW_ROWS
