@@ -34,7 +34,7 @@ from checkpoints.terminal import Session, answer_file, line_reader
 from moe.config import ModelConfig
 from moe.data.prompt import OWN, TEMPLATES, check_template
 from moe.errors import UserError
-from moe.hardware import choose_device, choose_dtype, describe_hardware, dtype_name, keep_freed_memory
+from moe.hardware import choose_device, decoding_dtype, describe_hardware, dtype_name, keep_freed_memory
 from moe.inference.answers import Question, Writer, check_stop
 from moe.inference.chat import Chat
 from moe.inference.expert_choice import ROUTINGS
@@ -56,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
     listener = None if arguments.serve is None else open_port(arguments.serve)
     device = choose_device(arguments.device)
     keep_freed_memory(device)
-    dtype = choose_dtype(device, arguments.dtype)
+    dtype = decoding_dtype(device, arguments.dtype)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     # 2. Load the model.
@@ -67,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
     )
     if loaded.tokenizer is None:
         raise UserError(f"{path} has no tokenizer; expected tokenizer.json or tokenizer.model beside the weights")
-    console.print(f"{describe_hardware(device)}, weights in {dtype_name(dtype)}")
+    console.print(f"{describe_hardware(device)}, weights in {dtype_name(loaded.model.dtype)}")
     warn(arguments, sampling, loaded.config, console)
     writer = Writer(
         *(loaded.model, loaded.tokenizer, loaded.template, arguments.max_new_tokens, sampling, stop),
@@ -253,7 +253,7 @@ def make_parser() -> ArgumentParser:
     add("--show-routing", action="store_true", help="also show which experts wrote the answer")
     add("--no-check", action="store_true", help="load the model without comparing it with its manifest")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--dtype", default="auto", help="auto (bfloat16 where it is native), float32 or bfloat16")
+    add("--dtype", default="auto", help="auto (the one that decodes faster), float32 or bfloat16")
     return parser
 
 
