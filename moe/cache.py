@@ -86,7 +86,7 @@ class KVCache:
         slack: int = 0,
     ):
         self.max_len, self.batch = max_len, batch
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), dtype
         layers = {
             window: [i for i in range(config.n_layers) if config.window(i) == window] for window in config.windows
         }

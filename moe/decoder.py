@@ -69,16 +69,22 @@ class Decoder:
         context = None
         if config.router_context != "none":
             context = RouterContext(config, (len(tokens), 1), tokens.device, None, step)
+        masks = {window: _added(mask, step.cache.dtype) for window, mask in step.masks.items()}
         routing: list[Routing] = []
         for layer in self.layers:
             decided = routing[0] if routing and config.router_layers == "first" else None
             router = (context, len(routing), expert_bias)
-            x, decided = layer.attend(x, cos, sin, step, decided, *router)
+            x, decided = layer.attend(x, cos, sin, step, masks[layer.window], decided, *router)
             x, found = layer.feed(x, decided, *router)
             if found is not None:
                 routing.append(found)
         hidden = rms_norm(x, model.norm.weight, model.norm.eps)[:, None]  # [B, 1, D]
         return ModelOutput(hidden, ops.linear(hidden, model.output_weight), routing)
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as numbers added to the scores, which attention would make of it in every layer."""
+    return None if mask is None else torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 class _Layer:
@@ -105,7 +111,14 @@ class _Layer:
             self.mix = _mixture(ffn)
 
     def attend(
-        self, x: Tensor, cos: Tensor, sin: Tensor, step: Step, decided: Routing | None, *router: Any
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        step: Step,
+        mask: Tensor | None,
+        decided: Routing | None,
+        *router: Any,
     ) -> tuple[Tensor, Routing | None]:
         """Attention and residual: x [B, D] -> [B, D], and the decision where attention has experts."""
         rows, turning = len(x), self.heads + self.groups
@@ -126,7 +139,7 @@ class _Layer:
         turned.copy_((turned * cos).add_(turned.roll(self.size // 2, -1).mul_(sin)))
         keys, values = step.store_both(self.index, heads[:, self.heads :, None])  # [B, G, L, C]
         q = heads[:, : self.heads].reshape(rows, self.groups, -1, self.size).to(keys.dtype)  # [B, G, H / G, C]
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=step.masks[self.window])
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         mixed = out.reshape(rows, -1).to(x.dtype)
         out = self.out.product(mixed)
         out = out if self.out_bias is None else out + self.out_bias
