@@ -166,6 +166,7 @@ def check_together(arguments: argparse.Namespace) -> None:
         ("suffix", one, "a prompt"),
         ("samples", one or many or arguments.samples == 1, "a prompt or --prompts FILE"),
         ("trace", one and arguments.samples == 1, "one answer to a prompt (in a chat, type /trace FILE)"),
+        ("batch_invariant", not arguments.draft, "answers without --draft"),
         ("json", not (many or server), "a prompt or a chat (--prompts writes JSON in any case)"),
         ("show_routing", not server, "a prompt, a chat or --prompts FILE (the server's answers have it)"),
     ):
