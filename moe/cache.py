@@ -28,6 +28,9 @@ from torch import Tensor
 
 from moe.config import ModelConfig
 
+# On a CPU rows see keys in multiples of this: attention then gives a row the same bits whatever the longest row is.
+KEYS_AT_ONCE = 64
+
 
 class Track:
     """Keys and values of the layers that have the same sliding window: [layers, B, 2 G, capacity, C]."""
@@ -83,7 +86,7 @@ class KVCache:
         slack: int = 0,
     ):
         self.max_len, self.batch = max_len, batch
-        self.device = torch.device(device)
+        self.device, self.dtype = torch.device(device), dtype
         layers = {
             window: [i for i in range(config.n_layers) if config.window(i) == window] for window in config.windows
         }
@@ -165,6 +168,7 @@ class Step:
     def __init__(self, cache: KVCache, count: int):
         self.cache, self.count = cache, count
         self.rows, self.end = len(cache.lengths), max(cache.lengths) + count
+        self.longest = self.end if cache.device.type == "cuda" else -(-self.end // KEYS_AT_ONCE) * KEYS_AT_ONCE
         self._states: dict[int, Tensor] = {}
 
     # Made when they are first asked for: a step that runs as a CUDA graph needs none of them.
@@ -203,9 +207,10 @@ class Step:
             times = self._old_times(track)
             times = torch.cat((times, self.positions), 1)[:, None, None]  # [B, 1, 1, L]
         elif self.end <= capacity:
-            if even and self.count == 1 and (window is None or self.end <= window):
+            seen = min(self.longest, capacity)
+            if even and self.count == 1 and self.end == seen and (window is None or self.end <= window):
                 return None
-            times = torch.arange(self.end, device=device)
+            times = torch.arange(seen, device=device)
         else:
             if even and self.count == 1 and capacity == window:
                 return None  # one token a step: the buffer holds exactly its window
@@ -241,7 +246,7 @@ class Step:
             new = new[:, :, -track.capacity :]
             index = index.view(self.rows, -1, self.count)[:, :, -track.capacity :].reshape(-1)
         buffer.view(-1, buffer.shape[3]).index_copy_(0, index, new.reshape(-1, new.shape[3]))
-        found = buffer[: self.rows, :, : min(self.end, track.capacity)] if joined is None else joined
+        found = buffer[: self.rows, :, : min(self.longest, track.capacity)] if joined is None else joined
         return found[:, :groups], found[:, groups:]
 
     def recall(self, router: int) -> Tensor:

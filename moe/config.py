@@ -191,6 +191,15 @@ class ModelConfig:
         return {"feed_forward": ("1", "2", "3"), "attention": self.attention_experts}
 
     @property
+    def weights_per_token(self) -> int:
+        """Numbers that a step of decoding multiplies one token by: matrices and output, without routers and deltas."""
+        sizes = {name: inputs * outputs for name, (inputs, outputs) in self.matrix_sizes.items()}
+        layers, visits = sum(sizes.values()) * self.n_layers, self.num_experts_per_tok if self.is_moe else 1
+        if not self.is_delta:
+            layers += (visits - 1) * len(self.sparse_layers) * sum(sizes[name] for name in "123")
+        return layers + self.vocab_size * self.dim
+
+    @property
     def matrix_sizes(self) -> dict[str, tuple[int, int]]:
         """Inputs and outputs of a layer's matrices by short name: w1, w2, w3 and the attention's wq, wk, wv, wo."""
         query, key = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim

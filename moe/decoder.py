@@ -15,11 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import ops
-from kernels.cpu.decode import mix_experts
+from kernels import ops, packed
+from kernels.cpu.decode import HAS_AMX, mix_experts
+from kernels.cpu.experts import FEW_ROWS
 from kernels.cpu.stacked import DeltaDecoder, Stacked
 from kernels.packed import PackedWeights
 from moe.cache import Step
+from moe.errors import UserError
 from moe.experts import MoEAttention, MoEFeedForward
 from moe.layers import FeedForward, Shares, rms_norm
 from moe.model import ModelOutput, Transformer
@@ -67,16 +69,22 @@ class Decoder:
         context = None
         if config.router_context != "none":
             context = RouterContext(config, (len(tokens), 1), tokens.device, None, step)
+        masks = {window: _added(mask, step.cache.dtype) for window, mask in step.masks.items()}
         routing: list[Routing] = []
         for layer in self.layers:
             decided = routing[0] if routing and config.router_layers == "first" else None
             router = (context, len(routing), expert_bias)
-            x, decided = layer.attend(x, cos, sin, step, decided, *router)
+            x, decided = layer.attend(x, cos, sin, step, masks[layer.window], decided, *router)
             x, found = layer.feed(x, decided, *router)
             if found is not None:
                 routing.append(found)
         hidden = rms_norm(x, model.norm.weight, model.norm.eps)[:, None]  # [B, 1, D]
         return ModelOutput(hidden, ops.linear(hidden, model.output_weight), routing)
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as numbers added to the scores, which attention would make of it in every layer."""
+    return None if mask is None else torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 class _Layer:
@@ -103,7 +111,14 @@ class _Layer:
             self.mix = _mixture(ffn)
 
     def attend(
-        self, x: Tensor, cos: Tensor, sin: Tensor, step: Step, decided: Routing | None, *router: Any
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        step: Step,
+        mask: Tensor | None,
+        decided: Routing | None,
+        *router: Any,
     ) -> tuple[Tensor, Routing | None]:
         """Attention and residual: x [B, D] -> [B, D], and the decision where attention has experts."""
         rows, turning = len(x), self.heads + self.groups
@@ -124,7 +139,7 @@ class _Layer:
         turned.copy_((turned * cos).add_(turned.roll(self.size // 2, -1).mul_(sin)))
         keys, values = step.store_both(self.index, heads[:, self.heads :, None])  # [B, G, L, C]
         q = heads[:, : self.heads].reshape(rows, self.groups, -1, self.size).to(keys.dtype)  # [B, G, H / G, C]
-        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=step.masks[self.window])
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
         mixed = out.reshape(rows, -1).to(x.dtype)
         out = self.out.product(mixed)
         out = out if self.out_bias is None else out + self.out_bias
@@ -156,3 +171,16 @@ def _mixture(ffn: MoEFeedForward) -> Any:
     base: Any = (ffn.base.w1.weight, ffn.base.w2.weight, ffn.base.w3.weight)
     shared, experts = (d if d is None else d.weights() for d in (ffn.shared_delta, ffn.expert_deltas))
     return DeltaDecoder(base, shared, experts, ffn.delta_scale, ffn.top_k)
+
+
+def most_invariant_rows(model: Transformer, draft: int = 0) -> int:
+    """The most rows of a step whose products give each row the bits that it has alone: 32, or 8 with packed weights.
+
+    Raises :class:`UserError` where no number does: on a GPU, in 16 bits but for bfloat16 with AMX, and with drafts.
+    """
+    if model.device.type != "cpu" or (model.dtype.itemsize == 2 and not (HAS_AMX and model.dtype == torch.bfloat16)):
+        found = f"{str(model.dtype).removeprefix('torch.')} on this {model.device.type}"
+        raise UserError(f"batch_invariant: found {found}; expected device cpu and dtype float32, or bfloat16 with AMX")
+    if draft:
+        raise UserError(f"batch_invariant: a pass over drafts rounds differently; draft is {draft}, expected 0")
+    return packed.FEW_ROWS if any(isinstance(part, PackedWeights) for part in model.modules()) else FEW_ROWS

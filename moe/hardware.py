@@ -6,15 +6,20 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 
 import torch
 
 from kernels.cpu.malloc import keep_freed_memory as keep_freed_memory
 from kernels.cpu.malloc import return_freed_memory as return_freed_memory
+from moe.config import ModelConfig
 from moe.errors import UserError, did_you_mean
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DTYPES_AS_TYPED = DTYPES | {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# A step of a model that multiplies a token by fewer numbers than this is mostly calls, and oneDNN's in bfloat16 take
+# longer than those in float32 (docs/results/generation.md, Precision).
+FASTER_IN_FLOAT32 = 10_000_000
 NATIVE_CUDA = (8, 0)  # the first compute capability that multiplies bfloat16 matrices in hardware
 
 
@@ -50,6 +55,14 @@ def choose_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
         hint = did_you_mean(name, _DTYPES_AS_TYPED)
         raise UserError(f"unknown dtype {name!r}{hint}; expected auto, {', '.join(_DTYPES_AS_TYPED)}")
     return _DTYPES_AS_TYPED[name]
+
+
+def decoding_dtype(device: torch.device, name: str = "auto") -> Callable[[ModelConfig], torch.dtype]:
+    """What chooses the dtype to generate in, by a model's sizes: as `choose_dtype`, which checks the name at once, but
+    ``auto`` is float32 on a CPU for models of up to :data:`FASTER_IN_FLOAT32` weights a token."""
+    dtype = choose_dtype(device, name)
+    may_widen = name == "auto" and device.type == "cpu"
+    return lambda c: torch.float32 if may_widen and c.weights_per_token <= FASTER_IN_FLOAT32 else dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:

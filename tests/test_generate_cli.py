@@ -140,7 +140,7 @@ def test_prompts_from_a_file(call, tmp_path):
     ]
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl"
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    flags = ("--prompts", str(prompts), "--max-new-tokens", "12", "--batch-size", "2")
+    flags = ("--prompts", str(prompts), "--max-new-tokens", "12", "--batch-size", "2", "--batch-invariant")
     code, out, err = call(*flags, "--output", str(output))
     assert code == 0 and out == "" and "wrote 3 answers" in err and "36 written" in err
     answers = [json.loads(line) for line in output.read_text().splitlines()]
@@ -294,6 +294,7 @@ def test_a_chat(call):
         (("a", "--repetition-penalty", "0"), "repetition_penalty is 0.0"),
         (("a", "-n", "0"), "--samples is 0"),
         (("a", "--draft", "-1"), "--draft is -1"),
+        (("a", "--draft", "2", "--batch-invariant"), "--batch-invariant is for answers without --draft"),
         (("a", "--stop-at", "function"), "needs --language NAME"),
         (("a", "--suffix", "b"), "no tokens to fill a gap with"),
         (("--suffix", "b"), "--suffix is for a prompt"),

@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     add("--output", type=Path, metavar="DIR", help="settings, answers, verdicts and results (default: a folder in "
         "runs/benchmarks named after the settings)")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--dtype", default="auto", help="auto (bfloat16 where it is native), float32 or bfloat16")
+    add("--dtype", default="auto", help="auto (the one that decodes faster), float32 or bfloat16")
     add_limits(parser)
     return parser
 
@@ -172,22 +172,21 @@ def _write(
     """Lets the model answer; returns the run's directory and the answers."""
     from checkpoints.model_io import load_model  # torch is not needed to score what is there
     from checkpoints.runs.finished import model_of
-    from moe.hardware import choose_device, choose_dtype, dtype_name
+    from moe.hardware import choose_device, decoding_dtype, dtype_name
     from moe.inference.sampling import Sampling
 
     sampling = Sampling(arguments.temperature, 0, arguments.top_p, arguments.seed)
     device = choose_device(arguments.device)
-    dtype = choose_dtype(device, arguments.dtype)
     path = model_of(arguments.model)
-    loaded = load_model(path, dtype, device)
+    loaded = load_model(path, decoding_dtype(device, arguments.dtype), device)
     if loaded.tokenizer is None:
         raise UserError(f"{path} has no tokenizer; expected tokenizer.json or tokenizer.model beside the weights")
     ask = "train" if is_trained_here(path, loaded.config.expert_languages) else "code-only"
     writing = WritingSettings(style, arguments.samples, sampling, arguments.max_new_tokens, arguments.batch_size, ask)
     settings |= {"source": "model", "model": fingerprint(loaded.model), "template": loaded.template}
-    settings |= {"device": device.type, "dtype": dtype_name(dtype), **asdict(writing)}
+    settings |= {"device": device.type, "dtype": dtype_name(loaded.model.dtype), **asdict(writing)}
     folder = _folder(arguments, settings)
-    say(console, f"model {path}, weights in {dtype_name(dtype)} on {device.type}; {len(problems)} problems; {folder}")
+    say(console, f"model {path}, weights in {settings['dtype']} on {device.type}; {len(problems)} problems; {folder}")
     started = time.monotonic()
     with CountDisplay(console, "answers") as progress:
         write_answers(loaded, problems, writing, folder / ANSWERS_FILE, progress)

@@ -22,6 +22,7 @@ from kernels.packed import Packed, PackedWeights
 from kernels.types import ExpertDispatch, Gradients, Needs, Saved, accumulation_dtype
 
 FEW_ROWS = 32  # from 33 on AMX splits long rows, and the bits depend on the number of rows
+SMALL = 4096  # numbers; whether oneDNN multiplies a smaller weight depends, in torch, on the number of rows
 ROWS_AT_ONCE = 2048  # of an expert, where nothing is kept: activations of more only take memory
 
 
@@ -88,8 +89,11 @@ def linear(x: Tensor, w: Tensor | Packed) -> Tensor:
     """
     if isinstance(w, Packed):
         return w.product(x)
-    if 1 < x.shape[0] <= FEW_ROWS and x.dtype == torch.bfloat16 and HAS_AMX and w.stride(-1) == 1:
-        return torch.mm(w, x.t()).t().contiguous()
+    if 0 < x.shape[0] <= FEW_ROWS and x.dtype == torch.bfloat16 and HAS_AMX and w.stride(-1) == 1:
+        if w.numel() <= SMALL:
+            return torch.stack([torch.mv(w, row) for row in x])
+        if x.shape[0] > 1:
+            return torch.mm(w, x.t()).t().contiguous()
     if x.shape[0] == 1 and x.device.type == "cpu" and x.dtype != torch.float64 and row_blocks(w):
         return matvec(x, w)
     fast = x.dtype == torch.float32 and x.device.type == "cpu" and x.shape[0] > 0 and has_onednn_linear()

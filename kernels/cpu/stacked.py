@@ -15,7 +15,7 @@ from torch import Tensor
 from kernels.cpu.decode import weighted_sum
 from kernels.cpu.experts import linear
 from kernels.packed import Packed, PackedWeights
-from kernels.types import LowRank
+from kernels.types import LowRank, accumulation_dtype
 
 
 def join(weights: Sequence[Tensor]) -> Tensor:
@@ -82,38 +82,43 @@ class DeltaDecoder:
         lows = [part for pair in (shared, experts) if pair is not None for part in (pair.a1, pair.a3)]
         self.up = Stacked(w1, w3, *lows)
         self.down = Stacked(w2, *(pair.a2 for pair in (shared, experts if self.single else None) if pair is not None))
-        self.b: list[tuple[Tensor, ...]] = []  # b1, b2, b3 of each expert
+        self.b: list[tuple[Tensor, ...]] = []  # b1, b2, b3 of each expert, transposed
         if experts is not None:
-            self.b = list(zip(experts.b1, experts.b2, experts.b3))
+            self.b = [(b1.t(), b2.t(), b3.t()) for b1, b2, b3 in zip(experts.b1, experts.b2, experts.b3)]
 
     def __call__(self, x: Tensor, gates: list[float], expert_ids: list[int]) -> Tensor:
-        """x [1, D] -> [1, D]; gates and ids of the token's K choices."""
+        """x [1, D] -> [1, D]; gates and ids of the token's K choices. Rounds as `delta_experts_fwd` rounds any row."""
         scale, hidden = self.scale, self.hidden
-        h = self.up.product(x)[0]  # [2F + 2s + 2E r]
-        gate, value, rest = h[:hidden], h[hidden : 2 * hidden], 2 * hidden
+        h = self.up.product(x)  # [1, 2F + 2s + 2E r]
+        gate, value, rest = h[:, :hidden], h[:, hidden : 2 * hidden], 2 * hidden
         if self.shared is not None:
             rank = self.shared.a1.shape[0]
-            gate.addmv_(self.shared.b1, h[rest : rest + rank], alpha=scale)
-            value.addmv_(self.shared.b3, h[rest + rank : rest + 2 * rank], alpha=scale)
+            gate.addmm_(h[:, rest : rest + rank], self.shared.b1.t(), alpha=scale)
+            value.addmm_(h[:, rest + rank : rest + 2 * rank], self.shared.b3.t(), alpha=scale)
             rest += 2 * rank
         acts = []
         if self.experts is None:
             acts.append(F.silu(gate).mul_(value))
         else:
-            low = h[rest:].view(2, len(self.b), -1)  # [2, E, r]
+            lows = h[:, rest:].view(2, len(self.b), 1, -1)  # [2, E, 1, r]
             for e in expert_ids:
                 b1, _, b3 = self.b[e]
-                own_value = torch.addmv(value, b3, low[1, e], alpha=scale)
-                acts.append(F.silu(torch.addmv(gate, b1, low[0, e], alpha=scale)).mul_(own_value))  # [F]
+                own_value = torch.addmm(value, lows[1, e], b3, alpha=scale)
+                acts.append(F.silu(torch.addmm(gate, lows[0, e], b1, alpha=scale)).mul_(own_value))  # [1, F]
         mixed = acts[0] if self.single else weighted_sum(acts, gates, x.dtype)
-        out = self.down.product(mixed.unsqueeze(0))[0]  # [D + s, and E r with one expert a token]
-        y, rest = out[: self.width], self.width
+        out = self.down.product(mixed)  # [1, D + s, and E r with one expert a token]
+        y, rest = out[:, : self.width], self.width
         if self.shared is not None:
             rank = self.shared.a1.shape[0]
-            y.addmv_(self.shared.b2, out[rest : rest + rank], alpha=scale)
+            y.addmm_(out[:, rest : rest + rank], self.shared.b2.t(), alpha=scale)
             rest += rank
-        if self.experts is not None:
-            for e, act, g in zip(expert_ids, acts, gates):
-                own = out[rest:].view(len(self.b), -1)[e] if self.single else torch.mv(self.experts.a2[e], act)
-                y.addmv_(self.b[e][1], own, alpha=scale * g)
-        return y.unsqueeze(0)
+        if self.experts is None:
+            return y
+        if self.single:
+            own = out[:, rest:].view(len(self.b), 1, -1)[expert_ids[0]]
+            return y.addmm_(own, self.b[expert_ids[0]][1], alpha=scale * gates[0])
+        total = y.to(accumulation_dtype(y.dtype), copy=True)
+        for e, act, g in zip(expert_ids, acts, gates):
+            low = F.linear(act, self.experts.a2[e]).mul_(g)
+            total.add_(torch.zeros_like(y).addmm_(low, self.b[e][1], alpha=scale))
+        return total.to(y.dtype)

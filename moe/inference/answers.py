@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from moe.data.prompt import encode_fill, encode_messages, instruction_for, stop_ids
+from moe.decoder import most_invariant_rows
 from moe.errors import UserError
 from moe.inference.engine import Engine, Generation, OnOutput, Request
 from moe.inference.expert_choice import expert_bias
@@ -127,7 +128,7 @@ class Writer:
     """Writes answers with a model, its tokenizer and the prompt template that it was trained with.
 
     Args:
-        draft: see :class:`~moe.inference.engine.Engine`.
+        draft, batch_invariant: see :class:`~moe.inference.engine.Engine`.
         truncate: whether a prompt that does not fit loses its first tokens; otherwise it is an error.
         stop_at_function: whether an answer ends with its first function, for questions that name a language.
         routing, experts: see :func:`~moe.inference.expert_choice.expert_bias`.
@@ -148,11 +149,14 @@ class Writer:
         stop_at_function: bool = False,
         routing: str = "free",
         experts: Sequence[int | str] | None = None,
+        batch_invariant: bool = False,
     ):
         self.model, self.tokenizer, self.template = model, tokenizer, template
         self.max_new_tokens, self.sampling, self.stop = max_new_tokens, sampling, check_stop(stop)
         self.draft, self.truncate, self.stop_at_function = draft, truncate, stop_at_function
-        self.routing, self.experts = routing, experts
+        self.routing, self.experts, self.batch_invariant = routing, experts, batch_invariant
+        if batch_invariant:
+            most_invariant_rows(model, draft)
         self.stop_ids = stop_ids(tokenizer, template)
 
     def encode(self, question: Question, name: str = "the prompt") -> list[int]:
@@ -171,7 +175,7 @@ class Writer:
 
     def engine(self, max_rows: int, on_output: OnOutput | None = None) -> Engine:
         """An engine for :meth:`request`."""
-        return Engine(self.model, max_rows, self.draft, on_output)
+        return Engine(self.model, max_rows, self.draft, on_output, batch_invariant=self.batch_invariant)
 
     def request(
         self,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from moe.cache import KVCache, Row
-from moe.decoder import Decoder
+from moe.decoder import Decoder, most_invariant_rows
 from moe.graphs import GraphDecoder
 from moe.inference.drafts import Lookup
 from moe.inference.sampling import GREEDY, Sampling, choose, number_stream
@@ -123,6 +123,8 @@ class Engine:
             It changes no answer.
         on_output: called after each token with the requests that it was chosen for.
         cuda_graphs: whether a GPU replays the steps that add one token to each row as CUDA graphs.
+        batch_invariant: whether a request gets the same logits whatever else runs: each prompt is read in a pass of its
+            own, and rows are at most :func:`~moe.decoder.most_invariant_rows`, which raises where it cannot hold.
     """
 
     def __init__(
@@ -132,7 +134,10 @@ class Engine:
         draft: int = 0,
         on_output: OnOutput | None = None,
         cuda_graphs: bool = True,
+        batch_invariant: bool = False,
     ):
+        self._alone = batch_invariant
+        max_rows = min(max_rows, most_invariant_rows(model, draft)) if batch_invariant else max_rows
         self.model, self.max_rows, self.draft, self.on_output = model, max_rows, draft, on_output
         self._decoder = Decoder(model) if Decoder.fits(model) else None
         self._graphs = GraphDecoder(model) if cuda_graphs and GraphDecoder.fits(model) else None
@@ -173,7 +178,7 @@ class Engine:
             tokens = len(new[0].prompt)
             while self.waiting and len(self.rows) + len(new) < self.max_rows:
                 tokens += 0 if _same(self.waiting[0], new[-1]) else len(self.waiting[0].prompt)
-                if tokens > TOKENS_PER_PASS:
+                if tokens > TOKENS_PER_PASS or self._alone:
                     break
                 new.append(self.waiting.popleft())
             self._start([request for request in new if not self._ends_early(request)])

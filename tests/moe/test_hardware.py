@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from moe import hardware
 from moe.errors import UserError
-from moe.hardware import choose_device, choose_dtype, describe_hardware, has_native_bfloat16
+from moe.hardware import choose_device, choose_dtype, decoding_dtype, describe_hardware, has_native_bfloat16
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -104,3 +105,17 @@ def test_freed_memory_is_kept_on_cpus_alone():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     ).stdout.split()
     assert kept == in_heap
+
+
+def test_small_models_generate_in_float32_on_a_cpu(monkeypatch, gpus, tiny_config):
+    gpus(1)
+    monkeypatch.setattr(hardware, "has_native_bfloat16", lambda device: True)
+    small = replace(tiny_config, dim=512, head_dim=0, hidden_dim=768, num_experts=4)  # q and o 512 wide, k and v 256
+    assert small.weights_per_token == 2 * (512 * 2 * (512 + 256) + 2 * 3 * 512 * 768) + 97 * 512
+    delta = replace(small, expert_form="delta", expert_rank=2, moe_layers=(1,))
+    assert delta.weights_per_token == replace(small, num_experts=0).weights_per_token < small.weights_per_token
+    large = replace(small, vocab_size=20_000)
+    assert [decoding_dtype(CPU)(c) for c in (small, large)] == [torch.float32, torch.bfloat16]
+    assert decoding_dtype(GPU)(small) == decoding_dtype(CPU, "bf16")(small) == torch.bfloat16
+    with pytest.raises(UserError, match="unknown dtype"):
+        decoding_dtype(CPU, "flot32")
