@@ -40,7 +40,7 @@ from checkpoints.transforms.quantize import (
     quantized_tensors,
     round_to_nearest,
 )
-from checkpoints.transforms.rewrite import OutputOptions, write_rewritten
+from checkpoints.transforms.rewrite import OutputOptions, Rewrite, write_rewritten
 from kernels.int4 import group_of
 from moe.errors import UserError
 from moe.files import json_bytes
@@ -159,8 +159,10 @@ def quantize_base(arguments: argparse.Namespace, path: Path) -> int:
         rewrite = quantized_rewrite(delta.base, action, bits=how[0], rest=how[1], base_id=arguments.base_id)
         write_rewritten(rewrite, temporary / "base", OutputOptions(max_shard_bytes=arguments.max_shard))
         for file in path.iterdir():
-            if file.is_file() and file.name not in ("config.json", MANIFEST):
+            if file.is_file() and file.name not in ("config.json", "README.md", MANIFEST):
                 copy_file(file, temporary / file.name)
+        whole = Rewrite(delta, delta.config, (), f"{action} in its base", (), base_id=arguments.base_id)
+        write_bytes(temporary / "README.md", whole.card())
         settings = read_json_object(path / "config.json")
         reference = base_reference(open_checkpoint(temporary / "base")).to_json(temporary)
         settings["base"] = {**reference, "path": str((arguments.out / "base").absolute())}
