@@ -72,7 +72,7 @@ def test_the_run_is_a_run_like_any_other(runs, capsys):
         assert checkpoints([str(x) for x in command]) == 0, command
         card = next((runs / "out").joinpath(command[2].name).rglob("README.md")).read_text()
         assert "pairs in Python, C++; then preferences (DPO)" in card and "answers" not in card, "no scores of another"
-    assert checkpoints(["inspect", str(runs / "new")]) == 0
+    assert checkpoints(["verify", str(runs / "out" / "int4")]) == checkpoints(["inspect", str(runs / "new")]) == 0
     assert "training          pairs in Python, C++; then preferences (DPO)" in capsys.readouterr().out
 
 
