@@ -61,7 +61,9 @@ def test_documents_of_two_languages_teach_a_filter_to_follow_a_change(tiny_confi
 def test_an_added_row_is_fitted_on_all_documents(tiny_config, make_model, batches, monkeypatch, layers, new, least):
     model = make_model(replace(tiny_config, router_context="mean", router_layers=layers, **SIZES), dtype=torch.float32)
     read = []
-    monkeypatch.setattr(router_start, "fit_routers", lambda model, chosen, held_out, *rest: read.extend(chosen) or [1.0])
+    monkeypatch.setattr(
+        router_start, "fit_routers", lambda model, chosen, held_out, *rest: read.extend(chosen) or [1.0]
+    )
     config = RunConfig(languages=("python", "cpp"), router_documents=35, new_language=new)
     router_start.fit_router(model, batches, 0, config)
     documents = sum(len(batch.documents) for batch in read[: -router_start.HELD_OUT_BATCHES])
