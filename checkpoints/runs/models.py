@@ -136,6 +136,7 @@ def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int
         source = open_any(resolve_model_path(config.base))
         tokenizer = require_tokenizer(checkpoint_tokenizer(dense_part(source)), source.path)
         template = template or own_template(source, tokenizer)[0]
+        assert template is not None, "a model with a tokenizer has one"
     encoded = encode_pairs(train_pairs, tokenizer, template, config.max_tokens, config.unnamed_share, config.seed)
     trained = trained_examples(config, encoded.examples)
     one_epoch = MixedBatches(trained, config.tokens_per_batch, config.seed).epoch_batches / config.accumulate
