@@ -41,6 +41,7 @@ from checkpoints.runs.models import (
     placed,
     steps_of_epochs,
     stored_deltas,
+    trained_examples,
     write_model,
 )
 from checkpoints.runs.opening import open_run, run_path
@@ -254,8 +255,7 @@ def make_experts(
     # 6. Branch: a short start with each token on the expert of its language.
     # 7. Mix: learned top-k routing with balance loss and z-loss. A finished mixture may learn from answers instead.
     if config.new_language:
-        own = {config.new_language: examples[config.new_language]}
-        batches = MixedBatches(own, config.tokens_per_batch, config.seed)
+        batches = MixedBatches(trained_examples(config, examples), config.tokens_per_batch, config.seed)
     for stage in config.stage_steps:
         say(console, stages.train(model, stage, batches, validation if stage == "mix" else None))
     if config.new_language or config.policy:
@@ -311,7 +311,7 @@ def encode(
     for language, count in encoded.too_long.items():
         if count:
             say(console, f"left out {count} {language} pairs of more than {config.max_tokens} tokens")
-    batches = MixedBatches(encoded.examples, config.tokens_per_batch, config.seed)
+    batches = MixedBatches(trained_examples(config, encoded.examples), config.tokens_per_batch, config.seed)
     passes = trained_batches(config) / batches.epoch_batches
     one_pass = f"{batches.epoch_batches:,.0f} batches, {batches.filled():.1%} filled"
     say(console, f"one pass over the data is {one_pass}; this run makes {passes:.2f} passes")

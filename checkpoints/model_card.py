@@ -25,6 +25,8 @@ _ID = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}"
 _HUB_CACHE = re.compile(r"models--(.+?)--(.+)")
 _BASE = re.compile(rf"^base_model:[ \t]*[\"']?({_ID})[\"']?[ \t]*$", re.MULTILINE | re.ASCII)
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,60})[\"']?[ \t]*$", re.MULTILINE)
+_TRAINING = re.compile(r"^## Recipe\n\n(?:\|.*\n)*?\| training \| ([^|\n]{1,500}) \|$", re.MULTILINE)
+NOT_TRAINED = "none yet"
 _UNKNOWN = ("other", "unknown", "none")
 _MAX_CARD_BYTES = 1 << 20
 # The name under which a run notes the scores of each directory that it writes.
@@ -79,7 +81,7 @@ def base_name(checkpoint: Checkpoint, base_id: str | None = None) -> str:
 
 def stated_base(directory: Path) -> str | None:
     """The hub id that the card in ``directory`` names as the base; None without one."""
-    match = _BASE.search(_front_matter(directory))
+    match = _BASE.search(_parts_of_card(directory)[0])
     return match[1] if match and is_hub_id(match[1]) else None
 
 
@@ -88,20 +90,53 @@ def base_license(checkpoint: Checkpoint) -> str | None:
     if checkpoint.format == "gguf":
         stated = checkpoint.settings.get("general.license")
     else:
-        match = _LICENSE.search(_front_matter(checkpoint.directory))
+        match = _LICENSE.search(_parts_of_card(checkpoint.directory)[0])
         stated = match[1] if match else None
     if not isinstance(stated, str) or not re.fullmatch(r"[\w.+-]{1,60}", stated) or stated.lower() in _UNKNOWN:
         return None
     return stated
 
 
-def _front_matter(directory: Path) -> str:
-    """The YAML at the top of the directory's card; empty without one."""
+def _parts_of_card(directory: Path) -> tuple[str, str]:
+    """The YAML at the top of the directory's card, and its text; empty where there is none."""
     card = directory / "README.md"
     if not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
-        return ""
+        return "", ""
     parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
-    return parts[1] if len(parts) == 3 and not parts[0].strip() else ""
+    return (parts[1], parts[2]) if len(parts) == 3 and not parts[0].strip() else ("", "")
+
+
+def training_of(directory: Path, earlier_runs: int = 20) -> str:
+    """What trained the model in ``directory``, as its card says, or else its run and those before it; "" if unknown."""
+    match = _TRAINING.search(_parts_of_card(directory)[1])
+    if match and match[1].isprintable():
+        return match[1]
+    settings, _ = _run_files(directory) or ({}, {})
+    config = settings.get("config")
+    if not isinstance(config, Mapping) or not isinstance(config.get("languages"), list) or not earlier_runs:
+        return ""
+    if config.get("preferences"):
+        step = "preferences (DPO)"
+    elif config.get("learn_from_tests"):
+        step = "its own answers, judged by tests (GRPO)"
+    elif config.get("new_language"):
+        step = f"pairs in {language_name(str(config['new_language']))}, for a new expert"
+    else:
+        step = "pairs in " + ", ".join(language_name(str(key)) for key in config["languages"])
+    before = training_of(Path(str(config.get("base"))), earlier_runs - 1)
+    return step if before in ("", NOT_TRAINED) else f"{before}; then {step}"
+
+
+def _run_files(directory: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """Settings and results of the run that ``directory`` belongs to; None without such a run."""
+    run = directory.absolute().parent
+    if directory.name not in _SCORED_AS or not (run / RUN_FILE).is_file():
+        return None
+    try:
+        results = read_json_object(run / RESULTS_FILE) if (run / RESULTS_FILE).is_file() else {}
+        return read_json_object(run / RUN_FILE), results
+    except UserError:
+        return None
 
 
 def run_facts(directory: Path) -> RunFacts | None:
@@ -109,14 +144,10 @@ def run_facts(directory: Path) -> RunFacts | None:
 
     Best effort: what a damaged run file lacks is left out.
     """
-    run = directory.absolute().parent
-    if directory.name not in _SCORED_AS or not (run / RUN_FILE).is_file():
+    files = _run_files(directory)
+    if files is None:
         return None
-    try:
-        settings = read_json_object(run / RUN_FILE)
-        results = read_json_object(run / RESULTS_FILE) if (run / RESULTS_FILE).is_file() else {}
-    except UserError:
-        return None
+    settings, results = files
     config = settings.get("config")
     config = config if isinstance(config, Mapping) else {}
     learned = [name for source, more in _LEARNED.items() if config.get(source) for name in (source, *more)]
@@ -128,6 +159,8 @@ def run_facts(directory: Path) -> RunFacts | None:
         recipe["data"] = Path(config["data"]).name
     if isinstance(settings.get("date"), str):
         recipe["date"] = settings["date"]
+    if trained := training_of(directory):
+        recipe["training"] = trained
     return RunFacts(recipe, _score_rows(results, _SCORED_AS[directory.name]))
 
 
@@ -240,8 +273,11 @@ def model_card(
     return "\n".join(lines)
 
 
-def adapter_card(base: str, language: str, rank: int, license_name: str | None = None) -> str:
-    """The card of a PEFT adapter that was one language's expert; arguments as for :func:`model_card`."""
+def adapter_card(base: str, language: str, rank: int, license_name: str | None = None, training: str = "") -> str:
+    """The card of a PEFT adapter that was one language's expert; arguments as for :func:`model_card`.
+
+    ``training``: of the mixture (:func:`training_of`).
+    """
     name = language_name(language)
     return "\n".join(
         [
@@ -259,6 +295,7 @@ def adapter_card(base: str, language: str, rank: int, license_name: str | None =
             "",
             f"The expert for {name} of a mixture of language experts, as a LoRA adapter of rank {rank} of the base "
             f"`{base}`. With it the base computes what the mixture does for text sent to this expert.",
+            *([f"\nThe mixture was trained on {training}."] if training else []),
             "",
         ]
     )

@@ -19,7 +19,7 @@ from checkpoints.runs.fingerprints import comparable, run_recipe
 from eval.bootstrap import Measured, Sample, bootstrap, common_keys, score
 from eval.codebleu.score import borrowed_scorer, count_each
 from eval.reporting.page import cost_rows
-from eval.reporting.record import RunRecord
+from eval.reporting.record import ADAPTER, RunRecord
 from eval.scoring import language_names
 from eval.verdicts import UNJUDGED
 from moe.data.rows import parse_row
@@ -94,7 +94,8 @@ def systems(groups: Sequence[Sequence[RunRecord]], split: str) -> list[System]:
         suffix = f" {number + 1}" if len(groups) > 1 else ""
         for model in dict.fromkeys(model for run in group for model in run.models):
             known = group[0].results.get("fingerprints", {}).get("test sets", {}).get(split)
-            system = System(f"{model}{suffix}", model, number, known, {}, [])
+            title = group[0].title(model)
+            system = System(f"{title}{suffix}", model, number, known, {}, [])
             for run in group:
                 if model not in run.models:
                     continue
@@ -104,7 +105,7 @@ def systems(groups: Sequence[Sequence[RunRecord]], split: str) -> list[System]:
                 if seed in system.seeds:
                     continue
                 system.seeds[seed] = measure(run, model, split)
-                system.costs.extend([row for row in cost_rows(run) if row["model"] == model])
+                system.costs.extend([row for row in cost_rows(run) if row["model"] == title])
             found.append(system)
     return found
 
@@ -142,7 +143,7 @@ def _keys(rows: Iterable[Mapping[str, Any]]) -> tuple[Any, ...]:
 
 
 def wanted_differences(found: Sequence[System]) -> list[tuple[System, System]]:
-    """Each mixture against its adapter and its base (of its own recipe, else of another), and against the first one.
+    """Each mixture against its baseline and its base (of its own recipe, else of another), and against the first one.
 
     Only what was measured on the same held-out pairs is compared.
     """
@@ -156,8 +157,8 @@ def wanted_differences(found: Sequence[System]) -> list[tuple[System, System]]:
 
     pairs = []
     mixtures = [x for x in found if x.model == "mixture"]
-    for system in mixtures or [x for x in found if x.model == "dense adapter"]:
-        for model in ("dense adapter", "base"):
+    for system in mixtures or [x for x in found if x.model == ADAPTER]:
+        for model in (ADAPTER, "base"):
             against = other(model, system)
             if against is not None and against is not system:
                 pairs.append((system, against))
@@ -319,8 +320,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "compare",
         help="compare runs of train.py, with intervals of their differences",
         description="Compares the models of several runs and seeds: held-out loss, CodeBLEU and pass@1 by language, "
-        "with the spread over seeds and 95% bootstrap intervals of mixture - adapter and mixture - base, and what each "
-        "model costs. Runs that differ in their seed alone are one recipe. Resamples draw seeds, then pairs.",
+        "with the spread over seeds and 95% bootstrap intervals of mixture - baseline and mixture - base, and what "
+        "each model costs. Runs that differ in their seed alone are one recipe. Resamples draw seeds, then pairs.",
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's directory")
     parser.add_argument("--split", nargs="+", default=[], metavar="NAME", help="test sets (default: all they share)")

@@ -13,6 +13,7 @@ from checkpoints.model_io import LoadedModel
 from checkpoints.progress import CountDisplay, say
 from checkpoints.runs.directory import RunDirectory
 from eval.cost import model_cost
+from eval.reporting.record import ADAPTER, title
 from eval.scoring import AnswerSettings, can_score, save_answers, score_answers, write_answers
 from eval.specialization import RoutingCounter
 from eval.verdicts import add_verdicts
@@ -79,7 +80,7 @@ class Evaluation:
                     say(self.console, f"{split}: no {language} tests were run: {counts['why']}")
 
     def _test(self, name: str, split: str) -> dict[str, Any]:
-        with CountDisplay(self.console, f"{name}: tests, {split}") as show:
+        with CountDisplay(self.console, f"{title(name, self.config.expert_form)}: tests, {split}") as show:
             return add_verdicts(self._file("answers", name, split), self.config.test_pairs, self.config.seed, show)
 
     def _file(self, folder: str, name: str, split: str) -> Path:
@@ -95,7 +96,8 @@ class Evaluation:
             layers = len(model.config.sparse_layers)
             routing = RoutingCounter(len(config.languages), layers, model.config.num_experts, config.seed)
         result: dict[str, Any] = {"scores": {}, "cost": asdict(model_cost(model.config))}
-        if name == "dense adapter" and not model.config.is_delta:  # beside full experts: no config says what it trained
+        shown = title(name, config.expert_form)
+        if name == ADAPTER and not model.config.is_delta:  # beside full experts: no config says what it trained
             trained = parse_layers(config.moe_layers, model.config.n_layers)
             learned = choose_trainable(model, "adapter", moe_layers=trained)
             result["cost"]["trained"] = sum(parameter.numel() for parameter in learned.values())
@@ -104,12 +106,12 @@ class Evaluation:
             chosen = sample_all(pairs, config.eval_pairs, config.seed)
             path = self._file("answers", name, split)
             journal = path.with_suffix(UNFINISHED)
-            with CountDisplay(self.console, f"{name}: answers, {split}") as show:
+            with CountDisplay(self.console, f"{shown}: answers, {split}") as show:
                 answers = write_answers(model, tokenizer, template, chosen, settings, show, journal)
             save_answers(answers, path)
             chosen = sample_all(pairs, config.loss_pairs, config.seed)
             encoded = encode_pairs(chosen, tokenizer, template, model.config.max_seq_len)
-            with CountDisplay(self.console, f"{name}: loss, {split}") as show:
+            with CountDisplay(self.console, f"{shown}: loss, {split}") as show:
                 losses = held_out_loss(model, encoded.examples, config.tokens_per_batch, routing, show)
             save_losses(chosen, encoded, losses, self._file("losses", name, split))
             scores = score_answers(answers) if can_score() else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -48,7 +49,15 @@ def test_the_run_is_a_run_like_any_other(runs):
     before, after = (results[f"scores of {name}"]["scores"]["test"] for name in ("base", "mixture"))
     assert list(before) == list(after) == ["python", "cpp", "java"]
     assert len(results["router_accuracy"]) == len(load_model(runs / "new" / "model").config.router_places)
-    assert "write code with it" in train("--resume", runs / "new", check=False).stdout
+    output = train("--resume", runs / "new", check=False).stdout
+    assert "write code with it" in output
+    card = (runs / "new" / "model" / "README.md").read_text()
+    assert "| training | pairs in Python, C++; then pairs in Java, for a new expert |" in card
+    plan = ("--epochs", 2, "--dry-run", "--tokens-per-second", 1000)
+    planned = train("--runs", runs, "--name", "plan", "--add-language", "java", "--to", runs / "old", *plan).stdout
+    batches = int(re.search(r"one pass over the data is (\d+) batches", output)[1])
+    steps = int(re.search(r"steps: 3 branch, (\d+) mix", planned)[1])
+    assert batches < 10 and abs(2 * batches - 3 - steps) <= 1, "a pass over the new language's pairs"
 
 
 @pytest.mark.parametrize("runs", ["delta"], indirect=True)

@@ -19,7 +19,6 @@ import pytest
 import generate
 from checkpoints.answers_file import AnswersFile
 from checkpoints.model_io import save_model
-from checkpoints.runs.finished import finished_models, newest_model
 from moe.config import ModelConfig
 from moe.errors import UserError
 from moe.tokenizer import train_sentencepiece
@@ -348,17 +347,6 @@ def test_mistakes_in_a_file_write_nothing(call, tmp_path, line, flags, message):
 def test_debug_shows_the_trace(call):
     with pytest.raises(UserError, match="the prompt is empty"):
         call("", "--debug")
-
-
-def test_finding_runs(runs, tmp_path):
-    assert finished_models(runs) == [runs / "newer" / "model", runs / "older" / "model"]
-    assert newest_model(runs) == runs / "newer" / "model"
-    with pytest.raises(UserError, match=r"found no run in .*; type: python train.py"):
-        newest_model(tmp_path)
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "run.json").write_text("{}")
-    with pytest.raises(UserError, match="found 1 unfinished run and no finished one"):
-        newest_model(tmp_path)
 
 
 def test_a_run_stands_for_its_model(call, runs, tmp_path):

@@ -36,7 +36,9 @@ def runs(tmp_path_factory):
     done = train("--runs", place, "--name", "old", *CONTEXT, "--no-baseline", check=False)
     assert done.returncode in (0, WORSE), done.stderr
     file = preferences(place / "p.jsonl")
-    train("--runs", place, "--name", "new", "--preferences", file, "--to", place / "old", *LEARN)
+    train(
+        "--runs", place, "--name", "new", "--preferences", file, "--to", place / "old", *LEARN, "--validation-steps", 1
+    )
     return place
 
 
@@ -60,9 +62,18 @@ def test_the_run_is_a_run_like_any_other(runs, capsys):
     card = (runs / "new" / "model" / "README.md").read_text()
     assert "| preferences | p.jsonl |" in card and "| policy lr | 0.01 |" in card
     assert "write code with it" in train("--resume", runs / "new").stdout
-    for command in (["inspect", runs / "new"], ["extract", runs / "new", runs / "cpp", "--language", "cpp"]):
+    assert json.loads((runs / "new" / "run.json").read_text())["config"]["validation_steps"] == 0
+    for command in (
+        ["extract", runs / "new", runs / "out" / "dense", "--language", "cpp"],
+        ["adapters", runs / "new", runs / "out" / "adapters"],
+        ["quantize", runs / "new", runs / "out" / "int4", "--no-perplexity"],
+        ["remove-language", runs / "new", runs / "out" / "one", "--language", "cpp"],
+    ):
         assert checkpoints([str(x) for x in command]) == 0, command
-    capsys.readouterr()
+        card = next((runs / "out").joinpath(command[2].name).rglob("README.md")).read_text()
+        assert "pairs in Python, C++; then preferences (DPO)" in card and "answers" not in card, "no scores of another"
+    assert checkpoints(["verify", str(runs / "out" / "int4")]) == checkpoints(["inspect", str(runs / "new")]) == 0
+    assert "training          pairs in Python, C++; then preferences (DPO)" in capsys.readouterr().out
 
 
 def test_a_mixture_learns_from_tests_and_resumes(runs, monkeypatch):
@@ -89,6 +100,7 @@ def test_a_mixture_learns_from_tests_and_resumes(runs, monkeypatch):
     assert {"reward", "passed_cpp", "seconds_judging"} <= set(rows[0].split(","))
     assert [row.split(",")[:2] for row in rows[1:]] == [["tests", str(n)] for n in (1, 2, 3)]
     card = (runs / "tested" / "model" / "README.md").read_text()
+    assert "| training | pairs in Python, C++; then its own answers, judged by tests (GRPO) |" in card
     assert "| learn from tests | True |" in card and "| group size | 2 |" in card
 
 

@@ -13,6 +13,7 @@ from checkpoints.commands.common import find_model
 from checkpoints.formats.delta import DeltaCheckpoint
 from checkpoints.formats.names import expected_tensors
 from checkpoints.formats.quantized import pair_of
+from checkpoints.model_card import training_of
 from checkpoints.storage.files import format_bytes
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.transforms.merge import open_any
@@ -104,6 +105,8 @@ def describe(path: Path) -> list[tuple[str, str]]:
         rows.append(("languages", ", ".join(config.expert_languages) or "not named"))
     if isinstance(opened, DeltaCheckpoint):
         rows.append(("base", str(dense.path)))
+    if trained := training_of(opened.path):
+        rows.append(("training", trained))
     rows += [
         ("parameters", f"{total / 1e6:,.1f} M, {active / 1e6:,.1f} M active per token"),
         ("dtypes", ", ".join(f"{name} {format_bytes(size)}" for name, size in sizes.most_common())),

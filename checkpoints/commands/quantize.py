@@ -21,17 +21,9 @@ from checkpoints.formats import open_checkpoint
 from checkpoints.formats.delta import base_reference, is_delta, open_delta
 from checkpoints.formats.names import expected_tensors
 from checkpoints.formats.quantized import is_quantized
-from checkpoints.model_io import LoadedModel, load_model
+from checkpoints.model_io import LoadedModel, load_model, write_delta_files
 from checkpoints.progress import byte_progress
-from checkpoints.storage.files import (
-    copy_file,
-    directory_bytes,
-    format_bytes,
-    new_directory,
-    read_json_object,
-    write_bytes,
-)
-from checkpoints.storage.writer import MANIFEST
+from checkpoints.storage.files import directory_bytes, format_bytes, new_directory
 from checkpoints.transforms.gptq import InputMoments, gptq_rounder, perplexity, sample_sequences
 from checkpoints.transforms.quantize import (
     Rounder,
@@ -40,10 +32,9 @@ from checkpoints.transforms.quantize import (
     quantized_tensors,
     round_to_nearest,
 )
-from checkpoints.transforms.rewrite import OutputOptions, write_rewritten
+from checkpoints.transforms.rewrite import OutputOptions, Rewrite, write_rewritten
 from kernels.int4 import group_of
 from moe.errors import UserError
-from moe.files import json_bytes
 from moe.languages import DEFAULT_LANGUAGES
 
 METHODS = ("nearest", "gptq")
@@ -158,13 +149,12 @@ def quantize_base(arguments: argparse.Namespace, path: Path) -> int:
         action = f"Matrices were rounded to int{arguments.bits} (nearest)"
         rewrite = quantized_rewrite(delta.base, action, bits=how[0], rest=how[1], base_id=arguments.base_id)
         write_rewritten(rewrite, temporary / "base", OutputOptions(max_shard_bytes=arguments.max_shard))
-        for file in path.iterdir():
-            if file.is_file() and file.name not in ("config.json", MANIFEST):
-                copy_file(file, temporary / file.name)
-        settings = read_json_object(path / "config.json")
         reference = base_reference(open_checkpoint(temporary / "base")).to_json(temporary)
-        settings["base"] = {**reference, "path": str((arguments.out / "base").absolute())}
-        write_bytes(temporary / "config.json", json_bytes(settings))
+        reference["path"] = str((arguments.out / "base").absolute())
+        own = list(delta.tensors.values())
+        whole = Rewrite(delta, delta.config, own, f"{action} in its base", (), base_id=arguments.base_id)
+        documents, files, ids = whole.small_parts()
+        write_delta_files(temporary, own, delta.config, reference, documents, files, ids)
     print(f"wrote {arguments.out} ({format_bytes(directory_bytes(arguments.out))}) with its quantized base")
     return 0
 

@@ -91,7 +91,8 @@ class RunDirectory:
             raise UserError(f"{path} is not a run: it has no {RUN_FILE}; expected a directory created by train.py")
         results = read_json_object(path / RESULTS_FILE) if (path / RESULTS_FILE).is_file() else {}
         settings = read_json_object(path / RUN_FILE)
-        config = RunConfig.from_dict(settings.get("config"), str(path / RUN_FILE))
+        trained = (path / "model").is_dir()  # the last that it was needed for is written
+        config = RunConfig.from_dict(settings.get("config"), str(path / RUN_FILE), trained)
         return cls(path, settings, results, config, new=False)
 
     @contextmanager

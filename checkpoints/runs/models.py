@@ -14,7 +14,7 @@ import torch
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.config_json import ROUTER_KEYS
 from checkpoints.formats.delta import is_delta, open_delta
-from checkpoints.formats.extras import checkpoint_tokenizer, find_template
+from checkpoints.formats.extras import checkpoint_tokenizer
 from checkpoints.formats.parameters import meta_model, set_parameter
 from checkpoints.formats.quantized import is_quantized
 from checkpoints.formats.smollm2 import resolve_model_path
@@ -26,10 +26,12 @@ from checkpoints.runs.preflight import given_template, require_tokenizer, shards
 from checkpoints.runs.staged_run import StagedRun
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.transforms.experts import grown_model
+from checkpoints.transforms.merge import open_any
 from checkpoints.transforms.quantize import quantized_rewrite
-from checkpoints.transforms.rewrite import merge_directory, write_rewritten
+from checkpoints.transforms.rewrite import dense_part, merge_directory, own_template, write_rewritten
 from checkpoints.transforms.upcycle import continued_model, upcycle_model
 from moe.config import parse_layers
+from moe.data.examples import Examples
 from moe.data.packing import MixedBatches, encode_pairs
 from moe.data.pairs import Pair
 from moe.errors import UserError
@@ -112,6 +114,11 @@ def _train_tiny_base(run: StagedRun, train_pairs: Pairs, path: Path, device: tor
     distributed.wait_for_all()
 
 
+def trained_examples(config: RunConfig, examples: Mapping[str, Examples]) -> Mapping[str, Examples]:
+    """The examples by language that branch and mix train on: beside a new expert its language's alone."""
+    return {name: x for name, x in examples.items() if config.new_language in ("", name)}
+
+
 def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int:
     """Steps of the mix stage with which branch and mix together pass ``epochs`` times over the training data.
 
@@ -126,12 +133,13 @@ def steps_of_epochs(config: RunConfig, train_pairs: Pairs, epochs: float) -> int
         with tempfile.TemporaryDirectory() as directory:
             tokenizer = train_tiny_tokenizer(train_pairs, Path(directory), config.seed)
     else:
-        checkpoint = open_checkpoint(resolve_model_path(config.base))
-        tokenizer = require_tokenizer(checkpoint_tokenizer(checkpoint), checkpoint.path)
-        places = [(checkpoint.directory, checkpoint.settings)]
-        template = template or find_template(checkpoint.path, places, tokenizer)
+        source = open_any(resolve_model_path(config.base))
+        tokenizer = require_tokenizer(checkpoint_tokenizer(dense_part(source)), source.path)
+        template = template or own_template(source, tokenizer)[0]
+        assert template is not None, "a model with a tokenizer has one"
     encoded = encode_pairs(train_pairs, tokenizer, template, config.max_tokens, config.unnamed_share, config.seed)
-    one_epoch = MixedBatches(encoded.examples, config.tokens_per_batch, config.seed).epoch_batches / config.accumulate
+    trained = trained_examples(config, encoded.examples)
+    one_epoch = MixedBatches(trained, config.tokens_per_batch, config.seed).epoch_batches / config.accumulate
     steps = round(epochs * one_epoch) - config.branch_steps
     if steps < 1:
         raise UserError(
@@ -180,6 +188,8 @@ def config_on(run: Path, language: str, given: Mapping[str, Any]) -> RunConfig:
         if language in config.languages:
             raise UserError(f"{run} has an expert for {language} already; its languages: {' '.join(config.languages)}")
         changed |= {"new_language": language, "languages": (*config.languages, language)}
+    else:
+        given = {**given, "validation_steps": 0}  # which measure the loss of pairs
     return replace(config, **{**changed, **given}).with_absolute_paths()
 
 

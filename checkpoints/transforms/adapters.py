@@ -29,7 +29,7 @@ from checkpoints.formats.peft import (
     changed_modules,
     tensor_name,
 )
-from checkpoints.model_card import adapter_card, base_license, base_name, is_hub_id, stated_base
+from checkpoints.model_card import adapter_card, base_license, base_name, is_hub_id, stated_base, training_of
 from checkpoints.storage.files import new_directory, write_json
 from checkpoints.storage.safetensors_file import StoredTensor
 from checkpoints.storage.writer import (
@@ -110,7 +110,7 @@ def write_adapters(
     needed = sum(tensor.nbytes for tensors in planned.values() for tensor in tensors) + SMALL_FILES_BYTES
     with new_directory(target, options.force, needed, options.disk_free, source_files(delta)) as temporary:
         for folder, tensors in planned.items():
-            card = adapter_card(name, folder, rank, base_license(base)).encode()
+            card = adapter_card(name, folder, rank, base_license(base), training_of(delta.path)).encode()
             output = Output(
                 tensors, {ADAPTER_CONFIG: settings}, {"README.md": card}, stem=ADAPTER_STEM, max_shard_bytes=1 << 62
             )

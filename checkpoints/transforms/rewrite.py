@@ -28,7 +28,7 @@ from checkpoints.formats.extras import (
     with_chat_template,
 )
 from checkpoints.formats.parameters import main_dtype
-from checkpoints.model_card import base_license, base_name, model_card, run_facts, stated_base
+from checkpoints.model_card import base_license, base_name, model_card, run_facts, stated_base, training_of
 from checkpoints.model_io import small_files
 from checkpoints.storage.files import DiskUsage, free_bytes
 from checkpoints.storage.safetensors_file import StoredTensor
@@ -86,7 +86,8 @@ class Rewrite:
         if base_id is None and isinstance(self.source, DeltaCheckpoint):
             base_id = stated_base(self.source.path)
         facts = run_facts(self.source.path) if self.same_function else None
-        recipe = {**(facts.recipe if facts else {}), **self.recipe}
+        trained = training_of(self.source.path)
+        recipe = {**(facts.recipe if facts else {}), **self.recipe, **({"training": trained} if trained else {})}
         name, scores = base_name(base, base_id), facts.scores if facts else None
         return model_card(self.config, name, self.action, recipe, scores, base_license(base)).encode()
 

@@ -31,6 +31,7 @@ from checkpoints.formats.parameters import (
     set_packed,
     set_parameter,
 )
+from checkpoints.model_card import NOT_TRAINED
 from checkpoints.model_io import copy_base, write_delta_files
 from checkpoints.storage.files import new_directory
 from checkpoints.storage.safetensors_file import StoredTensor
@@ -243,7 +244,7 @@ def upcycle_directory(
         UserError: the target exists, the disk is too small, or the base is damaged.
     """
     action = f"Upcycled: each of {config.num_experts} experts is a copy of the dense feed-forward"
-    recipe = {"router": start.describe(), "seed": str(start.seed), "training": "none yet"}
+    recipe = {"router": start.describe(), "seed": str(start.seed), "training": NOT_TRAINED}
     if start.deltas is not None:
         action = "Made of LoRA adapters that were trained one by one: each is an expert"
         recipe["training"] = "the adapters' own"

@@ -15,7 +15,8 @@ from eval.execution.cases import CaseTests
 from eval.execution.judge import check_language, judge_many
 from eval.execution.limits import Limits
 from eval.execution.pass_at_k import mean_pass_at_k
-from eval.execution.toolchains import PACKAGES, STATUSES, Verdict, missing_tools
+from eval.execution.results import STATUSES, Verdict
+from eval.execution.toolchains import PACKAGES, missing_tools
 from moe.data.rows import Judged, describe_judged, read_judged
 from moe.errors import UserError
 from moe.files import write_json_lines

@@ -12,8 +12,9 @@ from pathlib import Path
 from eval.execution.builds import Builds
 from eval.execution.cases import CaseTests, ProgramTests
 from eval.execution.limits import Limits
+from eval.execution.results import Verdict, read_verdict
 from eval.execution.sandbox import Sandbox
-from eval.execution.toolchains import TOOLS, Task, Verdict, java_file, make_task, missing_tools, read_verdict, steps
+from eval.execution.toolchains import TOOLS, Task, java_file, make_task, missing_tools, steps
 from moe.errors import UserError, did_you_mean
 
 Job = tuple[str, str, CaseTests | ProgramTests]  # language, answer, tests
@@ -83,7 +84,7 @@ def _judge(language: str, task: Task, sandbox: Sandbox, builds: Builds, after: F
     if after is not None:
         after.result()
     for step in steps(language, task, sandbox, builds):
-        verdict = step if isinstance(step, Verdict) else read_verdict(task, step, sandbox.run(step))
+        verdict = step if isinstance(step, Verdict) else read_verdict(task.secret, task.tests, step, sandbox.run(step))
         if not verdict.passed:
             return verdict
     return Verdict("passed")

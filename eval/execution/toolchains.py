@@ -1,4 +1,4 @@
-"""How each language runs an answer: the programs to start, one after the other, and what their results say."""
+"""How each language runs an answer: the programs to start, one after the other."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import ast
 import re
 import secrets
 import shutil
-import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
 
 from eval.execution.builds import JVM_FLAGS, PLAIN, SANITIZED, Builds, Built
 from eval.execution.cases import CaseTests, ProgramTests, Type
-from eval.execution.sandbox import HARNESS, Ended, Program, Sandbox
+from eval.execution.results import Verdict, one_line
+from eval.execution.sandbox import HARNESS, Program, Sandbox
 from eval.execution.sources import ARGUMENT, Function, cpp, java, javascript, javascript_functions, without_main
-from eval.execution.values import decode, encode, same, text
+from eval.execution.values import encode
 
-Status = Literal["passed", "failed", "compile_error", "runtime_error", "timeout", "unavailable"]
-STATUSES: tuple[Status, ...] = ("passed", "failed", "compile_error", "runtime_error", "timeout", "unavailable")
 TOOLS = {"python": (), "java": ("javac", "java"), "javascript": ("node",), "cpp": ("g++",)}
 PACKAGES = {"javac": "a JDK 17 or later", "java": "a JDK 17 or later", "node": "nodejs", "g++": "g++"}
 _SANITIZED_SLOWER = 4  # times as long as the plain program
-_SHOWN_CHARACTERS = 500
 _ASSERTS_ON = "\n#undef NDEBUG\n#undef assert\n#include <assert.h>\n"  # whatever the answer made of them
 # Errors that an answer has without the harness's headers in front, too: they only add names. A test program, which
 # comes with its headers, is tried without them first.
@@ -40,22 +36,6 @@ _MORE = re.compile(
 )
 _QUOTED, _CALLED, _WORD = re.compile("[‘']([^’']*)[’']"), re.compile(r"(\w+)\("), re.compile(r"\w+")
 _CPP_TYPES = {"float": "double", "bool": "bool", "str": "std::string"}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How an answer fared; ``detail`` is one line: which case failed and how, or what the compiler said.
-
-    ``share`` of the cases are right in an answer that ran through them and did not pass.
-    """
-
-    status: Status
-    detail: str = ""
-    share: float = 0.0
-
-    @property
-    def passed(self) -> bool:
-        return self.status == "passed"
 
 
 @dataclass(frozen=True)
@@ -159,7 +139,7 @@ def _java(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Ve
         [again] = builds.java(sandbox, [java_file(task, imports=False)], paths)
         built = built if again.error else again
     if built.error:
-        yield Verdict("timeout" if built.timed_out else "compile_error", _line(built.error))
+        yield Verdict("timeout" if built.timed_out else "compile_error", one_line(built.error))
         return
     harness = builds.java_harness(sandbox)
     memory = max(64, sandbox.limits.memory >> 21)
@@ -181,7 +161,7 @@ def _cpp(task: Task, sandbox: Sandbox, builds: Builds) -> Iterator[Program | Ver
     for kind in kinds:
         built, error = _cpp_build(task, sandbox, builds, kind, flags)
         if built.error:
-            yield Verdict("timeout" if built.timed_out else "compile_error", _line(error))
+            yield Verdict("timeout" if built.timed_out else "compile_error", one_line(error))
             return
         request = "\n".join([task.secret, *(calls(tests) if isinstance(tests, CaseTests) else ())]).encode()
         sanitized = kind is SANITIZED
@@ -318,83 +298,3 @@ def _integer(tests: CaseTests, index: int | None = None) -> str:
 @cache
 def _tool(name: str) -> str:
     return str(shutil.which(name))
-
-
-def read_verdict(task: Task, program: Program, ended: Ended) -> Verdict:
-    """What the results of one program say."""
-    try:
-        return _verdict(task, program, ended)
-    except (ValueError, RuntimeError, StopIteration):  # an answer that found out how results are sent wrote some
-        return Verdict("runtime_error", "its results cannot be read")
-
-
-def _verdict(task: Task, program: Program, ended: Ended) -> Verdict:
-    secret = f"{task.secret} ".encode()
-    lines = [line[len(secret) :].decode() for line in ended.results.split(b"\n") if line.startswith(secret)]
-    if ended.why == "timeout" or ended.code == -signal.SIGXCPU:
-        if program.sanitized:  # it is slower than the program that was timed; no report is no undefined behavior
-            return Verdict("passed")
-        return Verdict("timeout", f"no end after {program.seconds:g} s")
-    stopped = {"memory": "it took too much memory", "processes": "it started too many processes"}
-    stopped["results"] = "its result is too large"
-    if ended.why:
-        return Verdict("passed") if program.sanitized else Verdict("runtime_error", stopped[ended.why])
-    for line in lines:
-        kind, _, rest = line.partition(" ")
-        if kind == "C":
-            return Verdict("compile_error", _line(text(rest)))
-        if kind == "M":
-            return Verdict("runtime_error", f"it defines no function {text(rest)!r}, and no other")
-        if kind == "A":
-            return Verdict("failed", _line(text(rest)))
-        if line.startswith("R - "):
-            return Verdict("runtime_error", "raised " + _line(text(rest[2:])))
-    over = lines[-1:] == ["E"]
-    if isinstance(task.tests, ProgramTests):
-        if over:
-            return Verdict("passed")
-        detail = _shown(ended.errors)
-        asserted = "Assertion `" in ended.errors and ended.code == -signal.SIGABRT
-        return Verdict("failed" if asserted else "runtime_error", detail or f"ended early, exit code {ended.code}")
-    return _case_verdict(task.tests, lines, ended, over)
-
-
-def _case_verdict(tests: CaseTests, lines: Sequence[str], ended: Ended, over: bool) -> Verdict:
-    raised, failed, count, right = "", "", 0, 0
-    for index, (case, line) in enumerate(zip(tests.cases, lines)):
-        kind, number, rest = (line.split(" ", 2) + ["", ""])[:3]
-        if kind not in ("R", "V") or number != str(index):
-            break
-        count += 1
-        if kind == "R":
-            raised = raised or f"case {index} raised {text(rest)}"
-        elif same(actual := decode(iter(rest.split(" "))), case.expected, tests.returns):
-            right += 1
-        else:
-            failed = failed or f"case {index} got {_short(actual)}"
-    if raised or failed:
-        share = right / len(tests.cases)
-        return Verdict("runtime_error" if raised else "failed", _line(raised or failed), share)
-    if count < len(tests.cases) or not over:
-        return Verdict("runtime_error", _shown(ended.errors) or f"ended after {count} of {len(tests.cases)} cases")
-    return Verdict("passed")
-
-
-def _short(value: object) -> str:
-    try:
-        shown = repr(value)
-    except (RecursionError, ValueError):  # Python prints no integer of more than 4300 digits
-        return "a large value"
-    return shown[:200]
-
-
-def _line(message: str) -> str:
-    shown = " ".join(message.split())[:_SHOWN_CHARACTERS]
-    return shown.encode("utf-8", errors="replace").decode()  # an exception may hold lone surrogates
-
-
-def _shown(errors: str) -> str:
-    """The line of an interpreter's or sanitizer's messages that names the error; Python names it last."""
-    lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    named = [line for line in lines if "error" in line.lower() or "Exception" in line or "Assertion" in line]
-    return (named or lines or [""])[-1 if named and "Traceback" in errors else 0][:_SHOWN_CHARACTERS]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.reporting.record import STAGES, RunRecord, StageSteps
+from eval.reporting.record import ADAPTER, STAGES, RunRecord, StageSteps
 from eval.scoring import language_names
 
 INSTALL = "no plots: matplotlib is not installed; pip install matplotlib, then python -m eval report"
@@ -36,13 +36,13 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def loss_curves(run: RunRecord, theme: str) -> bytes:
-    """Training and validation loss by step: pretraining where there was any, then mixture and adapter together."""
+    """Training and validation loss by step: pretraining where there was any, then mixture and baseline together."""
     stages = run.stages()
     text, blue, orange = THEMES[theme]
     panels: list[tuple[str, list[tuple[str, str, StageSteps]]]] = []
     if "pretrain" in stages:
         panels.append(("pretraining of the base", [("base", blue, stages["pretrain"])]))
-    lines = [("adapter", orange, stages["adapter"])] if "adapter" in stages else []
+    lines = [(run.title(ADAPTER), orange, stages["adapter"])] if "adapter" in stages else []
     mixture = StageSteps()
     for name in STAGES["mixture"]:
         if name in stages:
@@ -53,7 +53,7 @@ def loss_curves(run: RunRecord, theme: str) -> bytes:
     if mixture.steps:
         lines.append(("mixture", blue, mixture))
     if lines:
-        panels.append(("experts and adapter", lines))
+        panels.append((" and ".join(label for label, *_ in reversed(lines)), lines))
     figure, axes = _figure(1, max(1, len(panels)), 6.4, 2.8)  # one below the other: readable on a phone
     for axis, (title, curves) in zip(axes, panels):
         for label, color, stage in curves:

@@ -18,6 +18,11 @@ MODELS = ("base", ADAPTER, "mixture")  # in the order of tables
 STAGES = {"base": ("pretrain",), ADAPTER: ("adapter",), "mixture": ("branch", "mix", "preferences", "tests")}
 
 
+def title(model: str, expert_form: Any) -> str:
+    """What a reader is shown: the baseline beside full experts is no adapter, but the dense model trained."""
+    return FULL_FINE_TUNE if model == ADAPTER and expert_form == "full" else model
+
+
 @dataclass
 class StageSteps:
     """The steps of one training stage: numbers and losses, tokens and seconds of all, (step, validation loss)."""
@@ -63,8 +68,8 @@ class RunRecord:
         )
 
     def title(self, model: str) -> str:
-        """What tables call a model: the baseline beside full experts is no adapter, but the dense model trained."""
-        return FULL_FINE_TUNE if model == ADAPTER and self.config.get("expert_form") == "full" else model
+        """What tables call a model (:func:`title`)."""
+        return title(model, self.config.get("expert_form"))
 
     def titled(self, models: Mapping[str, Any]) -> dict[str, Any]:
         """Values by model under the titles that tables show."""

@@ -19,7 +19,7 @@ from moe.languages import DEFAULT_LANGUAGES
 from moe.training import distributed
 from moe.training.checks import INT4 as INT4
 from moe.training.checks import require_sound
-from moe.training.values import REMOVED, RENAMED, coerce
+from moe.training.values import REMOVED, RENAMED, WITHOUT, coerce
 
 TINY, SMOLLM2 = "tiny", "smollm2"  # names of a base that are no paths
 PRESETS = Path(__file__).resolve().parent / "presets"
@@ -209,18 +209,23 @@ class RunConfig:
         return bool(value) and value not in (TINY, SMOLLM2, SYNTHETIC) and Path(value).exists()
 
     @classmethod
-    def from_dict(cls, values: Any, source: str) -> RunConfig:
-        """Inverse of :meth:`to_dict`; raises :class:`UserError` naming ``source`` for anything else."""
+    def from_dict(cls, values: Any, source: str, trained: bool = False) -> RunConfig:
+        """Inverse of :meth:`to_dict`; raises :class:`UserError` naming ``source`` for anything else.
+
+        Settings that are gone are dropped where they changed nothing, or where the mixture is ``trained`` already.
+        """
         if not isinstance(values, dict):
             raise UserError(f"{source} has no settings under 'config'; start the run anew")
         old = [f"{name!r} to {RENAMED[name]!r}" for name in values if name in RENAMED]
         if old:
             raise UserError(f"{source} is of an older version; to resume the run rename in that file {', '.join(old)}")
-        if gone := [name for name in values if name in REMOVED]:
+        gone = [name for name in values if name in REMOVED]
+        if used := [f"{name} = {values[name]!r}" for name in gone if not trained and values[name] != WITHOUT.get(name)]:
             raise UserError(
-                f"{source} is of an older version with another recipe (it has {gone[0]!r}); start a new run"
+                f"{source} is of an older version with another recipe ({used[0]}, a setting that is gone); "
+                "start a new run"
             )
-        return cls(**check_settings(values, source))
+        return cls(**check_settings({name: x for name, x in values.items() if name not in gone}, source))
 
     def without_effect(self, given: Collection[str]) -> list[str]:
         """One line for each setting of ``given`` that changes nothing beside the others."""

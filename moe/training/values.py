@@ -13,6 +13,7 @@ REMOVED = {
     "ridge": "the router is fitted by logistic regression, which has no such penalty; leave it out",
     "ridge_batches": "the router is fitted on documents; set router_documents in its place",
 }
+WITHOUT = {"pretrain_muon_lr": 0.0}  # the values with which those changed nothing
 # Settings of earlier versions by what they are called now; their values mean the same.
 RENAMED = {
     "form": "expert_form",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from checkpoints.__main__ import main
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.checkpoint import Checkpoint
-from checkpoints.model_card import base_license, base_name, model_card, run_facts
+from checkpoints.model_card import base_license, base_name, model_card, run_facts, training_of
 from checkpoints.model_io import save_model
 from checkpoints.transforms.upcycle import upcycle_model
 from moe.errors import UserError
@@ -103,6 +104,25 @@ def test_damaged_run_files_do_not_stop_a_card(run, tiny_config, damaged):
     facts = run_facts(run / "model")
     assert facts is None or facts.recipe == {}
     assert "have not been scored" in model_card(tiny_config, "x", "Made", facts and facts.recipe)
+
+
+def test_training_is_known_by_runs_one_on_another_and_by_cards_of_copies(tmp_path, run, mistral_directory):
+    def trained(name: str, base, **config) -> Path:
+        (tmp_path / name / "model").mkdir(parents=True)
+        config = {"languages": ["python", "cpp"], "base": str(base), **config}
+        (tmp_path / name / "run.json").write_text(json.dumps({"config": config}))
+        return tmp_path / name / "model"
+
+    grown = trained("grown", trained("first", mistral_directory), new_language="java")
+    last = trained("last", grown, preferences="p.jsonl")
+    assert training_of(last) == "pairs in Python, C++; then pairs in Java, for a new expert; then preferences (DPO)"
+    assert len(training_of(trained("own", tmp_path / "own" / "model"))) < 1000, "a run on itself ends"
+    assert training_of(mistral_directory) == "" and training_of(tmp_path / "none.gguf") == ""
+    rows = "| setting | value |\n| --- | --- |\n| seed | 1 |\n| training | {} |\n"
+    for heading, value, found in (("Recipe", "x", "x"), ("Data", "x", ""), ("Recipe", "\x1b[31m", "")):
+        (mistral_directory / "README.md").write_text(f"---\na: b\n---\n## {heading}\n\n{rows.format(value)}")
+        assert training_of(mistral_directory) == found
+    assert training_of(trained("on", mistral_directory, learn_from_tests=True)).endswith("judged by tests (GRPO)")
 
 
 def stated_in(directory) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 import eval.reporting.page as page
 from eval.__main__ import main
+from eval.reporting import plots
 from eval.reporting.examples import choose_examples, difference
 from eval.reporting.page import cell, fenced, write_report
 from eval.reporting.plots import loss_curves, routing_layers, routing_maps, smooth
@@ -52,12 +53,20 @@ def report(folder):
     return Page((folder / "report.html").read_text(encoding="utf-8")), (folder / "report.md").read_text(), lines
 
 
-def test_the_baseline_beside_full_experts_is_called_a_full_fine_tune(tmp_path):
+def test_the_baseline_beside_full_experts_is_called_a_full_fine_tune(tmp_path, monkeypatch, capsys):
     models = {"base": 0.2, "dense adapter": 0.7}
-    found, text, _ = report(write_run(tmp_path / "run", expert_form="full", models=models))
-    for words in (found.text, text):
-        assert "base → full fine-tune" in words and "Answers of the full fine-tune" in words
-        assert "dense adapter" not in words
+    run = write_run(tmp_path / "run", expert_form="full", models=models)
+    found, text, _ = report(run)
+    assert main(["compare", str(run)]) == 0
+    compared = capsys.readouterr().out
+    for words in (found.text, text, compared):
+        assert "full fine-tune" in words and "dense adapter" not in words
+    assert "base → full fine-tune" in text and "Answers of the full fine-tune" in text
+    assert "full fine-tune − base" in " ".join(compared.split()) and compared.count("1.353 M") == 4, "two costs"
+    monkeypatch.setattr(plots, "_png", lambda figure, theme: figure)
+    axis = loss_curves(RunRecord(run), "light").axes[-1]
+    assert axis.get_title() == "mixture and full fine-tune"
+    assert [label.get_text() for label in axis.get_legend().texts] == ["full fine-tune", "mixture"]
 
 
 def test_a_report_has_everything(tmp_path):

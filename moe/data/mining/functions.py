@@ -65,9 +65,7 @@ _MACROS = re.compile(
     rb"\b[A-Z][A-Z0-9_]*(?:EXPORTS?|API|INLINE|DECLS?|NODISCARD|CONSTEXPR|NOEXCEPT|DEPRECATED|PUBLIC|HIDDEN|EXTERN|UNUSED"
     rb"|NOINLINE|ATTRIBUTE_\w+|LOCKS_\w+|LOCK_\w+|LOCKED|GUARDED_BY|RETURNS_NONNULL)\b(?:\([^()\n]*\))?[ \t]*"
 )
-_CLASS_MACRO = re.compile(
-    rb"(?<=\bclass )[A-Z][A-Z0-9_]{2,} (?=[A-Za-z_])|(?<=\bstruct )[A-Z][A-Z0-9_]{2,} (?=[A-Za-z_])"
-)
+_CLASS_MACRO = re.compile(rb"(?:(?<=\bclass )|(?<=\bstruct ))[A-Z][A-Z0-9_]{2,} (?=[A-Za-z_])")
 _IDENTIFIER = re.compile(r"[A-Za-z_$][\w$]*")
 
 

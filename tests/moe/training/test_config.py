@@ -130,8 +130,11 @@ def test_settings_that_are_gone_say_what_to_do(tmp_path):
         load_settings(tmp_path / "old.toml")
     with pytest.raises(UserError, match="'ridge' is gone"):
         parse_setting("ridge", "0.1")
-    with pytest.raises(UserError, match=r"run\.json is of an older version with another recipe.*start a new run"):
-        RunConfig.from_dict(RunConfig().to_dict() | {"ridge": 0.01}, "run.json")
+    settings = RunConfig().to_dict()
+    with pytest.raises(UserError, match=r"run\.json is of an older version.*\(ridge = 0.0, .*gone\); start a new run"):
+        RunConfig.from_dict(settings | {"pretrain_muon_lr": 0.0, "ridge": 0.0}, "run.json")
+    assert RunConfig.from_dict(settings | {"pretrain_muon_lr": 0.0}, "run.json") == RunConfig()
+    assert RunConfig.from_dict(settings | {"pretrain_muon_lr": 0.02}, "run.json", trained=True) == RunConfig()
     assert "ema and filter forget" in RunConfig().without_effect(["router_half_life"])[0]
 
 
