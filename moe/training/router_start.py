@@ -29,7 +29,7 @@ MAX_FEATURE_BYTES = 2 << 30
 SHRINKAGE = 1e-4  # of the features' second moment, relative to its mean
 WEIGHT_PENALTY = 1e-4
 HELD_OUT_BATCHES = 8
-ADDED_ROW = 12
+ADDED_ROW, OLD_WEIGHT = 12, 8.0  # times the documents, and what a token of the other languages counts for
 ITERATIONS, FILTER_ITERATIONS = 100, 60  # of L-BFGS, at most; a filter's cost ten times as much
 
 
@@ -76,7 +76,8 @@ def fit_router(model: Transformer, batches: MixedBatches, first: int, config: Ru
     """:func:`fit_routers` on ``router_documents`` documents in the batches from ``first`` on.
 
     A row for a new language is not trained further, and each token that it takes from another language costs that one
-    dearly. So it is fitted on all documents, up to `ADDED_ROW` times as many, where the first layer decides for all.
+    dearly. So the others weigh `OLD_WEIGHT` times as much, and it is fitted on all documents, up to `ADDED_ROW` times as
+    many, where the first layer decides for all.
     """
     chosen: list[Batch] = []
     documents, wanted = 0, config.router_documents
@@ -175,9 +176,11 @@ def _logistic(
     """Multinomial logistic regression without intercept: x [N, D], y [N] int64 -> [E, D] float32.
 
     ``decide`` turns token logits [N, E] into the logits that are compared with y. The first rows of the result are
-    those ``kept`` [<E, D].
+    those ``kept`` [<E, D], whose classes weigh `OLD_WEIGHT`.
     """
     kept = x.new_zeros(0, x.shape[1]) if kept is None else kept
+    counts = x.new_ones(classes, dtype=torch.float64)
+    counts[: len(kept)] = OLD_WEIGHT
     x = x.double()
     given = x @ kept.double().T  # [N, <E]
     moment = x.T @ x / len(x)  # [D, D]
@@ -189,9 +192,8 @@ def _logistic(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = (
-            F.cross_entropy(decide(torch.cat((given, white @ weight.T), -1)), y) + WEIGHT_PENALTY * weight.pow(2).sum()
-        )
+        logits = decide(torch.cat((given, white @ weight.T), -1))
+        loss = F.cross_entropy(logits, y, counts) + WEIGHT_PENALTY * weight.pow(2).sum()
         loss.backward()
         return loss
 
