@@ -137,6 +137,8 @@ class Engine:
         batch_invariant: bool = False,
     ):
         self._alone = batch_invariant
+        # In float32 a product of one row rounds differently from those of two and more, so a row alone gets a companion.
+        self._fewest = 2 if batch_invariant and model.dtype == torch.float32 else 1
         max_rows = min(max_rows, most_invariant_rows(model, draft)) if batch_invariant else max_rows
         self.model, self.max_rows, self.draft, self.on_output = model, max_rows, draft, on_output
         self._decoder = Decoder(model) if Decoder.fits(model) else None
@@ -261,10 +263,11 @@ class Engine:
             batch *= 2
         while longest < tokens:
             longest *= 2
+        batch = max(min(batch, self.max_rows), self._fewest)
         if self._cache is None:
-            options = (cache_dtype(self.model), self.model.device, self.draft)
-            self._cache = KVCache(self.model.config, min(batch, self.max_rows), longest, *options)
-        self._cache.grow(min(batch, self.max_rows), longest)
+            options = (cache_dtype(self.model), self.model.device, self.draft, self._alone)
+            self._cache = KVCache(self.model.config, batch, longest, *options)
+        self._cache.grow(batch, longest)
         return self._cache
 
     # -------------------------------------------------------------------------------------------------- tokens
@@ -276,9 +279,12 @@ class Engine:
         drafts = [row.draft(self.draft) for row in rows]
         longest = max(map(len, drafts))
         inputs = [[row.text[-1], *draft] + [0] * (longest - len(draft)) for row, draft in zip(rows, drafts)]
-        tokens = torch.tensor(inputs)  # [B, S]
-        step = self._room(len(rows), max(self._cache.lengths) + tokens.shape[1]).step(*tokens.shape)
-        bias = self._biases([row.request for row in rows], [tokens.shape[1]] * len(rows))
+        companions = max(0, self._fewest - len(rows))
+        tokens = torch.tensor(inputs + inputs[:1] * companions)  # [B, S]
+        cache = self._room(len(rows), max(self._cache.lengths) + tokens.shape[1])
+        cache.lengths += cache.lengths[:1] * companions
+        step = cache.step(*tokens.shape)
+        bias = self._biases([row.request for row in rows + rows[:1] * companions], [tokens.shape[1]] * len(tokens))
         if self._graphs is not None and not longest:
             output = self._graphs(tokens, step, bias, routing=self.on_output is not None)
         elif self._decoder is not None and not longest:
@@ -287,8 +293,9 @@ class Engine:
             tokens = tokens.to(self.model.device, non_blocking=True)
             output = self.model(tokens, cache=step, expert_bias=bias)
         if not longest:
-            self._choose(rows, output)
             step.advance()
+            del cache.lengths[len(rows) :]
+            self._choose(rows, _pick(output, [0]) if companions else output)
         else:
             counts = [1] * len(rows)
             for row, draft in zip(rows, drafts):
