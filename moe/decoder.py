@@ -176,8 +176,8 @@ def _mixture(ffn: MoEFeedForward) -> Any:
 def most_invariant_rows(model: Transformer, draft: int = 0) -> int:
     """The most rows of a step whose products give each row the bits that it has alone: 32, or 8 with packed weights.
 
-    In float32 that holds from two rows on. Raises :class:`UserError` where it does not hold: on a GPU, in other dtypes
-    than float32 by oneDNN and bfloat16 by AMX, and with drafts.
+    In float32 that holds from two rows on, and not for delta experts. Raises :class:`UserError` where it does not hold:
+    on a GPU, in other dtypes than float32 by oneDNN and bfloat16 by AMX, and with drafts.
     """
     holds = {torch.float32: has_onednn_linear(), torch.bfloat16: HAS_AMX}.get(model.dtype, False)
     if model.device.type != "cpu" or not holds:

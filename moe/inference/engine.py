@@ -124,7 +124,8 @@ class Engine:
         on_output: called after each token with the requests that it was chosen for.
         cuda_graphs: whether a GPU replays the steps that add one token to each row as CUDA graphs.
         batch_invariant: whether a request gets the same logits whatever else runs: each prompt is read in a pass of its
-            own, and rows are at most :func:`~moe.decoder.most_invariant_rows`, which raises where it cannot hold.
+            own, and rows are at most :func:`~moe.decoder.most_invariant_rows`, which raises where it cannot hold. Delta
+            experts: nearly always in bfloat16, up to last bits in float32.
     """
 
     def __init__(
@@ -137,8 +138,9 @@ class Engine:
         batch_invariant: bool = False,
     ):
         self._alone = batch_invariant
-        # In float32 a product of one row rounds differently from those of two and more, so a row alone gets a companion.
-        self._fewest = 2 if batch_invariant and model.dtype == torch.float32 else 1
+        # In float32 a product of one row rounds differently from those of two and more: a row alone is computed twice.
+        self._fewest = 2 if batch_invariant and model.dtype == torch.float32 and not model.config.is_delta else 1
+        self._twin: object = None  # the row, and the cache's size, whose keys the second row of the cache has, too
         max_rows = min(max_rows, most_invariant_rows(model, draft)) if batch_invariant else max_rows
         self.model, self.max_rows, self.draft, self.on_output = model, max_rows, draft, on_output
         self._decoder = Decoder(model) if Decoder.fits(model) else None
@@ -279,12 +281,17 @@ class Engine:
         drafts = [row.draft(self.draft) for row in rows]
         longest = max(map(len, drafts))
         inputs = [[row.text[-1], *draft] + [0] * (longest - len(draft)) for row, draft in zip(rows, drafts)]
-        companions = max(0, self._fewest - len(rows))
-        tokens = torch.tensor(inputs + inputs[:1] * companions)  # [B, S]
-        cache = self._room(len(rows), max(self._cache.lengths) + tokens.shape[1])
-        cache.lengths += cache.lengths[:1] * companions
+        cache = self._room(len(rows), max(self._cache.lengths) + longest + 1)
+        twice = len(rows) < self._fewest
+        twin = (rows[0], cache.max_len) if twice else None
+        if twice and twin == self._twin:
+            cache.lengths *= 2
+        elif twice:
+            cache.set_row(1, cache.row(0))
+        self._twin = twin
+        tokens = torch.tensor(inputs * 2 if twice else inputs)  # [B, S]
         step = cache.step(*tokens.shape)
-        bias = self._biases([row.request for row in rows + rows[:1] * companions], [tokens.shape[1]] * len(tokens))
+        bias = self._biases([row.request for row in rows] * (2 if twice else 1), [longest + 1] * len(tokens))
         if self._graphs is not None and not longest:
             output = self._graphs(tokens, step, bias, routing=self.on_output is not None)
         elif self._decoder is not None and not longest:
@@ -295,7 +302,7 @@ class Engine:
         if not longest:
             step.advance()
             del cache.lengths[len(rows) :]
-            self._choose(rows, _pick(output, [0]) if companions else output)
+            self._choose(rows, _pick(output, [0]) if twice else output)
         else:
             counts = [1] * len(rows)
             for row, draft in zip(rows, drafts):
