@@ -162,11 +162,20 @@ class KVCache:
     def drop_rows(self, places: Sequence[int]) -> list[int]:
         """Drops finished rows: rows from the end move into the holes. Returns the old place of each row that stays."""
         keep = fill_holes(len(self.lengths), places)
+        for place in places:
+            self._clean(place)
         for target, source in enumerate(keep):
             if source != target:
                 self.set_row(target, self.row(source))
+                self._clean(source)
         del self.lengths[len(keep) :]
         return keep
+
+    def _clean(self, place: int) -> None:
+        """Leaves no NaN of an ended row behind, which would enter the products of the next one from behind its mask."""
+        for part in self.row(place).parts if self.device.type == "cpu" else ():
+            if not part.sum().isfinite():
+                part.zero_()
 
 
 def fill_holes(count: int, ended: Sequence[int]) -> list[int]:

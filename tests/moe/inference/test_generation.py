@@ -338,6 +338,24 @@ def test_random_requests_in_a_running_batch_equal_each_alone(tiny_config, make_m
         assert (alone[0].tokens, alone[0].finished) == (done[request.key].tokens, done[request.key].finished)
 
 
+def test_a_request_that_overflows_spoils_no_later_one(tiny_config, make_model):
+    model = make_model(tiny_config, dtype=torch.float32)
+    with torch.no_grad():
+        model.tok_embeddings.weight[7] = torch.nan
+    found: dict[object, list[torch.Tensor]] = {}
+
+    def keep(chosen, output) -> None:
+        for request, row in zip(chosen, output.logits[:, 0]):
+            found.setdefault(request.key, []).append(row.clone())
+
+    running = Engine(model, 2, on_output=keep)
+    for requests in ([([5] * 9, 2), ([7] * 40, 6)], [([5, 6], 3), ([6, 5], 3)]):  # the second row moves to the first
+        running.submit(*(Request(prompt, count, key=tuple(prompt)) for prompt, count in requests))
+        running.run()
+    assert torch.stack(found[(7,) * 40]).isnan().all()
+    assert all(torch.stack(found[key]).isfinite().all() for key in ((5, 6), (6, 5)))
+
+
 @pytest.mark.skipif(not HAS_AMX, reason="needs a CPU with AMX")
 @pytest.mark.parametrize(
     ("form", "dtype"), [("full", torch.bfloat16), ("delta", torch.bfloat16), ("full", torch.float32)]
