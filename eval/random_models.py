@@ -29,6 +29,7 @@ from kernels import int4
 from kernels.bench.shapes import EXPERTS, MISTRAL_7B, TOP_K
 from kernels.packed import Int4Weights
 from moe.config import ModelConfig
+from moe.errors import UserError
 from moe.experts import LowRankDelta, MoEFeedForward, widen_trainable
 from moe.model import Transformer
 from moe.training.memory_plan import GIB
@@ -110,6 +111,8 @@ def random_checkpoint(config: ModelConfig, directory: Path) -> Checkpoint:
 
 def write(arguments: argparse.Namespace) -> None:
     """Writes the quantized model."""
+    if not arguments.tokenizer.is_dir():
+        raise UserError(f"found no directory {arguments.tokenizer}; expected one with a tokenizer")
     config = replace(SHAPE, num_experts=EXPERTS, num_experts_per_tok=TOP_K)
     rewrite = quantized_rewrite(random_checkpoint(config, arguments.tokenizer), "Random weights", rest="int8")
     with byte_progress(rewrite.nbytes, "write") as progress:

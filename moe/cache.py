@@ -28,8 +28,18 @@ from torch import Tensor
 
 from moe.config import ModelConfig
 
-# On a CPU rows see keys in multiples of this: attention then gives a row the same bits whatever the longest row is.
 KEYS_AT_ONCE = 64
+# Attention takes this many keys at a time, and MKL sums the last more than half of them in two parts of equal length.
+BLOCK = 512
+
+
+def keys_seen(tokens: int, invariant: bool) -> int:
+    """How many keys rows of up to this many tokens see on a CPU.
+
+    Multiples of 64; those that are ``invariant`` give a row the same bits from attention whatever the longest row is.
+    """
+    keys = -(-tokens // KEYS_AT_ONCE) * KEYS_AT_ONCE
+    return -(-keys // BLOCK) * BLOCK if invariant and keys % BLOCK > BLOCK // 2 else keys
 
 
 class Track:
@@ -71,6 +81,8 @@ class KVCache:
         batch: the most rows B.
         max_len: longest sequence, prompt and answer together, in tokens; :meth:`grow` raises both.
         slack: the most tokens that a row takes back at a time.
+        invariant: whether attention gives a row the same bits whatever the others are, on a CPU and with ``max_len`` of
+            256 times a power of two (:func:`keys_seen`).
 
     Attributes:
         lengths: tokens of each row so far; the rows in use are the first ones.
@@ -84,17 +96,18 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         slack: int = 0,
+        invariant: bool = False,
     ):
-        self.max_len, self.batch = max_len, batch
+        self.max_len, self.batch, self.invariant = max_len, batch, invariant
         self.device, self.dtype = torch.device(device), dtype
         layers = {
             window: [i for i in range(config.n_layers) if config.window(i) == window] for window in config.windows
         }
         shape = (batch, config.n_kv_heads, config.head_dim)
-        self.tracks = {
-            window: Track(window, max_len, slack, (len(own), *shape), dtype=dtype, device=device)
-            for window, own in layers.items()
-        }
+        self.tracks = {}
+        for window, own in layers.items():
+            more = keys_seen(window + slack, True) - window if invariant and window else slack
+            self.tracks[window] = Track(window, max_len, more, (len(own), *shape), dtype=dtype, device=device)
         self.places = {layer: (window, i) for window, own in layers.items() for i, layer in enumerate(own)}
         # What routers remember of the tokens so far: sums of logits, or log beliefs up to a constant, [routers, B, E].
         routers = len(config.router_places) if config.router_context != "none" else 0
@@ -149,11 +162,20 @@ class KVCache:
     def drop_rows(self, places: Sequence[int]) -> list[int]:
         """Drops finished rows: rows from the end move into the holes. Returns the old place of each row that stays."""
         keep = fill_holes(len(self.lengths), places)
+        for place in places:
+            self._clean(place)
         for target, source in enumerate(keep):
             if source != target:
                 self.set_row(target, self.row(source))
+                self._clean(source)
         del self.lengths[len(keep) :]
         return keep
+
+    def _clean(self, place: int) -> None:
+        """Leaves no NaN of an ended row behind, which would enter the products of the next one from behind its mask."""
+        for part in self.row(place).parts if self.device.type == "cpu" else ():
+            if not part.sum().isfinite():
+                part.zero_()
 
 
 def fill_holes(count: int, ended: Sequence[int]) -> list[int]:
@@ -168,7 +190,7 @@ class Step:
     def __init__(self, cache: KVCache, count: int):
         self.cache, self.count = cache, count
         self.rows, self.end = len(cache.lengths), max(cache.lengths) + count
-        self.longest = self.end if cache.device.type == "cuda" else -(-self.end // KEYS_AT_ONCE) * KEYS_AT_ONCE
+        self.longest = self.end if cache.device.type == "cuda" else keys_seen(self.end, cache.invariant)
         self._states: dict[int, Tensor] = {}
 
     # Made when they are first asked for: a step that runs as a CUDA graph needs none of them.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kernels import ops, packed
 from kernels.cpu.decode import HAS_AMX, mix_experts
-from kernels.cpu.experts import FEW_ROWS
+from kernels.cpu.experts import FEW_ROWS, has_onednn_linear
 from kernels.cpu.stacked import DeltaDecoder, Stacked
 from kernels.packed import PackedWeights
 from moe.cache import Step
@@ -176,9 +176,11 @@ def _mixture(ffn: MoEFeedForward) -> Any:
 def most_invariant_rows(model: Transformer, draft: int = 0) -> int:
     """The most rows of a step whose products give each row the bits that it has alone: 32, or 8 with packed weights.
 
-    Raises :class:`UserError` where no number does: on a GPU, in 16 bits but for bfloat16 with AMX, and with drafts.
+    In float32 that holds from two rows on, and not for delta experts. Raises :class:`UserError` where it does not hold:
+    on a GPU, in other dtypes than float32 by oneDNN and bfloat16 by AMX, and with drafts.
     """
-    if model.device.type != "cpu" or (model.dtype.itemsize == 2 and not (HAS_AMX and model.dtype == torch.bfloat16)):
+    holds = {torch.float32: has_onednn_linear(), torch.bfloat16: HAS_AMX}.get(model.dtype, False)
+    if model.device.type != "cpu" or not holds:
         found = f"{str(model.dtype).removeprefix('torch.')} on this {model.device.type}"
         raise UserError(f"batch_invariant: found {found}; expected device cpu and dtype float32, or bfloat16 with AMX")
     if draft:

@@ -123,8 +123,8 @@ class Engine:
             It changes no answer.
         on_output: called after each token with the requests that it was chosen for.
         cuda_graphs: whether a GPU replays the steps that add one token to each row as CUDA graphs.
-        batch_invariant: whether a request gets the same logits whatever else runs: each prompt is read in a pass of its
-            own, and rows are at most :func:`~moe.decoder.most_invariant_rows`, which raises where it cannot hold.
+        batch_invariant: whether a request gets the same logits whatever else runs (delta experts: but for last bits).
+            A prompt has a pass of its own; rows are at most :func:`~moe.decoder.most_invariant_rows`, which raises.
     """
 
     def __init__(
@@ -137,6 +137,9 @@ class Engine:
         batch_invariant: bool = False,
     ):
         self._alone = batch_invariant
+        # In float32 a product of one row rounds differently from those of two and more: a row alone is computed twice.
+        self._fewest = 1 + (batch_invariant and model.dtype == torch.float32 and not model.config.is_delta)
+        self._twin: object = None  # the row, and the cache's size, whose keys the second row of the cache has, too
         max_rows = min(max_rows, most_invariant_rows(model, draft)) if batch_invariant else max_rows
         self.model, self.max_rows, self.draft, self.on_output = model, max_rows, draft, on_output
         self._decoder = Decoder(model) if Decoder.fits(model) else None
@@ -261,10 +264,10 @@ class Engine:
             batch *= 2
         while longest < tokens:
             longest *= 2
-        if self._cache is None:
-            options = (cache_dtype(self.model), self.model.device, self.draft)
-            self._cache = KVCache(self.model.config, min(batch, self.max_rows), longest, *options)
-        self._cache.grow(min(batch, self.max_rows), longest)
+        batch = max(min(batch, self.max_rows), self._fewest)
+        options = (cache_dtype(self.model), self.model.device, self.draft, self._alone)
+        self._cache = self._cache or KVCache(self.model.config, batch, longest, *options)
+        self._cache.grow(batch, longest)
         return self._cache
 
     # -------------------------------------------------------------------------------------------------- tokens
@@ -276,9 +279,16 @@ class Engine:
         drafts = [row.draft(self.draft) for row in rows]
         longest = max(map(len, drafts))
         inputs = [[row.text[-1], *draft] + [0] * (longest - len(draft)) for row, draft in zip(rows, drafts)]
-        tokens = torch.tensor(inputs)  # [B, S]
-        step = self._room(len(rows), max(self._cache.lengths) + tokens.shape[1]).step(*tokens.shape)
-        bias = self._biases([row.request for row in rows], [tokens.shape[1]] * len(rows))
+        cache = self._room(len(rows), max(self._cache.lengths) + longest + 1)
+        twin = (rows[0], cache.max_len) if (twice := len(rows) < self._fewest) else None
+        if twice and twin == self._twin:
+            cache.lengths *= 2
+        elif twice:
+            cache.set_row(1, cache.row(0))
+        self._twin = twin
+        tokens = torch.tensor(inputs * 2 if twice else inputs)  # [B, S]
+        step = cache.step(*tokens.shape)
+        bias = self._biases([row.request for row in rows] * (1 + twice), [longest + 1] * len(tokens))
         if self._graphs is not None and not longest:
             output = self._graphs(tokens, step, bias, routing=self.on_output is not None)
         elif self._decoder is not None and not longest:
@@ -287,8 +297,9 @@ class Engine:
             tokens = tokens.to(self.model.device, non_blocking=True)
             output = self.model(tokens, cache=step, expert_bias=bias)
         if not longest:
-            self._choose(rows, output)
             step.advance()
+            del cache.lengths[len(rows) :]
+            self._choose(rows, _pick(output, [0]) if twice else output)
         else:
             counts = [1] * len(rows)
             for row, draft in zip(rows, drafts):

@@ -71,8 +71,12 @@ def test_without_a_gpu_it_says_so(tmp_path, capsys):
     assert capsys.readouterr().err == "error: no GPU that torch can use was found\n"
 
 
-def test_a_random_model_is_written_quantized(tmp_path, monkeypatch):
+def test_a_random_model_is_written_quantized(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(random_models, "SHAPE", TOY)
+    monkeypatch.setattr("sys.argv", ["random_models", str(tmp_path / "none"), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="2"):
+        random_models.main()
+    assert "found no directory" in capsys.readouterr().err and not (tmp_path / "out").exists()
     monkeypatch.setattr("sys.argv", ["random_models", str(tmp_path), str(tmp_path / "out")])
     assert random_models.main() == 0
     model = load_model(tmp_path / "out", packed=True).model
