@@ -76,8 +76,8 @@ def fit_router(model: Transformer, batches: MixedBatches, first: int, config: Ru
     """:func:`fit_routers` on ``router_documents`` documents in the batches from ``first`` on.
 
     A row for a new language is not trained further, and each token that it takes from another language costs that one
-    dearly. So the others weigh `OLD_WEIGHT` times as much, and it is fitted on all documents, up to `ADDED_ROW` times as
-    many, where the first layer decides for all.
+    dearly. So the others weigh `OLD_WEIGHT` times as much, and where the first layer decides for all, it is fitted on
+    all documents, up to `ADDED_ROW` times as many.
     """
     chosen: list[Batch] = []
     documents, wanted = 0, config.router_documents
