@@ -116,7 +116,7 @@ def write(arguments: argparse.Namespace) -> None:
     config = replace(SHAPE, num_experts=EXPERTS, num_experts_per_tok=TOP_K)
     rewrite = quantized_rewrite(random_checkpoint(config, arguments.tokenizer), "Random weights", rest="int8")
     with byte_progress(rewrite.nbytes, "write") as progress:
-        write_rewritten(rewrite, arguments.out, OutputOptions(progress=progress))
+        write_rewritten(rewrite, arguments.out, OutputOptions(arguments.force, progress=progress))
 
 
 def main() -> int:
@@ -124,6 +124,7 @@ def main() -> int:
     parser = ArgumentParser(prog="python -m eval.random_models", description=__doc__)
     parser.add_argument("tokenizer", type=Path, help="a directory with the tokenizer to put beside the weights")
     parser.add_argument("out", type=Path, help="the directory to write")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return run(parser, write)
 
 
