@@ -139,7 +139,7 @@ class GraphStep(Step):
 
     def __init__(self, cache: KVCache, positions: Tensor, keys: int):
         self.cache, self.count = cache, 1
-        self.rows, self.end = len(positions), keys
+        self.rows, self.end, self.longest = len(positions), keys, keys
         self.positions = positions[:, None]
 
     def _mask(self, track: Track) -> Tensor:
