@@ -70,12 +70,18 @@ def test_an_added_row_is_fitted_on_all_documents(tiny_config, make_model, batche
     assert least <= documents < least + 20
 
 
-def test_the_fit_is_the_optimum():
+@pytest.mark.parametrize("kept", [None, torch.eye(6)[:2]], ids=["all rows", "the last row"])
+def test_the_fit_is_the_optimum(kept):
     """The gradient of cross-entropy and penalty is zero, in the whitened space in which the penalty is taken."""
     generator = torch.Generator().manual_seed(1)
     x, y = torch.randn(300, 6, generator=generator), torch.randint(0, 3, (300,), generator=generator)
-    weight = _logistic(x, y, 3, lambda logits: logits).double().requires_grad_()
-    loss = torch.nn.functional.cross_entropy(x.double() @ weight.T, y)
+    found = _logistic(x, y, 3, lambda logits: logits, kept=kept)
+    old = 0 if kept is None else len(kept)
+    assert torch.equal(found[:old], torch.eye(6)[:old])
+    weight = found[old:].double().requires_grad_()
+    counts = torch.tensor([router_start.OLD_WEIGHT] * old + [1.0] * (3 - old)).double()
+    logits = torch.cat((x.double() @ found[:old].double().T, x.double() @ weight.T), 1)
+    loss = torch.nn.functional.cross_entropy(logits, y, counts)
     moment = x.double().T @ x.double() / len(x)
     moment += 1e-4 * moment.diagonal().mean() * torch.eye(6)
     loss = loss + 1e-4 * (weight @ moment * weight).sum()
