@@ -57,6 +57,8 @@ def select_top_k(router_logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     probabilities = torch.softmax(router_logits.to(wide), dim=-1)  # [T, E]
     gates, expert_ids = torch.topk(probabilities, k, dim=-1)  # [T, K]
     gates = gates / gates.sum(dim=-1, keepdim=True)
+    if k == 1:  # a constant: no gradient
+        return torch.ones_like(gates), expert_ids
     rest = gates[:, 1:]
     # The best expert's gate is 1 minus the others, so that the gates sum to 1 to the last bit.
     return torch.cat((1.0 - rest.sum(dim=-1, keepdim=True), rest), dim=-1), expert_ids

@@ -42,8 +42,9 @@ def _runs(experts: LowRank | None, dispatch: ExpertDispatch, rows: int) -> list[
     return [(run, experts.of_expert(run.expert)) for run in windows(dispatch.offsets, rows)]
 
 
-def _gate_of_row(gates: Tensor, order: Tensor | None) -> Tensor:
-    return _take(gates.reshape(-1), order).unsqueeze(1)  # [R, 1]
+def _gate_of_row(gates: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """[R, 1] in the type of what it multiplies: torch copies both sides of a product of two types."""
+    return _take(gates.reshape(-1), order).unsqueeze(1).to(dtype)
 
 
 def delta_experts_fwd(
@@ -68,7 +69,7 @@ def delta_experts_fwd(
         for h, a, b in ((h1, own.a1, own.b1), (h3, own.a3, own.b3)):
             run.rows(h).addmm_(run.only_own(F.linear(run.rows(xs), a)), b.t(), alpha=scale)
     act = F.silu(h1).mul_(h3)  # [R, F]
-    gate = _gate_of_row(gates, order)
+    gate = _gate_of_row(gates, order, x.dtype)
     lows = [run.only_own(F.linear(run.rows(act), own.a2).mul_(run.rows(gate))) for run, own in runs]  # [rows, r]
     mixed = act.mul_(gate) if top_k == 1 else sum_rows(act, dispatch, top_k, gates)  # [T, F]
     y = add_delta(linear(mixed, w2), mixed, pair_of(shared, 2), shared_scale)  # [T, D]
@@ -99,7 +100,7 @@ def delta_experts_bwd(
     runs = _runs(experts, dispatch, gates.numel())
     xs, dys = _take(x, token), _take(dout, token)  # [R, D]
     token_in, token_dy = (xs, dys) if top_k == 1 else (x, dout)  # [T, D]
-    gate = _gate_of_row(gates, order)  # [R, 1]
+    gate = _gate_of_row(gates, order, x.dtype)  # [R, 1]
     silu = F.silu(h1)  # [R, F]
     act = silu * h3  # [R, F]
     dexperts = LowRank(*(torch.zeros_like(t) for t in experts)) if experts is not None and needs.experts else None
