@@ -1,8 +1,9 @@
 """Which tile a kernel runs with: checked-in tables by architecture, never a search in production.
 
 A table maps an operation to rules ``(rows per expert up to, Tile)``; `select` takes the first rule that fits. sm_90's
-products were measured on an H200 (docs/results/gpu.md). The other tiles compile without a spill, sm_86's within its 99
-KB of shared memory (``python -m kernels.compile_check``), and are not measured.
+were measured on an H200 (docs/results/gpu.md). sm_86's are derived: the fastest of that search which compile for sm_86
+without a spill in 99 KB of shared memory and leave a multiprocessor eight warps. No card of it has run them. Large
+products, which an H200 runs by other kernels, and the small kernels have no such times.
 ``python -m kernels.benchmark --tune FILE`` measures candidates on the card at hand and writes a table, which `select`
 uses where the environment has ``KERNELS_TUNING_TABLE=FILE``.
 """
@@ -37,51 +38,17 @@ class Tile(NamedTuple):
 Table = dict[str, list[tuple[int, Tile]]]
 
 _SM_86: Table = {
-    "gemm": [(16, Tile(16, 64, 128, 4, 3)), (48, Tile(32, 64, 64, 4, 3)), (ANY, Tile(64, 128, 64, 4, 3))],
-    "gemm_dx": [(16, Tile(16, 64, 128, 4, 3)), (ANY, Tile(64, 128, 32, 4, 3))],
-    "swiglu": [(16, Tile(16, 64, 64, 4, 3)), (48, Tile(32, 64, 64, 4, 3)), (ANY, Tile(64, 64, 64, 4, 3))],
+    "gemm": [(16, Tile(16, 32, 128, 4, 4)), (64, Tile(64, 64, 64, 4, 4)), (ANY, Tile(64, 128, 64, 4, 3))],
+    "gemm_dx": [(16, Tile(16, 64, 128, 4, 3)), (ANY, Tile(128, 128, 64, 8, 3))],
+    "swiglu": [(16, Tile(16, 64, 256, 8, 2)), (48, Tile(32, 64, 128, 8, 3)), (ANY, Tile(64, 64, 64, 4, 3))],
     "swiglu_backward": [(16, Tile(16, 64, 64, 4, 3)), (ANY, Tile(64, 64, 64, 8, 3))],
-    "weight_gradient": [(ANY, Tile(32, 128, 128, 8, 3))],
-    "low_rank_down": [(ANY, Tile(32, 64, 64, 4, 3))],
-    "low_rank_up": [(ANY, Tile(64, 64, 64, 4, 2))],
-    "low_rank_gradient": [(ANY, Tile(64, 64, 64, 4, 2))],
-    "delta_swiglu": [(ANY, Tile(32, 64, 64, 4, 2))],
-    "delta_swiglu_backward": [(ANY, Tile(32, 64, 64, 4, 2))],
-    "elementwise_backward": [(ANY, Tile(16, 128, 64, 4, 1))],
-    "w4_gemm": [(ANY, Tile(64, 128, 128, 8, 3))],
-    "w4_swiglu": [(ANY, Tile(128, 64, 128, 8, 3))],
-    "w4_swap": [(ANY, Tile(8, 64, 128, 4, 4, 8, 4))],
-    "w4_swap_swiglu": [(ANY, Tile(8, 64, 128, 4, 4))],
-    "w4_dx": [(ANY, Tile(64, 64, 128, 8, 3))],
-    "w4_dequantize": [(ANY, Tile(1, 32, 128, 4, 1))],
-    "add_norm": [(ANY, Tile(1, 16384, 1, 16, 1))],  # bn: values of the router's gate at once
-    "gemv": [(ANY, Tile(1, 4, 16384, 4, 1))],  # bk: weights of a block at most
-    "attend": [(ANY, Tile(1, 64, 1, 4, 3))],
-    "attend_join": [(ANY, Tile(1, 1, 1, 2, 1))],
-    "combine": [(ANY, Tile(1, 512, 1, 4, 1))],
-    "route": [(ANY, Tile(512, 1, 1, 4, 1))],
-    "gate_gradient": [(ANY, Tile(64, 1, 1, 4, 1))],
-    "rotate": [(ANY, Tile(16, 1, 1, 4, 1))],
-}
-
-_SM_90: Table = {
-    **_SM_86,
-    "gemm": [(16, Tile(16, 32, 128, 4, 4)), (64, Tile(64, 64, 64, 4, 4)), (ANY, Tile(128, 128, 64, 8, 4))],
-    "gemm_dx": [(16, Tile(16, 64, 128, 4, 3)), (ANY, Tile(128, 256, 64, 8, 3))],
-    "swiglu": [(16, Tile(16, 32, 256, 4, 3)), (64, Tile(64, 64, 64, 4, 4)), (ANY, Tile(128, 128, 64, 8, 3))],
-    "weight_gradient": [(ANY, Tile(64, 128, 128, 8, 3))],
-    "gather": [(ANY, Tile(1, 2048, 1, 4, 1))],  # for the persistent kernels
-    "low_rank_down": [(ANY, Tile(32, 64, 256, 4, 3))],
+    "weight_gradient": [(ANY, Tile(64, 128, 256, 8, 4))],
+    "low_rank_down": [(ANY, Tile(128, 64, 64, 8, 4))],
     "low_rank_up": [(ANY, Tile(64, 128, 64, 8, 2))],
     "low_rank_gradient": [(ANY, Tile(64, 64, 64, 4, 4))],
     "delta_swiglu": [(ANY, Tile(32, 64, 64, 4, 2))],
     "delta_swiglu_backward": [(ANY, Tile(16, 128, 64, 8, 2))],
     "elementwise_backward": [(ANY, Tile(8, 256, 64, 4, 1))],
-    "combine": [(ANY, Tile(1, 2048, 1, 4, 1))],
-    "persistent_gemm": [(512, Tile(128, 128, 64, 8, 4)), (ANY, Tile(128, 256, 64, 8, 3, 16))],
-    "persistent_gemm_dx": [(ANY, Tile(128, 256, 64, 8, 3))],
-    "persistent_swiglu": [(512, Tile(128, 128, 64, 8, 3)), (ANY, Tile(128, 128, 64, 8, 3, 16))],
-    "persistent_weight_gradient": [(ANY, Tile(64, 128, 256, 8, 4))],
     "w4_gemm": [(ANY, Tile(64, 64, 128, 4, 3))],
     "w4_swiglu": [(ANY, Tile(128, 64, 128, 8, 2))],
     "w4_swap": [
@@ -98,6 +65,28 @@ _SM_90: Table = {
     ],
     "w4_dx": [(ANY, Tile(64, 64, 128, 4, 3))],
     "w4_dequantize": [(ANY, Tile(1, 16, 128, 4, 1))],
+    "add_norm": [(ANY, Tile(1, 16384, 1, 16, 1))],  # bn: values of the router's gate at once
+    "gemv": [(ANY, Tile(1, 4, 16384, 4, 1))],  # bk: weights of a block at most
+    "attend": [(ANY, Tile(1, 64, 1, 4, 3))],
+    "attend_join": [(ANY, Tile(1, 1, 1, 2, 1))],
+    "combine": [(ANY, Tile(1, 2048, 1, 4, 1))],
+    "route": [(ANY, Tile(512, 1, 1, 4, 1))],
+    "gate_gradient": [(ANY, Tile(64, 1, 1, 4, 1))],
+    "rotate": [(ANY, Tile(16, 1, 1, 4, 1))],
+}
+
+_SM_90: Table = {
+    **_SM_86,
+    "gemm": [(16, Tile(16, 32, 128, 4, 4)), (64, Tile(64, 64, 64, 4, 4)), (ANY, Tile(128, 128, 64, 8, 4))],
+    "gemm_dx": [(16, Tile(16, 64, 128, 4, 3)), (ANY, Tile(128, 256, 64, 8, 3))],
+    "swiglu": [(16, Tile(16, 32, 256, 4, 3)), (64, Tile(64, 64, 64, 4, 4)), (ANY, Tile(128, 128, 64, 8, 3))],
+    "weight_gradient": [(ANY, Tile(64, 128, 128, 8, 3))],
+    "gather": [(ANY, Tile(1, 2048, 1, 4, 1))],  # for the persistent kernels
+    "low_rank_down": [(ANY, Tile(32, 64, 256, 4, 3))],
+    "persistent_gemm": [(512, Tile(128, 128, 64, 8, 4)), (ANY, Tile(128, 256, 64, 8, 3, 16))],
+    "persistent_gemm_dx": [(ANY, Tile(128, 256, 64, 8, 3))],
+    "persistent_swiglu": [(512, Tile(128, 128, 64, 8, 3)), (ANY, Tile(128, 128, 64, 8, 3, 16))],
+    "persistent_weight_gradient": [(ANY, Tile(64, 128, 256, 8, 4))],
 }
 
 TABLES: dict[str, Table] = {"sm_86": _SM_86, "sm_90": _SM_90}
@@ -184,13 +173,15 @@ def select(op: str, arch: str, rows_per_expert: int) -> Tile:
 
 
 def for_float32(op: str, rows_per_expert: int) -> Tile:
-    """The tile for float32 operands on any architecture: half of sm_86's.
+    """The tile for float32 operands on any architecture: sm_86's, but smaller.
 
     The tables are made for bf16: with operands of twice the size some would need more shared memory than there is, and
     without tensor cores the largest takes 17 s to compile.
     """
     tile = _first(op, "sm_86", _SM_86, rows_per_expert)
-    return tile._replace(bk=min(tile.bk, 32), stages=min(tile.stages, 2), warps=8 if tile.bm >= 64 else tile.warps)
+    rows = min(tile.bm, 64) if tile.bk > 1 else tile.bm
+    warps = 8 if rows >= 64 else tile.warps
+    return tile._replace(bm=rows, bk=min(tile.bk, 32), stages=min(tile.stages, 2), warps=warps)
 
 
 def _first(op: str, arch: str, table: Table, rows_per_expert: int) -> Tile:
