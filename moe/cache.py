@@ -173,8 +173,8 @@ class KVCache:
 
     def _clean(self, place: int) -> None:
         """Leaves no NaN of an ended row behind, which would enter the products of the next one from behind its mask."""
-        for part in self.row(place).parts if self.device.type == "cpu" else ():
-            if not part.sum().isfinite():
+        for part in self.row(place).parts:
+            if self.device.type != "cpu" or not part.sum().isfinite():  # a look at a GPU's values would wait for it
                 part.zero_()
 
 

@@ -82,6 +82,7 @@ class GraphDecoder:
                 if self._step is self.model:
                     raise
                 self._step = self.model  # whose kernels prompts have compiled
+                self._graphs.clear()  # they read what the fused step owns
                 cache.router_states.copy_(states)
                 reason = str(error).split("\n")[0]
                 warnings.warn(f"decoding takes the model's own layers: a fused step failed ({reason})", stacklevel=2)
@@ -187,10 +188,11 @@ class Recorder:
         """Runs a function on the stream that records, which compiles kernels and makes the libraries' workspaces."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
-        with torch.cuda.stream(self.stream):
-            found = function()
-        current.wait_stream(self.stream)
-        return found
+        try:
+            with torch.cuda.stream(self.stream):
+                return function()
+        finally:  # also of a function that fails halfway: what it has launched runs before what follows
+            current.wait_stream(self.stream)
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
         """What runs a function again, and its result, which each run overwrites; nothing runs yet.

@@ -66,7 +66,7 @@ def fill_model(
     quantized: dict[str, tuple[type, list[Tensor]]] = {}  # what it becomes, levels and scales of all experts
     matrices = [tensor for flat, tensor in tensors.items() if flat.endswith(FEED_FORWARD)]
     # a CPU multiplies a feed-forward of packed and other weights, a GPU does not
-    whole_layers = torch.device(device).type == "cpu" or all(is_packable(tensor, device) for tensor in matrices)
+    whole_layers = torch.device(device).type == "cpu" or all(is_packable(tensor, device, dtype) for tensor in matrices)
 
     def keeps(pair: tuple[StoredTensor, StoredTensor]) -> bool:
         return packed is True or (packed == "int4" and pair[0].dtype == torch.uint8)
@@ -75,7 +75,7 @@ def fill_model(
         name, expert = stacked_name(flat)
         name = (rename or {}).get(name, name)
         pair = pair_of(tensor)
-        if pair is not None and whole_layers and is_packable(tensor, device) and keeps(pair):
+        if pair is not None and whole_layers and is_packable(tensor, device, dtype) and keeps(pair):
             fields = read_packed(pair, device)
             if expert is None:
                 quantized[name] = type(fields), [field[None] for field in fields]
@@ -98,12 +98,14 @@ def fill_model(
         set_packed(model, name, whole)
 
 
-def is_packable(tensor: StoredTensor, device: torch.device | str) -> bool:
-    """Whether this device multiplies a quantized weight without decoding it: a GPU those in int4, groups of 128."""
+def is_packable(tensor: StoredTensor, device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Whether this device multiplies a quantized weight without decoding it: a GPU those in int4, groups of 128, by
+    bfloat16."""
     pair = pair_of(tensor)
     if torch.device(device).type == "cpu":
         return True
-    return pair is not None and pair[0].dtype == torch.uint8 and pair[0].shape[2] == GROUP // 2
+    fits = pair is not None and pair[0].dtype == torch.uint8 and pair[0].shape[2] == GROUP // 2
+    return fits and dtype == torch.bfloat16
 
 
 def read_packed(pair: tuple[StoredTensor, StoredTensor], device: torch.device | str) -> Packed | Int4Weight:

@@ -223,7 +223,8 @@ def plan_run(config: RunConfig, base: ModelConfig, dtype: torch.dtype, gpu: bool
 
 def _plan_of(config: RunConfig, base: ModelConfig, dtype: torch.dtype, gpu: bool) -> Callable[[int], MemoryPlan]:
     """The plan by tokens that one card takes; by 0 for those of the settings."""
-    mixture, int4, ranks = mixture_config(config, base), has_int4_base(config), shards(config)
+    mixture, ranks = mixture_config(config, base), shards(config)
+    int4 = has_int4_base(config) and not (gpu and dtype != torch.bfloat16)  # which a GPU decodes
     own = max(-(-config.tokens_per_batch // ranks), config.max_tokens if ranks > 1 else 0)
     return lambda tokens: plan_memory(
         mixture, tokens or own, dtype, config.activation_checkpointing, int4, gpu, ranks, config.expert_parallel,

@@ -17,7 +17,7 @@ from kernels.gpu.launch import launch, pick
 
 @kernel
 def rotate_kernel(
-    x_ptr, cos_ptr, sin_ptr, out_ptr, x_batch, x_head, x_row, cos_batch, tokens, direction,
+    x_ptr, cos_ptr, sin_ptr, out_ptr, x_batch, x_row, cos_batch, tokens, direction,
     H: tl.constexpr, C: tl.constexpr, HALF: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """Rotates the pairs ``(x[c], x[c + C/2])`` of a token's heads by its angles, times ``direction`` (1 or -1).
@@ -30,7 +30,7 @@ def rotate_kernel(
     inside = half < C // 2
     mask = (head < H)[:, None] & inside[None, :]
     batch, row = token // tokens, token % tokens
-    at = x_ptr + batch * x_batch + row * x_row + head.to(tl.int64)[:, None] * x_head + half[None, :]
+    at = x_ptr + batch * x_batch + row * x_row + head[:, None] * C + half[None, :]
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     first = tl.load(at, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(at + C // 2, mask=mask, other=0.0).to(tl.float32)
@@ -46,15 +46,16 @@ def rotate_kernel(
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
     """x [B, H, S, C], cos and sin [B or 1, 1, S, C] with equal halves -> [B, H, S, C], a token's heads side by side."""
-    x = x if x.stride(3) == 1 else x.contiguous()
     cos, sin = cos.contiguous(), sin.contiguous()
     batch, heads, length, width = x.shape
+    if x.stride(3) != 1 or (heads > 1 and x.stride(1) != width):  # strides that grow with S would be code of their own
+        x = x.transpose(1, 2).contiguous().transpose(1, 2)
     out = torch.empty(batch, length, heads, width, dtype=x.dtype, device=x.device)
     if out.numel():
         tile = pick("rotate", x, heads)
         launch(
             "rotate", rotate_kernel, (batch * length, -(-heads // tile.bm)), tile,
-            x_ptr=x, cos_ptr=cos, sin_ptr=sin, out_ptr=out, x_batch=x.stride(0) if batch > 1 else 0, x_head=x.stride(1),
+            x_ptr=x, cos_ptr=cos, sin_ptr=sin, out_ptr=out, x_batch=x.stride(0) if batch > 1 else 0,
             x_row=x.stride(2), cos_batch=cos.stride(0) if cos.shape[0] > 1 else 0, tokens=length,
             direction=direction, H=heads, C=width, HALF=triton.next_power_of_2(width // 2), BH=tile.bm,
         )  # fmt: skip

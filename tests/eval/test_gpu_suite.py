@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -120,6 +122,29 @@ def test_training_takes_its_flags_and_goes_on_where_it_stopped(tmp_path, monkeyp
     monkeypatch.setattr(subprocess, "run", lambda command, cwd: resumed.append(command) or train_stops(command))
     gpu_parts.run_own("smollm2", given, torch.device("cpu"))
     assert resumed[0][2:] == ["--resume", str(tmp_path / second)]  # the first is finished
+
+
+def test_a_run_at_its_limit_is_noted_and_one_that_fails_costs_no_other(tmp_path, monkeypatch):
+    """Ctrl-C reaches the part and train.py; a part that left at once would kill it before it has saved."""
+    given = arguments("--part", "smollm2", "--output", str(tmp_path), "--base", "base.whl", "--data", "pairs")
+    codes = iter([2, 0, 130])
+
+    def train(command, cwd):
+        code = next(codes)
+        if code == 130:
+            os.kill(os.getpid(), signal.SIGINT)
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(subprocess, "run", train)
+    with pytest.raises(KeyboardInterrupt):
+        gpu_parts.run_own("smollm2", given, torch.device("cpu"))
+    found = json.loads((tmp_path / "smollm2.json").read_text())
+    names = [f"smollm2-lr{rate:g}-seed{seed}" for seed, rate in gpu_parts.SMOLLM2_RUNS[:3]]
+    states = [found[name].split(";")[0] for name in names]
+    assert states == ["stopped (exit code 2)", "finished", "stopped (exit code 130)"] and len(found) == 3
+    codes = iter([2, *[0] * 9])
+    assert gpu_parts.run_own("smollm2", given, torch.device("cpu")) == 1
+    assert json.loads((tmp_path / "smollm2.json").read_text())["ok"] is False
 
 
 def train_stops(command):

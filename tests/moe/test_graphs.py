@@ -285,11 +285,13 @@ def test_a_fused_step_that_fails_gives_way_to_the_model(tiny_config, make_model,
     """Halfway, when routers have already noted a token: it does not count twice."""
     model = make_model(replace(tiny_config, num_experts=3, router_context="mean"))
     wanted = generate_many(model, prompts_of(4, 7), max_new_tokens=9, cuda_graphs=False)
-    plain = GraphDecoder.__init__
+    plain, decoders = GraphDecoder.__init__, []
 
     def broken(self, model):
         def step(tokens, *, cache, expert_bias):
             cache.cache.router_states += 1.0
+            self._graphs["of the fused step"] = None
+            decoders.append(self)
             raise RuntimeError("out of resource: registers\nmore")
 
         plain(self, model)
@@ -299,6 +301,8 @@ def test_a_fused_step_that_fails_gives_way_to_the_model(tiny_config, make_model,
     with pytest.warns(UserWarning, match=r"a fused step failed \(out of resource: registers\)$") as caught:
         assert generate_many(model, prompts_of(4, 7), max_new_tokens=9) == wanted
     assert len(caught) == 1 and taped.replayed > 0
+    (decoder,) = decoders
+    assert "of the fused step" not in decoder._graphs  # its memory may be gone
 
 
 def test_a_model_whose_angles_depend_on_the_length_runs_without(tiny_config, make_model):
@@ -317,7 +321,7 @@ def test_a_model_whose_angles_depend_on_the_length_runs_without(tiny_config, mak
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("form", ["dense", "int4", "delta", "plain router"])
+@pytest.mark.parametrize("form", ["dense", "int4", "delta", "plain router", "attention"])
 @torch.no_grad()
 def test_graphs_on_a_gpu(form, rows):
     """Each step beside the eager one from the same cache, while it grows; both experts speak, so none is a close call.
@@ -327,8 +331,10 @@ def test_graphs_on_a_gpu(form, rows):
     kind = {"num_experts": 2, "num_experts_per_tok": 2, "router_context": "filter"} if form != "dense" else {}
     if form == "plain router":
         kind["router_context"] = "none"
-    if form == "delta":
+    if form in ("delta", "attention"):
         kind |= {"expert_form": "delta", "shared_rank": 16, "expert_rank": 16}
+    if form == "attention":  # which the fused kernels exclude
+        kind |= {"attention_experts": ("q", "k", "v", "o"), "router_context": "ema"}
     config = ModelConfig(500, 256, 2, 8, 2, 256, max_seq_len=1024, **kind)
     dtype = torch.float32 if form == "dense" else torch.bfloat16
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from checkpoints.commands import quantize
 from checkpoints.formats import open_checkpoint
+from checkpoints.formats.parameters import fill_model, meta_model
 from checkpoints.model_io import load_model, save_model
 from checkpoints.storage.safetensors_file import load_tensors, save_tensors
 from checkpoints.transforms.gptq import InputMoments, gptq, gptq_rounder, perplexity
@@ -119,6 +120,17 @@ def test_quantized_models_run_as_they_are(tmp_path, make_model, form, bits, caps
     taken = sum(sizes.values()) + KVCache(config, 1, 4096).nbytes
     number, unit = line.split("stored")[1].split(" with")[0].split()
     assert float(number) * 1024 ** ["B", "KiB", "MiB"].index(unit) == pytest.approx(taken, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_gpu_keeps_int4_weights_where_it_multiplies_them(tmp_path, make_model, dtype):
+    """The kernels take bfloat16 alone; otherwise weights are decoded. The meta device stands for a GPU."""
+    save_model(make_model(CONFIG, dtype=torch.float32), None, tmp_path / "model")
+    assert run_main("quantize", tmp_path / "model", tmp_path / "out", "--no-perplexity") == 0
+    model = meta_model(CONFIG)
+    fill_model(model, open_checkpoint(tmp_path / "out").tensors, dtype, "meta", packed=True)
+    kept = [type(module).__name__ for module in model.modules()].count("Int4Weights")
+    assert kept == (6 if dtype == torch.bfloat16 else 0) and model.layers[0].attention.wq.weight.dtype == dtype
 
 
 def test_running_takes_the_memory_that_inspect_states(tmp_path, make_model, capsys):

@@ -129,6 +129,17 @@ def test_rotation(batch, heads, length, width, angles, dtype):
     assert error(ours, theirs) <= (BOUND if dtype == torch.float32 else 2**-7)
 
 
+def test_rotations_of_all_lengths_run_the_same_code():
+    """Also of gradients whose heads are as far apart as the row is long: code of their own for each would pile up."""
+    keys = set()
+    for length in (3, 5):
+        grad, angles = torch.randn(1, 2, length, 8, requires_grad=True), torch.randn(2, 1, 1, length, 8)
+        with launch.recorded() as launches:
+            ops.rotate(grad, *angles)
+        keys.add(launch.code_key(launches[0])[2:])
+    assert len(keys) == 1
+
+
 def test_rotation_of_a_gradient_whose_values_are_not_neighbors():
     x = torch.randn(1, 2, 3, 8, requires_grad=True)
     half = torch.randn(1, 1, 3, 4).repeat(1, 1, 1, 2)
