@@ -30,6 +30,10 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def pytest_sessionfinish():
+    gc.unfreeze()
+
+
 def pytest_collection_modifyitems(items):
     # Files with long tests first: one that starts last leaves the other process idle.
     long = {item.path for item in items if item.get_closest_marker("slow")}
