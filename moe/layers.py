@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import varlen
 
 from kernels import ops
 from kernels.packed import Int4Weights
@@ -127,12 +126,14 @@ def has_flash_attention(q: Tensor) -> bool:
 
 def attend_packed(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, window: int | None) -> Tensor:
     """Causal attention inside each document of a row: q [1, H, S, C], k and v [1, G, S, C] -> [1, H, S, C]."""
+    from torch.nn.attention.varlen import varlen_attn  # importing it takes as long as importing torch
+
     share = q.shape[1] // k.shape[1]
     if share > 1:  # torch 2.11 takes as many key heads as query heads
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [S, H, C]
     behind = -1 if window is None else window - 1
-    out = varlen.varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(behind, 0))
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, window_size=(behind, 0))
     assert isinstance(out, Tensor)  # nothing else was asked for
     return out.transpose(0, 1)[None]
 

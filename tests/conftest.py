@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections import Counter
@@ -21,6 +22,16 @@ if os.environ.get("PYTEST_XDIST_WORKER"):
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # A shell that starts a job in the background has it ignore Ctrl-C, which tests send to themselves and to programs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+gc.disable()  # what importing and collecting make stays: looking through it for garbage takes a quarter of the time
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items):

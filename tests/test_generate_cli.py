@@ -196,11 +196,12 @@ def test_ctrl_c_keeps_the_answers_so_far(call, tmp_path, monkeypatch, answered):
     assert code == 0 and out.read_text() == rows and (f"continuing: {answered} of 3" in err) == bool(answered)
 
 
-def test_a_killed_run_keeps_its_answers_and_continues(runs, tmp_path, root):
+def test_a_killed_run_keeps_its_answers_and_continues(call, runs, tmp_path, root):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
     prompts.write_text("".join(f"Return {n}.\n" for n in range(60)))
-    command = [sys.executable, "generate.py", "--prompts", str(prompts), "--output", str(out), "--runs", str(runs)]
-    command += ["--device", "cpu", "--dtype", "float32", "--max-new-tokens", "60", "--batch-size", "2"]
+    flags = ["--prompts", str(prompts), "--output", str(out), "--runs", str(runs)]
+    flags += ["--max-new-tokens", "8", "--batch-size", "2"]
+    command = [sys.executable, "generate.py", *flags, "--device", "cpu", "--dtype", "float32"]
     process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (out.exists() and out.stat().st_size):
         time.sleep(0.02)
@@ -208,8 +209,8 @@ def test_a_killed_run_keeps_its_answers_and_continues(runs, tmp_path, root):
     process.wait()
     kept = [json.loads(line) for line in out.read_bytes().split(b"\n")[:-1]]
     assert 0 < len(kept) < 60
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0 and "continuing: " in done.stderr
+    code, _, err = call(*flags)
+    assert code == 0 and f"continuing: {len(kept)} of 60" in err
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["text"] for row in rows] == [f"Return {n}." for n in range(60)]
     assert all({k: v for k, v in row.items() if k != "number"} == rows[row["number"]] for row in kept)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -23,7 +24,6 @@ from eval.reporting.record import RunRecord
 from moe.data.pairs import read_pairs
 from moe.inference.questions import read_questions
 from moe.training.trainer import Trainer
-from tests.random_kills import random_kills
 from tests.train_command import CONTEXT, SMALL, train
 
 
@@ -107,26 +107,36 @@ def test_other_gates_are_measured_on_a_run(finished, capsys):
     assert mixture and mixture == again
 
 
-def test_missing_toolchains_fail_nothing(tmp_path, monkeypatch):
-    which = shutil.which
-    monkeypatch.setattr(toolchains.shutil, "which", lambda tool, *more: None if tool == "g++" else which(tool, *more))
-    done = train("--runs", tmp_path, "--name", "bare", *CONTEXT, "--no-baseline", judge=True)
+@pytest.fixture(scope="module")
+def without_compiler(tmp_path_factory):
+    """The folder and the output of a run with the preset's routers, on a machine without g++."""
+    runs, which = tmp_path_factory.mktemp("runs"), shutil.which
+
+    def found(tool, *more):
+        return None if tool == "g++" else which(tool, *more)
+
+    with mock.patch.object(toolchains.shutil, "which", found):
+        done = train("--runs", runs, "--name", "context", *CONTEXT, "--no-baseline", judge=True)
+    return runs / "context", done
+
+
+def test_missing_toolchains_fail_nothing(without_compiler):
+    directory, done = without_compiler
     assert "test: no cpp tests were run: g++ not found on the path" in done.stdout
-    rows = json.loads((tmp_path / "bare" / "results.json").read_text())["tests of mixture"]["test"]
+    rows = json.loads((directory / "results.json").read_text())["tests of mixture"]["test"]
     assert rows["cpp"]["tested"] == 0 and rows["python"]["tested"] == 1
     assert re.search(r"C\+\+ .* - → - ", done.stdout)
 
 
-def test_the_preset_routes_by_context(tmp_path):
+def test_the_preset_routes_by_context(without_compiler, tmp_path):
     """The router is fitted before training, decides once for all layers, and the model written routes the same way."""
-    done = train(*CONTEXT, "--runs", tmp_path, "--name", "context", "--no-baseline")
-    assert done.returncode == 0, done.stderr
+    directory, done = without_compiler
     assert "router fitted: held-out tokens sent to their language" in done.stdout
     assert done.stdout.index("router fitted") < done.stdout.index("branch 1/3")
-    loaded = load_model(tmp_path / "context" / "model")
+    loaded = load_model(directory / "model")
     assert (loaded.config.router_context, loaded.config.router_layers) == ("ema", "first")
     assert len([name for name, _ in loaded.model.named_parameters() if name.endswith("gate.weight")]) == 1
-    assert not (tmp_path / "context" / "mixtral").exists()
+    assert not (directory / "mixtral").exists()
     refused = train(*CONTEXT, "--runs", tmp_path, "--name", "merged", "--merge", check=False)
     assert refused.returncode == 2 and "set router_context to none" in refused.stderr
     assert not (tmp_path / "merged").exists()
@@ -145,10 +155,12 @@ def test_transformers_reads_what_training_wrote(finished):
 
 
 @pytest.mark.slow
-def test_runs_that_are_killed_end_as_an_undisturbed_one(tmp_path):
-    """More kills: python -m tests.random_kills."""
-    outcome = random_kills(2, tmp_path, seed=3)
-    assert outcome.kills.total() == 2 and outcome.runs and not outcome.differences
+def test_runs_that_are_killed_end_as_an_undisturbed_one(root):
+    command = [sys.executable, "-m", "tests.random_kills", "--kills", "2", "--seed", "3"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sum(map(int, re.findall(r"^SIG.*: (\d+)$", done.stdout, re.MULTILINE))) == 2
+    assert re.search(r"^all [1-9] runs ended as the undisturbed one$", done.stdout, re.MULTILINE)
 
 
 def test_a_run_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch):
@@ -375,11 +387,8 @@ def test_a_run_that_exists_is_not_overwritten(finished):
     assert (directory / "results.json").read_bytes() == before
 
 
-def test_help_names_every_setting_with_its_default(root):
-    done = subprocess.run(
-        [sys.executable, str(root / "train.py"), "--help"], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
+def test_help_names_every_setting_with_its_default():
+    done = train("--help")
     for flag in ("--branch-steps", "--no-baseline", "--expert-rank", "--dry-run", "--set", "--resume", "--preset"):
         assert flag in done.stdout
     assert "(default: 16" in done.stdout

@@ -16,16 +16,12 @@ from kernels.gpu import tile_tables
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "kernels.compile_check", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
 @pytest.mark.slow
 def test_every_tile_compiles_clean_for_both_architectures():
     pytest.importorskip("triton", reason="triton is not installed")
-    result = run("--arch", "sm_86", "sm_90", "--json")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "kernels.compile_check", "--arch", "sm_86", "sm_90", "--json"]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     content = json.loads(result.stdout)
     problems = {f"{r['arch']} {r['op']} {r['flags']} {r['tile']}": compile_check.problem(r) for r in content["rows"]}
     assert {k: v for k, v in problems.items() if v} == {} and content["failed"] == 0 and result.returncode == 0
@@ -58,19 +54,14 @@ def test_what_makes_a_kernel_unfit():
         ("gemm", (128, 256, 64, 8, 4), "KB of shared memory, 99 allowed"),
     ],
 )
-def test_a_bad_tile_gives_exit_code_1(op, tile, message):
+def test_a_bad_tile_gives_exit_code_1(op, tile, message, monkeypatch, capsys):
     pytest.importorskip("triton", reason="triton is not installed")
-    code = (
-        "from kernels import compile_check\nfrom kernels.gpu import tile_tables\n"
-        f"tile_tables.TABLES['sm_86'][{op!r}] = [(tile_tables.ANY, tile_tables.Tile{tile})]\n"
-        f"one = next(made for made in compile_check.launches('sm_86') if made.op == {op!r})\n"
-        "compile_check.launches = lambda arch: [one]\n"
-        "raise SystemExit(compile_check.main(['--arch', 'sm_86', '--jobs', '1']))\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert message in result.stdout and "FAIL" in result.stdout and "\n0 of 1 kernels clean" in result.stdout
+    monkeypatch.setitem(tile_tables.table_of("sm_86"), op, [(tile_tables.ANY, tile_tables.Tile(*tile))])
+    one = next(made for made in compile_check.launches.__wrapped__("sm_86") if made.op == op)
+    monkeypatch.setattr(compile_check, "launches", lambda arch: [one])
+    assert compile_check.main(["--arch", "sm_86", "--jobs", "1"]) == 1
+    printed = capsys.readouterr().out
+    assert message in printed and "FAIL" in printed and "\n0 of 1 kernels clean" in printed
 
 
 def test_resident_blocks():
@@ -79,22 +70,18 @@ def test_resident_blocks():
     assert compile_check.resident_blocks(90, 32, 0, 4) == 16  # warps bind
 
 
-def test_an_unknown_architecture_is_an_error():
-    result = run("--arch", "sm_75")
-    assert result.returncode == 2 and result.stderr.strip() == "error: no tile table for sm_75; tables: sm_86, sm_90"
+def test_an_unknown_architecture_is_an_error(capsys):
+    assert compile_check.main(["--arch", "sm_75"]) == 2
+    assert capsys.readouterr().err.strip() == "error: no tile table for sm_75; tables: sm_86, sm_90"
 
 
 @pytest.mark.slow
 def test_what_the_driver_runs_of_sm_86_gets_its_arguments():
     """`kernels.bench.ptx_jit` passes as many arguments as the PTX declares before Triton's two scratch pointers."""
     pytest.importorskip("triton", reason="triton is not installed")
-    code = (
-        "from kernels import compile_check\nfrom kernels.bench import ptx_jit\n"
-        "for op in ('swiglu', 'combine'):\n"
-        "    made = next(made for made in compile_check.launches('sm_86') if made.op == op)\n"
-        "    _, ptx, _, name = compile_check.compile_launch(86, made)\n"
-        "    print(ptx_jit.declared_parameters(ptx, name) - len(ptx_jit.arguments_of(made)), '.target sm_86' in ptx)\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.stdout.split() == ["2", "True"] * 2, result.stderr
+    from kernels.bench import ptx_jit
+
+    for op in ("swiglu", "combine"):
+        made = next(made for made in compile_check.launches("sm_86") if made.op == op)
+        _, ptx, _, name = compile_check.compile_launch(86, made)
+        assert ptx_jit.declared_parameters(ptx, name) - len(ptx_jit.arguments_of(made)) == 2 and ".target sm_86" in ptx

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import varlen
 
 from moe import layers
 from moe.cache import KVCache
@@ -75,7 +76,7 @@ def test_packed_attention_of_gpus_equals_the_loop_of_cpus(window, monkeypatch):
     documents = (9, 1, 14, 6)
     bounds = torch.tensor([0, 9, 10, 24, 30], dtype=torch.int32)
     looped = layers.attend(q, k, v, layers.AttentionPattern(window, documents))
-    monkeypatch.setattr(layers.varlen, "varlen_attn", flash_attention)
+    monkeypatch.setattr(varlen, "varlen_attn", flash_attention)
     monkeypatch.setattr(layers, "has_flash_attention", lambda q: True)
     packed = layers.attend(q, k, v, layers.AttentionPattern(window, documents, bounds))
     assert packed.shape == q.shape and (looped - packed).abs().max() < 1e-12

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from moe.data.pairs import Pair
 from moe.data.synthetic.families import ALL
-from moe.data.synthetic.family import SPLITS, TASK_LANGUAGES, Blueprint, Case, Family, Signature, describe
+from moe.data.synthetic.family import SPLITS, TASK_LANGUAGES, Blueprint, Case, Signature, describe
 from moe.errors import UserError, did_you_mean
 
 
@@ -31,21 +31,16 @@ def generate_pairs(language: str, count: int, seed: int = 0, split: str = "train
             f"the embedded task generator does not write {language!r}{did_you_mean(language, TASK_LANGUAGES)}; "
             f"it writes {', '.join(TASK_LANGUAGES)}"
         )
-    pairs = []
-    cases: dict[int, str] = {}  # by blueprint: rewordings share their test cases
-    for family, parameters, blueprint, surface in _draw(count, seed, split):
-        if id(blueprint) not in cases:
-            cases[id(blueprint)] = _cases_json(blueprint.cases())
-        pairs.append(
-            Pair(
-                language=language,
-                text=blueprint.text(surface),
-                code=blueprint.solution(language, surface),
-                id=f"{_identifier(family.name, parameters)}#{surface}",
-                tests=_tests_json(blueprint.signature(language, surface), cases[id(blueprint)]),
-            )
+    return [
+        Pair(
+            language=language,
+            text=blueprint.text(surface),
+            code=blueprint.solution(language, surface),
+            id=f"{problem}#{surface}",
+            tests=_tests_json(blueprint.signature(language, surface), cases),
         )
-    return pairs
+        for problem, blueprint, surface, cases in _draw(count, seed, split)
+    ]
 
 
 def _identifier(family: str, parameters: tuple[tuple[str, str], ...]) -> str:
@@ -61,8 +56,9 @@ def _tests_json(signature: Signature, cases: str) -> str:
     return f'{head[:-1]}, "cases": {cases}}}'
 
 
-def _draw(count: int, seed: int, split: str) -> Iterator[tuple[Family, tuple[tuple[str, str], ...], Blueprint, int]]:
-    """Yields (family, parameters, blueprint, surface) for the first ``count`` places of the split's random order."""
+@lru_cache(maxsize=4)  # the languages of a run draw the same problems
+def _draw(count: int, seed: int, split: str) -> list[tuple[str, Blueprint, int, str]]:
+    """(problem, blueprint, surface, test cases) for the first ``count`` places of the split's random order."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}{did_you_mean(split, SPLITS)}; known splits: {', '.join(SPLITS)}")
     if count < 0:
@@ -92,9 +88,14 @@ def _draw(count: int, seed: int, split: str) -> Iterator[tuple[Family, tuple[tup
     if count > available:
         raise UserError(f"count is {count}, but the {split} split has only {available} problems")
     places.sort()
+    drawn = []
+    shared: dict[int, str] = {}  # by blueprint: rewordings share their test cases
     for _, _, index, problem, turn in places[:count]:
         family, blueprint = ALL[index], built[index][problem]
         parameters = describe(points[index][problem])
         order = list(range(blueprint.surfaces))
         random.Random(f"{seed}:{family.name}:{parameters}").shuffle(order)
-        yield family, parameters, blueprint, order[turn]
+        if id(blueprint) not in shared:
+            shared[id(blueprint)] = _cases_json(blueprint.cases())
+        drawn.append((_identifier(family.name, parameters), blueprint, order[turn], shared[id(blueprint)]))
+    return drawn

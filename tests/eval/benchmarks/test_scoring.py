@@ -38,8 +38,13 @@ LAYOUTS = {
 }
 
 
-def statuses(answers, path=None):
-    return {key[:2]: verdict.status for key, verdict in score(answers, path, Limits(), 2).items()}
+PLAIN = Limits(sanitize=False)
+
+
+def statuses(answers, limits=PLAIN):
+    """Of all samples 0, and of all samples 1."""
+    verdicts = score(answers, None, limits, 2)
+    return [{verdict.status for key, verdict in verdicts.items() if key[2] == sample} for sample in (0, 1)]
 
 
 def runnable(found):
@@ -54,9 +59,9 @@ def runnable(found):
 def test_own_solutions_pass_and_wrong_ones_fail(name, tmp_path):
     found = runnable(problems(name, LAYOUTS[name], tmp_path))
     right = [Answer(problem, 0, canonical_code(problem), "completion", own=True) for problem in found]
-    assert set(statuses(right).values()) == {"passed"}
-    wrong = [Answer(a.problem, 0, a.code.replace("> limit", "< limit"), "completion", own=True) for a in right]
-    assert set(statuses(wrong).values()) <= {"failed", "runtime_error"}
+    wrong = [Answer(a.problem, 1, a.code.replace("> limit", "< limit"), "completion", own=True) for a in right]
+    passed, failed = statuses(right + wrong, Limits())
+    assert passed == {"passed"} and failed and failed <= {"failed", "runtime_error"}
 
 
 @pytest.mark.slow
@@ -64,7 +69,7 @@ def test_own_solutions_pass_and_wrong_ones_fail(name, tmp_path):
 @pytest.mark.parametrize("name", ["humaneval", "humaneval-x", "mbxp", "multipl-e"])
 def test_answers_in_both_styles_pass_when_right_and_fail_when_wrong(name, style, tmp_path):
     rows = list(MULTIPL_E.values()) if name == "multipl-e" else LAYOUTS[name]
-    right, wrong = [], []
+    answers = []
     for problem in runnable(problems(name, rows, tmp_path)):
         text = problem.solution or MULTIPL_E_COMPLETIONS[problem.language]
         if problem.language == "java" and function_end(text):
@@ -73,11 +78,11 @@ def test_answers_in_both_styles_pass_when_right_and_fail_when_wrong(name, style,
             is_open = name == "multipl-e" and problem.language in ("java", "cpp")
             signature = prompt_parts(problem.prompt, problem.language).signature
             text = f"Here:\n```{problem.language}\n{signature}\n{text}{'}' if is_open else ''}\n```\nDone."
-        right.append(Answer(problem, 0, answer_code(problem, text, style), style))
+        answers.append(Answer(problem, 0, answer_code(problem, text, style), style))
         text = text.replace("total += x", "total -= x")
-        wrong.append(Answer(problem, 0, answer_code(problem, text, style), style))
-    assert set(statuses(right).values()) == {"passed"}
-    assert "passed" not in statuses(wrong).values()
+        answers.append(Answer(problem, 1, answer_code(problem, text, style), style))
+    right, wrong = statuses(answers)
+    assert right == {"passed"} and wrong and "passed" not in wrong
 
 
 _SUM = "int total = 0; for (int x : numbers) if (x > limit) total += x; return total; }"
@@ -100,7 +105,7 @@ FORMS = [
 def test_chat_answers_of_many_forms_pass(language, code, tmp_path):
     (problem,) = runnable(problems("humaneval-x", [HUMANEVAL_X[language]], tmp_path))
     code = answer_code(problem, f"Here:\n```{language}\n{code}\n```", "instruction")
-    assert set(statuses([Answer(problem, 0, code, "instruction")]).values()) == {"passed"}
+    assert statuses([Answer(problem, 0, code, "instruction")])[0] == {"passed"}
 
 
 @pytest.mark.slow
@@ -111,7 +116,7 @@ def test_a_class_with_its_own_main_meets_multipl_e(tmp_path, answer_file):
     name = {"name": problem.id, "language": "java"}
     path = answer_file({**name, "solution": whole}, {**name, "completion": MULTIPL_E_COMPLETIONS["java"]})
     for style in ("completion", "instruction"):
-        verdicts = score(read_answers(path, [problem], style), None, Limits(), 2)
+        verdicts = score(read_answers(path, [problem], style), None, PLAIN, 2)
         assert [verdict.status for verdict in verdicts.values()] == ["passed", "passed"]
 
 
@@ -124,7 +129,7 @@ def test_mutants_fail_where_a_plain_run_fails(language, tmp_path):
     assert {mutant.kind for mutant in found} == set(KINDS)
     assert passes(problem, code)
     answers = [Answer(problem, i, mutant.code, "completion", own=True) for i, mutant in enumerate(found)]
-    for answer, verdict in zip(answers, score(answers, None, Limits(), 2).values(), strict=True):
+    for answer, verdict in zip(answers, score(answers, None, PLAIN, 2).values(), strict=True):
         assert verdict.passed == passes(problem, answer.code), found[answer.sample].change
         assert not verdict.passed
 

@@ -1,4 +1,4 @@
-"""Runs the files of cases in a process where Triton interprets its kernels."""
+"""Runs the files of cases in one process, in which Triton interprets its kernels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ pytest.importorskip("triton", reason="triton is not installed")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["interpreter_cases.py", "persistent_cases.py", "decode_cases.py", "delta_cases.py"])
-def test_every_kernel_matches_the_reference_in_the_interpreter(name):
-    cases = Path(__file__).with_name(name)
-    root = cases.parents[3]
+def test_every_kernel_matches_the_reference_in_the_interpreter():
+    folder = Path(__file__).parent
+    root, cases = folder.parents[2], map(str, sorted(folder.glob("*_cases.py")))
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     environment.pop("PYTEST_ADDOPTS", None)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(cases)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *cases]
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert " passed" in result.stdout

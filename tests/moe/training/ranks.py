@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+import torch._dynamo  # each process would import it at its first step
 import torch.distributed as dist
 
 from checkpoints.model_io import load_model, save_model
