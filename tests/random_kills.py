@@ -2,33 +2,26 @@
 
 Each run is started, killed, resumed and killed again until it gets through. Kills are SIGKILL, SIGTERM, SIGHUP and
 SIGINT, at a random time or, every second one, while a file or a state is being written. What is compared: every weight,
-the metrics, the answers and the report, without the columns and lines that tell the time. Runs are forked, so torch is
-imported once.
+the metrics, the answers and the report, without the columns and lines that tell the time.
 """
 
 from __future__ import annotations
 
 import argparse
-import atexit
 import os
 import random
 import re
-import runpy
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-import torch._dynamo  # each run would import it at its first step
-
-import train  # noqa: F401
 from checkpoints.storage.files import sha256_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,27 +47,10 @@ class Outcome:
 
 def start(arguments: list[str], log: Path) -> int:
     """Runs train.py in a child process of one thread; returns its process id."""
-    if child := os.fork():
-        return child
-    code: object = 1
-    try:
-        with log.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        torch.set_num_threads(1)  # sums in another order differ in their last bits
-        sys.argv = [str(ROOT / "train.py"), *arguments]
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as stopped:
-            code = stopped.code or 0
-        except KeyboardInterrupt:  # before the run took over the signal
-            code = 128 + signal.SIGINT
-        except BaseException:
-            traceback.print_exc()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
-    finally:
-        os._exit(code if isinstance(code, int) else 1)
+    with log.open("a") as file:
+        command = [sys.executable, str(ROOT / "train.py"), *arguments]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}  # sums in another order differ in their last bits
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file).pid
 
 
 def finished(child: int) -> int | None:

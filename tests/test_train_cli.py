@@ -24,6 +24,7 @@ from eval.reporting.record import RunRecord
 from moe.data.pairs import read_pairs
 from moe.inference.questions import read_questions
 from moe.training.trainer import Trainer
+from tests.random_kills import random_kills
 from tests.train_command import CONTEXT, SMALL, train
 
 
@@ -155,12 +156,10 @@ def test_transformers_reads_what_training_wrote(finished):
 
 
 @pytest.mark.slow
-def test_runs_that_are_killed_end_as_an_undisturbed_one(root):
-    command = [sys.executable, "-m", "tests.random_kills", "--kills", "2", "--seed", "3"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert sum(map(int, re.findall(r"^SIG.*: (\d+)$", done.stdout, re.MULTILINE))) == 2
-    assert re.search(r"^all [1-9] runs ended as the undisturbed one$", done.stdout, re.MULTILINE)
+def test_runs_that_are_killed_end_as_an_undisturbed_one(tmp_path):
+    """More kills: python -m tests.random_kills."""
+    outcome = random_kills(2, tmp_path, seed=3)
+    assert outcome.kills.total() == 2 and outcome.runs and not outcome.differences
 
 
 def test_a_run_goes_on_in_the_middle_of_a_stage(finished, tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ from eval.execution import CaseTests, Limits, judge_many, missing_tools
 
 # Containers without user namespaces run the suite, too; test_containment.py skips what needs more.
 LIMITS = Limits(seconds=30, unsafe=True)
-FAST = Limits(seconds=30, unsafe=True, sanitize=False)
 
 
 def needs(language):

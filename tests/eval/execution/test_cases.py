@@ -9,7 +9,7 @@ from eval.execution import CaseTests, judge, judge_many
 from eval.execution.cases import Type
 from eval.execution.values import Char, Number, Other, Pairs, decode, encode, same
 from moe.errors import UserError
-from tests.eval.execution.kinds import FAST, LIMITS, TWICE, cases, check, needs
+from tests.eval.execution.kinds import LIMITS, TWICE, cases, check, needs
 
 INF, NAN = float("inf"), float("nan")
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "cases"
@@ -161,7 +161,7 @@ def test_wrong_verdicts_that_were_seen_are_right_now():
     for language in {row["language"] for _, row, _ in rows}:
         needs(language)
     jobs = [(row["language"], row["code"], CaseTests.parse(row["tests"], row["language"])) for _, row, _ in rows]
-    verdicts = judge_many(jobs, FAST, 2)
+    verdicts = judge_many(jobs, LIMITS, 2)
     wrong = [(f, row["id"], v, right) for (f, row, right), v in zip(rows, verdicts) if v.status not in right]
     assert not wrong, "\n".join(map(str, wrong))
     assert len(rows) >= 65

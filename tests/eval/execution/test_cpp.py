@@ -2,12 +2,13 @@
 
 import pytest
 
-from eval.execution import ProgramTests, judge
-from tests.eval.execution.kinds import FAST, LIMITS, TWICE, cases, check, needs
+from eval.execution import Limits, ProgramTests, judge
+from tests.eval.execution.kinds import LIMITS, TWICE, cases, check, needs
 
 RIGHT = "int twice(int n) {\n    return 2 * n;\n}\n"
 WRONG = "int twice(int n) {\n    return 0;\n}\n"
 TOTAL = cases("total", ["list[int]"], "int", ([1, 2], 3), ([], 0))
+FAST = Limits(seconds=30, unsafe=True, sanitize=False)
 
 
 def test_macros_and_names_of_an_answer_are_its_own():
