@@ -33,6 +33,7 @@ from checkpoints.runs.finished import model_of, newest_model
 from checkpoints.terminal import Session, answer_file, line_reader
 from moe.config import ModelConfig
 from moe.data.prompt import OWN, TEMPLATES, check_template
+from moe.decoder import most_invariant_rows
 from moe.errors import UserError
 from moe.hardware import choose_device, decoding_dtype, describe_hardware, dtype_name, keep_freed_memory
 from moe.inference.answers import Question, Writer, check_stop
@@ -82,6 +83,9 @@ def main(arguments: argparse.Namespace) -> int:
 
     # 3. Answer.
     rows = arguments.batch_size or BATCH_SIZE
+    most = most_invariant_rows(loaded.model) if arguments.batch_invariant else rows
+    if most < (arguments.batch_size or 0):
+        console.print(f"warning: --batch-invariant answers at most {most} prompts of this model at once, not {rows}")
     show_routing = arguments.show_routing and loaded.config.is_moe
     if listener is not None:
         serve(writer, Path(path), listener, rows, console.print)

@@ -250,9 +250,8 @@ def upcycle_directory(
     recipe = {"router": start.describe(), "seed": str(start.seed), "training": before or NOT_TRAINED}
     if start.deltas is not None:
         action = "Put together from experts that were trained apart, as LoRA adapters or in other mixtures"
-        recipe["training"] = (
-            trained or (f"{before}; then " if before not in ("", NOT_TRAINED) else "") + "the adapters' own"
-        )
+        earlier = f"{before}; then " if before not in ("", NOT_TRAINED) else ""
+        recipe["training"] = trained or f"{earlier}the adapters' own"
     elif config.is_delta:
         action = "Upcycled: the experts are low-rank changes, which are zero at first"
     if config.is_delta:
