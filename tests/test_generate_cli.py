@@ -141,7 +141,7 @@ def test_prompts_from_a_file(call, tmp_path):
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ("--prompts", str(prompts), "--max-new-tokens", "12", "--batch-size", "2", "--batch-invariant")
     code, out, err = call(*flags, "--output", str(output))
-    assert code == 0 and out == "" and "wrote 3 answers" in err and "36 written" in err
+    assert code == 0 and out == "" and "wrote 3 answers" in err and "36 written" in err and "warning" not in err
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(a["id"], a["language"], a["text"]) for a in answers] == [
         (r.get("id"), r["language"], r["text"]) for r in rows
@@ -153,6 +153,8 @@ def test_prompts_from_a_file(call, tmp_path):
         language = ("--language", row["language"]) if row["language"] else ()
         alone = call(row["text"], *language, "--max-new-tokens", "12")[1]
         assert alone.rstrip("\n") == answer["answer"].rstrip("\n")
+    err = call(*flags, "--batch-size", "33")[2]
+    assert "warning: --batch-invariant answers at most 32 prompts of this model at once, not 33" in err
     code, out, err = call(*flags, "--show-routing")
     routed = [json.loads(line) for line in out.splitlines()]
     assert [{k: v for k, v in r.items() if k != "routing"} for r in routed] == answers
