@@ -84,7 +84,7 @@ def test_sampling_flags(call):
     hot = ("--temperature", "1.5")
     assert drawn(*hot, "--seed", "1") == drawn(*hot, "--seed", "1") != drawn(*hot, "--seed", "2")
     assert drawn(*hot, "--top-k", "1") == drawn() == drawn(*hot, "--top-p", "1e-9")
-    assert "at temperature 0 --top-k, --top-p and --seed do nothing" in call("a", "--top-k", "4")[2]
+    assert "at temperature 0 --top-k, --top-p, --min-p and --seed do nothing" in call("a", "--min-p", "0.1")[2]
 
 
 def test_stop_strings(call):
@@ -173,7 +173,7 @@ def test_prompts_from_a_file(call, tmp_path):
 
 
 @pytest.mark.parametrize("answered", [0, 2])
-def test_ctrl_c_keeps_the_answers_so_far(call, tmp_path, monkeypatch, answered):
+def test_ctrl_c_keeps_the_answers_so_far(call, runs, tmp_path, monkeypatch, answered):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
     prompts.write_text("Return one.\nReturn two.\nReturn three.\n")
     flags = ["--prompts", str(prompts), "--output", str(out), "--batch-size", "1", "--max-new-tokens", "4"]
@@ -194,7 +194,12 @@ def test_ctrl_c_keeps_the_answers_so_far(call, tmp_path, monkeypatch, answered):
     monkeypatch.setattr(AnswersFile, "add", add)
     code, _, err = call(*flags)
     assert code == 2 and "begun with other prompts, settings" in err
-    code, _, err = call(*flags, "--show-routing")
+    times = {file: file.stat().st_mtime_ns for file in runs.rglob("config.json")}
+    for shift in (1, 0):  # weights written anew, and as they were
+        for file, time_ns in times.items():
+            os.utime(file, ns=(time_ns + shift, time_ns + shift))
+        code, _, err = call(*flags, "--show-routing")
+        assert code == 2 * shift and ("settings or another model" in err) == bool(shift)
     assert code == 0 and out.read_text() == rows and (f"continuing: {answered} of 3" in err) == bool(answered)
 
 
