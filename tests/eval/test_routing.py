@@ -11,16 +11,21 @@ from checkpoints.model_io import save_model
 from eval.__main__ import main
 from eval.routing import SWITCHED, tokens_to_switch
 from moe.config import ModelConfig
+from moe.data.prompt import encode_example, instruction_for
 from moe.model import Transformer
 from moe.tokenizer import train_sentencepiece
 
 CODE = {"python": "def one(x):\n    return 1\n", "cpp": "int one(int x) { return 1; }\n"}
 
 
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_sentencepiece([*CODE.values(), "Write a Python function. Return one."] * 20, 400, None)
+
+
 @pytest.fixture
-def call(tmp_path, capsys):
+def call(tokenizer, tmp_path, capsys):
     """Measures a model with experts for these languages on the data in ``tmp_path``; exit code and output."""
-    tokenizer = train_sentencepiece([*CODE.values(), "Write a Python function. Return one."] * 20, 400, None)
     (tmp_path / "test").mkdir()
     for language, code in CODE.items():
         row = {"language": language, "text": "Return one.", "code": code}
@@ -61,11 +66,18 @@ def test_short_answers_and_lone_experts_are_measured_for_what_they_have(call, tm
     assert code == 0 and numbers(out)["misnamed"]["own_share"] == {} and "second language" in text
 
 
-def test_mistakes_are_found_before_anything_is_measured(call, tmp_path):
+def test_mistakes_are_found_before_anything_is_shown(call, tokenizer, tmp_path):
+    lengths = [
+        len(encode_example(tokenizer, "plain", instruction_for("Return one.", said), code)[0])
+        for said in (None, *CODE)
+        for code in CODE.values()
+    ]
+    few, half = min(lengths) - 1, max(lengths)
+    assert half // 2 < min(lengths), "what fits the context does not fit half of it"
     for experts, flags, context, message in (
         ((), ("--languages", "cpp", "cpp"), 160, "--languages names one twice: cpp cpp; give each once"),
-        (("python", "cpp"), (), 24, "pairs fits into 24 tokens; give more or shorter ones"),
-        (("python", "cpp"), (), 60, "pairs fits into 30 tokens; give more or shorter ones"),
+        (("python", "cpp"), (), few, f"none of 1 python pairs fits into {few} tokens; give more or shorter ones"),
+        (("python", "cpp"), (), half, f"none of 1 python pairs fits into {half // 2} tokens; give more or"),
         (("python",), ("--output", str(tmp_path / "none" / "x.json")), 160, "does not exist; create it first"),
         (("python",), ("--pairs", "0"), 160, "--pairs is 0, expected at least 1"),
     ):
