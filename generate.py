@@ -153,8 +153,8 @@ def answer_settings(arguments: argparse.Namespace, model: Path, questions: Seque
         "temperature top_k top_p min_p repetition_penalty seed max_new_tokens stop stop_at truncate samples template "
         "routing experts batch_invariant"
     )
-    files = sorted(model.iterdir()) if model.is_dir() else [model]
-    weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    files = sorted(model.iterdir()) if model.is_dir() else [model]  # a hub's name is no file
+    weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
     digest = hashlib.sha256(repr([(q.text, q.language, q.id) for q in questions]).encode()).hexdigest()
     settings = {name: getattr(arguments, name) for name in (*flags.split(), "dtype", "show_routing")}
     return {"model": str(model.absolute()), "weights": weights, "prompts": digest, **settings}
