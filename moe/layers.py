@@ -159,7 +159,7 @@ Shares = Sequence[tuple[int, Any]]  # experts in attention, and how much each ad
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al., 2023) with rotary embeddings and an optional key/value cache."""
 
-    attend = staticmethod(attend)  # which the memory plan replaces by what a GPU does
+    attention = staticmethod(attend)  # which the memory plan replaces by what a GPU does
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -188,7 +188,7 @@ class Attention(nn.Module):
             q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.store(layer, k, v)  # [B, G, L, C]
-        out = self.attend(q, k, v, pattern)  # [B, H, S, C]
+        out = self.attention(q, k, v, pattern)  # [B, H, S, C]
         return self.project("o", out.transpose(1, 2).reshape(batch, length, -1), shares)
 
     def project(self, name: str, x: Tensor, shares: Shares) -> Tensor:

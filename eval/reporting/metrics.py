@@ -125,9 +125,9 @@ class MetricsWriter:
             written = (f"{x:.6g}" if isinstance(x, float) else x for x in cells)
             csv.writer(file).writerow([report.stage, report.step, *written])
         named = {f"{report.stage}/{name}": value for name, value in found.items()}
-        board = self._boards.get(report.stage)
-        for name, value in named.items() if board is not None else ():
-            board.add_scalar(name, value, report.step)
+        if (board := self._boards.get(report.stage)) is not None:
+            for name, value in named.items():
+                board.add_scalar(name, value, report.step)
         if self._tracker is not None:
             self._tracker.log({**named, f"{report.stage}/step": report.step})
         self._write_samples(report)
@@ -137,10 +137,10 @@ class MetricsWriter:
         if report.samples:
             with naming(self._samples), self._samples.open("a", encoding="utf-8") as file:
                 file.write(json_lines({**where, **asdict(sample)} for sample in report.samples))
-        board = self._boards.get(report.stage)
-        for sample in report.samples if board is not None else ():
-            text = f"{sample.prompt}\n\n```\n{sample.text}\n```"
-            board.add_text(f"{report.stage}/samples/{sample.language}", text, report.step)
+        if (board := self._boards.get(report.stage)) is not None:
+            for sample in report.samples:
+                text = f"{sample.prompt}\n\n```\n{sample.text}\n```"
+                board.add_text(f"{report.stage}/samples/{sample.language}", text, report.step)
         if self._tracker is not None and report.samples:
             texts = {f"{report.stage}/samples/{sample.language}": sample.text for sample in report.samples}
             self._tracker.log({**texts, f"{report.stage}/step": report.step})

@@ -176,7 +176,7 @@ def as_on_gpu(model: nn.Module) -> None:
         if isinstance(module, RMSNorm):
             setattr(module, "forward", partial(norm, module))  # noqa: B010 - as below, methods to a type checker
         elif isinstance(module, Attention):
-            setattr(module, "attend", attention)  # noqa: B010
+            setattr(module, "attention", attention)  # noqa: B010
 
 
 def count_step(model: Transformer, tokens: int, activation_checkpointing: bool, gpu: bool = False) -> int:
