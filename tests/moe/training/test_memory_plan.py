@@ -11,14 +11,7 @@ import torch
 from kernels.bench.shapes import MISTRAL_7B
 from moe.config import ModelConfig
 from moe.model import Transformer, count_parameters
-from moe.training.memory_plan import (
-    GIB,
-    count_step,
-    learns,
-    most_tokens,
-    pack_feed_forwards,
-    plan_memory,
-)
+from moe.training.memory_plan import GIB, count_step, learns, most_tokens, pack_feed_forwards, plan_memory
 from moe.training.stages import choose_trainable
 
 MISTRAL = ModelConfig(**MISTRAL_7B._asdict(), max_seq_len=32768)
