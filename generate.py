@@ -33,6 +33,7 @@ from checkpoints.runs.finished import model_of, newest_model
 from checkpoints.terminal import Session, answer_file, line_reader
 from moe.config import ModelConfig
 from moe.data.prompt import OWN, TEMPLATES, check_template
+from moe.decoder import most_invariant_rows
 from moe.errors import UserError
 from moe.hardware import choose_device, decoding_dtype, describe_hardware, dtype_name, keep_freed_memory
 from moe.inference.answers import Question, Writer, check_stop
@@ -82,6 +83,9 @@ def main(arguments: argparse.Namespace) -> int:
 
     # 3. Answer.
     rows = arguments.batch_size or BATCH_SIZE
+    most = most_invariant_rows(loaded.model) if arguments.batch_invariant else rows
+    if most < (arguments.batch_size or 0):
+        console.print(f"warning: --batch-invariant answers at most {most} prompts of this model at once, not {rows}")
     show_routing = arguments.show_routing and loaded.config.is_moe
     if listener is not None:
         serve(writer, Path(path), listener, rows, console.print)
@@ -149,9 +153,11 @@ def answer_settings(arguments: argparse.Namespace, model: Path, questions: Seque
         "temperature top_k top_p min_p repetition_penalty seed max_new_tokens stop stop_at truncate samples template "
         "routing experts batch_invariant"
     )
+    files = sorted(model.iterdir()) if model.is_dir() else [model]  # a hub's name is no file
+    weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files if file.is_file()]
     digest = hashlib.sha256(repr([(q.text, q.language, q.id) for q in questions]).encode()).hexdigest()
     settings = {name: getattr(arguments, name) for name in (*flags.split(), "dtype", "show_routing")}
-    return {"model": str(model.absolute()), "prompts": digest, **settings}
+    return {"model": str(model.absolute()), "weights": weights, "prompts": digest, **settings}
 
 
 def check_together(arguments: argparse.Namespace) -> None:
@@ -183,8 +189,10 @@ def check_together(arguments: argparse.Namespace) -> None:
 
 def warn(arguments: argparse.Namespace, sampling: Sampling, config: ModelConfig, console: Console) -> None:
     """Says which settings have no effect."""
-    if sampling.greedy and (sampling.top_k or sampling.top_p < 1 or sampling.seed):
-        console.print("warning: at temperature 0 --top-k, --top-p and --seed do nothing; add --temperature 0.8")
+    if sampling.greedy and (sampling.top_k or sampling.top_p < 1 or sampling.min_p or sampling.seed):
+        console.print(
+            "warning: at temperature 0 --top-k, --top-p, --min-p and --seed do nothing; add --temperature 0.8"
+        )
     if sampling.greedy and arguments.samples > 1:
         console.print("warning: at temperature 0 all --samples of a prompt are equal; add --temperature 0.8")
     if arguments.show_routing and not config.is_moe:

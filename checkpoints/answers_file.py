@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoints.storage.files import read_json_object
 from moe.errors import UserError
 from moe.files import json_bytes, json_lines, read_json_lines, replace_file, write_json_lines
 
@@ -39,7 +40,7 @@ class AnswersFile:
     def _continue(self, settings: Mapping[str, Any]) -> None:
         if not self.note.exists():
             raise UserError(f"{self.path} exists; give another --output or --force to replace it")
-        if json.loads(self.note.read_bytes()) != json.loads(json_bytes(dict(settings))):
+        if read_json_object(self.note) != json.loads(json_bytes(dict(settings))):
             raise UserError(
                 f"{self.path} was begun with other prompts, settings or another model; give those, another --output, "
                 "or --force to begin anew"
@@ -48,8 +49,8 @@ class AnswersFile:
         if data and not data.endswith(b"\n"):  # a line that a kill cut short
             with self.path.open("r+b") as file:
                 file.truncate(data.rfind(b"\n") + 1)
-        for _, row in read_json_lines(self.path, "answers"):
-            self.rows[row.pop("number")] = row
+        for place, (_, row) in enumerate(read_json_lines(self.path, "answers")):
+            self.rows[row.pop("number", place)] = row  # a kill may come after :meth:`finish` put them in order
 
     def add(self, number: int, row: dict[str, Any]) -> None:
         """Adds a row and flushes it to the disk."""

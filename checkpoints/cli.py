@@ -179,6 +179,10 @@ def run(
                 remedy = "free some space" if full else "check that the path can be read or written"
                 message = f"{os.fsdecode(error.filename)}: {error.strerror}; {remedy}"
                 raise UserError(message) from error
+            except RuntimeError as error:  # of Path.resolve, before Python 3.13
+                if not str(error).startswith("Symlink loop"):
+                    raise
+                raise UserError(f"{error}, which leads to no file; give another path") from error
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout at exit
         return 0

@@ -25,7 +25,7 @@ _ID = r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95}"
 _HUB_CACHE = re.compile(r"models--(.+?)--(.+)")
 _BASE = re.compile(rf"^base_model:[ \t]*[\"']?({_ID})[\"']?[ \t]*$", re.MULTILINE | re.ASCII)
 _LICENSE = re.compile(r"^license:[ \t]*[\"']?([\w.+-]{1,60})[\"']?[ \t]*$", re.MULTILINE)
-_TRAINING = re.compile(r"^## Recipe\n\n(?:\|.*\n)*?\| training \| ([^|\n]{1,500}) \|$", re.MULTILINE)
+_TRAINING = re.compile(r"^## Recipe\n\n(?:\|.*\n)*?\| training \| ([^|\n]{1,2000}) \|$", re.MULTILINE)
 NOT_TRAINED = "none yet"
 _UNKNOWN = ("other", "unknown", "none")
 _MAX_CARD_BYTES = 1 << 20
@@ -100,9 +100,12 @@ def base_license(checkpoint: Checkpoint) -> str | None:
 def _parts_of_card(directory: Path) -> tuple[str, str]:
     """The YAML at the top of the directory's card, and its text; empty where there is none."""
     card = directory / "README.md"
-    if not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
+    try:
+        if not card.is_file() or card.stat().st_size > _MAX_CARD_BYTES:
+            return "", ""
+        parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
+    except OSError:  # of a name that is too long, for example
         return "", ""
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---", 2)
     return (parts[1], parts[2]) if len(parts) == 3 and not parts[0].strip() else ("", "")
 
 
@@ -123,19 +126,30 @@ def training_of(directory: Path, earlier_runs: int = 20) -> str:
         step = f"pairs in {language_name(str(config['new_language']))}, for a new expert"
     else:
         step = "pairs in " + ", ".join(language_name(str(key)) for key in config["languages"])
-    before = training_of(Path(str(config.get("base"))), earlier_runs - 1)
+    base = config.get("base")
+    before = training_of(Path(base), earlier_runs - 1) if base and isinstance(base, str) else ""
     return step if before in ("", NOT_TRAINED) else f"{before}; then {step}"
+
+
+def training_of_parts(parts: Mapping[str, Path]) -> str:
+    """What trained the models or adapters, by language, whose experts are put together; "" where nothing is known."""
+    found: dict[str, list[str]] = {}
+    for language, directory in parts.items():
+        found.setdefault(training_of(directory), []).append(language_name(language))
+    if len(found) < 2:
+        return "".join(found)
+    return "; ".join(f"for {', '.join(names)}: {trained or 'unknown'}" for trained, names in found.items())
 
 
 def _run_files(directory: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
     """Settings and results of the run that ``directory`` belongs to; None without such a run."""
     run = directory.absolute().parent
-    if directory.name not in _SCORED_AS or not (run / RUN_FILE).is_file():
-        return None
     try:
+        if directory.name not in _SCORED_AS or not (run / RUN_FILE).is_file():
+            return None
         results = read_json_object(run / RESULTS_FILE) if (run / RESULTS_FILE).is_file() else {}
         return read_json_object(run / RUN_FILE), results
-    except UserError:
+    except (UserError, OSError):
         return None
 
 
@@ -295,7 +309,7 @@ def adapter_card(base: str, language: str, rank: int, license_name: str | None =
             "",
             f"The expert for {name} of a mixture of language experts, as a LoRA adapter of rank {rank} of the base "
             f"`{base}`. With it the base computes what the mixture does for text sent to this expert.",
-            *([f"\nThe mixture was trained on {training}."] if training else []),
             "",
+            *(["## Recipe", "", *_table([["setting", "value"], ["training", training]]), ""] if training else []),
         ]
     )

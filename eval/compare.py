@@ -335,8 +335,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> int:
     """Runs the subcommand; returns the exit code."""
-    if arguments.resamples < 100:
-        raise UserError(f"--resamples is {arguments.resamples}, expected at least 100 for a 95% interval")
+    if not 100 <= arguments.resamples <= 10**6:
+        raise UserError(f"--resamples is {arguments.resamples}, expected 100 to 1,000,000 for a 95% interval")
     found = compare_runs(read_runs(arguments.runs), arguments.split, arguments.allow_different, arguments.resamples)
     if arguments.json:
         hidden = ("value rows", "difference rows")

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from checkpoints.cli import add_fields_argument
+from checkpoints.cli import add_fields_argument, check_output_file
 from checkpoints.model_io import LoadedModel, load_model
 from checkpoints.progress import make_console, say
 from checkpoints.runs.finished import model_of, newest_model
@@ -65,6 +65,11 @@ def encode(pairs: Mapping[str, Sequence[Pair]], loaded: LoadedModel, kind: str, 
             for pair in pairs[language]
         )
         examples[language] = [Example(tuple(ids), start, index) for ids, start in encoded if len(ids) <= limit]
+        if pairs[language] and not examples[language]:
+            raise UserError(
+                f"none of {len(pairs[language])} {language} pairs fits into {limit} tokens; give more or shorter ones, "
+                "such as --pairs 1000"
+            )
     return examples
 
 
@@ -96,7 +101,7 @@ def measure_change(
 
     Returns:
         the loss of the second response in nats per token; the mean gate weight on the second language's expert in that
-        response; and [W] the same by tokens since the second prompt began (None without experts).
+        response; and [W] the same by tokens since the second prompt began, as many as there are (None without experts).
     """
     config = loaded.config
     first, second = (encode(pairs, loaded, k, config.max_seq_len // 2) for k in ("named", kind))
@@ -119,12 +124,13 @@ def measure_change(
                     own = own[len(a.tokens) :][:WINDOW].double().cpu()
                     shares[: len(own)] += own
                     seen[: len(own)] += 1
-    return total / max(1, tokens), weight / max(1, tokens), shares / seen if config.is_moe else None
+    by_token = (shares / seen)[seen > 0] if config.is_moe else None
+    return total / max(1, tokens), weight / max(1, tokens), by_token
 
 
 def tokens_to_switch(shares: Tensor) -> int | None:
     """The first token from which on :data:`STEADY` tokens give the new expert 90% of the weight on average."""
-    steady = shares.unfold(0, STEADY, 1).mean(-1)
+    steady = shares.unfold(0, min(STEADY, len(shares)), 1).mean(-1)
     found = (steady >= SWITCHED).nonzero()
     return int(found[0]) if len(found) else None
 
@@ -157,14 +163,20 @@ def main(arguments: argparse.Namespace) -> int:
     for flag in ("pairs", "changes"):
         if getattr(arguments, flag) < 1:
             raise UserError(f"--{flag} is {getattr(arguments, flag)}, expected at least 1")
+    if arguments.output:
+        check_output_file(arguments.output, force=True)
     device = choose_device(arguments.device)
     path = model_of(arguments.model) if arguments.model else newest_model(arguments.runs)
     loaded = load_model(path, choose_dtype(device, arguments.dtype), device)
     if loaded.tokenizer is None:
         raise UserError(f"{path} has no tokenizer; expected tokenizer.json or tokenizer.model beside the weights")
+    if loaded.config.is_moe and not loaded.config.expert_languages:
+        raise UserError(f"the experts of {path} are not named by languages; give a mixture that this project made")
     languages = arguments.languages or list(loaded.config.expert_languages)
     if not languages:
-        raise UserError(f"{path} has no language experts; name the languages, for example --languages python java")
+        raise UserError(f"{path} has no experts; name the languages, for example --languages python java")
+    if len(set(languages)) < len(languages):
+        raise UserError(f"--languages names one twice: {' '.join(languages)}; give each once")
     if loaded.config.is_moe and languages != list(loaded.config.expert_languages):
         raise UserError(f"{path} has experts for {' '.join(loaded.config.expert_languages)}; leave --languages out")
     held_out = load_held_out(arguments.data, languages, arguments.split, arguments.seed, arguments.fields)
@@ -174,13 +186,14 @@ def main(arguments: argparse.Namespace) -> int:
     for name in ("prompts", "loss", *languages, "own share", "bits", "tokens to switch"):
         table.add_column(name, justify="left" if name == "prompts" else "right")
     results: dict[str, Any] = {}
-    for kind in ("named", "unnamed", "misnamed", *(["forced"] if loaded.config.is_moe else [])):
+    several = len(languages) > 1  # else there is no other language to name, or to change to
+    for kind in ("named", "unnamed", *["misnamed"] * several, *["forced"] * loaded.config.is_moe):
         found = measure_prompts(loaded, pairs, kind)
         results[kind] = asdict(found)
         mean = sum(found.loss.values()) / len(found.loss)
         own = f"{sum(found.own_share.values()) / len(found.own_share):.1%}" if found.own_share else "-"
         table.add_row(kind, f"{mean:.3f}", *(f"{x:.3f}" for x in found.loss.values()), own, f"{found.bits:.2f}", "")
-    for kind in ("named", "unnamed"):
+    for kind in ("named", "unnamed") if several else ():
         loss, share, shares = measure_change(loaded, pairs, kind, arguments.changes)
         steps = None if shares is None else tokens_to_switch(shares)
         results[f"change, {kind}"] = {
@@ -189,7 +202,7 @@ def main(arguments: argparse.Namespace) -> int:
             "tokens_to_switch": steps,
             "own_share_by_token": None if shares is None else [round(x, 4) for x in shares.tolist()],
         }
-        shown = "-" if shares is None else f"over {WINDOW}" if steps is None else str(steps)
+        shown = "-" if shares is None else f"over {len(shares)}" if steps is None else str(steps)
         own = "-" if shares is None else f"{share:.1%}"
         table.add_row(f"second language, {kind}", f"{loss:.3f}", *[""] * len(languages), own, "", shown)
     console.print(table)

@@ -66,8 +66,8 @@ def write_answers(
 ) -> dict[str, list[ScoredAnswer]]:
     """Greedy answers for all pairs of all languages, batched together; ``on_progress`` gets (done, total).
 
-    Each answer is noted in ``journal`` when it is done; a later call with the same prompts goes on behind the batches
-    that are there whole, and gives the same answers.
+    A prompt that leaves no room in the context has an empty answer. Each answer is noted in ``journal`` when it is
+    done; a later call with the same prompts goes on behind the batches that are whole, and gives the same answers.
     """
     flat = [pair for items in pairs.values() for pair in items]
     takes_code = settings.code_only and can_score()  # without a parser score-answers does it
@@ -76,9 +76,10 @@ def write_answers(
     noted = Journal(journal, {"prompts": prompts, **asdict(settings)})
     known = {row["place"]: Generation(row["tokens"], row["finished"], len(prompts[row["place"]])) for row in noted.rows}
     stop = _BlockStop(tokenizer, [pair.language for pair in flat]) if takes_code else None
-    order = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
-    generations: dict[int, Generation] = {}
-    done = 0
+    room = model.config.max_seq_len
+    generations = {place: Generation([], "length", len(ids)) for place, ids in enumerate(prompts) if len(ids) >= room}
+    order = sorted(set(range(len(prompts))) - generations.keys(), key=lambda place: (-len(prompts[place]), place))
+    done = len(generations)
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
 

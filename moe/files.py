@@ -48,10 +48,12 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with naming(path):
-            yield temporary
-            fsync_path(temporary)
-            os.replace(temporary, path)
+        yield temporary
+        fsync_path(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path) if error.filename in (None, str(temporary)) else error.filename
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
@@ -137,7 +139,7 @@ def open_unpacked(path: Path) -> Iterator[BinaryIO]:
         UserError: the file is missing or cannot be read, its packed data are broken, or a library is missing.
     """
     if not path.is_file():
-        raise UserError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+        raise UserError(f"{path}: {'is not a file; give one' if path.exists() else 'no such file; check the path'}")
     try:
         with path.open("rb") as file:
             start = file.read(4)

@@ -119,9 +119,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor
 
 
 def has_flash_attention(q: Tensor) -> bool:
-    """Whether FlashAttention has a kernel for these queries: 16-bit, heads of up to 256 values, sm_80 or later."""
-    fits = q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
-    return fits and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)
+    """Whether FlashAttention has a kernel for these queries (:func:`fits_flash_attention`) here: sm_80 or later."""
+    return fits_flash_attention(q) and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)
+
+
+def fits_flash_attention(q: Tensor) -> bool:
+    """Whether queries are what FlashAttention takes: 16-bit, heads of up to 256 values."""
+    return q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
 def attend_packed(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, window: int | None) -> Tensor:
@@ -156,6 +160,8 @@ Shares = Sequence[tuple[int, Any]]  # experts in attention, and how much each ad
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al., 2023) with rotary embeddings and an optional key/value cache."""
 
+    attention = staticmethod(attend)  # which the memory plan replaces by what a GPU does
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
@@ -183,7 +189,7 @@ class Attention(nn.Module):
             q, k = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.store(layer, k, v)  # [B, G, L, C]
-        out = attend(q, k, v, pattern)  # [B, H, S, C]
+        out = self.attention(q, k, v, pattern)  # [B, H, S, C]
         return self.project("o", out.transpose(1, 2).reshape(batch, length, -1), shares)
 
     def project(self, name: str, x: Tensor, shares: Shares) -> Tensor:

@@ -84,7 +84,7 @@ def test_sampling_flags(call):
     hot = ("--temperature", "1.5")
     assert drawn(*hot, "--seed", "1") == drawn(*hot, "--seed", "1") != drawn(*hot, "--seed", "2")
     assert drawn(*hot, "--top-k", "1") == drawn() == drawn(*hot, "--top-p", "1e-9")
-    assert "at temperature 0 --top-k, --top-p and --seed do nothing" in call("a", "--top-k", "4")[2]
+    assert "at temperature 0 --top-k, --top-p, --min-p and --seed do nothing" in call("a", "--min-p", "0.1")[2]
 
 
 def test_stop_strings(call):
@@ -141,7 +141,7 @@ def test_prompts_from_a_file(call, tmp_path):
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ("--prompts", str(prompts), "--max-new-tokens", "12", "--batch-size", "2", "--batch-invariant")
     code, out, err = call(*flags, "--output", str(output))
-    assert code == 0 and out == "" and "wrote 3 answers" in err and "36 written" in err
+    assert code == 0 and out == "" and "wrote 3 answers" in err and "36 written" in err and "warning" not in err
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(a["id"], a["language"], a["text"]) for a in answers] == [
         (r.get("id"), r["language"], r["text"]) for r in rows
@@ -153,6 +153,8 @@ def test_prompts_from_a_file(call, tmp_path):
         language = ("--language", row["language"]) if row["language"] else ()
         alone = call(row["text"], *language, "--max-new-tokens", "12")[1]
         assert alone.rstrip("\n") == answer["answer"].rstrip("\n")
+    err = call(*flags, "--batch-size", "33")[2]
+    assert "warning: --batch-invariant answers at most 32 prompts of this model at once, not 33" in err
     code, out, err = call(*flags, "--show-routing")
     routed = [json.loads(line) for line in out.splitlines()]
     assert [{k: v for k, v in r.items() if k != "routing"} for r in routed] == answers
@@ -171,7 +173,7 @@ def test_prompts_from_a_file(call, tmp_path):
 
 
 @pytest.mark.parametrize("answered", [0, 2])
-def test_ctrl_c_keeps_the_answers_so_far(call, tmp_path, monkeypatch, answered):
+def test_ctrl_c_keeps_the_answers_so_far(call, runs, tmp_path, monkeypatch, answered):
     prompts, out = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
     prompts.write_text("Return one.\nReturn two.\nReturn three.\n")
     flags = ["--prompts", str(prompts), "--output", str(out), "--batch-size", "1", "--max-new-tokens", "4"]
@@ -192,7 +194,12 @@ def test_ctrl_c_keeps_the_answers_so_far(call, tmp_path, monkeypatch, answered):
     monkeypatch.setattr(AnswersFile, "add", add)
     code, _, err = call(*flags)
     assert code == 2 and "begun with other prompts, settings" in err
-    code, _, err = call(*flags, "--show-routing")
+    times = {file: file.stat().st_mtime_ns for file in runs.rglob("config.json")}
+    for shift in (1, 0):  # weights written anew, and as they were
+        for file, time_ns in times.items():
+            os.utime(file, ns=(time_ns + shift, time_ns + shift))
+        code, _, err = call(*flags, "--show-routing")
+        assert code == 2 * shift and ("settings or another model" in err) == bool(shift)
     assert code == 0 and out.read_text() == rows and (f"continuing: {answered} of 3" in err) == bool(answered)
 
 

@@ -61,7 +61,8 @@ def test_a_run_prints_its_tables_and_writes_everything(finished):
             assert 0 <= score["codebleu"] <= 1 and score["loss"] > 0 and score["answers"] == 2
     rows = (directory / "metrics.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows[1:]] == ["pretrain"] * 3 + ["branch"] * 3 + ["mix"] * 2 + ["adapter"] * 5
-    assert list((directory / "tensorboard").glob("events*"))
+    events = {path.parent.name for path in (directory / "tensorboard").glob("*/events*")}
+    assert events == {"pretrain", "branch", "mix", "adapter"}
     lines = (directory / "answers" / "mixture-test.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert len(rows) == 4

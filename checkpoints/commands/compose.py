@@ -17,6 +17,7 @@ from checkpoints.commands.common import (
     only_planned,
 )
 from checkpoints.formats.config_json import ROUTER_KEYS
+from checkpoints.model_card import training_of_parts
 from checkpoints.progress import byte_progress
 from checkpoints.storage.files import format_bytes
 from checkpoints.transforms.adapters import mixture_of_adapters
@@ -67,7 +68,7 @@ def main(arguments: argparse.Namespace) -> int:
     with byte_progress(size, arguments.command) as progress:
         upcycle_directory(
             base, arguments.out, config, Initialization(seed, deltas=deltas, routers=routers), dtype=dtype,
-            template=template,
+            template=template, trained=training_of_parts({name: part.path for name, part in adapters.items()}),
             base_id=arguments.base_id, options=OutputOptions(arguments.force, arguments.max_shard, progress),
         )  # fmt: skip
     print(f"wrote {arguments.out}: experts for {', '.join(config.expert_languages)} ({format_bytes(size)} of tensors)")

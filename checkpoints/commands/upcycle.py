@@ -27,7 +27,7 @@ from checkpoints.formats import Checkpoint, open_checkpoint
 from checkpoints.formats.extras import checkpoint_tokenizer
 from checkpoints.formats.peft import open_adapter
 from checkpoints.formats.smollm2 import resolve_model_path
-from checkpoints.model_card import base_name
+from checkpoints.model_card import base_name, training_of_parts
 from checkpoints.model_io import load_model
 from checkpoints.progress import byte_progress
 from checkpoints.proof import PROOF_FILE
@@ -168,6 +168,7 @@ def main(arguments: argparse.Namespace) -> int:
             template=arguments.template,
             base_id=arguments.base_id,
             with_base=arguments.copy_base,
+            trained=training_of_parts(dict(zip(config.expert_languages, arguments.adapters or ()))),
             options=OutputOptions(arguments.force, arguments.max_shard, progress),
         )
     print(f"wrote {arguments.out} ({format_bytes(directory_bytes(arguments.out))})")

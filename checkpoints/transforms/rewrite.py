@@ -87,7 +87,7 @@ class Rewrite:
             base_id = stated_base(self.source.path)
         facts = run_facts(self.source.path) if self.same_function else None
         trained = training_of(self.source.path)
-        recipe = {**(facts.recipe if facts else {}), **self.recipe, **({"training": trained} if trained else {})}
+        recipe = {**(facts.recipe if facts else {}), **({"training": trained} if trained else {}), **self.recipe}
         name, scores = base_name(base, base_id), facts.scores if facts else None
         return model_card(self.config, name, self.action, recipe, scores, base_license(base)).encode()
 

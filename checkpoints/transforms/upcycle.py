@@ -31,7 +31,7 @@ from checkpoints.formats.parameters import (
     set_packed,
     set_parameter,
 )
-from checkpoints.model_card import NOT_TRAINED
+from checkpoints.model_card import NOT_TRAINED, training_of
 from checkpoints.model_io import copy_base, write_delta_files
 from checkpoints.storage.files import new_directory
 from checkpoints.storage.safetensors_file import StoredTensor
@@ -229,6 +229,7 @@ def upcycle_directory(
     template: str | None = None,
     base_id: str | None = None,
     with_base: bool = False,
+    trained: str = "",
     options: OutputOptions = DEFAULT_OUTPUT,
 ) -> None:
     """Upcycles a dense model from disk to disk, one tensor in memory at a time.
@@ -239,15 +240,18 @@ def upcycle_directory(
         dtype: of the tensors written; None copies them as they are.
         template, base_id: see :class:`Rewrite`.
         with_base: for the delta form, copy the base's files into the new directory.
+        trained: what trained the deltas of ``start``, for the card.
 
     Raises:
         UserError: the target exists, the disk is too small, or the base is damaged.
     """
     action = f"Upcycled: each of {config.num_experts} experts is a copy of the dense feed-forward"
-    recipe = {"router": start.describe(), "seed": str(start.seed), "training": NOT_TRAINED}
+    before = training_of(base.path)
+    recipe = {"router": start.describe(), "seed": str(start.seed), "training": before or NOT_TRAINED}
     if start.deltas is not None:
-        action = "Made of LoRA adapters that were trained one by one: each is an expert"
-        recipe["training"] = "the adapters' own"
+        action = "Put together from experts that were trained apart, as LoRA adapters or in other mixtures"
+        earlier = f"{before}; then " if before not in ("", NOT_TRAINED) else ""
+        recipe["training"] = trained or f"{earlier}the adapters' own"
     elif config.is_delta:
         action = "Upcycled: the experts are low-rank changes, which are zero at first"
     if config.is_delta:

@@ -53,7 +53,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 class MetricsWriter:
     """Appends each step to ``metrics.csv``, its sample answers to ``samples.jsonl``, and both to a tracker and, where
-    TensorBoard is installed, to event files in ``tensorboard/``.
+    TensorBoard is installed, to event files in ``tensorboard/STAGE/``.
 
     Args:
         matmul_rate: operations per second that the device reaches in matrix products, for the share that training
@@ -72,7 +72,8 @@ class MetricsWriter:
         self.columns = ["stage", "step", *losses, *numbers, *costs, *shares]
         self._path, self._samples = directory / METRICS_FILE, directory / SAMPLES_FILE
         self._rewrite(read_metrics(self._path))
-        self._board = _tensorboard(directory / "tensorboard")
+        self._events, self._summary_writer = directory / "tensorboard", _summary_writer()
+        self._boards: dict[str, Any] = {}  # by stage, as each counts its steps from 1
         self._tracker: Any = _start(tracker, directory) if tracker else None
 
     def _rewrite(self, rows: Sequence[Mapping[str, str]], more: Sequence[str] = ()) -> None:
@@ -88,6 +89,8 @@ class MetricsWriter:
         if self._samples.exists():
             kept = [x for x in read_samples(self._samples) if x["stage"] != stage or x["step"] <= step]
             write_json_lines(self._samples, kept)
+        if self._summary_writer is not None:
+            self._boards[stage] = self._summary_writer(str(self._events / stage), purge_step=step + 1)
 
     def row(self, report: StepReport) -> dict[str, float | str]:
         """The numbers of one step by column; what was not measured is left out."""
@@ -122,9 +125,9 @@ class MetricsWriter:
             written = (f"{x:.6g}" if isinstance(x, float) else x for x in cells)
             csv.writer(file).writerow([report.stage, report.step, *written])
         named = {f"{report.stage}/{name}": value for name, value in found.items()}
-        if self._board is not None:
+        if (board := self._boards.get(report.stage)) is not None:
             for name, value in named.items():
-                self._board.add_scalar(name, value, report.step)
+                board.add_scalar(name, value, report.step)
         if self._tracker is not None:
             self._tracker.log({**named, f"{report.stage}/step": report.step})
         self._write_samples(report)
@@ -134,17 +137,18 @@ class MetricsWriter:
         if report.samples:
             with naming(self._samples), self._samples.open("a", encoding="utf-8") as file:
                 file.write(json_lines({**where, **asdict(sample)} for sample in report.samples))
-        for sample in report.samples if self._board is not None else ():
-            text = f"{sample.prompt}\n\n```\n{sample.text}\n```"
-            self._board.add_text(f"{report.stage}/samples/{sample.language}", text, report.step)
+        if (board := self._boards.get(report.stage)) is not None:
+            for sample in report.samples:
+                text = f"{sample.prompt}\n\n```\n{sample.text}\n```"
+                board.add_text(f"{report.stage}/samples/{sample.language}", text, report.step)
         if self._tracker is not None and report.samples:
             texts = {f"{report.stage}/samples/{sample.language}": sample.text for sample in report.samples}
             self._tracker.log({**texts, f"{report.stage}/step": report.step})
 
     def close(self) -> None:
         """Ends what is still open."""
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards.values():
+            board.close()
         if self._tracker is not None:
             self._tracker.finish()
 
@@ -164,10 +168,10 @@ def _start(name: str, directory: Path) -> Any:
     return tracker
 
 
-def _tensorboard(directory: Path):
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         warnings.warn("TensorBoard is not installed; metrics go to metrics.csv alone", Notice, stacklevel=2)
         return None
-    return SummaryWriter(str(directory))
+    return SummaryWriter

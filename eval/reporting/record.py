@@ -50,10 +50,12 @@ class RunRecord:
         self.path, self.name = path, path.resolve().name
         self.settings = read_json_object(path / RUN_FILE)
         self.config: dict[str, Any] = self.settings.get("config", {})
-        if not isinstance(self.config, dict) or not {"languages", "seed"} <= self.config.keys():
+        known = isinstance(self.config, dict) and isinstance(self.config.get("seed"), int)
+        if not known or not isinstance(self.config.get("languages"), list):
             raise UserError(f"{path / RUN_FILE} has no settings under 'config'; expected what train.py writes")
         self.results = read_json_object(path / RESULTS_FILE) if (path / RESULTS_FILE).is_file() else {}
-        self.models = [name for name in MODELS if f"scores of {name}" in self.results]
+        entries = {name: self.results.get(f"scores of {name}") for name in MODELS}
+        self.models = [name for name, x in entries.items() if isinstance(x, dict) and isinstance(x.get("scores"), dict)]
         if finished and not any(name != "base" for name in self.models):
             raise UserError(f"the run {path} is not finished: no trained model has scores; continue it with --resume")
         self.languages: list[str] = list(self.config["languages"])

@@ -162,10 +162,17 @@ class Writer:
     def encode(self, question: Question, name: str = "the prompt") -> list[int]:
         """The prompt's ids; raises :class:`UserError`, calling the prompt ``name``, when they leave no room."""
         ids = self._ids(question)
-        if self.truncate:  # the end of the prompt and room for an answer
-            ids = ids[-max(1, self.model.config.max_seq_len - self.max_new_tokens) :]
+        most = max(2, self.model.config.max_seq_len - self._room)
+        if self.truncate and len(ids) > most:  # the end of the prompt, behind the token that begins a text
+            begin = ids[:1] if ids[0] == self.tokenizer.bos_id else []
+            ids = begin + ids[len(ids) - most + len(begin) :]
         answer_limit(self.model, len(ids), self.max_new_tokens, name)
         return ids
+
+    @property
+    def _room(self) -> int:
+        """Tokens that a prompt which loses its start leaves for the answer."""
+        return min(self.max_new_tokens, self.model.config.max_seq_len // 4)
 
     def _ids(self, question: Question) -> list[int]:
         if question.suffix is not None:
@@ -248,9 +255,8 @@ class Writer:
 
     def fitting(self, question: Question) -> Question:
         """The question without the oldest turns of its history that leave too little room for an answer."""
-        context = self.model.config.max_seq_len
-        room = min(self.max_new_tokens, context // 4)
-        while question.history and len(self._ids(question)) + room > context:
+        most = self.model.config.max_seq_len - self._room
+        while question.history and len(self._ids(question)) > most:
             kept = [place for place, (role, _) in enumerate(question.history) if place and role == "user"]
             question = replace(question, history=question.history[kept[0] :] if kept else ())
         return question

@@ -62,7 +62,7 @@ def _numbers(config: ModelConfig, experts: Sequence[int | str]) -> list[int]:
         if text.isascii() and text.isdigit() and int(text) < config.num_experts:
             found.append(int(text))
         elif language_key(text) in names:
-            found += [number for number, name in enumerate(names) if name == language_key(text)]
+            found.append(names.index(language_key(text)))
         else:
             known = ", ".join(f"{number} ({name})" for number, name in enumerate(names))
             raise UserError(f"unknown expert {text!r}{did_you_mean(text, names)}; experts: {known}")

@@ -60,8 +60,5 @@ def _normalized(gates: torch.Tensor) -> list[float]:
 
 def routing_of(shares: RoutingShares, answer: int) -> dict[str, Any]:
     """What the router decided in an answer: the expert with the largest share of the gates, and all shares."""
-    config = shares.config
-    by_name: dict[str, float] = {}
-    for name, share in zip(expert_names(config), shares.shares(answer)):
-        by_name[name] = round(by_name.get(name, 0.0) + share, 4)
+    by_name = {name: round(x, 4) for name, x in zip(expert_names(shares.config), shares.shares(answer))}
     return {"expert": max(by_name, key=by_name.__getitem__), "shares": by_name}

@@ -105,8 +105,9 @@ def penalized(logits: Tensor, sampling: Sampling, text: Sequence[int]) -> Tensor
     if sampling.repetition_penalty == 1:
         return logits
     seen = torch.tensor(sorted(set(text)), device=logits.device)
-    values, penalty = logits[seen], sampling.repetition_penalty
-    return logits.index_copy(0, seen, torch.where(values < 0, values * penalty, values / penalty))
+    values, penalty, most = logits[seen].double(), sampling.repetition_penalty, torch.finfo(logits.dtype).max
+    changed = torch.where(values < 0, values * penalty, values / penalty).clamp(-most, most)  # no draw from infinity
+    return logits.index_copy(0, seen, changed.to(logits.dtype))
 
 
 def sample(logits: Tensor, sampling: Sampling, uniform: Tensor | None = None) -> Tensor:

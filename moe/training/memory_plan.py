@@ -14,6 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,15 @@ from kernels import custom_ops
 from kernels.int4 import GROUP, Int4Weight, group_of
 from kernels.packed import Int4Weights, PackedWeights
 from moe.config import ModelConfig
-from moe.layers import FeedForward
+from moe.layers import (
+    Attention,
+    AttentionPattern,
+    FeedForward,
+    RMSNorm,
+    attend,
+    attend_packed,
+    fits_flash_attention,
+)
 from moe.losses import token_losses
 from moe.model import Transformer, count_parameters
 from moe.training.interrupt import DelayedInterrupt
@@ -137,6 +146,39 @@ def training_step(model: Transformer, tokens: int, activation_checkpointing: boo
     token_losses(output.hidden[0], model.output_weight, ids[0]).sum().backward()
 
 
+class _Normalize(torch.autograd.Function):
+    """What a GPU's norm, one kernel, makes and keeps of x [..., D]: x itself, and float32 [..., 1]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x, x.new_empty((*x.shape[:-1], 1), dtype=torch.float32))
+        return torch.empty_like(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return torch.empty_like(gradients[0])
+
+
+def as_on_gpu(model: nn.Module) -> None:
+    """Has norms and attention of fake tensors on a CPU keep what they keep on a GPU."""
+
+    def norm(module: RMSNorm, x: Tensor) -> Tensor:
+        normalized = _Normalize.apply(x)
+        return normalized if x.dtype.itemsize >= 4 else module.weight * normalized
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor:
+        if pattern.documents is None or not fits_flash_attention(q):
+            return attend(q, k, v, pattern)
+        bounds = torch.zeros(len(pattern.documents) + 1, dtype=torch.int32)
+        return attend_packed(q, k, v, bounds, max(pattern.documents), pattern.window)
+
+    for module in model.modules():
+        if isinstance(module, RMSNorm):
+            setattr(module, "forward", partial(norm, module))  # noqa: B010 - as below, methods to a type checker
+        elif isinstance(module, Attention):
+            setattr(module, "attention", attention)  # noqa: B010
+
+
 def count_step(model: Transformer, tokens: int, activation_checkpointing: bool, gpu: bool = False) -> int:
     """Most bytes that are live at once in a :func:`training_step`, gradients included, weights not."""
     with DelayedInterrupt(lambda: None), LiveBytes(gpu) as live:  # handlers may not raise inside the dispatcher
@@ -175,6 +217,8 @@ def _fake_step(
         model = Transformer(config)
         if int4:
             pack_feed_forwards(model, gpu)
+        if gpu:
+            as_on_gpu(model)
         for name, parameter in list(model.named_parameters()):
             own = is_router(name) or (config.is_delta and is_expert(name))  # as widen_trainable does
             values = torch.empty(parameter.shape, dtype=torch.float32 if own else dtype)

@@ -27,4 +27,13 @@ def test_an_answers_file_continues_after_a_kill(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"] and "number" not in path.read_text()
     with pytest.raises(UserError, match="exists; give another --output or --force"):
         AnswersFile(path, settings)
+    note = path.with_name("a.jsonl.unfinished")
+    note.write_text(json.dumps(settings))  # as after a kill between both steps of finish()
+    done = AnswersFile(path, settings)
+    assert [done.rows[place]["answer"] for place in range(3)] == ["é", "one", "two"]
+    done.finish()
+    note.write_text("{")
+    with pytest.raises(UserError, match=r"a.jsonl.unfinished is not valid JSON"):
+        AnswersFile(path, settings)
+    note.unlink()
     assert AnswersFile(path, settings, force=True).rows == {} and path.read_bytes() == b""

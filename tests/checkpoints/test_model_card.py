@@ -11,7 +11,7 @@ import torch
 from checkpoints.__main__ import main
 from checkpoints.formats import open_checkpoint
 from checkpoints.formats.checkpoint import Checkpoint
-from checkpoints.model_card import base_license, base_name, model_card, run_facts, training_of
+from checkpoints.model_card import base_license, base_name, model_card, run_facts, training_of, training_of_parts
 from checkpoints.model_io import save_model
 from checkpoints.transforms.upcycle import upcycle_model
 from moe.errors import UserError
@@ -109,7 +109,7 @@ def test_damaged_run_files_do_not_stop_a_card(run, tiny_config, damaged):
 def test_training_is_known_by_runs_one_on_another_and_by_cards_of_copies(tmp_path, run, mistral_directory):
     def trained(name: str, base, **config) -> Path:
         (tmp_path / name / "model").mkdir(parents=True)
-        config = {"languages": ["python", "cpp"], "base": str(base), **config}
+        config = {"languages": ["python", "cpp"], "base": str(base) if isinstance(base, Path) else base, **config}
         (tmp_path / name / "run.json").write_text(json.dumps({"config": config}))
         return tmp_path / name / "model"
 
@@ -122,7 +122,15 @@ def test_training_is_known_by_runs_one_on_another_and_by_cards_of_copies(tmp_pat
     for heading, value, found in (("Recipe", "x", "x"), ("Data", "x", ""), ("Recipe", "\x1b[31m", "")):
         (mistral_directory / "README.md").write_text(f"---\na: b\n---\n## {heading}\n\n{rows.format(value)}")
         assert training_of(mistral_directory) == found
-    assert training_of(trained("on", mistral_directory, learn_from_tests=True)).endswith("judged by tests (GRPO)")
+    tested = trained("on", mistral_directory, learn_from_tests=True)
+    assert training_of(tested).endswith("judged by tests (GRPO)")
+    assert training_of_parts({"python": last, "cpp": last}) == training_of(last)
+    assert training_of_parts({"python": tmp_path, "cpp": tmp_path / ("n" * 300)}) == ""
+    joined = f"for Python, Java: {training_of(last)}; for C++: unknown"
+    assert training_of_parts({"python": last, "cpp": tmp_path, "java": last}) == joined
+    (mistral_directory / "README.md").unlink()
+    for base in ("n" * 300, "", 7, "a\0b", str(mistral_directory / "config.json")):
+        assert training_of(trained(f"damaged {str(base)[:3]!r}", base)) == "pairs in Python, C++"
 
 
 def stated_in(directory) -> str:

@@ -217,12 +217,18 @@ def test_tables_and_json(tmp_path, capsys):
 def test_mistakes_get_one_line(tmp_path, capsys):
     run = write_run(tmp_path / "run")
     unfinished = write_run(tmp_path / "unfinished", models={"base": 0.5})
+    damaged = {name: write_run(tmp_path / name) for name in ("settings", "results")}
+    (damaged["settings"] / "run.json").write_text('{"config": {"languages": 5, "seed": "0"}}')
+    (damaged["results"] / "results.json").write_text('{"scores of base": 1, "scores of mixture": {"scores": []}}')
     for arguments, message in (
         ([tmp_path], "is not a run"),
         ([run, run], "a run is named twice"),
         ([unfinished], "is not finished: no trained model has scores"),
         ([run, "--split", "dev"], "not every run has the test set 'dev'; all have: test"),
-        ([run, "--resamples", "10"], "--resamples is 10, expected at least 100"),
+        ([run, "--resamples", "10"], "--resamples is 10, expected 100 to 1,000,000"),
+        ([run, "--resamples", str(10**13)], "expected 100 to 1,000,000"),
+        ([damaged["settings"]], "has no settings under 'config'"),
+        ([damaged["results"]], "is not finished: no trained model has scores"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["compare", *map(str, arguments)])

@@ -80,6 +80,7 @@ def test_samples_are_there_once_after_a_resume(tmp_path, monkeypatch):
     metrics = MetricsWriter(tmp_path, LANGUAGES)
     metrics.resume("branch", 0)
     metrics.write(report(2, "branch", samples=samples))
+    metrics.resume("mix", 0)
     for step in (1, 2, 3, 4):
         metrics.write(report(step, samples=samples if step % 2 == 0 else ()))
     assert [row[0] for row in texts[:2]] == ["branch/samples/python", "branch/samples/cpp"] and len(texts) == 6
@@ -92,6 +93,20 @@ def test_samples_are_there_once_after_a_resume(tmp_path, monkeypatch):
     rows = [json.loads(line) for line in (tmp_path / SAMPLES_FILE).read_text("utf-8").split("\n")[:-1]]
     assert [(x["stage"], x["step"]) for x in rows[::2]] == [("branch", 2), ("mix", 2), ("mix", 4)]
     assert [x["text"] for x in rows] == ["caf\u00e9 python\n", "caf\u00e9 cpp\n"] * 3
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for done in (0, 2):
+        metrics = MetricsWriter(tmp_path, LANGUAGES)
+        for stage in ("branch", "mix") if done == 0 else ("mix",):
+            metrics.resume(stage, done)
+            for step in range(done + 1, 5):
+                metrics.write(replace(report(step, stage), loss=float(10 * done + step)))
+        metrics.close()
+    for stage, losses in {"branch": [1, 2, 3, 4], "mix": [1, 2, 23, 24]}.items():
+        found = events.EventAccumulator(str(tmp_path / "tensorboard" / stage)).Reload().Scalars(f"{stage}/loss")
+        assert [(x.step, x.value) for x in found] == list(enumerate(losses, 1))
 
 
 def test_trackers_get_the_same_numbers(tmp_path, monkeypatch):

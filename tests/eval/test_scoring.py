@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from moe.tokenizer import Tokenizer, train_sentencepiece
 
 CODE = "def add(a, b):\n    return a + b"
 CHAT = f"Sure, here it is:\n```python\n{CODE}\n```\nIt adds two numbers."
+MODEL = SimpleNamespace(config=SimpleNamespace(max_seq_len=400))
 PAIRS = {"python": [Pair("python", "Adds two numbers.", CODE, id="add")]}
 
 
@@ -40,7 +42,7 @@ def answers(tokenizer: Tokenizer, monkeypatch, text: str, chat: bool):
         return [result]
 
     monkeypatch.setattr(scoring, "generate_many", writes)
-    found = write_answers(None, tokenizer, "plain", PAIRS, AnswerSettings(64, 4, chat))
+    found = write_answers(MODEL, tokenizer, "plain", PAIRS, AnswerSettings(64, 4, chat))
     return asked, found
 
 
@@ -86,7 +88,7 @@ def test_answers_go_on_behind_those_that_are_noted(tokenizer, monkeypatch, tmp_p
 
     def score(tokens, pairs=pairs):
         asked.clear()
-        return write_answers(None, tokenizer, "plain", pairs, AnswerSettings(tokens, 2), journal=tmp_path / "a")
+        return write_answers(MODEL, tokenizer, "plain", pairs, AnswerSettings(tokens, 2), journal=tmp_path / "a")
 
     with pytest.raises(KeyboardInterrupt):
         score(64)
@@ -97,3 +99,24 @@ def test_answers_go_on_behind_those_that_are_noted(tokenizer, monkeypatch, tmp_p
     assert score(32) == resumed and asked == [2, 2, 1]
     score(32, {"python": pairs["python"][:2]})
     assert asked == [2]
+
+
+def test_a_text_longer_than_the_context_has_an_empty_answer(tokenizer, monkeypatch):
+    asked = []
+
+    def writes(model, prompts, *, on_progress, **_):
+        asked.extend(map(len, prompts))
+        found = [Generation(tokenizer.encode(CODE), "stop", len(prompt)) for prompt in prompts]
+        for row, answer in enumerate(found):
+            on_progress(row, answer)
+        return found
+
+    monkeypatch.setattr(scoring, "generate_many", writes)
+    texts = ("Adds two numbers.", "add " * 900, "Adds a and b.")
+    pairs = {"python": [Pair("python", text, CODE, id=text[:5]) for text in texts]}
+    progress = []
+    settings = AnswerSettings(64, 4)
+    found = write_answers(MODEL, tokenizer, "plain", pairs, settings, lambda *counts: progress.append(counts))
+    assert [answer.code for answer in found["python"]] == [CODE, "", CODE] and progress == [(2, 3), (3, 3)]
+    assert found["python"][1].finished == "length" and len(asked) == 2 and max(asked) < 400
+    assert 0 < score_answers(found)["python"].codebleu < 1

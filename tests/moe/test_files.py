@@ -102,3 +102,6 @@ def test_errors_of_a_full_disk_name_the_file(tmp_path):
     with pytest.raises(OSError, match="No space left") as raised, replacing(tmp_path / "results.json"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert raised.value.filename == str(tmp_path / "results.json")
+    with pytest.raises(OSError) as raised, replacing(tmp_path / "none" / "a") as temporary:
+        temporary.write_bytes(b"")
+    assert raised.value.filename == str(tmp_path / "none" / "a"), "not its temporary sibling"

@@ -292,6 +292,7 @@ def test_counting_parameters(tiny_config):
         ({"sliding_window": 0}, "sliding_window"),
         ({"num_experts": 2, "num_experts_per_tok": 3}, "expected 1 to num_experts"),
         ({"num_experts": 2, "expert_languages": ("python",)}, "names 1 languages"),
+        ({"num_experts": 2, "expert_languages": ("python", "python")}, "names one twice: python python"),
         ({"num_experts": 2, "expert_form": "delta"}, "expert_rank"),
         ({"expert_form": "sparse"}, "expert_form"),
         ({"num_experts": 2, "attention_experts": ("q",)}, "attention_experts are low-rank deltas"),

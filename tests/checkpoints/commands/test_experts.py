@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from checkpoints.model_card import training_of
 from checkpoints.model_io import load_model, save_model
 from checkpoints.transforms.upcycle import upcycle_model
 from moe.tokenizer import train_sentencepiece
@@ -87,6 +88,20 @@ def test_composed_experts_compute_what_they_did(tmp_path, base):
     assert whole.config.attention_experts == ("k", "v")
     for expert, (model, place) in enumerate(((left, 0), (left, 1), (right, 0))):
         torch.testing.assert_close(forced(whole.model, expert), forced(model, place), rtol=0, atol=1e-5)
+
+
+def test_cards_tell_what_trained_the_parts(tmp_path, base):
+    for name, language in (("left", "python"), ("right", "cpp")):
+        write(tmp_path / name, base, (language,), num_experts_per_tok=1)
+        with (tmp_path / name / "README.md").open("a") as card:
+            card.write(f"\n## Recipe\n\n| setting | value |\n| --- | --- |\n| training | {name} pairs |\n")
+        assert run_main("adapters", tmp_path / name, tmp_path / f"{name}-adapters") == 0
+    out = tmp_path / "out"
+    assert run_main("compose", tmp_path / "left", tmp_path / "right", out, "--router-prompts", "20") == 0
+    assert training_of(out) == "for Python: left pairs; for C++: right pairs"
+    parts = [tmp_path / "left-adapters" / "python", tmp_path / "right-adapters" / "cpp"]
+    assert run_main("upcycle", base, tmp_path / "again", "--adapters", *parts) == 0
+    assert training_of(tmp_path / "again") == training_of(out)
 
 
 @pytest.mark.parametrize("projections", [(), ("q", "v")])

@@ -83,6 +83,10 @@ def test_sources_and_outputs_that_cannot_be(refused, command):
 
 def test_what_the_system_refuses(refused):
     assert "File name too long" in refused("upcycle", "base", "n" * 300)
+    os.symlink("loop", "loop")
+    for place in ("loop", "loop/out"):
+        message = refused("upcycle", "base", place)
+        assert place in message and "; give another" in message
 
 
 def test_a_base_is_not_replaced_by_what_refers_to_it(refused):

@@ -287,7 +287,11 @@ def test_filling_a_gap(chatml):
 def test_truncated_prompts_keep_their_end_and_room_for_an_answer(writer):
     long = Question("first " + "a " * 300 + "last")
     short = Writer(writer.model, writer.tokenizer, "plain", 24, truncate=True)
-    ids = short.encode(long)
-    assert len(ids) == writer.model.config.max_seq_len - 24
-    assert encode_prompt(writer.tokenizer, "plain", long.text)[-len(ids) :] == ids
+    ids, context, whole = short.encode(long), writer.model.config.max_seq_len, short._ids(long)
+    assert len(ids) == context - 24 and whole[0] == writer.tokenizer.bos_id
+    assert ids == [whole[0], *whole[1 - len(ids) :]], "the token that begins a text stays"
     assert short.answer(long).tokens > 0
+    for most in (1, 24, context, 10**9):
+        endless = Writer(writer.model, writer.tokenizer, "plain", most, truncate=True)
+        assert endless.encode(Question("one")) == endless._ids(Question("one")), "a prompt that fits stays as it is"
+        assert len(endless.encode(long)) == context - min(most, context // 4)

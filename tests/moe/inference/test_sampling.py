@@ -90,6 +90,16 @@ def test_min_p_and_the_penalty_equal_those_of_transformers(logits, top_k, top_p,
     assert (found - wanted).abs().max() < 1.5 / DRAWS and bool((found[wanted == 0] == 0).all())
 
 
+@pytest.mark.parametrize("penalty", [1e-300, 1e-45, 1e300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_most_extreme_penalties_draw_tokens_that_exist(logits, penalty, dtype):
+    """Of the positive logits the one that the smallest penalty leaves infinite took every probability to NaN."""
+    for settings in ({}, {"top_p": 0.5}, {"top_k": 3, "min_p": 0.1}):
+        sampling = Sampling(1.0, repetition_penalty=penalty, **settings)
+        (drawn,) = choose(logits[None].to(dtype), [sampling], [0.999], [range(0, 40, 2)])
+        assert drawn in (range(0, 40, 2) if penalty < 1 else range(1, 40, 2))
+
+
 def test_rows_with_settings_of_their_own(logits):
     settings = [Sampling(), Sampling(1.0), Sampling(repetition_penalty=9.0), Sampling(1.0, 3), Sampling(1.0, seed=7)]
     texts = [[0], [1], [int(logits.argmax())], [2], [3]]

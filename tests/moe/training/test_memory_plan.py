@@ -125,6 +125,25 @@ def test_on_a_gpu_what_layers_hold_while_they_run_counts(form, int4):
         assert cpu.weights - gpu.weights == zeros
 
 
+def test_a_gpu_keeps_the_input_of_norms_and_keys_for_every_head():
+    """By the kernels' definitions; planned so, a step of Mistral-7B's shape takes the 17.78 GiB that an H200 took."""
+    pytest.importorskip("triton")
+    tokens, dim, heads, kv_heads, head_dim = 1024, 256, 4, 2, 64
+    sizes = {"vocab_size": 64, "dim": dim, "n_heads": heads, "n_kv_heads": kv_heads, "head_dim": head_dim}
+    config = replace(MISTRAL, **sizes, hidden_dim=512, num_experts=2, expert_form="delta", expert_rank=2)
+
+    def kept_by_a_layer(gpu: bool) -> int:
+        two, three = (
+            plan_memory(replace(config, n_layers=layers), tokens, torch.bfloat16, False, gpu=gpu).activations
+            for layers in (2, 3)
+        )
+        return three - two
+
+    norms = 2 * (4 - 2) * tokens * dim  # the float32 copy of a CPU, against the 16-bit input
+    attention = 2 * 2 * tokens * (heads - kv_heads) * head_dim
+    assert kept_by_a_layer(False) - kept_by_a_layer(True) == pytest.approx(norms - attention, rel=0.02)
+
+
 def test_recomputation_saves_most_activations():
     delta = replace(MISTRAL, num_experts=4, expert_form="delta", shared_rank=32, expert_rank=8)
     kept, recomputed = (
