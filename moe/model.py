@@ -92,7 +92,8 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        # nn.Embedding would draw values, for which the meta device imports torch's compiler: two seconds
+        self.tok_embeddings = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.dim), freeze=False)
         sparse, routers = config.sparse_layers, config.router_places
         self.layers = nn.ModuleList(Block(config, i in sparse, i in routers) for i in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)

@@ -42,9 +42,8 @@ def _runs(experts: LowRank | None, dispatch: ExpertDispatch, rows: int) -> list[
     return [(run, experts.of_expert(run.expert)) for run in windows(dispatch.offsets, rows)]
 
 
-def _gate_of_row(gates: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """[R, 1] in the type of what it multiplies: torch copies both sides of a product of two types."""
-    return _take(gates.reshape(-1), order).unsqueeze(1).to(dtype)
+def _gate_of_row(gates: Tensor, order: Tensor | None) -> Tensor:
+    return _take(gates.reshape(-1), order).unsqueeze(1)  # [R, 1]
 
 
 def delta_experts_fwd(
@@ -69,9 +68,9 @@ def delta_experts_fwd(
         for h, a, b in ((h1, own.a1, own.b1), (h3, own.a3, own.b3)):
             run.rows(h).addmm_(run.only_own(F.linear(run.rows(xs), a)), b.t(), alpha=scale)
     act = F.silu(h1).mul_(h3)  # [R, F]
-    gate = _gate_of_row(gates, order, x.dtype)
+    gate = _gate_of_row(gates, order)
     lows = [run.only_own(F.linear(run.rows(act), own.a2).mul_(run.rows(gate))) for run, own in runs]  # [rows, r]
-    mixed = act.mul_(gate) if top_k == 1 else sum_rows(act, dispatch, top_k, gates)  # [T, F]
+    mixed = act.mul_(gate.to(x.dtype)) if top_k == 1 else sum_rows(act, dispatch, top_k, gates)  # [T, F]
     y = add_delta(linear(mixed, w2), mixed, pair_of(shared, 2), shared_scale)  # [T, D]
     rows = y if top_k == 1 else y.new_zeros(xs.shape)  # [R, D]
     for low, (run, own) in zip(lows, runs):
@@ -100,7 +99,8 @@ def delta_experts_bwd(
     runs = _runs(experts, dispatch, gates.numel())
     xs, dys = _take(x, token), _take(dout, token)  # [R, D]
     token_in, token_dy = (xs, dys) if top_k == 1 else (x, dout)  # [T, D]
-    gate = _gate_of_row(gates, order, x.dtype)  # [R, 1]
+    gate = _gate_of_row(gates, order)  # [R, 1]
+    narrow = gate.to(x.dtype)  # for wide rows, as torch copies both sides of a product of two types
     silu = F.silu(h1)  # [R, F]
     act = silu * h3  # [R, F]
     dexperts = LowRank(*(torch.zeros_like(t) for t in experts)) if experts is not None and needs.experts else None
@@ -121,9 +121,9 @@ def delta_experts_bwd(
     dw2: Tensor | None = None
     dpair2: Pair | None = None
     if needs.w2 or trained is not None:
-        mixed = act.mul_(gate) if top_k == 1 else sum_rows(act, dispatch, top_k, gates)  # [T, F]
+        mixed = act.mul_(narrow) if top_k == 1 else sum_rows(act, dispatch, top_k, gates)  # [T, F]
         dw2, dpair2 = weight_gradients(mixed, token_dy, pair_of(trained, 2), shared_scale, needs.w2)
-    dh1, dh3 = swiglu_backward(da.mul_(gate), h1, h3, silu)  # [R, F]
+    dh1, dh3 = swiglu_backward(da.mul_(narrow), h1, h3, silu)  # [R, F]
 
     dxs = torch.zeros_like(xs) if needs.x and top_k > 1 and runs else None
     later = []  # with K = 1 the experts' parts of dx are added to the base's, once that is there

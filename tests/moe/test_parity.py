@@ -90,7 +90,9 @@ def test_logits_loss_and_gradients(family, changes, dtype, from_transformers):
             parameter.copy_(parameter.grad)
     wanted = dict(from_transformers(theirs, dtype).named_parameters())
     for name, parameter in ours.named_parameters():
-        assert (parameter.grad - wanted[name]).abs().max() <= TOLERANCE[dtype], name
+        # transformers computes the zeros of a router with one expert a token
+        grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        assert (grad - wanted[name]).abs().max() <= TOLERANCE[dtype], name
 
 
 def test_scored_loss_equals_mixtral_with_its_balance_term(from_transformers):
