@@ -42,7 +42,7 @@ _SM_86: Table = {
     "gemm_dx": [(16, Tile(16, 64, 128, 4, 3)), (ANY, Tile(128, 128, 64, 8, 3))],
     "swiglu": [(16, Tile(16, 64, 256, 8, 2)), (48, Tile(32, 64, 128, 8, 3)), (ANY, Tile(64, 64, 64, 4, 3))],
     "swiglu_backward": [(16, Tile(16, 64, 64, 4, 3)), (ANY, Tile(64, 64, 64, 8, 3))],
-    "weight_gradient": [(ANY, Tile(64, 128, 256, 8, 4))],
+    "weight_gradient": [(ANY, Tile(128, 128, 128, 8, 3))],
     "low_rank_down": [(ANY, Tile(128, 64, 64, 8, 4))],
     "low_rank_up": [(ANY, Tile(64, 128, 64, 8, 2))],
     "low_rank_gradient": [(ANY, Tile(64, 64, 64, 4, 4))],
@@ -69,7 +69,7 @@ _SM_86: Table = {
     "gemv": [(ANY, Tile(1, 4, 16384, 4, 1))],  # bk: weights of a block at most
     "attend": [(ANY, Tile(1, 64, 1, 4, 3))],
     "attend_join": [(ANY, Tile(1, 1, 1, 2, 1))],
-    "combine": [(ANY, Tile(1, 2048, 1, 4, 1))],
+    "combine": [(ANY, Tile(1, 512, 1, 4, 1))],
     "route": [(ANY, Tile(512, 1, 1, 4, 1))],
     "gate_gradient": [(ANY, Tile(64, 1, 1, 4, 1))],
     "rotate": [(ANY, Tile(16, 1, 1, 4, 1))],
@@ -83,6 +83,7 @@ _SM_90: Table = {
     "weight_gradient": [(ANY, Tile(64, 128, 128, 8, 3))],
     "gather": [(ANY, Tile(1, 2048, 1, 4, 1))],  # for the persistent kernels
     "low_rank_down": [(ANY, Tile(32, 64, 256, 4, 3))],
+    "combine": [(ANY, Tile(1, 2048, 1, 4, 1))],
     "persistent_gemm": [(512, Tile(128, 128, 64, 8, 4)), (ANY, Tile(128, 256, 64, 8, 3, 16))],
     "persistent_gemm_dx": [(ANY, Tile(128, 256, 64, 8, 3))],
     "persistent_swiglu": [(512, Tile(128, 128, 64, 8, 3)), (ANY, Tile(128, 128, 64, 8, 3, 16))],
