@@ -9,6 +9,7 @@ with the experts' first weights put back for a moment.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -53,7 +54,7 @@ class AnswerBatch(Batch):
         return len(self.reference)
 
 
-class Policy:
+class Policy(ABC):
     """What a :class:`~moe.training.trainer.Trainer` learns from in place of batches of pairs.
 
     Attributes:
@@ -69,17 +70,17 @@ class Policy:
         self.model, self.parameters = model, parameters
         self._first = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
+    @abstractmethod
     def batches(self, step: int) -> Sequence[AnswerBatch]:
         """What step ``step``, from 0, learns from: one or more batches of each language."""
-        raise NotImplementedError
 
+    @abstractmethod
     def losses(self, batch: AnswerBatch) -> Tensor:
         """The loss of each item of a batch; their mean over a step is what falls."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measures(self) -> dict[str, float]:
         """Numbers of the newest step by name."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, Tensor]:
         """What :meth:`restore` needs beside the weights."""
@@ -87,6 +88,7 @@ class Policy:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Inverse of :meth:`state`; other tensors are not read."""
+        assert not self.state(), "a policy with a state restores it"
 
     @contextmanager
     def at_start(self) -> Iterator[None]:
