@@ -129,7 +129,7 @@ class ModelConfig:
                 f"expert_languages names {len(self.expert_languages)} languages for num_experts = {self.num_experts}"
             )
         if len(set(self.expert_languages)) < len(self.expert_languages):
-            raise UserError(f"expert_languages names one twice: {' '.join(self.expert_languages)}")
+            raise UserError(f"expert_languages names one twice: {' '.join(self.expert_languages)}; name each once")
         if self.is_delta and self.num_experts and not self.expert_rank:
             raise UserError("delta experts need expert_rank of at least 1")
         if self.attention_experts and not self.is_delta:
